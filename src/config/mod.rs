@@ -1,0 +1,189 @@
+//! What the operator asked for: raw figures in, meaning out.
+//!
+//! `load` finds the file, layers defaults, file and environment and refuses what makes no sense;
+//! what leaves this floor is a [`Config`] that nobody has to check again. `units` reads sizes and
+//! durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is held to the code.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::oci::HostPort;
+
+/// Everything, with meaning: paths expanded, names lower-cased, sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub server: Server,
+    pub admin: Admin,
+    pub cache: Cache,
+    pub log: Log,
+    pub limits: Limits,
+    /// Built-in ones included, each name once, sorted by name.
+    pub upstreams: Vec<Upstream>,
+    /// Where the values came from, for people: the file if there was one, the variables by name.
+    pub sources: Vec<String>,
+}
+
+/// The registry that clients talk to.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// At least one.
+    pub listen: Vec<SocketAddr>,
+    pub tls: Option<ServerTls>,
+    /// How long running responses may take to finish after a stop was asked for.
+    pub shutdown_grace: Duration,
+}
+
+/// PEM files of the listening side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerTls {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Operators: health and metrics.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub listen: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Cache {
+    pub path: PathBuf,
+    /// Bytes.
+    pub max_size: u64,
+    /// Bytes of the file system that stay free.
+    pub min_free: u64,
+    pub tag_ttl: Duration,
+    pub stale_if_error: Duration,
+    /// The name of one of [`Config::upstreams`].
+    pub default_upstream: HostPort,
+    pub offline: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// An `EnvFilter` directive: `info`, `larder=debug`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Bounds on what clients may cost (R-X13).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub max_connections: usize,
+    pub max_connections_per_client: usize,
+    /// Bytes of a request's header block.
+    pub header_bytes: usize,
+    pub headers: usize,
+    /// Until a request's headers are complete.
+    pub header_timeout: Duration,
+    /// A kept-alive connection without a request.
+    pub idle_timeout: Duration,
+}
+
+/// One registry that Larder may talk to.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// How images name it: `docker.io`, `registry.example:5000`.
+    pub name: HostPort,
+    /// Where it is reached: scheme, host, port and, for some products, a base path before `/v2/` (R-U50).
+    pub url: Url,
+    /// Tried first, in order.
+    pub mirrors: Vec<Url>,
+    /// First path components that stand for it: `hub`.
+    pub aliases: Vec<String>,
+    /// Other hosts that mean the same registry (`index.docker.io`); built in (R-U30).
+    pub synonyms: Vec<HostPort>,
+    pub credentials: Option<StaticCredentials>,
+    pub tag_ttl: Duration,
+    pub stale_if_error: Duration,
+    pub offline: bool,
+    /// Bytes of the cache that this upstream may fill.
+    pub max_size: Option<u64>,
+    /// Repository patterns, `*` within and across components; empty: all.
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
+    /// `None`: any public address, and private ones only if the upstream is at one.
+    pub redirect_hosts: Option<Vec<HostPort>>,
+    pub trusted_realms: Vec<HostPort>,
+    pub ca_file: Option<PathBuf>,
+    pub client_cert: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
+    /// `http://`, `https://` or `socks5://`.
+    pub proxy: Option<Url>,
+    pub connect_timeout: Duration,
+    /// Between two pieces of an upstream's answer.
+    pub read_timeout: Duration,
+    pub max_connections: Option<usize>,
+}
+
+impl Upstream {
+    /// Whether `allow` and `deny` let this repository be pulled; deny wins.
+    pub fn permits(&self, repository: &str) -> bool {
+        let any = |patterns: &[String]| patterns.iter().any(|p| matches_pattern(p, repository));
+        !any(&self.deny) && (self.allow.is_empty() || any(&self.allow))
+    }
+}
+
+/// `*` stands for any run of characters, `/` included; everything else for itself.
+fn matches_pattern(pattern: &str, text: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == text,
+        Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
+            (0..=rest.len()).any(|at| rest.is_char_boundary(at) && matches_pattern(tail, &rest[at..]))
+        }),
+    }
+}
+
+/// What the operator gave for one upstream in the configuration.
+#[derive(Clone, Debug)]
+pub struct StaticCredentials {
+    pub username: String,
+    pub password: Password,
+}
+
+/// Where the password is.
+#[derive(Clone, Debug)]
+pub enum Password {
+    Value(Secret),
+    /// Read when it is needed, so that a rotated secret is found.
+    File(PathBuf),
+}
+
+/// A text that no log, error or debug output shows (L7, R-X17).
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    /// The text itself; for a header or form body and nothing else.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
+impl fmt::Display for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}

@@ -1,0 +1,5 @@
+//! Larder: a pull-through caching proxy registry.
+
+pub mod config;
+pub mod oci;
+pub mod upstream;

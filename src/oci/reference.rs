@@ -1,0 +1,136 @@
+//! What a manifest is asked by: a tag or a digest (R-S5).
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::digest::{Digest, DigestError};
+
+/// `[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}`
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Tag(Arc<str>);
+
+impl Tag {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The tag under which the referrers of `subject` are listed by registries without a referrers
+    /// API: `sha256-<hex>`, the encoded part cut to 64 characters (distribution-spec § Referrers Tag Schema; R-S21).
+    pub fn of_referrers(subject: &Digest) -> Tag {
+        let hex = subject.hex();
+        Tag(format!("{}-{}", subject.algorithm().as_str(), &hex[..hex.len().min(64)]).into())
+    }
+}
+
+/// Why a text is no tag.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a tag: expected 1 to 128 letters, digits, '_', '.' or '-', not starting with '.' or '-'")]
+pub struct TagError(String);
+
+impl FromStr for Tag {
+    type Err = TagError;
+
+    fn from_str(text: &str) -> Result<Tag, TagError> {
+        let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        let bytes = text.as_bytes();
+        let fits = (1..=128).contains(&bytes.len())
+            && word(bytes[0])
+            && bytes.iter().all(|b| word(*b) || matches!(b, b'.' | b'-'));
+        if fits {
+            Ok(Tag(text.into()))
+        } else {
+            Err(TagError(text.chars().take(160).collect()))
+        }
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A tag or a digest; a digest if and only if it contains `:`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reference {
+    Tag(Tag),
+    Digest(Digest),
+}
+
+/// Why a text is no reference.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ReferenceError {
+    #[error(transparent)]
+    Tag(#[from] TagError),
+    #[error(transparent)]
+    Digest(#[from] DigestError),
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Reference, ReferenceError> {
+        Ok(if text.contains(':') {
+            Reference::Digest(text.parse()?)
+        } else {
+            Reference::Tag(text.parse()?)
+        })
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reference::Tag(tag) => tag.fmt(f),
+            Reference::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags() {
+        for good in ["latest", "3.22", "_x", "A", "a-b.c_d"] {
+            assert!(good.parse::<Tag>().is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ".INVALID_MANIFEST_NAME",
+            "-a",
+            "a/b",
+            "a b",
+            "a%2f",
+            "é",
+            &"a".repeat(129),
+        ] {
+            assert!(bad.parse::<Tag>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_colon_makes_a_digest() {
+        assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
+        assert!(matches!(
+            "sha256:totallywrong".parse::<Reference>(),
+            Err(ReferenceError::Digest(_))
+        ));
+    }
+
+    #[test]
+    fn referrers_tag_is_cut_to_64() {
+        let digest = Digest::of(crate::oci::Algorithm::Sha512, b"x");
+        let tag = Tag::of_referrers(&digest);
+        assert_eq!(tag.as_str().len(), "sha512-".len() + 64);
+        assert!(tag.as_str().parse::<Tag>().is_ok());
+    }
+}

@@ -1,0 +1,90 @@
+//! What can go wrong between Larder and an upstream, and whose fault it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Clonable, because every waiter of a shared flight gets the same result.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{upstream}: {kind}")]
+pub struct UpstreamError {
+    /// The upstream's name, as images name it.
+    pub upstream: Arc<str>,
+    pub kind: ErrorKind,
+}
+
+/// Texts carry no secrets: URLs are cut to scheme, host and path before they come here (R-X17).
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ErrorKind {
+    /// The upstream says that it does not have it. `status` is what it really said (R-U12).
+    #[error("answered {status}: it does not have this")]
+    NotFound { status: u16 },
+    /// 401 or 403 after authentication was tried: does not exist, or private (R-U12).
+    #[error("answered {status}: it does not exist there, or needs other credentials ({detail})")]
+    Denied { status: u16, detail: Arc<str> },
+    /// 429, or the breaker that a 429 opened is still open (R-U33).
+    #[error("asks to be left alone for {} s (429 Too Many Requests)", retry_after.as_secs())]
+    RateLimited { retry_after: Duration },
+    /// 5xx and statuses that make no sense here.
+    #[error("answered {status} ({detail})")]
+    Status { status: u16, detail: Arc<str> },
+    #[error("cannot be reached: {0}")]
+    Connect(Arc<str>),
+    #[error("did not answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+    /// The body ended or the connection broke before all was there.
+    #[error("the answer broke off: {0}")]
+    Cut(Arc<str>),
+    /// A redirect, realm or link that Larder refuses to follow (R-X1 to R-X3).
+    #[error("refused to follow it: {0}")]
+    Refused(Arc<str>),
+    /// An answer that breaks the protocol.
+    #[error("answered what no registry answers: {0}")]
+    Protocol(Arc<str>),
+    /// `offline = true`: nothing was dialled.
+    #[error("Larder is offline by configuration")]
+    Offline,
+    /// Credentials that could not be read, token servers that answer nonsense.
+    #[error("authentication failed: {0}")]
+    Auth(Arc<str>),
+}
+
+impl UpstreamError {
+    pub fn new(upstream: &Arc<str>, kind: ErrorKind) -> UpstreamError {
+        UpstreamError {
+            upstream: upstream.clone(),
+            kind,
+        }
+    }
+
+    /// "It is not there", said by an upstream that works: 404, 401, 403. Anything else is an upstream
+    /// that failed, from which nothing may be concluded (R-C81).
+    pub fn is_definite(&self) -> bool {
+        matches!(self.kind, ErrorKind::NotFound { .. } | ErrorKind::Denied { .. })
+    }
+
+    /// Whether the same request may succeed if it is repeated after a pause.
+    pub fn is_transient(&self) -> bool {
+        match self.kind {
+            ErrorKind::Connect(_) | ErrorKind::Timeout(_) | ErrorKind::Cut(_) => true,
+            ErrorKind::Status { status, .. } => status >= 500 || status == 408,
+            _ => false,
+        }
+    }
+
+    /// One word for logs and metric labels.
+    pub fn as_str(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::NotFound { .. } => "not-found",
+            ErrorKind::Denied { .. } => "denied",
+            ErrorKind::RateLimited { .. } => "rate-limited",
+            ErrorKind::Status { .. } => "status",
+            ErrorKind::Connect(_) => "connect",
+            ErrorKind::Timeout(_) => "timeout",
+            ErrorKind::Cut(_) => "cut",
+            ErrorKind::Refused(_) => "refused",
+            ErrorKind::Protocol(_) => "protocol",
+            ErrorKind::Offline => "offline",
+            ErrorKind::Auth(_) => "auth",
+        }
+    }
+}
