@@ -2,5 +2,6 @@
 
 pub mod config;
 pub mod oci;
+pub mod pull;
 pub mod store;
 pub mod upstream;

@@ -15,18 +15,23 @@ pub enum StoreError {
         path: PathBuf,
         source: Arc<io::Error>,
     },
-    #[error("the bytes are not what the digest says: expected {expected}, got {found} ({bytes} bytes)")]
-    Mismatch {
-        expected: Digest,
-        found: Digest,
-        bytes: u64,
-    },
+    #[error(transparent)]
+    Mismatch(Box<Mismatch>),
     #[error("{0} is being written already")]
-    Busy(Digest),
+    Busy(Box<Digest>),
     #[error("the cache folder {path} is in use by another larder{}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Locked { path: PathBuf, pid: Option<u32> },
     #[error("the index {path} cannot be used: {source}")]
     Index { path: PathBuf, source: Arc<redb::Error> },
+}
+
+/// Bytes that are not what their digest says (L2).
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the bytes are not what the digest says: expected {expected}, got {found} ({bytes} bytes)")]
+pub struct Mismatch {
+    pub expected: Digest,
+    pub found: Digest,
+    pub bytes: u64,
 }
 
 impl StoreError {

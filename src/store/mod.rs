@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-pub use error::StoreError;
+pub use error::{Mismatch, StoreError};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
-pub use writer::Writer;
+pub use writer::{Writer, verify};
 
 use crate::config;
 use crate::oci::{Algorithm, Digest};
@@ -159,8 +159,8 @@ impl Store {
         let mut bytes = Vec::new();
         (&*held.file).read_to_end(&mut bytes).ok()?;
         // Manifests are small: rot is looked for each time one comes from the disk.
-        if Digest::of(digest.algorithm(), &bytes) != *digest {
-            tracing::error!(%digest, "a held manifest does not match its digest: forgotten");
+        if let Err(error) = verify(digest, &bytes) {
+            tracing::error!(%error, "a held manifest has rotted: forgotten");
             self.remove(digest);
             return None;
         }
@@ -205,7 +205,7 @@ impl Store {
         {
             let mut index = self.inner.index();
             if index.is_staging(digest) {
-                return Err(StoreError::Busy(*digest));
+                return Err(StoreError::Busy(Box::new(*digest)));
             }
             let staged = index.staged(digest);
             index.stage(digest, staged, true);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::error::StoreError;
+use super::error::{Mismatch, StoreError};
 use super::{Inner, on_disk};
 use crate::oci::{Digest, Hasher};
 
@@ -171,6 +171,22 @@ impl Drop for Writer {
             let _ = std::fs::remove_file(&self.path);
         }
         self.store.end_staging(&self.digest, left);
+    }
+}
+
+/// Whether bytes in memory are what the digest says.
+pub fn verify(digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
+    let mut hasher = Hasher::new(digest.algorithm());
+    hasher.update(bytes);
+    compare(*digest, hasher, bytes.len() as u64)
+}
+
+fn compare(expected: Digest, hasher: Hasher, bytes: u64) -> Result<(), StoreError> {
+    let found = hasher.finish();
+    if found == expected {
+        Ok(())
+    } else {
+        Err(StoreError::Mismatch(Box::new(Mismatch { expected, found, bytes })))
     }
 }
 
