@@ -4,6 +4,24 @@
 //! what leaves this floor is a [`Config`] that nobody has to check again. `units` reads sizes and
 //! durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is held to the code.
 
+mod builtin;
+mod environment;
+mod error;
+mod file;
+mod keys;
+mod load;
+mod paths;
+mod raw;
+mod settle;
+#[cfg(test)]
+mod tests;
+pub mod units;
+mod upstreams;
+
+pub use environment::Environment;
+pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,6 +43,10 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
+    /// What works but should not stay so: a secret that others can read. For `check-config` and the log.
+    pub warnings: Vec<String>,
+    /// Which keys were given and where: `cache.max_size` → `proxy.toml:3` or a variable's name.
+    pub origins: BTreeMap<String, String>,
 }
 
 /// The registry that clients talk to.
