@@ -2,4 +2,5 @@
 
 pub mod config;
 pub mod oci;
+pub mod telemetry;
 pub mod upstream;
