@@ -1,8 +1,11 @@
 //! The front door: listeners, limits, routes and status codes.
 //!
-//! `range`, `multipart`, `error` and `labels` are the vocabulary that routes answer with.
+//! `range`, `multipart`, `error` and `labels` are the vocabulary that routes answer with; `access_log` counts and
+//! logs what was answered; `ops` is for operators.
 
+pub mod access_log;
 pub mod error;
 pub mod labels;
 pub mod multipart;
+pub mod ops;
 pub mod range;
