@@ -103,7 +103,10 @@ mod tests {
     #[test]
     fn boundaries_are_alphanumeric_and_differ() {
         let boundary = |plan: Plan| plan.content_type.split_once("boundary=").unwrap().1.to_owned();
-        let (one, two) = (boundary(plan(&[0..1, 1..2], 2, "a/b")), boundary(plan(&[0..1, 1..2], 2, "a/b")));
+        let (one, two) = (
+            boundary(plan(&[0..1, 1..2], 2, "a/b")),
+            boundary(plan(&[0..1, 1..2], 2, "a/b")),
+        );
         assert!(one.len() == 40 && one.bytes().all(|b| b.is_ascii_alphanumeric()));
         assert_ne!(one, two);
     }
