@@ -1,7 +1,9 @@
 //! Larder: a pull-through caching proxy registry.
 
 pub mod config;
+pub mod http;
 pub mod oci;
 pub mod pull;
 pub mod store;
+pub mod telemetry;
 pub mod upstream;

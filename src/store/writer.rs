@@ -118,17 +118,12 @@ impl Writer {
 
     /// Whether the staged bytes are what the digest says. On a mismatch they are gone from disk.
     pub fn verify(&mut self) -> Result<(), StoreError> {
-        let found = self.hasher.clone().finish();
-        if found == self.digest {
-            self.state = State::Verified;
-            return Ok(());
+        let verdict = compare(self.digest, self.hasher.clone(), self.len);
+        match verdict {
+            Ok(()) => self.state = State::Verified,
+            Err(_) => self.discard(),
         }
-        self.discard();
-        Err(StoreError::Mismatch {
-            expected: self.digest,
-            found,
-            bytes: self.len,
-        })
+        verdict
     }
 
     /// Makes verified bytes held: on disk for good, in the index, linked to `repository` (L6).
