@@ -1,7 +1,7 @@
 //! The front door: listeners, limits, routes and status codes.
 //!
 //! `server` owns sockets and knows nothing of routes; `range`, `multipart`, `error` and `labels` are the
-//! vocabulary that routes answer with; `access_log` counts and logs what was answered; `ops` is for operators.
+//! vocabulary that routes answer with; `v2` is the registry; `access_log` counts and logs what was answered; `ops` is for operators.
 
 pub mod access_log;
 pub mod error;
@@ -10,3 +10,4 @@ pub mod multipart;
 pub mod ops;
 pub mod range;
 pub mod server;
+pub mod v2;
