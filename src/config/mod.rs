@@ -7,6 +7,8 @@
 mod builtin;
 mod environment;
 mod error;
+#[cfg(test)]
+mod example;
 mod file;
 mod keys;
 mod load;
