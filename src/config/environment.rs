@@ -26,6 +26,8 @@ pub struct Environment {
     pub cwd: PathBuf,
     /// What `~` means.
     pub home: Option<PathBuf>,
+    /// The folder of system-wide configuration.
+    pub etc: PathBuf,
 }
 
 impl Environment {
@@ -37,6 +39,7 @@ impl Environment {
             variables: std::env::vars_os().map(|(k, v)| (lossy(k), lossy(v))).collect(),
             cwd: std::env::current_dir().unwrap_or_default(),
             home: std::env::home_dir().filter(|home| home.is_absolute()),
+            etc: PathBuf::from("/etc"),
         }
     }
 
@@ -52,7 +55,7 @@ pub fn read(environment: &Environment, upstreams: &[String], problems: &mut Vec<
     let mut layer = Layer::default();
     for (variable, text) in &environment.variables {
         let Some(rest) = after_prefix(variable) else { continue };
-        if variable.eq_ignore_ascii_case(CONFIG_VARIABLE) || is_service_link(&rest) {
+        if variable == CONFIG_VARIABLE || is_service_link(&rest) {
             continue;
         }
         let problem = match known.get(&rest).map(Vec::as_slice) {
@@ -145,7 +148,8 @@ fn unknown(rest: &str, known: &BTreeMap<String, Vec<(KeyPath, Kind)>>, upstreams
         .keys()
         .map(|name| (keys::distance(&single(rest), &single(name)), name))
         .filter(|(distance, _)| *distance <= keys::tolerance(rest))
-        .min_by_key(|(distance, _)| *distance);
+        // Of two that are as near, the shorter one: LARDER_LOG is LARDER_LOG__LEVEL rather than …__FORMAT.
+        .min_by_key(|(distance, name)| (*distance, name.len()));
     let upstream = rest
         .strip_prefix("UPSTREAM__")
         .and_then(|rest| rest.rsplit_once("__"))

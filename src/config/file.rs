@@ -154,7 +154,11 @@ impl Check<'_> {
 fn unknown(path: &[String]) -> String {
     match keys::nearest(path) {
         Some(nearest) => format!("there is no such key; did you mean {nearest}?"),
-        None => "there is no such key".to_owned(),
+        None => {
+            let section = path.split_last().map_or(&[][..], |(_, section)| section);
+            let known = keys::names_in(section).join(", ");
+            format!("there is no such key; expected one of {known}")
+        }
     }
 }
 
@@ -172,7 +176,7 @@ fn bad_name(name: &str, value: &Value) -> Option<String> {
         dotted = format!("{dotted}.{part}");
         inner = next;
     }
-    if dotted != lower && dotted.parse::<HostPort>().is_ok() {
+    if dotted != lower && !looks_like_host(&lower) && dotted.parse::<HostPort>().is_ok() {
         let key = show_key(&["upstream", &dotted]);
         return Some(format!("a name with dots needs quotes; expected [{key}]"));
     }
@@ -203,7 +207,12 @@ fn found(value: &Value, kind: Kind) -> String {
 }
 
 /// A text from outside as it may stand in a message: escaped, of bounded length.
+///
+/// An `@` may have a password before it, wherever an address was meant to stand (R-X17).
 pub fn quoted(text: &str) -> String {
+    if text.contains('@') {
+        return "a text with @ in it (not repeated, since it may hold a password)".to_owned();
+    }
     let mut shown: String = text.chars().take(100).collect();
     if shown.len() < text.len() {
         shown.push('…');

@@ -165,16 +165,34 @@ pub fn nearest(path: &[String]) -> Option<String> {
         } else {
             distance == 0
         };
-        let rank = (distance, home != section);
+        let rank = (distance, home != section, name.len());
         fits.then(|| (rank, candidate.clone()))
     });
     best.min_by_key(|(rank, _)| *rank).map(|(_, path)| show_key(&path))
 }
 
-/// Edits between two names; spelling with `-` or in capitals is no edit.
+/// The keys that the table at `path` takes; empty for a path that is none.
+pub fn names_in(path: &[String]) -> Vec<&'static str> {
+    let mut keys = ROOT;
+    let mut parts = path.iter();
+    while let Some(part) = parts.next() {
+        keys = match find(keys, part).map(|key| key.kind) {
+            Some(Kind::Table(inner)) => inner,
+            // The next part is the name that the operator chose.
+            Some(Kind::Named(inner)) if parts.next().is_some() => inner,
+            _ => return Vec::new(),
+        };
+    }
+    keys.iter().map(|key| key.name).collect()
+}
+
+/// Edits between two names; spelling with `-` or in capitals is no edit, and leaving off the end (`user`, `alias`) is one.
 pub fn distance(a: &str, b: &str) -> usize {
     let plain = |text: &str| text.to_ascii_lowercase().replace('-', "_");
-    strsim::damerau_levenshtein(&plain(a), &plain(b))
+    let (a, b) = (plain(a), plain(b));
+    let edits = strsim::damerau_levenshtein(&a, &b);
+    let cut = a.len().min(b.len()) >= 3 && (a.starts_with(&b) || b.starts_with(&a));
+    if cut { edits.min(1) } else { edits }
 }
 
 /// How many edits may still be a typo.
@@ -201,6 +219,14 @@ mod tests {
             near(&["upstream", "ghcr.io", "pasword"]).as_deref(),
             Some("upstream.\"ghcr.io\".password")
         );
+        assert_eq!(
+            near(&["upstream", "ghcr.io", "user"]).as_deref(),
+            Some("upstream.\"ghcr.io\".username")
+        );
         assert_eq!(near(&["cache", "flavour"]), None);
+        assert_eq!(
+            names_in(&["server".to_owned(), "tls".to_owned()]),
+            ["cert", "key", "client_ca"]
+        );
     }
 }

@@ -12,14 +12,14 @@ use figment::providers::Serialized;
 use super::environment::{self, CONFIG_VARIABLE, Environment};
 use super::error::{ConfigError, Place, Problem};
 use super::file::{self, Layer};
+use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::settle::{self, Findings};
-use super::{Config, upstreams};
+use super::{Config, names, settle, upstreams};
 use crate::oci::HostPort;
 
-/// Looked for in this order when nobody names a file.
-const USUAL_PLACES: [&str; 2] = ["proxy.toml", "/etc/larder/proxy.toml"];
+/// In the current folder; then in `larder` below `/etc`.
+const FILE_NAME: &str = "proxy.toml";
 /// Much more than any sensible file; keeps `--config /dev/zero` from filling the memory.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
@@ -52,10 +52,11 @@ impl Config {
         let environment = Environment {
             cwd: PathBuf::from("/nonexistent"),
             home: Some(PathBuf::from("/nonexistent")),
-            ..Environment::default()
+            etc: PathBuf::from("/nonexistent"),
+            variables: Default::default(),
         };
         let source = Source {
-            shown: USUAL_PLACES[0].to_owned(),
+            shown: FILE_NAME.to_owned(),
             dir: None,
             text: text.to_owned(),
         };
@@ -77,7 +78,8 @@ fn read_named(path: &Path, environment: &Environment, place: Place) -> Result<So
 }
 
 fn find_usual(environment: &Environment) -> Result<Option<Source>, ConfigError> {
-    for shown in USUAL_PLACES {
+    let system_wide = environment.etc.join("larder").join(FILE_NAME).display().to_string();
+    for shown in [FILE_NAME, &system_wide] {
         match read_source(&environment.cwd.join(shown), shown) {
             Ok(source) => return Ok(Some(source)),
             Err(e)
@@ -172,9 +174,10 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     let placeholder = fallback_host()?;
     let mut cache = settle::cache(findings, raw, placeholder);
     let upstreams = upstreams::upstreams(findings, raw, &cache);
-    if let Some(name) = upstreams::default_upstream(findings, raw, &upstreams) {
+    if let Some(name) = names::default_upstream(findings, raw, &upstreams) {
         cache.default_upstream = name;
     }
+    names::check_not_ourselves(findings, &upstreams, [&server.listen, &admin.listen]);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
     if !findings.problems.is_empty() {

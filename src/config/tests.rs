@@ -1,6 +1,5 @@
 //! The configuration as an operator meets it: what is understood, and what the refusals say.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ fn env(variables: &[(&str, &str)]) -> Environment {
             .collect(),
         cwd: PathBuf::from("/nonexistent"),
         home: Some(PathBuf::from("/home/someone")),
+        etc: PathBuf::from("/nonexistent"),
     }
 }
 
@@ -217,11 +217,15 @@ fn each_impossible_value_names_line_and_key() {
         ("[server]\ntls = {}", ":2: server.tls: expected both cert and key"),
         (
             "[limits]\nheaders = 0",
-            ":2: limits.headers: found 0, expected at least 1",
+            ":2: limits.headers: found 0, expected something from 1 to 10000",
         ),
         (
             "[limits]\nheader_timeout = \"0s\"",
             "found \"0s\", expected something from 1ms to 1h",
+        ),
+        (
+            "[limits]\nmax_connections = 9223372036854775807",
+            ":2: limits.max_connections: found 9223372036854775807, expected something from 1 to 1000000",
         ),
         (
             "[log]\nlevel = \"inof\"",
@@ -259,6 +263,14 @@ fn each_impossible_upstream_names_line_and_key() {
             "url = \"ftp://x\"",
             ":2: upstream.\"a.io\".url: found \"ftp://x\", expected the address of a registry",
         ),
+        (
+            "url = \"http://localhost:5000\"",
+            "where Larder itself listens (127.0.0.1:5000)",
+        ),
+        (
+            "mirrors = [\"http://[::1]:1\", \"http://127.0.0.1:5001/x\"]",
+            ":2: upstream.\"a.io\".mirrors: found",
+        ),
         ("url = \"a.io\"", "expected the address of a registry"),
         ("url = \"https://a.io/?x\"", "expected neither ? nor #"),
         ("url = \"https://a.io/v2/\"", "expected it without /v2"),
@@ -288,7 +300,7 @@ fn each_impossible_upstream_names_line_and_key() {
         ("ca_file = \"/nonexistent/ca\"", "cannot read /nonexistent/ca"),
         ("allow = [\"Library/*\"]", "expected repositories such as"),
         ("max_size = \"1KiB\"", "expected at least 1MiB"),
-        ("max_connections = 0", "expected at least 1"),
+        ("max_connections = 0", "expected something from 1 to 1000000"),
         ("read_timeout = \"2h\"", "expected something from 1ms to 1h"),
         ("tagttl = \"1h\"", "did you mean upstream.\"a.io\".tag_ttl?"),
     ] {
@@ -314,6 +326,10 @@ fn no_message_holds_a_secret() {
         "url = \"https://me:hunter2@\"",
         "mirrors = [\"https://me:hunter2@a.io\"]",
         "proxy = \"ftp://me:hunter2@a.io\"",
+        "proxy = [\"http://me:hunter2@a.io\"]",
+        "mirrors = \"https://me:hunter2@a.io\"",
+        "url = \"a.io?sig=hunter2\"",
+        "url = \"https://a.io/?sig=hunter2\"",
     ] {
         let message = refusal(&format!("[upstream.\"a.io\"]\n{line}"));
         assert!(!message.contains("hunter2"), "{line}\n{message}");
@@ -321,6 +337,10 @@ fn no_message_holds_a_secret() {
     let bad = env(&[
         ("LARDER_UPSTREAM__DOCKER_IO__PASSWORD", "hunter2"),
         ("LARDER_UPSTREAM__DOCKER_IO__PASWORD", "hunter2"),
+        (
+            "LARDER_UPSTREAM__DOCKER_IO__MIRRORS",
+            "[\"https://me:hunter2@a.io\", 5]",
+        ),
     ]);
     let message = Config::load(None, &bad).unwrap_err().to_string();
     assert!(!message.contains("hunter2"), "{message}");
@@ -332,8 +352,11 @@ fn no_message_holds_a_secret() {
     let good = env(&[
         ("LARDER_UPSTREAM__DOCKER_IO__PASSWORD", "hunter2"),
         ("LARDER_UPSTREAM__DOCKER_IO__USERNAME", "me"),
+        ("LARDER_UPSTREAM__DOCKER_IO__PROXY", "http://me:hunter2@proxy.example"),
     ]);
     let config = Config::load(None, &good).unwrap();
+    let proxy = upstream(&config, "docker.io").proxy.as_ref().unwrap();
+    assert_eq!(proxy.password(), Some("hunter2"));
     assert!(!format!("{config:?}").contains("hunter2"));
     let credentials = upstream(&config, "docker.io").credentials.as_ref().unwrap();
     assert!(matches!(&credentials.password, Password::Value(secret) if secret.reveal() == "hunter2"));
@@ -343,7 +366,7 @@ fn no_message_holds_a_secret() {
 fn variables_that_set_no_key_are_refused_by_name() {
     for (variable, want) in [
         ("LARDER_CACHE__MAXSIZE", "did you mean LARDER_CACHE__MAX_SIZE?"),
-        ("LARDER_LOG", "this sets no key"),
+        ("LARDER_LOG", "did you mean LARDER_LOG__LEVEL?"),
         ("LARDER_FLAVOUR", "expected a name such as LARDER_CACHE__MAX_SIZE"),
         (
             "LARDER_UPSTREAM__OWN_EXAMPLE__URL",
@@ -398,11 +421,7 @@ fn paths_start_where_they_were_written() {
         .insert("LARDER_CACHE__PATH".to_owned(), "~/data".to_owned());
     assert_eq!(load(&environment), Path::new("/home/someone/data"));
 
-    let homeless = Environment {
-        variables: BTreeMap::new(),
-        cwd: PathBuf::from("/nonexistent"),
-        home: None,
-    };
+    let homeless = Environment { home: None, ..env(&[]) };
     let message = Config::load(None, &homeless).unwrap_err().to_string();
     assert!(message.contains("set cache.path"), "{message}");
 }

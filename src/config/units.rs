@@ -79,7 +79,7 @@ fn split_number(text: &str) -> Option<(u64, &str)> {
 pub fn show_size(bytes: u64) -> String {
     let best = SIZE_UNITS
         .iter()
-        .filter(|(_, factor)| bytes >= *factor && bytes % factor == 0)
+        .filter(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor))
         .min_by_key(|(_, factor)| bytes / factor);
     match best {
         Some((name, factor)) => format!("{}{name}", bytes / factor),

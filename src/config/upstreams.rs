@@ -1,16 +1,13 @@
-//! From figures to meaning: the registries, and the names by which they are known.
-
-use std::collections::BTreeMap;
+//! From figures to meaning: the registries. What they are called is judged in `names`.
 
 use url::Url;
 
-use super::error::{Place, show_key};
+use super::error::Place;
 use super::file::quoted;
+use super::findings::Findings;
 use super::raw::{Raw, RawUpstream};
-use super::settle::Findings;
-use super::{Cache, Password, Secret, StaticCredentials, Upstream, builtin};
+use super::{Cache, Password, Secret, StaticCredentials, Upstream, builtin, names};
 use crate::oci::HostPort;
-use crate::oci::name::is_component;
 
 const MIB: u64 = 1 << 20;
 
@@ -26,7 +23,7 @@ pub fn upstreams(findings: &mut Findings<'_>, raw: &Raw, inherited: &Cache) -> V
         })
         .collect();
     out.sort_by(|a, b| a.name.cmp(&b.name));
-    check_aliases(findings, &out);
+    names::check_aliases(findings, &out);
     out
 }
 
@@ -93,7 +90,7 @@ fn upstream(findings: &mut Findings<'_>, name: HostPort, raw: &RawUpstream, inhe
         read_timeout: findings.timeout(&at("read_timeout"), &raw.read_timeout),
         max_connections: raw
             .max_connections
-            .map(|count| findings.count(&at("max_connections"), count)),
+            .map(|count| findings.count(&at("max_connections"), count, 1_000_000)),
         url: url?,
         name,
     })
@@ -140,11 +137,11 @@ fn proxy_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option<Ur
     url
 }
 
-/// A URL with user info or a query may carry a secret and is not repeated (R-X17).
+/// A query may hold a signature, and is not repeated either (R-X17).
 fn shown_url(text: &str) -> String {
-    match text.contains(['@', '?']) {
-        true => "an address with @ or ? in it (not repeated, it may hold a secret)".to_owned(),
-        false => quoted(text),
+    match text.split_once('?') {
+        Some((before, _)) => format!("{} and a query", quoted(before)),
+        None => quoted(text),
     }
 }
 
@@ -255,69 +252,4 @@ fn patterns(findings: &mut Findings<'_>, key: &[&str], list: &[String]) -> Vec<S
         );
     }
     list.to_vec()
-}
-
-/// An alias is a first path component that can mean one upstream only.
-fn check_aliases(findings: &mut Findings<'_>, upstreams: &[Upstream]) {
-    let mut taken: BTreeMap<&str, &HostPort> = BTreeMap::new();
-    for upstream in upstreams {
-        for host in upstream.synonyms.iter().chain([&upstream.name]) {
-            taken.insert(host.as_str(), &upstream.name);
-        }
-    }
-    // What the operator wrote is blamed, not what was built in.
-    let (given, standard): (Vec<&Upstream>, Vec<&Upstream>) = upstreams.iter().partition(|upstream| {
-        let key = ["upstream", upstream.name.as_str(), "aliases"].map(str::to_owned);
-        findings.origins.contains_key(key.as_slice())
-    });
-    for upstream in standard.into_iter().chain(given) {
-        let key = ["upstream", upstream.name.as_str(), "aliases"];
-        for alias in &upstream.aliases {
-            let found = quoted(alias);
-            if !is_component(alias) {
-                findings.refuse(
-                    &key,
-                    format!("found {found}, expected one word of lower-case letters and digits, such as \"hub\""),
-                );
-            } else if alias == "library" {
-                findings.refuse(
-                    &key,
-                    "found \"library\", expected another word: Docker Hub's images begin so",
-                );
-            } else if let Some(owner) = taken.get(alias.as_str()) {
-                let own_key = show_key(&["upstream", owner.as_str(), "aliases"]);
-                findings.refuse(&key, format!("found {found}, which means {owner} already ({own_key})"));
-            } else {
-                taken.insert(alias, &upstream.name);
-            }
-        }
-    }
-}
-
-/// Which upstream `cache.default_upstream` means, by name, synonym or alias.
-pub fn default_upstream(findings: &mut Findings<'_>, raw: &Raw, upstreams: &[Upstream]) -> Option<HostPort> {
-    let text = raw.cache.default_upstream.to_ascii_lowercase();
-    let found = upstreams.iter().find(|upstream| {
-        upstream.name.as_str() == text
-            || upstream.synonyms.iter().any(|host| host.as_str() == text)
-            || upstream.aliases.contains(&text)
-    });
-    // One that is there but broken has been reported already.
-    if found.is_none() && !raw.upstream.contains_key(&text) {
-        let nearest = upstreams
-            .iter()
-            .map(|upstream| (super::keys::distance(upstream.name.as_str(), &text), &upstream.name))
-            .filter(|(distance, _)| *distance <= super::keys::tolerance(&text))
-            .min();
-        let hint = match nearest {
-            Some((_, name)) => format!("; did you mean {name}?"),
-            None => String::new(),
-        };
-        let found = quoted(&raw.cache.default_upstream);
-        findings.refuse(
-            &["cache", "default_upstream"],
-            format!("found {found}, expected an upstream that is built in or configured{hint}"),
-        );
-    }
-    found.map(|upstream| upstream.name.clone())
 }
