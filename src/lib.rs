@@ -1,5 +1,6 @@
 //! Larder: a pull-through caching proxy registry.
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod http;

@@ -3,6 +3,7 @@
 //! Here are what all commands share: `--config`, the exit status and writing to standard output.
 
 mod check_config;
+mod serve;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -45,6 +46,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the proxy; prints the addresses it listens on
+    Serve,
     /// Say what the configuration means, or what is wrong with it
     CheckConfig(check_config::Args),
 }
@@ -66,6 +69,7 @@ where
     };
     let config = Config::load(cli.config.as_deref(), &Environment::of_process());
     match cli.command {
+        Command::Serve => serve::run(config),
         Command::CheckConfig(args) => check_config::run(&args, config),
     }
 }
