@@ -1,4 +1,11 @@
-//! The integration tests.
+//! The integration tests: Larder over real sockets, between a scripted upstream and a raw client.
+//!
+//! One binary, so that it links once. The modules mirror the API; `laws` holds what the product promises.
+
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "../support/mod.rs"]
+mod support;
+
 mod config;
+mod support_works;

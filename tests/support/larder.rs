@@ -1,0 +1,151 @@
+//! Larder in this process. [`super::process`] has the real binary.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::client::{Ask, Response};
+use super::toml::Toml;
+use super::upstream::Upstream;
+use super::{DEADLINE, within};
+
+/// Larder in this process, on a runtime of its own: [`Larder::crash`] stops it without asking.
+pub struct Larder {
+    text: String,
+    folder: TempDir,
+    running: Option<larder::app::Running>,
+    runtime: Option<tokio::runtime::Runtime>,
+    registry: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Larder {
+    /// In front of `upstream` as docker.io, with what `change` sets.
+    pub async fn start(upstream: &Upstream, change: impl FnOnce(&mut Toml)) -> Larder {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut toml = Toml::new(&folder.path().join("cache"), upstream);
+        change(&mut toml);
+        Larder::start_in(folder, toml.text()).await
+    }
+
+    async fn start_in(folder: TempDir, text: String) -> Larder {
+        let config = match larder::config::Config::from_toml(&text) {
+            Ok(config) => config,
+            Err(error) => panic!("the configuration is refused: {error}\n{text}"),
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("larder")
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let starting = runtime.spawn(larder::app::start(config));
+        let running = match within("Larder to start", starting)
+            .await
+            .expect("a start without a panic")
+        {
+            Ok(running) => running,
+            Err(error) => panic!("Larder does not start: {error}\n{text}"),
+        };
+        let first = |list: &[SocketAddr]| *list.first().expect("an address");
+        Larder {
+            registry: first(&running.registry),
+            admin: first(&running.admin),
+            text,
+            folder,
+            running: Some(running),
+            runtime: Some(runtime),
+        }
+    }
+
+    pub fn registry(&self) -> SocketAddr {
+        self.registry
+    }
+
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// The cache folder.
+    pub fn cache(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    pub async fn get(&self, target: impl Into<String>) -> Response {
+        Ask::get(target).send(self.registry).await
+    }
+
+    pub async fn head(&self, target: impl Into<String>) -> Response {
+        Ask::head(target).send(self.registry).await
+    }
+
+    /// The metrics page.
+    pub async fn metrics(&self) -> String {
+        let response = Ask::get("/metrics").send(self.admin).await.expect(200);
+        String::from_utf8(response.body).expect("metrics in UTF-8")
+    }
+
+    /// As by SIGTERM; the folder stays with the test.
+    pub async fn stop(mut self) -> Stopped {
+        if let (Some(running), Some(runtime)) = (self.running.take(), &self.runtime) {
+            let stopping = runtime.spawn(running.stop());
+            within("Larder to stop", stopping)
+                .await
+                .expect("a stop without a panic");
+        }
+        self.leave()
+    }
+
+    /// Every task ends where it stands.
+    pub fn crash(self) -> Stopped {
+        self.leave()
+    }
+
+    fn leave(mut self) -> Stopped {
+        // Blocking work that runs is waited for: it must not write into the folder beside its successor.
+        if let Some(runtime) = self.runtime.take() {
+            drop(self.running.take());
+            let waiting = std::thread::spawn(move || runtime.shutdown_timeout(DEADLINE));
+            waiting.join().expect("a runtime that ends");
+        }
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
+        Stopped {
+            text: std::mem::take(&mut self.text),
+            folder,
+        }
+    }
+
+    /// Stopped and started on the same folder.
+    pub async fn restart(self) -> Larder {
+        self.stop().await.start(|_| {}).await
+    }
+}
+
+impl Drop for Larder {
+    fn drop(&mut self) {
+        drop(self.running.take());
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A folder that a Larder has left.
+pub struct Stopped {
+    text: String,
+    folder: TempDir,
+}
+
+impl Stopped {
+    pub fn cache(&self) -> PathBuf {
+        self.folder.path().join("cache")
+    }
+
+    /// Again, with the same configuration but for what `change` sets.
+    pub async fn start(self, change: impl FnOnce(&mut Toml)) -> Larder {
+        let mut toml = Toml::parse(&self.text);
+        change(&mut toml);
+        Larder::start_in(self.folder, toml.text()).await
+    }
+}

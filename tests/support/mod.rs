@@ -1,0 +1,38 @@
+//! What the integration tests stand on.
+//!
+//! `upstream` is the far side: a small real registry on loopback that does as it is told, faults included,
+//! and writes down everything it was asked. `client` is the near side: HTTP/1.1 byte by byte, so that a
+//! test sees how an answer ended. `larder` is what stands between them, in process; `process` the real binary.
+//! `gate` and [`within`] are how tests wait: for an event, never for a time that hopefully suffices.
+
+// Each test takes what it needs.
+#![allow(dead_code, unused_imports)]
+
+pub mod client;
+pub mod gate;
+pub mod process;
+pub mod toml;
+pub mod upstream;
+
+pub mod larder;
+
+use std::future::Future;
+use std::time::Duration;
+
+/// Longest wait for anything that a test is sure of. Only a failing test ever sees its end.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for `what`; panics naming it when it has not come by the deadline.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {} s in vain for {what}", DEADLINE.as_secs()),
+    }
+}
+
+/// `length` bytes that no compressor and no chance makes equal to those of another `seed`.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ length as u64).fill(&mut bytes);
+    bytes
+}
