@@ -63,6 +63,10 @@ pub(super) async fn answer(
     parts.extensions.insert(ClientAddr(client));
     let mut response = match refused {
         Some(error) => {
+            // The access log stands behind the router's door.
+            metrics::counter!("larder_requests_refused_total", "status" => error.status.as_u16().to_string())
+                .increment(1);
+            tracing::debug!(%client, status = error.status.as_u16(), reason = error.message, "request refused");
             close = true;
             error.into_response()
         }

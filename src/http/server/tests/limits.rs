@@ -146,3 +146,25 @@ async fn an_address_in_use_is_named() {
     assert!(error.contains("another process"), "{error}");
     server.stopped().await;
 }
+
+#[tokio::test]
+async fn a_reader_that_stands_still_costs_a_buffer_and_stops_nobody() {
+    let server = start(roomy()).await;
+    let client = http2_client();
+    let mut standing = server.connect().await;
+    standing.write_all(get("/endless", "").as_bytes()).await.unwrap();
+    read_until(&mut standing, "\r\n\r\n").await;
+    let _standing = client
+        .get(format!("http://{}/endless", server.address))
+        .send()
+        .await
+        .unwrap();
+    for _ in 0..20 {
+        assert!(server.tell(get("/broken/big", "")).await.len() > 8 * 1024 * 1024);
+        let asked_for = server.asked_for.load(Ordering::Relaxed);
+        assert!(
+            asked_for < 24 * 1024 * 1024,
+            "sockets' buffers and ours, but no more: {asked_for}"
+        );
+    }
+}

@@ -35,6 +35,8 @@ struct Server {
     gate: Arc<Notify>,
     /// Requests that reached a route.
     seen: Arc<AtomicUsize>,
+    /// Bytes that `/endless` was asked for.
+    asked_for: Arc<AtomicUsize>,
 }
 
 fn roomy() -> Limits {
@@ -55,8 +57,8 @@ async fn start(limits: Limits) -> Server {
 async fn start_with(limits: Limits, tls: Option<tls::Certificates>, grace: Duration) -> Server {
     let listening = bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
     let (address, stop) = (listening.addresses[0], CancellationToken::new());
-    let (gate, seen) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
-    let router = router(gate.clone(), seen.clone());
+    let (gate, seen, asked_for) = <(Arc<Notify>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+    let router = router(gate.clone(), seen.clone(), asked_for.clone());
     let serving = tokio::spawn(serve(listening, router, limits, tls, stop.clone(), grace));
     Server {
         address,
@@ -64,6 +66,7 @@ async fn start_with(limits: Limits, tls: Option<tls::Certificates>, grace: Durat
         serving,
         gate,
         seen,
+        asked_for,
     }
 }
 
@@ -141,7 +144,17 @@ fn gated(gate: Arc<Notify>) -> Response {
     ([("content-length", "12")], Body::from_stream(frames)).into_response()
 }
 
-fn router(gate: Arc<Notify>, seen: Arc<AtomicUsize>) -> Router {
+/// Zeroes, as many as somebody takes.
+fn endless(asked_for: Arc<AtomicUsize>) -> Response {
+    let piece = Bytes::from(vec![0; 64 * 1024]);
+    let pieces = futures_util::stream::repeat_with(move || {
+        asked_for.fetch_add(piece.len(), Ordering::Relaxed);
+        io::Result::Ok(piece.clone())
+    });
+    Body::from_stream(pieces).into_response()
+}
+
+fn router(gate: Arc<Notify>, seen: Arc<AtomicUsize>, asked_for: Arc<AtomicUsize>) -> Router {
     let client = async |request: Request| {
         let client = request.extensions().get::<ClientAddr>().unwrap().0.ip().to_string();
         let body = request.into_body().collect().await.unwrap().to_bytes();
@@ -154,6 +167,7 @@ fn router(gate: Arc<Notify>, seen: Arc<AtomicUsize>) -> Router {
     Router::new()
         .route("/", get(client))
         .route("/missing", get(missing))
+        .route("/endless", get(move || async { endless(asked_for) }))
         .route("/gated", get(move || async { gated(gate) }))
         .route(
             "/broken",

@@ -165,3 +165,36 @@ async fn requests_that_two_servers_could_read_differently_are_refused() {
     assert_eq!(server.seen.load(Ordering::Relaxed), 0, "no route saw any of them");
     server.stopped().await;
 }
+
+#[tokio::test]
+async fn other_shapes_of_target_and_expectations_are_understood() {
+    let server = start(roomy()).await;
+    let ask =
+        |line: &str, headers: &str| format!("{line} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n{headers}\r\n");
+    assert!(
+        server
+            .tell(ask("GET http://larder/", ""))
+            .await
+            .starts_with("HTTP/1.1 200 ")
+    );
+    assert!(server.tell(ask("OPTIONS *", "")).await.starts_with("HTTP/1.1 404 "));
+    assert!(
+        server
+            .tell(ask("CONNECT larder:443", ""))
+            .await
+            .starts_with("HTTP/1.1 404 ")
+    );
+    assert!(
+        server
+            .tell(ask("GET /", "Upgrade: h2c\r\n"))
+            .await
+            .starts_with("HTTP/1.1 200 ")
+    );
+    let expecting = ask("GET /", "Content-Length: 2\r\nExpect: 100-continue\r\n");
+    let mut tcp = server.connect().await;
+    tcp.write_all(expecting.as_bytes()).await.unwrap();
+    read_until(&mut tcp, "HTTP/1.1 100 Continue\r\n\r\n").await;
+    tcp.write_all(b"ab").await.unwrap();
+    assert!(read_to_end(&mut tcp).await.starts_with("HTTP/1.1 200 "));
+    server.stopped().await;
+}
