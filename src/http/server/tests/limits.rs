@@ -57,7 +57,7 @@ async fn http2_headers_are_limited_too() {
 #[tokio::test]
 async fn half_a_request_has_its_time() {
     let server = start(Limits {
-        header_timeout: Duration::from_millis(50),
+        header_timeout: Duration::from_millis(300),
         ..roomy()
     })
     .await;
@@ -82,7 +82,7 @@ async fn half_a_request_has_its_time() {
 #[tokio::test]
 async fn silence_has_its_time() {
     let server = start(Limits {
-        idle_timeout: Duration::from_millis(50),
+        idle_timeout: Duration::from_millis(300),
         ..roomy()
     })
     .await;
