@@ -42,8 +42,8 @@ pub struct Timing {
     pub longest_backoff: Duration,
     /// How long a client waits for an upstream when something stale could be served instead (R-W9).
     pub patience: Duration,
-    /// After that was used up, how long the upstream counts as slow: stale is served at once.
-    pub slow_for: Duration,
+    /// After a failure, or after that was used up, how long stale is served at once.
+    pub trouble_for: Duration,
 }
 
 impl Default for Timing {
@@ -55,7 +55,7 @@ impl Default for Timing {
             backoff: Duration::from_millis(200),
             longest_backoff: Duration::from_secs(5),
             patience: Duration::from_millis(1500),
-            slow_for: Duration::from_secs(5),
+            trouble_for: Duration::from_secs(5),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tag lists and referrers: mutable, so they have a time, are asked for again, and served stale if that fails.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -83,18 +83,17 @@ impl Pull {
         let mut pending = self
             .list_questions
             .join((target.key.clone(), which.clone()), || async move {
-                let items = match &asked {
-                    ListKey::Tags => pull.ask_tags(&to).await?,
-                    ListKey::Referrers(subject) => pull.ask_referrers(&to, subject).await?,
+                let begun = Instant::now();
+                let asking = match &asked {
+                    ListKey::Tags => pull.ask_tags(&to).await,
+                    ListKey::Referrers(subject) => pull.ask_referrers(&to, subject).await,
                 };
-                Ok(pull.store.put_list(
-                    &to.key,
-                    &asked,
-                    ListRecord {
-                        checked_ms: unix_ms(),
-                        items,
-                    },
-                ))
+                pull.note_verdict(&to, asking.as_ref().err(), begun.elapsed());
+                let record = ListRecord {
+                    checked_ms: unix_ms(),
+                    items: asking?,
+                };
+                Ok(pull.store.put_list(&to.key, &asked, record))
             });
         let joined = pending.joined;
         let fetched = |items| {
@@ -110,12 +109,15 @@ impl Pull {
                 }
             };
         };
-        let reason = match tokio::time::timeout(self.patience(target), pending.wait()).await {
+        let (patience, trouble) = self.patience(target);
+        let reason = match tokio::time::timeout(patience, pending.wait()).await {
             Ok(Ok(items)) => return fetched(items),
             Ok(Err(error)) => error.as_str(),
             Err(_) => {
-                self.note_slow(target);
-                "slow"
+                if !patience.is_zero() {
+                    self.note_trouble(target, trouble);
+                }
+                trouble
             }
         };
         Ok(Listing {

@@ -94,7 +94,7 @@ impl Pull {
                 .inspect_err(|e| self.note_negative(target, Question::Tag(tag.clone()), e));
             return answer.map(|a| if joined { collapsed(a) } else { a });
         };
-        let patience = self.patience(target);
+        let (patience, reason) = self.patience(target);
         let error = match tokio::time::timeout(patience, pending.wait()).await {
             Ok(Ok(answer)) => return Ok(if joined { collapsed(answer) } else { answer }),
             Ok(Err(error)) => {
@@ -102,10 +102,11 @@ impl Pull {
                 error
             }
             Err(_) => {
-                // The question goes on; its answer is for those who come later (R-W9).
-                self.note_slow(target);
-                let served = self.stale(target, &fallback, want, "slow").await;
-                return match served {
+                // The question goes on; its answer is for those who come later.
+                if !patience.is_zero() {
+                    self.note_trouble(target, reason);
+                }
+                return match self.stale(target, &fallback, want, reason).await {
                     Some(answer) => Ok(answer),
                     None => pending.wait().await,
                 };
@@ -124,9 +125,7 @@ impl Pull {
         let begun = Instant::now();
         let record = self.store.tag(&target.key, tag.as_str());
         let outcome = self.resolve_tag_from(target, tag, record, want).await;
-        if outcome.is_ok() {
-            self.note_answered(target, begun.elapsed());
-        }
+        self.note_verdict(target, outcome.as_ref().err(), begun.elapsed());
         outcome
     }
 

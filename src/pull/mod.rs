@@ -16,7 +16,7 @@ mod outcome;
 mod single;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -59,8 +59,8 @@ pub struct Pull {
     negatives: moka::sync::Cache<(Arc<str>, Question), (PullError, Instant)>,
     /// Sizes that manifests claim for their blobs.
     hints: moka::sync::Cache<Digest, u64>,
-    /// Upstreams that used up a client's patience, each until when.
-    slow: Mutex<HashMap<HostPort, Instant>>,
+    /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
+    troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
 }
 
 /// What was asked, as the key of a negative answer.
@@ -101,7 +101,7 @@ impl Pull {
                 .time_to_live(NOT_FOUND_FOR)
                 .build(),
             hints: moka::sync::Cache::new(200_000),
-            slow: Mutex::default(),
+            troubled: Mutex::default(),
         }))
     }
 
@@ -171,29 +171,34 @@ impl Pull {
             .insert((target.key.clone(), question), (error.clone(), Instant::now() + time));
     }
 
-    fn patience(&self, target: &Target) -> Duration {
-        let slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
-        match slow.get(&target.upstream.name) {
-            Some(until) if Instant::now() < *until => Duration::ZERO,
-            _ => self.timing.patience,
+    /// How long a client that could be served something stale waits for the upstream, and what it is told when
+    /// that time is over. An upstream in trouble is asked all the same, but nobody waits for it (R-W9).
+    fn patience(&self, target: &Target) -> (Duration, &'static str) {
+        match self.troubled().get(&target.upstream.name) {
+            Some((until, reason)) if Instant::now() < *until => (Duration::ZERO, reason),
+            _ => (self.timing.patience, "slow"),
         }
     }
 
-    fn note_slow(&self, target: &Target) {
-        let until = Instant::now() + self.timing.slow_for;
-        self.slow
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(target.upstream.name.clone(), until);
+    fn note_trouble(&self, target: &Target, reason: &'static str) {
+        let until = Instant::now() + self.timing.trouble_for;
+        self.troubled().insert(target.upstream.name.clone(), (until, reason));
     }
 
-    fn note_answered(&self, target: &Target, took: Duration) {
-        if took < self.timing.patience {
-            self.slow
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&target.upstream.name);
+    /// Every question about something mutable ends here: its upstream is well, or in trouble.
+    fn note_verdict(&self, target: &Target, error: Option<&PullError>, took: Duration) {
+        match error {
+            Some(error) if !error.is_definite() => self.note_trouble(target, error.as_str()),
+            _ if took < self.timing.patience => {
+                self.troubled().remove(&target.upstream.name);
+            }
+            _ => {}
         }
+    }
+
+    /// Grows to the number of upstreams and no further.
+    fn troubled(&self) -> MutexGuard<'_, HashMap<HostPort, (Instant, &'static str)>> {
+        self.troubled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
