@@ -1,4 +1,38 @@
-//! Larder: a pull-through caching proxy registry.
+//! Larder: a pull-through caching proxy registry for container images and every other OCI artifact.
+//!
+//! # Floors
+//!
+//! Bottom first; a floor imports only what its row names. `tests/architecture.rs` holds this table and checks it.
+//!
+//! | floor | what it is | may import |
+//! |---|---|---|
+//! | [`oci`] | the specification's nouns, parsed: digest, name, reference, manifest, error codes | – |
+//! | [`telemetry`] | log set-up, metrics | – |
+//! | [`config`] | what the operator asked for: raw figures in, meaning out | oci |
+//! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry |
+//! | [`upstream`] | a client of other registries | oci config telemetry |
+//! | [`pull`] | the pull-through service | oci config telemetry store upstream |
+//! | [`http`] | listeners, routes, status codes | oci config telemetry pull, and the error types of store and upstream |
+//! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
+//! | [`cli`] | from the command line to the floors below | config app telemetry |
+//!
+//! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
+//! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
+//!
+//! # Walks
+//!
+//! - **Manifest by tag**: `http::v2::route` parses path and query once → `http::v2::manifests` → `pull::manifest`: the
+//!   tag's record × now × policy → `pull::freshness` says Fresh, Revalidate or Fetch → store, or one question for all
+//!   who ask (`pull::single`): HEAD, then GET by digest only if that is not held. If it fails, what is held is served
+//!   stale. A hot tag touches neither disk nor database.
+//! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own; it stages and
+//!   hashes through `store::writer`; every client, the first included, reads the growing file (`pull::body`); the last
+//!   16 KiB of every response wait for the verdict; commit = digest right → fsync → rename → index → links.
+//! - **Blob, hot**: link check and size from memory → open file → range → body.
+//! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target
+//!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again.
+//! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
+//!   recently; it is unlinked; open readers keep their handle.
 
 pub mod app;
 pub mod cli;
