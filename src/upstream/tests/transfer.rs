@@ -120,9 +120,14 @@ async fn names_that_lead_inside_are_refused_at_connect() {
 /// R-U45.
 #[tokio::test]
 async fn a_host_that_is_redirected_to_may_want_a_token_of_its_own() {
-    let other = Server::start(|own, seen| match seen.path.as_str() {
-        "/token" => say(200, r#"{"token":"theirs"}"#),
-        _ if seen.authorization() == Some("Bearer theirs") => manifest(),
+    let revoked = Arc::new(AtomicUsize::new(0));
+    let current = revoked.clone();
+    let other = Server::start(move |own, seen| match seen.path.as_str() {
+        "/token" => say(
+            200,
+            format!(r#"{{"token":"theirs{}"}}"#, current.load(Ordering::SeqCst)),
+        ),
+        _ if seen.authorization() == Some(&format!("Bearer theirs{}", current.load(Ordering::SeqCst))) => manifest(),
         _ => bearer(own, "/token"),
     })
     .await;
@@ -138,6 +143,37 @@ async fn a_host_that_is_redirected_to_may_want_a_token_of_its_own() {
     assert!(!client.has_credentials(&repository("a/b")));
     get(&client).await.unwrap();
     assert_eq!(other.count("/token"), 1);
+    // Their token ages like any other.
+    revoked.store(1, Ordering::SeqCst);
+    get(&client).await.unwrap();
+    assert_eq!(other.count("/token"), 2);
+}
+
+/// R-U12: what a store or a firewall forbids is no word about what the registry has.
+#[tokio::test]
+async fn a_forbidden_store_is_no_verdict() {
+    let store = Server::start(|_, _| say(403, "AccessDenied")).await;
+    for (path, is_definite) in [("data/x?sig=s", false), ("v2/other/blobs/x", true)] {
+        let target = format!("{}{path}", store.url());
+        let server = Server::start(move |_, _| say(307, "").with("location", &target)).await;
+        let error = blob(&client(upstream(&server.url())), 0).await.unwrap_err();
+        assert_eq!(error.is_definite(), is_definite, "{error}");
+        assert_eq!(server.seen().len(), 1);
+    }
+}
+
+/// Callers run these in tasks of their own.
+#[test]
+fn futures_are_send() {
+    fn check<T: Send>(_: impl Fn(&'static Client) -> T) {}
+    fn name() -> &'static Repository {
+        unreachable!("never called")
+    }
+    check(|c| async { c.head_manifest(name(), &tag("x")).await });
+    check(|c| async { c.get_manifest(name(), &tag("x")).await });
+    check(|c| async { c.get_blob(name(), &digest(), 0).await?.next().await });
+    check(|c| async { c.tags(name()).await });
+    check(|c| async { c.referrers(name(), &digest()).await });
 }
 
 /// R-U25.
