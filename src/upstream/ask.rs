@@ -112,7 +112,12 @@ impl Client {
         match question.take {
             Take::Head => {}
             Take::Whole(cap) => reply.body = Body::Documents(vec![self.document(answer, cap).await?]),
-            Take::Pages(cap) => reply.body = Body::Documents(self.pages(endpoint, question, url, answer, cap).await?),
+            Take::Pages(cap) => {
+                // One page within its deadline is fine; a thousand of them are not.
+                let reading = self.pages(endpoint, question, url, answer, cap);
+                let all = tokio::time::timeout(self.tuning.document, reading).await;
+                reply.body = Body::Documents(all.map_err(|_| ErrorKind::Timeout(self.tuning.document))??);
+            }
             Take::Stream => {
                 let response = answer.response;
                 let extent = Extent::of(response.status(), response.headers(), question.from)?;

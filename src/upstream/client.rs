@@ -34,7 +34,7 @@ const MAX_REPOSITORIES: u64 = 10_000;
 pub struct Tuning {
     /// For tokens, redirects and the request together: containerd gives up after 30 s without headers (R-C18).
     pub headers: Duration,
-    /// For the whole of a small document.
+    /// For the whole of a small document, or of a list with all its pages.
     pub document: Duration,
     /// Repeats after a failure that may pass, before the first byte.
     pub retries: u32,

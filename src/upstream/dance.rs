@@ -282,13 +282,20 @@ impl Dance<'_> {
         if let Carried::Token { token, .. } = carried {
             secrets.push(token.value.reveal());
         }
+        // `Basic` credentials as they were sent, too.
+        let sent = carried
+            .header()
+            .and_then(|h| h.to_str().ok())
+            .and_then(|h| h.split_once(' '));
+        secrets.extend(sent.map(|(_, encoded)| encoded));
         let mut detail = body::detail(walked.response, &secrets).await;
         if !walked.is_home {
             detail = format!("{}, where it redirects to: {detail}", walked.host);
         }
         let detail = detail.into();
         match status {
-            401 | 403 => ErrorKind::Denied { status, detail },
+            // A store's or a firewall's 403 says nothing about what the registry has.
+            401 | 403 if walked.is_home || walked.is_registry => ErrorKind::Denied { status, detail },
             _ => ErrorKind::Status { status, detail },
         }
     }

@@ -3,7 +3,6 @@
 //! Authorization goes to the endpoint's own origin and stays there; a foreign host that wants a token gets an anonymous one
 //! of its own (R-U45, R-X4). Each hop is checked before it is dialled (R-X3).
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -40,6 +39,8 @@ pub(super) struct Walked {
     pub(super) digest: Option<Digest>,
     /// Whether the endpoint itself gave this answer, to the Authorization it was sent.
     pub(super) is_home: bool,
+    /// Whether the path of the last hop is a registry's, and not a store's.
+    pub(super) is_registry: bool,
     pub(super) host: String,
 }
 
@@ -97,8 +98,9 @@ impl Endpoint {
         let mut is_home = true;
         let mut digest = None;
         let mut redirects = 0;
-        // Foreign hosts that were sent an anonymous token already.
-        let mut answered: HashSet<String> = HashSet::new();
+        let started = Instant::now();
+        // The anonymous token of the foreign host that is being asked.
+        let mut foreign: Option<(TokenKey, Arc<Token>)> = None;
         loop {
             let named = match is_home || redirect::listed(&url, self.redirect_hosts.as_deref()) == Some(true) {
                 true => Named::ByOperator,
@@ -117,34 +119,52 @@ impl Endpoint {
                 body::drain(response).await;
                 if next.origin() != url.origin() {
                     authorization = None;
+                    foreign = None;
                     is_home = false;
                 }
                 url = next;
                 continue;
             }
-            let origin = url.origin().ascii_serialization();
-            if response.status() == StatusCode::UNAUTHORIZED && !is_home && answered.insert(origin) {
-                // The host that we were sent to wants a token of its own: the anonymous one (R-U45).
-                if let Ok(Demand::Bearer { realm, service, scope }) = demand_of(response.headers()) {
-                    body::drain(response).await;
-                    let wanted = Wanted {
-                        origin: &url,
-                        realm: &realm,
-                        service,
-                        scope,
-                    };
-                    let (_, token) = self.token(wanted, &Arc::new(Credential::Anonymous)).await?;
-                    authorization = Some(token.header.clone());
-                    continue;
+            // A token from before may have aged; one that was got in this attempt is refused for good.
+            let may_answer = !is_home && foreign.as_ref().is_none_or(|(_, token)| token.born < started);
+            if response.status() == StatusCode::UNAUTHORIZED
+                && may_answer
+                && let Ok(demand @ Demand::Bearer { .. }) = demand_of(response.headers())
+            {
+                body::drain(response).await;
+                if let Some((key, token)) = foreign.take() {
+                    self.tokens.drop_refused(&key, &token).await;
                 }
+                let (key, token) = self.foreign_token(&url, demand).await?;
+                authorization = Some(token.header.clone());
+                foreign = Some((key, token));
+                continue;
             }
             return Ok(Walked {
                 response,
                 digest,
                 is_home,
+                is_registry: url.path().contains("/v2/"),
                 host,
             });
         }
+    }
+
+    /// The host that we were sent to wants a token of its own: the anonymous one, with the scope that it names, because
+    /// what the repository is called there only it knows (R-U45).
+    async fn foreign_token(&self, origin: &Url, demand: Demand) -> Result<(TokenKey, Arc<Token>), ErrorKind> {
+        let Demand::Bearer { realm, service, scope } = demand else {
+            return Err(ErrorKind::Auth(
+                "a host that it redirects to asks for a password".into(),
+            ));
+        };
+        let wanted = Wanted {
+            origin,
+            realm: &realm,
+            service,
+            scope,
+        };
+        self.token(wanted, &Arc::new(Credential::Anonymous)).await
     }
 
     fn next_hop(&self, url: &Url, headers: &HeaderMap) -> Result<Url, ErrorKind> {

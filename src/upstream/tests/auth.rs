@@ -67,6 +67,31 @@ async fn a_refused_token_is_replaced_once() {
     }
 }
 
+#[tokio::test]
+async fn forty_refusals_cost_one_token() {
+    let generation = Arc::new(AtomicUsize::new(1));
+    let current = generation.clone();
+    let server =
+        Server::start(move |own, seen| registry(own, seen, &format!("t{}", current.load(Ordering::SeqCst)))).await;
+    let client = client(upstream(&server.url()));
+    get(&client).await.unwrap();
+    generation.store(2, Ordering::SeqCst);
+    for outcome in futures_util::future::join_all((0..40).map(|_| get(&client))).await {
+        outcome.unwrap();
+    }
+    assert_eq!(server.count("/token"), 2);
+}
+
+#[tokio::test]
+async fn schemes_that_nobody_speaks_are_named() {
+    let server = Server::start(|_, _| say(401, "").with("www-authenticate", "Negotiate, NTLM")).await;
+    let error = get(&client(upstream(&server.url()))).await.unwrap_err();
+    assert!(
+        matches!(&error.kind, ErrorKind::Auth(text) if text.contains("negotiate, ntlm")),
+        "{error}"
+    );
+}
+
 /// R-U43: an expired token answered 400 or 403, and nothing ever challenges again.
 #[tokio::test]
 async fn a_refused_token_without_any_challenge_is_replaced_too() {
@@ -239,6 +264,28 @@ async fn only_trusted_realms_see_credentials() {
     with.trusted_realms = vec![host(&format!("localhost:{port}"))];
     get(&client(with)).await.unwrap();
     assert_eq!(realm.seen()[0].authorization(), Some("Basic dXNlcjpodW50ZXIy"));
+}
+
+/// R-X1: a stranger may be asked, but without credentials.
+#[tokio::test]
+async fn a_stranger_is_asked_anonymously() {
+    let dir = tempfile::tempdir().unwrap();
+    let (acceptor, ca) = authority(dir.path());
+    let realm = Server::run(Some(acceptor), |_, _| say(200, r#"{"token":"t"}"#)).await;
+    let port = realm.address.port();
+    let server = Server::start(move |_, seen| match seen.authorization() {
+        Some("Bearer t") => manifest(),
+        _ => bearer(&format!("https://localhost:{port}"), "/token"),
+    })
+    .await;
+    let mut with = upstream(&server.url());
+    with.ca_file = Some(ca);
+    with.credentials = login("user", "hunter2");
+    let client = client(with);
+    get(&client).await.unwrap();
+    assert_eq!(realm.seen().len(), 1);
+    assert_eq!(realm.seen()[0].authorization(), None);
+    assert!(!client.has_credentials(&repository("a/b")));
 }
 
 /// R-U12: what a token server's status means.

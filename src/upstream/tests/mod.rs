@@ -5,8 +5,13 @@ mod transfer;
 
 mod server;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
 
 use super::{BlobStream, Client, Clients, ErrorKind, Sources, Tuning, UpstreamError};
 use crate::config::{
@@ -141,4 +146,31 @@ async fn all(mut stream: BlobStream) -> Result<Vec<u8>, UpstreamError> {
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
+}
+
+/// A TLS server for localhost and 127.0.0.1 that speaks HTTP/2, and the file of the authority that vouches for it.
+fn authority(dir: &Path) -> (TlsAcceptor, PathBuf) {
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(authority, &authority_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let leaf = rcgen::CertificateParams::new(names).unwrap();
+    let cert = leaf.signed_by(&key, &issuer).unwrap();
+    let ca = dir.join("ca.pem");
+    std::fs::write(&ca, authority_pem).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(cert.pem().as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap(),
+        )
+        .unwrap();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    (TlsAcceptor::from(Arc::new(tls)), ca)
 }

@@ -1,4 +1,4 @@
-//! The far side: a small real HTTP/1.1 server with a script, and the records of what it was asked.
+//! The far side: a small real server, HTTP/1.1 or HTTP/2, with a script, and the records of what it was asked.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -10,7 +10,8 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 
@@ -20,6 +21,7 @@ pub struct Seen {
     pub method: String,
     pub path: String,
     pub query: String,
+    pub version: hyper::Version,
     pub headers: hyper::HeaderMap,
     pub body: String,
 }
@@ -53,6 +55,7 @@ pub struct Say {
     pieces: Vec<Bytes>,
     length: Option<u64>,
     breaks: bool,
+    stalls: bool,
     hangs: bool,
 }
 
@@ -63,6 +66,7 @@ pub fn say(status: u16, body: impl Into<Bytes>) -> Say {
         pieces: vec![body.into()],
         length: None,
         breaks: false,
+        stalls: false,
         hangs: false,
     }
 }
@@ -81,6 +85,13 @@ impl Say {
     pub fn cut(mut self, length: u64) -> Say {
         self.length = Some(length);
         self.breaks = true;
+        self
+    }
+
+    /// Announces more than comes, and says nothing more.
+    pub fn stall(mut self, length: u64) -> Say {
+        self.length = Some(length);
+        self.stalls = true;
         self
     }
 
@@ -105,15 +116,18 @@ impl Say {
         if let Some(length) = self.length {
             builder = builder.header("content-length", length);
         }
-        let is_plain = self.pieces.len() == 1 && !self.breaks;
+        let is_plain = self.pieces.len() == 1 && !self.breaks && !self.stalls;
         let body = if is_plain {
             let whole = self.pieces.into_iter().next().unwrap();
             Full::new(whole).map_err(|never| match never {}).boxed()
         } else {
             let frames: Vec<_> = self.pieces.into_iter().map(|p| Ok(Frame::data(p))).collect();
-            let ends = self.breaks.then_some(());
-            // Pending once before the break: hyper sends what it has.
-            let end = stream::iter(ends).then(|()| async {
+            let ends = (self.breaks || self.stalls).then_some(self.stalls);
+            // Pending before the end: hyper sends what it has.
+            let end = stream::iter(ends).then(|stalls| async move {
+                if stalls {
+                    std::future::pending::<()>().await;
+                }
                 tokio::task::yield_now().await;
                 Err(std::io::Error::other("cut"))
             });
@@ -194,6 +208,7 @@ where
                 method: parts.method.to_string(),
                 path: parts.uri.path().to_owned(),
                 query: parts.uri.query().unwrap_or_default().to_owned(),
+                version: parts.version,
                 headers: parts.headers,
                 body: String::from_utf8_lossy(&body).into_owned(),
             };
@@ -205,7 +220,7 @@ where
             Ok::<_, Infallible>(say.response())
         }
     });
-    let _ = hyper::server::conn::http1::Builder::new()
+    let _ = auto::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }

@@ -3,9 +3,6 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-
 use super::*;
 use crate::upstream::credentials::Sources;
 use crate::upstream::transport::{Named, Outgoing, Transport};
@@ -123,9 +120,14 @@ async fn names_that_lead_inside_are_refused_at_connect() {
 /// R-U45.
 #[tokio::test]
 async fn a_host_that_is_redirected_to_may_want_a_token_of_its_own() {
-    let other = Server::start(|own, seen| match seen.path.as_str() {
-        "/token" => say(200, r#"{"token":"theirs"}"#),
-        _ if seen.authorization() == Some("Bearer theirs") => manifest(),
+    let revoked = Arc::new(AtomicUsize::new(0));
+    let current = revoked.clone();
+    let other = Server::start(move |own, seen| match seen.path.as_str() {
+        "/token" => say(
+            200,
+            format!(r#"{{"token":"theirs{}"}}"#, current.load(Ordering::SeqCst)),
+        ),
+        _ if seen.authorization() == Some(&format!("Bearer theirs{}", current.load(Ordering::SeqCst))) => manifest(),
         _ => bearer(own, "/token"),
     })
     .await;
@@ -141,6 +143,37 @@ async fn a_host_that_is_redirected_to_may_want_a_token_of_its_own() {
     assert!(!client.has_credentials(&repository("a/b")));
     get(&client).await.unwrap();
     assert_eq!(other.count("/token"), 1);
+    // Their token ages like any other.
+    revoked.store(1, Ordering::SeqCst);
+    get(&client).await.unwrap();
+    assert_eq!(other.count("/token"), 2);
+}
+
+/// R-U12: what a store or a firewall forbids is no word about what the registry has.
+#[tokio::test]
+async fn a_forbidden_store_is_no_verdict() {
+    let store = Server::start(|_, _| say(403, "AccessDenied")).await;
+    for (path, is_definite) in [("data/x?sig=s", false), ("v2/other/blobs/x", true)] {
+        let target = format!("{}{path}", store.url());
+        let server = Server::start(move |_, _| say(307, "").with("location", &target)).await;
+        let error = blob(&client(upstream(&server.url())), 0).await.unwrap_err();
+        assert_eq!(error.is_definite(), is_definite, "{error}");
+        assert_eq!(server.seen().len(), 1);
+    }
+}
+
+/// Callers run these in tasks of their own.
+#[test]
+fn futures_are_send() {
+    fn check<T: Send>(_: impl Fn(&'static Client) -> T) {}
+    fn name() -> &'static Repository {
+        unreachable!("never called")
+    }
+    check(|c| async { c.head_manifest(name(), &tag("x")).await });
+    check(|c| async { c.get_manifest(name(), &tag("x")).await });
+    check(|c| async { c.get_blob(name(), &digest(), 0).await?.next().await });
+    check(|c| async { c.tags(name()).await });
+    check(|c| async { c.referrers(name(), &digest()).await });
 }
 
 /// R-U25.
@@ -192,8 +225,9 @@ async fn a_body_that_breaks_off_is_cut() {
     assert_eq!(server.seen().len(), 1 + 3);
 }
 
+/// R-C18.
 #[tokio::test]
-async fn a_body_that_stalls_is_a_timeout() {
+async fn headers_that_do_not_come_are_a_timeout() {
     let server = Server::start(|_, _| say(200, "").hang()).await;
     let mut slow = tuning();
     slow.headers = Duration::from_millis(50);
@@ -201,6 +235,18 @@ async fn a_body_that_stalls_is_a_timeout() {
     for outcome in [get(&client).await, blob(&client, 0).await.map(|_| ())] {
         assert!(matches!(outcome.unwrap_err().kind, ErrorKind::Timeout(_)));
     }
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_a_timeout() {
+    let server = Server::start(|_, _| say(200, "01234").kind(media_type::OCI_INDEX).stall(10)).await;
+    let mut with = upstream(&server.url());
+    with.read_timeout = Duration::from_millis(200);
+    let client = client(with);
+    let error = all(blob(&client, 0).await.unwrap()).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Timeout(_)), "{error}");
+    let error = get(&client).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Timeout(_)), "{error}");
 }
 
 /// R-X13, R-X12, L2.
@@ -386,31 +432,10 @@ async fn slots_are_held_by_bodies() {
 
 #[tokio::test]
 async fn tls_with_a_private_authority_and_no_way_down() {
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
-    let issuer = rcgen::Issuer::new(authority, &authority_key);
-    let key = rcgen::KeyPair::generate().unwrap();
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let leaf = rcgen::CertificateParams::new(names).unwrap();
-    let cert = leaf.signed_by(&key, &issuer).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let ca = dir.path().join("ca.pem");
-    std::fs::write(&ca, authority_pem).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![CertificateDer::from_pem_slice(cert.pem().as_bytes()).unwrap()],
-            PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap(),
-        )
-        .unwrap();
+    let (acceptor, ca) = authority(dir.path());
     let plain = Server::start(|_, _| say(200, "x")).await;
     let down = plain.url();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
     let server = Server::run(Some(acceptor), move |_, seen| match seen.path.contains("/blobs/") {
         true => say(307, "").with("location", &down),
         false => manifest(),
@@ -423,6 +448,7 @@ async fn tls_with_a_private_authority_and_no_way_down() {
     with.ca_file = Some(ca.clone());
     let known = client(with.clone());
     get(&known).await.unwrap();
+    assert_eq!(server.seen()[0].version, hyper::Version::HTTP_2);
     let error = blob(&known, 0).await.unwrap_err();
     assert!(matches!(error.kind, ErrorKind::Refused(_)), "{error}");
     assert_eq!(plain.seen().len(), 0);
