@@ -1,9 +1,35 @@
 //! What the operator asked for: raw figures in, meaning out.
 //!
 //! `load` finds the file, layers defaults, file and environment and refuses what makes no sense;
-//! what leaves this floor is a [`Config`] that nobody has to check again. `units` reads sizes and
-//! durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is held to the code.
+//! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
+//! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
+//! `settle`, `listen`, `upstreams` and `names` give it meaning and tell `findings` what has none. `units` reads
+//! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
+//! held to the code.
 
+mod builtin;
+mod environment;
+mod error;
+#[cfg(test)]
+mod example;
+mod file;
+mod findings;
+mod keys;
+mod listen;
+mod load;
+mod names;
+mod paths;
+mod raw;
+mod settle;
+#[cfg(test)]
+mod tests;
+pub mod units;
+mod upstreams;
+
+pub use environment::Environment;
+pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -25,6 +51,10 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
+    /// What works but should not stay so: a secret that others can read. For `check-config` and the log.
+    pub warnings: Vec<String>,
+    /// Which keys were given and where: `cache.max_size` → `proxy.toml:3` or a variable's name.
+    pub origins: BTreeMap<String, String>,
 }
 
 /// The registry that clients talk to.
@@ -93,7 +123,7 @@ pub struct Limits {
 }
 
 /// One registry that Larder may talk to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Upstream {
     /// How images name it: `docker.io`, `registry.example:5000`.
     pub name: HostPort,
@@ -126,6 +156,59 @@ pub struct Upstream {
     /// Between two pieces of an upstream's answer.
     pub read_timeout: Duration,
     pub max_connections: Option<usize>,
+}
+
+/// As derived, but for the user and password that a proxy's address may hold (R-X17). Taken apart without
+/// `..`, so that a new field cannot be forgotten.
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Upstream {
+            name,
+            url,
+            mirrors,
+            aliases,
+            synonyms,
+            credentials,
+            tag_ttl,
+            stale_if_error,
+            offline,
+            max_size,
+            allow,
+            deny,
+            redirect_hosts,
+            trusted_realms,
+            ca_file,
+            client_cert,
+            client_key,
+            proxy,
+            connect_timeout,
+            read_timeout,
+            max_connections,
+        } = self;
+        f.debug_struct("Upstream")
+            .field("name", name)
+            .field("url", &url.as_str())
+            .field("mirrors", &mirrors.iter().map(Url::as_str).collect::<Vec<_>>())
+            .field("aliases", aliases)
+            .field("synonyms", synonyms)
+            .field("credentials", credentials)
+            .field("tag_ttl", tag_ttl)
+            .field("stale_if_error", stale_if_error)
+            .field("offline", offline)
+            .field("max_size", max_size)
+            .field("allow", allow)
+            .field("deny", deny)
+            .field("redirect_hosts", redirect_hosts)
+            .field("trusted_realms", trusted_realms)
+            .field("ca_file", ca_file)
+            .field("client_cert", client_cert)
+            .field("client_key", client_key)
+            .field("proxy", &proxy.as_ref().map(Url::host_str))
+            .field("connect_timeout", connect_timeout)
+            .field("read_timeout", read_timeout)
+            .field("max_connections", max_connections)
+            .finish()
+    }
 }
 
 impl Upstream {

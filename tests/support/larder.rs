@@ -41,7 +41,10 @@ impl Larder {
             .build()
             .expect("a runtime");
         let starting = runtime.spawn(larder::app::start(config));
-        let running = match within("Larder to start", starting).await.expect("a start without a panic") {
+        let running = match within("Larder to start", starting)
+            .await
+            .expect("a start without a panic")
+        {
             Ok(running) => running,
             Err(error) => panic!("Larder does not start: {error}\n{text}"),
         };
@@ -146,4 +149,3 @@ impl Stopped {
         Larder::start_in(self.folder, toml.text()).await
     }
 }
-

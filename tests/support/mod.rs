@@ -14,8 +14,7 @@ pub mod process;
 pub mod toml;
 pub mod upstream;
 
-// Enable when `larder::app` is there:
-// pub mod larder;
+pub mod larder;
 
 use std::future::Future;
 use std::time::Duration;

@@ -1,0 +1,207 @@
+//! The composition root: builds everything once, runs it, stops it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::http::ops::{self, Readiness, ReadinessCheck};
+use crate::http::server::tls::{Certificates, TlsError};
+use crate::http::server::{self, BindError};
+use crate::http::v2;
+use crate::oci::HostPort;
+use crate::pull::{Pull, Timing};
+use crate::store::{Store, StoreError};
+use crate::telemetry::metrics::{self, InstallError};
+use crate::upstream::Clients;
+use crate::upstream::client::BuildError;
+
+/// Gauges are brought up to date, and histograms folded, this often.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Why Larder did not start. Each names what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Upstream(#[from] BuildError),
+    #[error(transparent)]
+    Metrics(#[from] InstallError),
+    #[error("the default upstream {0} is not among the upstreams")]
+    DefaultUpstream(HostPort),
+    #[error("a start-up task ended early")]
+    Task,
+}
+
+/// A proxy that serves. Dropping it cuts it off; [`Running::stop`] lets it finish.
+pub struct Running {
+    /// Where the registry listens; port 0 has become a real one.
+    pub registry: Vec<SocketAddr>,
+    pub admin: Vec<SocketAddr>,
+    /// Whether the registry speaks TLS.
+    pub tls: bool,
+    pull: Arc<Pull>,
+    stop: CancellationToken,
+    cut: CancellationToken,
+    transfers: TaskTracker,
+    servers: Vec<JoinHandle<()>>,
+}
+
+/// Starts with the usual timing. Dials no upstream (L3).
+pub async fn start(config: Config) -> Result<Running, StartError> {
+    start_with(config, Timing::default()).await
+}
+
+/// Starts. Ports are bound first, so that a second proxy fails before it touches anything.
+pub async fn start_with(config: Config, timing: Timing) -> Result<Running, StartError> {
+    let handle = metrics::install()?;
+    let registry = server::bind(&config.server.listen).await?;
+    let admin = server::bind(&config.admin.listen).await?;
+    let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
+    let cache = config.cache.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open(&cache))
+        .await
+        .map_err(|_| StartError::Task)??;
+    let clients = Clients::new(&config)?;
+    let (stop, cut, transfers) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    let pull = Pull::new(&config, store, clients, timing, transfers.clone(), cut.clone())
+        .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
+
+    let (registry_at, admin_at) = (registry.addresses.clone(), admin.addresses.clone());
+    let grace = config.server.shutdown_grace;
+    let ops = ops::router(readiness(&pull, &stop), handle.clone(), Vec::new());
+    let has_tls = tls.is_some();
+    let servers = vec![
+        tokio::spawn(server::serve(
+            registry,
+            v2::router(pull.clone()),
+            config.limits.clone(),
+            tls,
+            stop.clone(),
+            grace,
+        )),
+        // Operators want to see how the stop goes: their address answers until the end.
+        tokio::spawn(server::serve(
+            admin,
+            ops,
+            config.limits.clone(),
+            None,
+            cut.clone(),
+            Duration::ZERO,
+        )),
+        tokio::spawn(keep_up(pull.clone(), handle, cut.clone())),
+    ];
+    Ok(Running {
+        registry: registry_at,
+        admin: admin_at,
+        tls: has_tls,
+        pull,
+        stop,
+        cut,
+        transfers,
+        servers,
+    })
+}
+
+impl Running {
+    /// The service, for those who look at it from inside.
+    pub fn pull(&self) -> &Arc<Pull> {
+        &self.pull
+    }
+
+    /// Accepts nothing more, lets running responses finish within the grace, pauses transfers and writes down what is
+    /// known.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let mut servers = std::mem::take(&mut self.servers).into_iter();
+        if let Some(registry) = servers.next() {
+            let _ = registry.await;
+        }
+        self.cut.cancel();
+        for server in servers {
+            let _ = server.await;
+        }
+        self.transfers.close();
+        self.transfers.wait().await;
+        let store = self.pull.store().clone();
+        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        self.cut.cancel();
+        for server in &self.servers {
+            server.abort();
+        }
+    }
+}
+
+/// Ready: the folder can be written, and nobody asked to stop. Upstreams do not count: what is held is served
+/// without them (L3). Those that asked to be left alone are named all the same.
+fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
+    let (pull, stop) = (pull.clone(), stop.clone());
+    Arc::new(move || {
+        let disk = pull.store().probe();
+        let stopping = stop.is_cancelled();
+        let usage = pull.store().usage();
+        let mut checks = vec![
+            (
+                "cache".to_owned(),
+                disk.is_ok(),
+                match &disk {
+                    Ok(()) => format!(
+                        "{} blobs, {} of {} bytes",
+                        usage.blobs, usage.used_bytes, usage.max_bytes
+                    ),
+                    Err(error) => error.to_string(),
+                },
+            ),
+            (
+                "serving".to_owned(),
+                !stopping,
+                if stopping {
+                    "stopping".to_owned()
+                } else {
+                    format!("{} transfers", pull.transfers())
+                },
+            ),
+        ];
+        for (upstream, left) in pull.paused() {
+            checks.push((
+                format!("upstream {upstream}"),
+                true,
+                format!("rate-limited: not asked for another {} s", left.as_secs()),
+            ));
+        }
+        Readiness {
+            ready: disk.is_ok() && !stopping,
+            checks,
+        }
+    })
+}
+
+async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationToken) {
+    loop {
+        let usage = pull.store().usage();
+        ::metrics::gauge!("larder_cache_used_bytes").set(usage.used_bytes as f64);
+        ::metrics::gauge!("larder_cache_max_bytes").set(usage.max_bytes as f64);
+        ::metrics::gauge!("larder_cache_blobs").set(usage.blobs as f64);
+        ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
+        handle.upkeep();
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! The configuration's meaning as data, without secrets. Units stand in the names.
+
+use serde_json::{Value, json};
+
+use super::{origin, without_user};
+use crate::config::{Config, ConfigError, LogFormat, Password, StaticCredentials, Upstream, show_key};
+
+pub fn meaning(config: &Config) -> String {
+    let upstreams: Vec<Value> = config.upstreams.iter().map(|one| upstream(config, one)).collect();
+    pretty(&json!({
+        "ok": true,
+        "sources": config.sources,
+        "server": {
+            "listen": config.server.listen,
+            "tls": config.server.tls.as_ref().map(|tls| json!({
+                "cert": tls.cert,
+                "key": tls.key,
+                "client_ca": tls.client_ca,
+            })),
+            "shutdown_grace_seconds": config.server.shutdown_grace.as_secs_f64(),
+        },
+        "admin": { "listen": config.admin.listen },
+        "cache": {
+            "path": config.cache.path,
+            "max_size_bytes": config.cache.max_size,
+            "min_free_bytes": config.cache.min_free,
+            "tag_ttl_seconds": config.cache.tag_ttl.as_secs_f64(),
+            "stale_if_error_seconds": config.cache.stale_if_error.as_secs_f64(),
+            "default_upstream": config.cache.default_upstream.as_str(),
+            "offline": config.cache.offline,
+        },
+        "log": {
+            "level": config.log.level,
+            "format": match config.log.format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            },
+        },
+        "limits": {
+            "max_connections": config.limits.max_connections,
+            "max_connections_per_client": config.limits.max_connections_per_client,
+            "header_bytes": config.limits.header_bytes,
+            "headers": config.limits.headers,
+            "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
+            "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
+        },
+        "upstreams": upstreams,
+        "origins": config.origins,
+        "warnings": config.warnings,
+    }))
+}
+
+fn upstream(config: &Config, upstream: &Upstream) -> Value {
+    let names = |list: &[crate::oci::HostPort]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    json!({
+        "name": upstream.name.as_str(),
+        "url": upstream.url.as_str(),
+        "mirrors": upstream.mirrors.iter().map(url::Url::as_str).collect::<Vec<_>>(),
+        "aliases": upstream.aliases,
+        "synonyms": names(&upstream.synonyms),
+        "credentials": upstream.credentials.as_ref().map(|given| credentials(config, upstream, given)),
+        "tag_ttl_seconds": upstream.tag_ttl.as_secs_f64(),
+        "stale_if_error_seconds": upstream.stale_if_error.as_secs_f64(),
+        "offline": upstream.offline,
+        "max_size_bytes": upstream.max_size,
+        "allow": upstream.allow,
+        "deny": upstream.deny,
+        "redirect_hosts": upstream.redirect_hosts.as_deref().map(names),
+        "trusted_realms": names(&upstream.trusted_realms),
+        "ca_file": upstream.ca_file,
+        "client_cert": upstream.client_cert,
+        "client_key": upstream.client_key,
+        "proxy": upstream.proxy.as_ref().map(without_user),
+        "connect_timeout_seconds": upstream.connect_timeout.as_secs_f64(),
+        "read_timeout_seconds": upstream.read_timeout.as_secs_f64(),
+        "max_connections": upstream.max_connections,
+    })
+}
+
+fn credentials(config: &Config, upstream: &Upstream, given: &StaticCredentials) -> Value {
+    let (key, file) = match &given.password {
+        Password::Value(_) => ("password", None),
+        Password::File(path) => ("password_file", Some(path)),
+    };
+    json!({
+        "username": given.username,
+        "password_file": file,
+        "password_from": origin(config, &["upstream", upstream.name.as_str(), key]),
+    })
+}
+
+pub fn refusal(error: &ConfigError) -> String {
+    let problems: Vec<Value> = error
+        .problems()
+        .iter()
+        .map(|problem| {
+            let key = (!problem.key.is_empty()).then(|| show_key(&problem.key));
+            json!({ "place": problem.place.to_string(), "key": key, "message": problem.message })
+        })
+        .collect();
+    pretty(&json!({ "ok": false, "problems": problems }))
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}\n")
+}

@@ -1,0 +1,313 @@
+//! The configuration's meaning in words.
+
+use std::fmt::Display;
+use std::time::Duration;
+
+use super::{origin, without_user};
+use crate::config::units::{show_duration, show_size};
+use crate::config::{Cache, Config, LogFormat, Password, StaticCredentials, Upstream};
+
+pub fn meaning(config: &Config) -> String {
+    let mut out = String::new();
+    section(&mut out, "Configuration", &sources(config));
+    section(&mut out, "Listeners", &listeners(config));
+    section(&mut out, "Cache", &cache(&config.cache));
+    section(&mut out, "Policy", &policy(&config.cache));
+    section(&mut out, "Limits and log", &limits(config));
+    section(&mut out, "Upstreams", &upstreams(config));
+    if !config.warnings.is_empty() {
+        section(&mut out, "Warnings", &config.warnings);
+    }
+    out
+}
+
+fn section(out: &mut String, title: &str, lines: &[String]) {
+    if !out.is_empty() {
+        out.push('\n');
+    }
+    out.push_str(title);
+    out.push('\n');
+    for line in lines {
+        out.push_str("  ");
+        out.push_str(line);
+        out.push('\n');
+    }
+}
+
+fn row(name: &str, value: impl Display) -> String {
+    format!("{name:<12}{value}")
+}
+
+fn list<T: Display>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn sources(config: &Config) -> Vec<String> {
+    if config.sources.is_empty() {
+        return vec!["no file and no variables: everything is as built in".to_owned()];
+    }
+    let row_of = |source: &String| match source.to_ascii_uppercase().starts_with("LARDER_") {
+        true => row("variable", source),
+        false => row("file", source),
+    };
+    config.sources.iter().map(row_of).collect()
+}
+
+fn listeners(config: &Config) -> Vec<String> {
+    let tls = match &config.server.tls {
+        None => "without TLS".to_owned(),
+        Some(tls) => match &tls.client_ca {
+            None => format!("with TLS ({})", tls.cert.display()),
+            Some(ca) => format!(
+                "with TLS ({}), only for clients that {} vouches for",
+                tls.cert.display(),
+                ca.display()
+            ),
+        },
+    };
+    vec![
+        row("registry", format!("{}, {tls}", list(&config.server.listen))),
+        row("operators", list(&config.admin.listen)),
+        row(
+            "on a stop",
+            format!("running answers may take {}", in_words(config.server.shutdown_grace)),
+        ),
+    ]
+}
+
+fn cache(cache: &Cache) -> Vec<String> {
+    vec![
+        row("folder", cache.path.display()),
+        row("at most", show_size(cache.max_size)),
+        row(
+            "stays free",
+            format!("{} of the file system", show_size(cache.min_free)),
+        ),
+    ]
+}
+
+fn policy(cache: &Cache) -> Vec<String> {
+    let trusted = match cache.tag_ttl {
+        Duration::ZERO => "A tag is asked for by HEAD every time.".to_owned(),
+        ttl => format!("A tag is trusted for {}, then asked for by HEAD.", in_words(ttl)),
+    };
+    let stale = match cache.stale_if_error {
+        Duration::ZERO => "When its registry fails, a tag that is no longer trusted is not served.".to_owned(),
+        age => format!(
+            "When its registry fails, a tag is served until it is {} old.",
+            in_words(age)
+        ),
+    };
+    let dialled = match cache.offline {
+        true => "Offline: no upstream is dialled, unless its own settings say so.",
+        false => "What is not held is fetched from its upstream; no other host is dialled.",
+    };
+    vec![
+        trusted,
+        stale,
+        format!("A name that begins with no host means {}.", cache.default_upstream),
+        dialled.to_owned(),
+    ]
+}
+
+fn limits(config: &Config) -> Vec<String> {
+    let limits = &config.limits;
+    let format = match config.log.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "JSON",
+    };
+    vec![
+        row(
+            "connections",
+            format!(
+                "{} in all, {} a client address, closed after {} without a request",
+                limits.max_connections,
+                limits.max_connections_per_client,
+                in_words(limits.idle_timeout)
+            ),
+        ),
+        row(
+            "headers",
+            format!(
+                "{} in {} a request, within {}",
+                limits.headers,
+                show_size(limits.header_bytes as u64),
+                in_words(limits.header_timeout)
+            ),
+        ),
+        row("log", format!("{} as {format}", config.log.level)),
+    ]
+}
+
+/// The table, with what is special about an upstream in lines below it.
+fn upstreams(config: &Config) -> Vec<String> {
+    let head = ["NAME", "URL", "ALIASES", "CREDENTIALS"].map(str::to_owned);
+    let rows: Vec<[String; 4]> = config
+        .upstreams
+        .iter()
+        .map(|one| {
+            let url = one.url.as_str().trim_end_matches('/').to_owned();
+            let credentials = match &one.credentials {
+                Some(given) => credentials(config, one, given),
+                None => "none".to_owned(),
+            };
+            let aliases = if one.aliases.is_empty() {
+                "-".to_owned()
+            } else {
+                list(&one.aliases)
+            };
+            [one.name.to_string(), url, aliases, credentials]
+        })
+        .collect();
+    let all = || std::iter::once(&head).chain(&rows);
+    let width = |column: usize| all().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2)];
+    let line = |row: &[String; 4]| {
+        let [a, b, c] = widths;
+        format!("{:<a$}  {:<b$}  {:<c$}  {}", row[0], row[1], row[2], row[3])
+    };
+    let mut out = vec![line(&head)];
+    for (upstream, row) in config.upstreams.iter().zip(&rows) {
+        out.push(line(row));
+        out.extend(special(config, upstream).into_iter().map(|text| format!("    {text}")));
+    }
+    out
+}
+
+/// Who Larder logs in as, and where the password is from; never the password.
+fn credentials(config: &Config, upstream: &Upstream, given: &StaticCredentials) -> String {
+    let name = upstream.name.as_str();
+    let user = &given.username;
+    match &given.password {
+        Password::File(path) => format!("{user}, password in {}", path.display()),
+        Password::Value(_) => {
+            let place = origin(config, &["upstream", name, "password"]).unwrap_or("the configuration");
+            format!("{user}, password from {place}")
+        }
+    }
+}
+
+fn special(config: &Config, one: &Upstream) -> Vec<String> {
+    let mut out = Vec::new();
+    let given = |key: &str| origin(config, &["upstream", one.name.as_str(), key]).is_some();
+    let mut say = |name: &str, text: String| out.push(format!("{name}: {text}"));
+    if !one.synonyms.is_empty() {
+        say("also known as", list(&one.synonyms));
+    }
+    if !one.mirrors.is_empty() {
+        say("tried first", list(&one.mirrors));
+    }
+    if given("tag_ttl") {
+        say("a tag is trusted for", in_words(one.tag_ttl));
+    }
+    if given("stale_if_error") {
+        say(
+            "a tag is served on failure until it is this old",
+            in_words(one.stale_if_error),
+        );
+    }
+    if given("offline") {
+        say("dialled", if one.offline { "never" } else { "yes" }.to_owned());
+    }
+    if let Some(size) = one.max_size {
+        say("of the cache at most", show_size(size));
+    }
+    if !one.allow.is_empty() {
+        say("only repositories", list(&one.allow));
+    }
+    if !one.deny.is_empty() {
+        say("not repositories", list(&one.deny));
+    }
+    if let Some(hosts) = &one.redirect_hosts {
+        say(
+            "redirects only to itself and",
+            if hosts.is_empty() {
+                "nobody".to_owned()
+            } else {
+                list(hosts)
+            },
+        );
+    }
+    if !one.trusted_realms.is_empty() {
+        say("credentials also go to", list(&one.trusted_realms));
+    }
+    for (name, path) in [("authorities", &one.ca_file), ("client certificate", &one.client_cert)] {
+        if let Some(path) = path {
+            say(name, path.display().to_string());
+        }
+    }
+    if let Some(proxy) = &one.proxy {
+        say("through", without_user(proxy));
+    }
+    if given("connect_timeout") {
+        say("connecting may take", in_words(one.connect_timeout));
+    }
+    if given("read_timeout") {
+        say("may be silent for", in_words(one.read_timeout));
+    }
+    if let Some(count) = one.max_connections {
+        say("requests at once", count.to_string());
+    }
+    out
+}
+
+/// `1h30m` → `1 hour 30 minutes`
+fn in_words(duration: Duration) -> String {
+    let short = show_duration(duration);
+    let mut words = Vec::new();
+    let mut rest = short.as_str();
+    while let Some(end) = rest.find(|c: char| !c.is_ascii_digit()) {
+        let (number, after) = rest.split_at(end);
+        let next = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, tail) = after.split_at(next);
+        let word = match unit {
+            "d" => "day",
+            "h" => "hour",
+            "m" => "minute",
+            "s" => "second",
+            _ => "millisecond",
+        };
+        let plural = if number == "1" { "" } else { "s" };
+        words.push(format!("{number} {word}{plural}"));
+        rest = tail;
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_in_words() {
+        assert_eq!(in_words(Duration::from_secs(300)), "5 minutes");
+        assert_eq!(
+            in_words(Duration::from_millis(5_400_500)),
+            "1 hour 30 minutes 500 milliseconds"
+        );
+        assert_eq!(in_words(Duration::ZERO), "0 seconds");
+    }
+
+    #[test]
+    fn what_was_configured_is_said_and_the_password_is_not() {
+        let config = Config::from_toml(
+            "[cache]\ntag_ttl = \"0s\"\n\
+             [upstream.\"docker.io\"]\nusername = \"me\"\npassword = \"hunter2\"\nallow = [\"library/*\"]\n\
+             proxy = \"http://you:hunter2@proxy.example:3128\"\n",
+        )
+        .unwrap();
+        let text = meaning(&config);
+        for want in [
+            "A tag is asked for by HEAD every time.",
+            "me, password from proxy.toml:5",
+            "only repositories: library/*",
+            "through: http://proxy.example:3128/ (user and password not shown)",
+            "also known as: index.docker.io",
+        ] {
+            assert!(text.contains(want), "{want}\n{text}");
+        }
+        for shown in [text, super::super::json::meaning(&config)] {
+            assert!(!shown.contains("hunter2"), "{shown}");
+        }
+    }
+}

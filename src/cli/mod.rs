@@ -1,0 +1,118 @@
+//! From the command line to the floors below: one module a command.
+//!
+//! Here are what all commands share: `--config`, the exit status and writing to standard output.
+
+mod check_config;
+mod serve;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::{Config, ConfigError, Environment};
+
+/// How a command ended, as its exit status says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Done,
+    Failed,
+    /// Bad usage or configuration; nothing was begun. The number is that of `EX_USAGE` in sysexits.h.
+    Usage,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 64,
+        })
+    }
+}
+
+/// A pull-through caching proxy registry for container images and every other OCI artifact
+#[derive(Parser)]
+#[command(name = "larder", version)]
+struct Cli {
+    /// The configuration file [default: $LARDER_CONFIG, ./proxy.toml or /etc/larder/proxy.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy; prints the addresses it listens on
+    Serve,
+    /// Say what the configuration means, or what is wrong with it
+    CheckConfig(check_config::Args),
+}
+
+/// Runs the command that `args` ask for; the first of them is the program's name.
+pub fn run<I, T>(args: I) -> Exit
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let wrong = error.use_stderr();
+            // Where even this cannot be written there is nobody to tell.
+            let _ = error.print();
+            return if wrong { Exit::Usage } else { Exit::Done };
+        }
+    };
+    let config = Config::load(cli.config.as_deref(), &Environment::of_process());
+    match cli.command {
+        Command::Serve => serve::run(config),
+        Command::CheckConfig(args) => check_config::run(&args, config),
+    }
+}
+
+/// Tells why a configuration is refused.
+fn refuse(error: &ConfigError) -> Exit {
+    complain(&format!("the configuration is refused\n{error}"));
+    Exit::Usage
+}
+
+/// A message on standard error.
+fn complain(message: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "larder: {message}");
+}
+
+/// The outcome on standard output. A reader that has gone away (`| head`) is no failure.
+fn print(text: &str) -> Exit {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Exit::Done,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Done,
+        Err(error) => {
+            complain(&format!("cannot write to standard output: {error}"));
+            Exit::Failed
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn bad_usage_is_64_and_help_is_no_failure() {
+        assert_eq!(run(["larder", "no-such-command"]), Exit::Usage);
+        assert_eq!(run(["larder"]), Exit::Usage);
+        assert_eq!(run(["larder", "--version"]), Exit::Done);
+        assert_eq!(run(["larder", "check-config", "--help"]), Exit::Done);
+    }
+}

@@ -1,0 +1,91 @@
+//! `larder serve`: runs the proxy until it is asked to stop.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Exit, complain, print, refuse};
+use crate::app::{self, Running};
+use crate::config::{Config, ConfigError, LogFormat};
+use crate::telemetry::log;
+
+pub fn run(config: Result<Config, ConfigError>) -> Exit {
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    if let Err(error) = log::init(&config.log.level, config.log.format == LogFormat::Json) {
+        complain(&error.to_string());
+        return Exit::Usage;
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start: {error}"));
+            return Exit::Failed;
+        }
+    };
+    runtime.block_on(async {
+        let described = describe(&config);
+        match app::start(config).await {
+            Ok(running) => {
+                print(&(listening(&running) + &described));
+                let why = stop_signal().await;
+                tracing::info!(why, "stopping: running responses may finish");
+                running.stop().await;
+                tracing::info!("stopped");
+                Exit::Done
+            }
+            Err(error) => {
+                complain(&format!("cannot start: {error}"));
+                Exit::Failed
+            }
+        }
+    })
+}
+
+/// One line an address: what people look for, and scripts read.
+pub(super) fn listening(running: &Running) -> String {
+    let scheme = if running.tls { "https" } else { "http" };
+    let mut text = String::new();
+    for address in &running.registry {
+        text += &format!("larder: registry listening on {scheme}://{address}\n");
+    }
+    for address in &running.admin {
+        text += &format!("larder: admin listening on http://{address}\n");
+    }
+    text
+}
+
+fn describe(config: &Config) -> String {
+    let mut text = format!(
+        "larder: cache in {}, at most {}\n",
+        config.cache.path.display(),
+        crate::config::units::show_size(config.cache.max_size)
+    );
+    text += &match config.cache.offline {
+        true => "larder: offline: no upstream is dialled\n".to_owned(),
+        false => format!(
+            "larder: names without a registry come from {}; {} upstreams are known\n",
+            config.cache.default_upstream,
+            config.upstreams.len()
+        ),
+    };
+    text
+}
+
+async fn stop_signal() -> &'static str {
+    let terminate = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => {
+                signal.recv().await;
+            }
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => "interrupt",
+        () = terminate => "terminate",
+    }
+}

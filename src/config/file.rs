@@ -1,0 +1,221 @@
+//! `proxy.toml` as a layer: its values, held against [`super::keys`], and the line on which each stands.
+
+use std::collections::BTreeMap;
+
+use toml::de::{DeTable, DeValue};
+use toml::{Table, Value};
+
+use super::builtin;
+use super::error::{ConfigError, KeyPath, Place, Problem, show_key};
+use super::keys::{self, Key, Kind};
+use crate::oci::HostPort;
+use crate::oci::name::looks_like_host;
+
+/// Where each given key was given.
+pub type Origins = BTreeMap<KeyPath, Place>;
+
+/// One source of values. What was wrong is not in it, so that the rest can still be judged.
+#[derive(Default)]
+pub struct Layer {
+    pub values: Table,
+    pub origins: Origins,
+}
+
+/// Reads `text`. A file that is not TOML is an error by itself; unknown keys and wrong types go to `problems`.
+pub fn read(text: &str, shown: &str, problems: &mut Vec<Problem>) -> Result<Layer, ConfigError> {
+    let place = |offset: Option<usize>| Place::File {
+        path: shown.to_owned(),
+        line: offset.map(|offset| line_of(text, offset)),
+    };
+    // Only the message: toml's own display quotes the line, and a password may stand on it (R-X17).
+    let syntax = |error: &toml::de::Error| Problem {
+        place: place(error.span().map(|span| span.start)),
+        key: Vec::new(),
+        message: format!("this is not TOML: {}", error.message().replace('\n', ", ")),
+    };
+    let (document, errors) = DeTable::parse_recoverable(text);
+    if !errors.is_empty() {
+        return Err(ConfigError::new(errors.iter().map(syntax).collect()));
+    }
+    let values: Table = toml::from_str(text).map_err(|error| ConfigError::new(vec![syntax(&error)]))?;
+    let mut origins = Origins::new();
+    note_lines(document.get_ref(), &mut Vec::new(), &mut origins, &|offset| {
+        place(Some(offset))
+    });
+    let mut check = Check {
+        origins: &origins,
+        problems,
+    };
+    let values = check.table(values, keys::ROOT, &[]);
+    Ok(Layer { values, origins })
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+}
+
+fn note_lines(table: &DeTable<'_>, path: &mut KeyPath, origins: &mut Origins, place: &dyn Fn(usize) -> Place) {
+    for (key, value) in table {
+        path.push(canonical(path, key.get_ref()));
+        // The first of two spellings of one upstream keeps its place; the second is refused anyway.
+        origins.entry(path.clone()).or_insert_with(|| place(key.span().start));
+        if let DeValue::Table(inner) = value.get_ref() {
+            note_lines(inner, path, origins, place);
+        }
+        path.pop();
+    }
+}
+
+/// Names of upstreams are hosts, and hosts have no case.
+fn canonical(parent: &[String], key: &str) -> String {
+    match parent {
+        [section] if section == "upstream" => key.to_ascii_lowercase(),
+        _ => key.to_owned(),
+    }
+}
+
+/// Sorts values into those that fit their key and problems.
+struct Check<'a> {
+    origins: &'a Origins,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn refuse(&mut self, path: &[String], message: String) {
+        self.problems.push(Problem {
+            place: self.origins.get(path).cloned().unwrap_or(Place::Default),
+            key: path.to_vec(),
+            message,
+        });
+    }
+
+    fn table(&mut self, table: Table, keys: &'static [Key], at: &[String]) -> Table {
+        let mut kept = Table::new();
+        for (name, value) in table {
+            let path = [at, std::slice::from_ref(&name)].concat();
+            let Some(key) = keys::find(keys, &name) else {
+                self.refuse(&path, unknown(&path));
+                continue;
+            };
+            if let Some(value) = self.value(value, key.kind, &path) {
+                kept.insert(name, value);
+            }
+        }
+        kept
+    }
+
+    fn value(&mut self, value: Value, kind: Kind, path: &[String]) -> Option<Value> {
+        let texts = |value: &Value| value.as_array().is_some_and(|list| list.iter().all(Value::is_str));
+        let fits = match (kind, &value) {
+            (Kind::Text | Kind::Secret | Kind::Size | Kind::Duration | Kind::TextOrList, Value::String(_))
+            | (Kind::Flag, Value::Boolean(_)) => true,
+            (Kind::Count | Kind::Size, Value::Integer(number)) => *number >= 0,
+            (Kind::List | Kind::TextOrList, list) => texts(list),
+            (Kind::Table(keys), Value::Table(table)) => {
+                return Some(Value::Table(self.table(table.clone(), keys, path)));
+            }
+            (Kind::Named(keys), Value::Table(table)) => {
+                return Some(Value::Table(self.upstreams(table.clone(), keys, path)));
+            }
+            _ => false,
+        };
+        if !fits {
+            let found = found(&value, kind);
+            self.refuse(path, format!("found {found}, expected {}", kind.expected()));
+        }
+        fits.then_some(value)
+    }
+
+    fn upstreams(&mut self, named: Table, keys: &'static [Key], at: &[String]) -> Table {
+        let mut kept = Table::new();
+        for (written, value) in named {
+            let name = written.to_ascii_lowercase();
+            let path = [at, std::slice::from_ref(&name)].concat();
+            if let Some(message) = bad_name(&written, &value) {
+                self.refuse(&path, message);
+            } else if kept.contains_key(&name) {
+                self.refuse(
+                    &path,
+                    format!("{written:?} is given twice: upper and lower case are the same host"),
+                );
+            } else if let Value::Table(table) = value {
+                kept.insert(name, Value::Table(self.table(table, keys, &path)));
+            } else {
+                self.refuse(
+                    &path,
+                    format!("found {}, expected a table", found(&value, Kind::Table(keys))),
+                );
+            }
+        }
+        kept
+    }
+}
+
+fn unknown(path: &[String]) -> String {
+    match keys::nearest(path) {
+        Some(nearest) => format!("there is no such key; did you mean {nearest}?"),
+        None => {
+            let section = path.split_last().map_or(&[][..], |(_, section)| section);
+            let known = keys::names_in(section).join(", ");
+            format!("there is no such key; expected one of {known}")
+        }
+    }
+}
+
+/// Why `name` cannot name an upstream.
+fn bad_name(name: &str, value: &Value) -> Option<String> {
+    let lower = name.to_ascii_lowercase();
+    if let Some(owner) = builtin::owner_of_synonym(&lower) {
+        let (owner, key) = (owner.name, show_key(&["upstream", owner.name]));
+        return Some(format!("this is another name of {owner}; expected [{key}]"));
+    }
+    // [upstream.ghcr.io] without quotes is a table `io` inside a table `ghcr`.
+    let mut dotted = lower.clone();
+    let mut inner = value;
+    while let Some((part, next @ Value::Table(_))) = inner.as_table().and_then(|table| table.iter().next()) {
+        dotted = format!("{dotted}.{part}");
+        inner = next;
+    }
+    if dotted != lower && !looks_like_host(&lower) && dotted.parse::<HostPort>().is_ok() {
+        let key = show_key(&["upstream", &dotted]);
+        return Some(format!("a name with dots needs quotes; expected [{key}]"));
+    }
+    if let Some(owner) = builtin::BUILTIN.iter().find(|b| b.aliases.contains(&lower.as_str())) {
+        let (owner, key) = (owner.name, show_key(&["upstream", owner.name]));
+        return Some(format!("this is an alias of {owner}; expected [{key}]"));
+    }
+    // Without dot, port or `localhost` no client takes the first component of an image's name for a host.
+    let usable = name.parse::<HostPort>().is_ok() && looks_like_host(&lower);
+    (!usable).then(|| {
+        format!(
+            "found {name:?}, expected the host that stands before the first slash of an image's name, \
+             such as \"ghcr.io\" or \"registry.example:5000\""
+        )
+    })
+}
+
+/// What stands there, without its value where that could be secret.
+fn found(value: &Value, kind: Kind) -> String {
+    match (value, kind) {
+        (Value::Array(list), _) if list.iter().all(Value::is_str) => "a list of texts".to_owned(),
+        (Value::Array(_), _) => "a list with something else than texts in it".to_owned(),
+        (Value::Table(_), _) => "a table".to_owned(),
+        (value, Kind::Secret) => format!("something of type {}", value.type_str()),
+        (Value::String(text), _) => quoted(text),
+        (other, _) => other.to_string(),
+    }
+}
+
+/// A text from outside as it may stand in a message: escaped, of bounded length.
+///
+/// An `@` may have a password before it, wherever an address was meant to stand (R-X17).
+pub fn quoted(text: &str) -> String {
+    if text.contains('@') {
+        return "a text with @ in it (not repeated, since it may hold a password)".to_owned();
+    }
+    let mut shown: String = text.chars().take(100).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    format!("{shown:?}")
+}

@@ -1,0 +1,232 @@
+//! Every key of the configuration, as data: what it may hold and whether its value is secret.
+//!
+//! `file` and `environment` hold what they read against this list, so that all unknown keys and wrong types
+//! are found at once, each with its place; serde alone stops at the first and knows no line. `raw` has the
+//! same keys as structs; `example` proves that the two agree.
+
+use super::error::show_key;
+
+/// What kind of value a key takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    Text,
+    /// A text that no message may show (R-X17).
+    Secret,
+    Flag,
+    /// A whole number, not negative.
+    Count,
+    /// Text or a whole number of bytes.
+    Size,
+    Duration,
+    List,
+    TextOrList,
+    Table(&'static [Key]),
+    /// Tables under names that the operator chooses.
+    Named(&'static [Key]),
+}
+
+impl Kind {
+    /// Ends the sentence "expected …".
+    pub fn expected(self) -> &'static str {
+        match self {
+            Kind::Text | Kind::Secret => "a text in quotes",
+            Kind::Flag => "true or false",
+            Kind::Count => "a whole number, not negative",
+            Kind::Size => super::units::SIZE,
+            Kind::Duration => super::units::DURATION,
+            Kind::List => "a list of texts, such as [\"a\", \"b\"]",
+            Kind::TextOrList => "a text or a list of texts",
+            Kind::Table(_) => "a table",
+            Kind::Named(_) => "a table for each name, such as [upstream.\"registry.example\"]",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub kind: Kind,
+}
+
+const fn key(name: &'static str, kind: Kind) -> Key {
+    Key { name, kind }
+}
+
+/// The top level of `proxy.toml`.
+pub const ROOT: &[Key] = &[
+    key("server", Kind::Table(SERVER)),
+    key("admin", Kind::Table(ADMIN)),
+    key("cache", Kind::Table(CACHE)),
+    key("log", Kind::Table(LOG)),
+    key("limits", Kind::Table(LIMITS)),
+    key("upstream", Kind::Named(UPSTREAM)),
+];
+
+const SERVER: &[Key] = &[
+    key("listen", Kind::TextOrList),
+    key("tls", Kind::Table(TLS)),
+    key("shutdown_grace", Kind::Duration),
+];
+
+const TLS: &[Key] = &[
+    key("cert", Kind::Text),
+    key("key", Kind::Text),
+    key("client_ca", Kind::Text),
+];
+
+const ADMIN: &[Key] = &[key("listen", Kind::TextOrList)];
+
+const CACHE: &[Key] = &[
+    key("path", Kind::Text),
+    key("max_size", Kind::Size),
+    key("min_free", Kind::Size),
+    key("tag_ttl", Kind::Duration),
+    key("stale_if_error", Kind::Duration),
+    key("default_upstream", Kind::Text),
+    key("offline", Kind::Flag),
+];
+
+const LOG: &[Key] = &[key("level", Kind::Text), key("format", Kind::Text)];
+
+const LIMITS: &[Key] = &[
+    key("max_connections", Kind::Count),
+    key("max_connections_per_client", Kind::Count),
+    key("header_bytes", Kind::Size),
+    key("headers", Kind::Count),
+    key("header_timeout", Kind::Duration),
+    key("idle_timeout", Kind::Duration),
+];
+
+/// The keys of one `[upstream."…"]`.
+pub const UPSTREAM: &[Key] = &[
+    key("url", Kind::Text),
+    key("aliases", Kind::List),
+    key("mirrors", Kind::List),
+    key("username", Kind::Text),
+    key("password", Kind::Secret),
+    key("password_file", Kind::Text),
+    key("tag_ttl", Kind::Duration),
+    key("stale_if_error", Kind::Duration),
+    key("offline", Kind::Flag),
+    key("max_size", Kind::Size),
+    key("allow", Kind::List),
+    key("deny", Kind::List),
+    key("redirect_hosts", Kind::List),
+    key("trusted_realms", Kind::List),
+    key("ca_file", Kind::Text),
+    key("client_cert", Kind::Text),
+    key("client_key", Kind::Text),
+    key("proxy", Kind::Text),
+    key("connect_timeout", Kind::Duration),
+    key("read_timeout", Kind::Duration),
+    key("max_connections", Kind::Count),
+];
+
+pub fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {
+    keys.iter().find(|key| key.name == name)
+}
+
+/// Every key that holds a value, as a path; `upstream` stands for one of its tables under that name.
+pub fn leaves(upstream: &str) -> Vec<(Vec<String>, Kind)> {
+    fn walk(keys: &'static [Key], at: &[String], upstream: &str, out: &mut Vec<(Vec<String>, Kind)>) {
+        for key in keys {
+            let mut path = at.to_vec();
+            path.push(key.name.to_owned());
+            match key.kind {
+                Kind::Table(inner) => walk(inner, &path, upstream, out),
+                Kind::Named(inner) => {
+                    path.push(upstream.to_owned());
+                    walk(inner, &path, upstream, out);
+                }
+                kind => out.push((path, kind)),
+            }
+        }
+    }
+    let mut out = Vec::new();
+    walk(ROOT, &[], upstream, &mut out);
+    out
+}
+
+/// The key that was most likely meant by the unknown `path`, as the operator would write it.
+pub fn nearest(path: &[String]) -> Option<String> {
+    let (wrong, section) = path.split_last()?;
+    let upstream = match path {
+        [first, name, _, ..] if first == "upstream" => name.as_str(),
+        _ => "registry.example",
+    };
+    let mut candidates: Vec<Vec<String>> = leaves(upstream).into_iter().map(|(path, _)| path).collect();
+    candidates.extend(ROOT.iter().map(|key| vec![key.name.to_owned()]));
+    let best = candidates.into_iter().filter_map(|candidate| {
+        let (name, home) = candidate.split_last()?;
+        let distance = distance(wrong, name);
+        // A key of another section is meant only if it is spelled exactly: `max_size` under [server].
+        let fits = if home == section {
+            distance <= tolerance(wrong)
+        } else {
+            distance == 0
+        };
+        let rank = (distance, home != section, name.len());
+        fits.then(|| (rank, candidate.clone()))
+    });
+    best.min_by_key(|(rank, _)| *rank).map(|(_, path)| show_key(&path))
+}
+
+/// The keys that the table at `path` takes; empty for a path that is none.
+pub fn names_in(path: &[String]) -> Vec<&'static str> {
+    let mut keys = ROOT;
+    let mut parts = path.iter();
+    while let Some(part) = parts.next() {
+        keys = match find(keys, part).map(|key| key.kind) {
+            Some(Kind::Table(inner)) => inner,
+            // The next part is the name that the operator chose.
+            Some(Kind::Named(inner)) if parts.next().is_some() => inner,
+            _ => return Vec::new(),
+        };
+    }
+    keys.iter().map(|key| key.name).collect()
+}
+
+/// Edits between two names; spelling with `-` or in capitals is no edit, and leaving off the end (`user`, `alias`) is one.
+pub fn distance(a: &str, b: &str) -> usize {
+    let plain = |text: &str| text.to_ascii_lowercase().replace('-', "_");
+    let (a, b) = (plain(a), plain(b));
+    let edits = strsim::damerau_levenshtein(&a, &b);
+    let cut = a.len().min(b.len()) >= 3 && (a.starts_with(&b) || b.starts_with(&a));
+    if cut { edits.min(1) } else { edits }
+}
+
+/// How many edits may still be a typo.
+pub fn tolerance(text: &str) -> usize {
+    (text.chars().count() / 3).clamp(1, 4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn near(path: &[&str]) -> Option<String> {
+        nearest(&path.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_nearest_key() {
+        assert_eq!(near(&["cache", "maxsize"]).as_deref(), Some("cache.max_size"));
+        assert_eq!(near(&["cache", "max-size"]).as_deref(), Some("cache.max_size"));
+        assert_eq!(near(&["cahce"]).as_deref(), Some("cache"));
+        assert_eq!(near(&["server", "max_size"]).as_deref(), Some("cache.max_size"));
+        assert_eq!(near(&["tag_ttl"]).as_deref(), Some("cache.tag_ttl"));
+        assert_eq!(
+            near(&["upstream", "ghcr.io", "pasword"]).as_deref(),
+            Some("upstream.\"ghcr.io\".password")
+        );
+        assert_eq!(
+            near(&["upstream", "ghcr.io", "user"]).as_deref(),
+            Some("upstream.\"ghcr.io\".username")
+        );
+        assert_eq!(near(&["cache", "flavour"]), None);
+        assert_eq!(
+            names_in(&["server".to_owned(), "tls".to_owned()]),
+            ["cert", "key", "client_ca"]
+        );
+    }
+}

@@ -1,0 +1,208 @@
+//! Finds the file, lays defaults, file and variables over one another, and hands out a [`Config`] or every
+//! reason why not.
+//!
+//! `file` and `environment` read a layer each and know where each value stood; figment merges the layers;
+//! `settle` and `upstreams` give the outcome meaning.
+
+use std::path::{Path, PathBuf};
+
+use figment::Figment;
+use figment::providers::Serialized;
+
+use super::environment::{self, CONFIG_VARIABLE, Environment};
+use super::error::{ConfigError, Place, Problem};
+use super::file::{self, Layer};
+use super::findings::Findings;
+use super::paths::{Paths, reason};
+use super::raw::Raw;
+use super::{Config, names, settle, upstreams};
+use crate::oci::HostPort;
+
+/// In the current folder; then in `larder` below `/etc`.
+const FILE_NAME: &str = "proxy.toml";
+/// Much more than any sensible file; keeps `--config /dev/zero` from filling the memory.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// The text of a configuration file.
+struct Source {
+    /// As messages name it.
+    shown: String,
+    dir: Option<PathBuf>,
+    text: String,
+}
+
+impl Config {
+    /// What holds for a process with this environment, started with `--config explicit` or without.
+    ///
+    /// A file that somebody named must be there; the usual ones may be absent, but not unreadable.
+    pub fn load(explicit: Option<&Path>, environment: &Environment) -> Result<Config, ConfigError> {
+        let source = match (explicit, environment.get(CONFIG_VARIABLE)) {
+            (Some(path), _) => Some(read_named(path, environment, Place::CommandLine)?),
+            (None, Some(path)) => {
+                let place = Place::Variable(CONFIG_VARIABLE.to_owned());
+                Some(read_named(Path::new(path), environment, place)?)
+            }
+            (None, None) => find_usual(environment)?,
+        };
+        assemble(source, environment)
+    }
+
+    /// What `text` means with no variables set and no home but a folder that does not exist; for tests.
+    pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
+        let environment = Environment {
+            cwd: PathBuf::from("/nonexistent"),
+            home: Some(PathBuf::from("/nonexistent")),
+            etc: PathBuf::from("/nonexistent"),
+            variables: Default::default(),
+        };
+        let source = Source {
+            shown: FILE_NAME.to_owned(),
+            dir: None,
+            text: text.to_owned(),
+        };
+        assemble(Some(source), &environment)
+    }
+
+    /// What holds where nobody configured anything, with the cache folder of [`Config::from_toml`].
+    pub fn default_config() -> Result<Config, ConfigError> {
+        Config::from_toml("")
+    }
+}
+
+fn read_named(path: &Path, environment: &Environment, place: Place) -> Result<Source, ConfigError> {
+    let shown = path.display().to_string();
+    read_source(&environment.cwd.join(path), &shown).map_err(|e| {
+        let reason = reason(&e);
+        ConfigError::one(place, format!("cannot read the configuration file {shown}: {reason}"))
+    })
+}
+
+fn find_usual(environment: &Environment) -> Result<Option<Source>, ConfigError> {
+    let system_wide = environment.etc.join("larder").join(FILE_NAME).display().to_string();
+    for shown in [FILE_NAME, &system_wide] {
+        match read_source(&environment.cwd.join(shown), shown) {
+            Ok(source) => return Ok(Some(source)),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                ) => {}
+            Err(e) => {
+                let place = Place::File {
+                    path: shown.to_owned(),
+                    line: None,
+                };
+                let message = format!("it is there, but cannot be read: {}", reason(&e));
+                return Err(ConfigError::one(place, message));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn read_source(path: &Path, shown: &str) -> std::io::Result<Source> {
+    use std::io::Read;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)?;
+    let invalid = |message: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, message.to_owned());
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(invalid("it is larger than 4 MiB"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| invalid("it is not UTF-8"))?;
+    Ok(Source {
+        shown: shown.to_owned(),
+        dir: path.parent().map(Path::to_owned),
+        text,
+    })
+}
+
+fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config, ConfigError> {
+    let mut problems = Vec::new();
+    let file = match &source {
+        Some(source) => file::read(&source.text, &source.shown, &mut problems)?,
+        None => Layer::default(),
+    };
+    let mut defaults = Raw::default();
+    if let Some(named) = file.values.get("upstream").and_then(toml::Value::as_table) {
+        for name in named.keys() {
+            defaults.upstream.entry(name.clone()).or_default();
+        }
+    }
+    let names: Vec<String> = defaults.upstream.keys().cloned().collect();
+    let variables = environment::read(environment, &names, &mut problems);
+    let raw = merge(&defaults, &file, &variables)?;
+
+    let mut sources: Vec<String> = source.iter().map(|source| source.shown.clone()).collect();
+    sources.extend(variables.origins.values().map(Place::to_string));
+    let mut origins = file.origins;
+    origins.extend(variables.origins);
+    let paths = Paths {
+        environment,
+        file_dir: source.and_then(|source| source.dir),
+    };
+    let mut findings = Findings {
+        origins: &origins,
+        paths: &paths,
+        problems,
+        warnings: Vec::new(),
+    };
+    settle_all(&mut findings, &raw, sources)
+}
+
+fn merge(defaults: &Raw, file: &Layer, variables: &Layer) -> Result<Raw, ConfigError> {
+    Figment::from(Serialized::defaults(defaults))
+        .merge(Serialized::defaults(&file.values))
+        .merge(Serialized::defaults(&variables.values))
+        .extract()
+        .map_err(|errors| {
+            // Wrong types were sorted out before: this is a key that `keys` and `raw` see differently. The
+            // value stays out of the message, since it could be a secret.
+            let problem = |error: figment::Error| Problem {
+                place: Place::Default,
+                key: error.path,
+                message: "its value does not fit".to_owned(),
+            };
+            ConfigError::new(errors.into_iter().map(problem).collect())
+        })
+}
+
+fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> Result<Config, ConfigError> {
+    let server = settle::server(findings, &raw.server);
+    let admin = settle::admin(findings, raw, &server.listen);
+    let placeholder = fallback_host()?;
+    let mut cache = settle::cache(findings, raw, placeholder);
+    let upstreams = upstreams::upstreams(findings, raw, &cache);
+    if let Some(name) = names::default_upstream(findings, raw, &upstreams) {
+        cache.default_upstream = name;
+    }
+    names::check_not_ourselves(findings, &upstreams, [&server.listen, &admin.listen]);
+    let log = settle::log(findings, &raw.log);
+    let limits = settle::limits(findings, &raw.limits);
+    if !findings.problems.is_empty() {
+        return Err(ConfigError::new(std::mem::take(&mut findings.problems)));
+    }
+    Ok(Config {
+        server,
+        admin,
+        cache,
+        log,
+        limits,
+        upstreams,
+        sources,
+        warnings: std::mem::take(&mut findings.warnings),
+        origins: findings
+            .origins
+            .iter()
+            .map(|(key, place)| (super::error::show_key(key), place.to_string()))
+            .collect(),
+    })
+}
+
+/// Stands in `cache.default_upstream` until the upstreams are known.
+fn fallback_host() -> Result<HostPort, ConfigError> {
+    let name = super::builtin::BUILTIN[0].name;
+    name.parse()
+        .map_err(|e: crate::oci::name::HostError| ConfigError::one(Place::Default, e.to_string()))
+}

@@ -1,0 +1,211 @@
+//! The figures of `proxy.toml` as serde sees them, before they mean anything.
+//!
+//! [`Raw::default`] is the lowest layer: what holds where nobody says otherwise. Sizes and durations stay
+//! text here; `settle` gives them meaning, because only there is known which file and line to blame.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::builtin;
+
+// No Debug: a password may be inside (R-X17).
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Raw {
+    pub server: RawServer,
+    pub admin: RawAdmin,
+    pub cache: RawCache,
+    pub log: RawLog,
+    pub limits: RawLimits,
+    pub upstream: BTreeMap<String, RawUpstream>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawServer {
+    pub listen: OneOrMany,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RawTls>,
+    pub shutdown_grace: Figure,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTls {
+    pub cert: Option<String>,
+    pub key: Option<String>,
+    pub client_ca: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawAdmin {
+    pub listen: OneOrMany,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawCache {
+    /// Absent: it depends on the machine (`paths`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    pub max_size: Figure,
+    pub min_free: Figure,
+    pub tag_ttl: Figure,
+    pub stale_if_error: Figure,
+    pub default_upstream: String,
+    pub offline: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLog {
+    pub level: String,
+    pub format: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawLimits {
+    pub max_connections: usize,
+    pub max_connections_per_client: usize,
+    pub header_bytes: Figure,
+    pub headers: usize,
+    pub header_timeout: Figure,
+    pub idle_timeout: Figure,
+}
+
+// No Debug: a password may be inside (R-X17).
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawUpstream {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    pub aliases: Vec<String>,
+    pub mirrors: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag_ttl: Option<Figure>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale_if_error: Option<Figure>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offline: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_size: Option<Figure>,
+    pub allow: Vec<String>,
+    pub deny: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect_hosts: Option<Vec<String>>,
+    pub trusted_realms: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_cert: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    pub connect_timeout: Figure,
+    pub read_timeout: Figure,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<usize>,
+}
+
+/// A size or duration before it is understood.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Figure {
+    Number(u64),
+    Text(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl OneOrMany {
+    pub fn as_slice(&self) -> &[String] {
+        match self {
+            OneOrMany::One(one) => std::slice::from_ref(one),
+            OneOrMany::Many(many) => many,
+        }
+    }
+}
+
+fn text(figure: &str) -> Figure {
+    Figure::Text(figure.to_owned())
+}
+
+impl Default for Raw {
+    fn default() -> Raw {
+        Raw {
+            server: RawServer {
+                listen: OneOrMany::One("127.0.0.1:5000".to_owned()),
+                tls: None,
+                shutdown_grace: text("30s"),
+            },
+            admin: RawAdmin {
+                listen: OneOrMany::One("127.0.0.1:5001".to_owned()),
+            },
+            cache: RawCache {
+                path: None,
+                max_size: text("50GiB"),
+                min_free: text("1GiB"),
+                tag_ttl: text("5m"),
+                stale_if_error: text("30d"),
+                default_upstream: "docker.io".to_owned(),
+                offline: false,
+            },
+            log: RawLog {
+                level: "info".to_owned(),
+                format: "text".to_owned(),
+            },
+            limits: RawLimits {
+                max_connections: 10_000,
+                max_connections_per_client: 2_000,
+                header_bytes: text("64KiB"),
+                headers: 100,
+                header_timeout: text("10s"),
+                idle_timeout: text("75s"),
+            },
+            upstream: builtin::raw_upstreams(),
+        }
+    }
+}
+
+impl Default for RawUpstream {
+    fn default() -> RawUpstream {
+        RawUpstream {
+            url: None,
+            aliases: Vec::new(),
+            mirrors: Vec::new(),
+            username: None,
+            password: None,
+            password_file: None,
+            tag_ttl: None,
+            stale_if_error: None,
+            offline: None,
+            max_size: None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            redirect_hosts: None,
+            trusted_realms: Vec::new(),
+            ca_file: None,
+            client_cert: None,
+            client_key: None,
+            proxy: None,
+            connect_timeout: text("5s"),
+            read_timeout: text("30s"),
+            max_connections: None,
+        }
+    }
+}

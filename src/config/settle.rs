@@ -1,0 +1,155 @@
+//! From figures to meaning: everything but the upstreams, which are next door.
+//!
+//! Each value is parsed once. What is impossible goes to `findings`, so that the judging goes on.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::error::Place;
+use super::file::quoted;
+use super::findings::{Findings, MOMENT};
+use super::listen::{addresses, clash};
+use super::raw::{Raw, RawLimits, RawLog, RawServer};
+use super::{Admin, Cache, Limits, Log, LogFormat, Server, ServerTls};
+use crate::oci::HostPort;
+
+const MIB: u64 = 1 << 20;
+const DAY: Duration = Duration::from_secs(86_400);
+const MAX_CONNECTIONS: usize = 1_000_000;
+
+pub fn server(findings: &mut Findings<'_>, raw: &RawServer) -> Server {
+    let tls = raw.tls.as_ref().and_then(|tls| {
+        let cert = findings.file(&["server", "tls", "cert"], tls.cert.as_ref());
+        let key = findings.secret_file(&["server", "tls", "key"], tls.key.as_ref());
+        let client_ca = findings.file(&["server", "tls", "client_ca"], tls.client_ca.as_ref());
+        if cert.is_none() || key.is_none() {
+            findings.refuse(&["server", "tls"], "expected both cert and key");
+        }
+        let (cert, key) = cert.zip(key)?;
+        Some(ServerTls { cert, key, client_ca })
+    });
+    Server {
+        listen: addresses(findings, &["server", "listen"], &raw.listen),
+        tls,
+        shutdown_grace: findings.duration(
+            &["server", "shutdown_grace"],
+            &raw.shutdown_grace,
+            (Duration::ZERO, DAY),
+        ),
+    }
+}
+
+pub fn admin(findings: &mut Findings<'_>, raw: &Raw, server: &[SocketAddr]) -> Admin {
+    let key = ["admin", "listen"];
+    let listen = addresses(findings, &key, &raw.admin.listen);
+    if let Some((server, admin)) = clash(server, &listen) {
+        // What the operator wrote is blamed, not what was built in.
+        match findings.place(&key) {
+            Place::Default => findings.refuse(
+                &["server", "listen"],
+                format!("found {server}, expected another address than admin.listen, which is {admin}"),
+            ),
+            _ => findings.refuse(
+                &key,
+                format!("found {admin}, expected another address than server.listen, which is {server}"),
+            ),
+        }
+    }
+    if let Some(open) = listen.iter().find(|address| !address.ip().is_loopback()) {
+        findings.warn(
+            &key,
+            format!("{open} is not a loopback address: whoever reaches it can operate this proxy"),
+        );
+    }
+    Admin { listen }
+}
+
+/// Without `default_upstream`, which needs the upstreams first.
+pub fn cache(findings: &mut Findings<'_>, raw: &Raw, default_upstream: HostPort) -> Cache {
+    let raw = &raw.cache;
+    let path = match &raw.path {
+        Some(text) => findings.path(&["cache", "path"], text),
+        None => findings.paths.default_cache().unwrap_or_else(|message| {
+            findings.refuse(&["cache", "path"], message);
+            PathBuf::new()
+        }),
+    };
+    Cache {
+        path,
+        max_size: findings.size(&["cache", "max_size"], &raw.max_size, MIB),
+        min_free: findings.size(&["cache", "min_free"], &raw.min_free, 0),
+        tag_ttl: findings.term(&["cache", "tag_ttl"], &raw.tag_ttl),
+        stale_if_error: findings.term(&["cache", "stale_if_error"], &raw.stale_if_error),
+        default_upstream,
+        offline: raw.offline,
+    }
+}
+
+pub fn log(findings: &mut Findings<'_>, raw: &RawLog) -> Log {
+    let format = match raw.format.as_str() {
+        "text" => LogFormat::Text,
+        "json" => LogFormat::Json,
+        other => {
+            findings.refuse(
+                &["log", "format"],
+                format!("found {}, expected \"text\" or \"json\"", quoted(other)),
+            );
+            LogFormat::Text
+        }
+    };
+    if !raw.level.split(',').all(is_directive) {
+        findings.refuse(
+            &["log", "level"],
+            format!(
+                "found {}, expected off, error, warn, info, debug or trace, or such levels for parts of the program, \
+                 as in \"info,larder=debug\"",
+                quoted(&raw.level)
+            ),
+        );
+    }
+    Log {
+        level: raw.level.clone(),
+        format,
+    }
+}
+
+/// `info` or `larder::pull=debug`. A single word must be a level: as a module's name a misspelt one would
+/// silence the log.
+fn is_directive(text: &str) -> bool {
+    let level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| level.eq_ignore_ascii_case(word))
+    };
+    let target = |word: &str| {
+        !word.is_empty()
+            && word
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
+    };
+    match text.trim().split_once('=') {
+        None => level(text.trim()),
+        Some((name, word)) => target(name) && level(word),
+    }
+}
+
+pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
+    // hyper refuses a read buffer below 8 KiB, and header bytes are held in memory a connection.
+    let header_bytes = findings.size(&["limits", "header_bytes"], &raw.header_bytes, 8 << 10);
+    if header_bytes > 16 * MIB {
+        findings.refuse(&["limits", "header_bytes"], "expected at most 16MiB");
+    }
+    Limits {
+        max_connections: findings.count(&["limits", "max_connections"], raw.max_connections, MAX_CONNECTIONS),
+        max_connections_per_client: findings.count(
+            &["limits", "max_connections_per_client"],
+            raw.max_connections_per_client,
+            MAX_CONNECTIONS,
+        ),
+        header_bytes: usize::try_from(header_bytes).unwrap_or(usize::MAX),
+        headers: findings.count(&["limits", "headers"], raw.headers, 10_000),
+        header_timeout: findings.timeout(&["limits", "header_timeout"], &raw.header_timeout),
+        idle_timeout: findings.duration(&["limits", "idle_timeout"], &raw.idle_timeout, (MOMENT, DAY)),
+    }
+}

@@ -1,0 +1,476 @@
+//! The configuration as an operator meets it: what is understood, and what the refusals say.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::*;
+
+fn env(variables: &[(&str, &str)]) -> Environment {
+    Environment {
+        variables: variables
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
+        cwd: PathBuf::from("/nonexistent"),
+        home: Some(PathBuf::from("/home/someone")),
+        etc: PathBuf::from("/nonexistent"),
+    }
+}
+
+/// A folder with a `proxy.toml` in it, and an environment that stands there.
+struct Site {
+    dir: tempfile::TempDir,
+    environment: Environment,
+}
+
+impl Site {
+    fn new(text: &str, variables: &[(&str, &str)]) -> Site {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("proxy.toml"), text).unwrap();
+        let environment = Environment {
+            cwd: dir.path().to_owned(),
+            ..env(variables)
+        };
+        Site { dir, environment }
+    }
+
+    fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(None, &self.environment)
+    }
+
+    fn refusal(&self) -> String {
+        self.load().unwrap_err().to_string()
+    }
+}
+
+fn refusal(text: &str) -> String {
+    Config::from_toml(text).unwrap_err().to_string()
+}
+
+fn upstream<'a>(config: &'a Config, name: &str) -> &'a Upstream {
+    config.upstreams.iter().find(|u| u.name.as_str() == name).unwrap()
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let config = Config::load(None, &env(&[])).unwrap();
+    assert_eq!(config.server.listen, ["127.0.0.1:5000".parse().unwrap()]);
+    assert_eq!(config.admin.listen, ["127.0.0.1:5001".parse().unwrap()]);
+    assert_eq!(config.cache.path, Path::new("/home/someone/.cache/larder"));
+    assert_eq!(config.cache.max_size, 50 << 30);
+    assert_eq!(config.cache.min_free, 1 << 30);
+    assert_eq!(config.cache.tag_ttl, Duration::from_secs(300));
+    assert_eq!(config.cache.stale_if_error, Duration::from_secs(30 * 86_400));
+    assert_eq!(config.cache.default_upstream.as_str(), "docker.io");
+    assert!(!config.cache.offline && config.server.tls.is_none());
+    assert_eq!(config.upstreams.len(), 13);
+    let hub = upstream(&config, "docker.io");
+    assert_eq!(hub.url.as_str(), "https://registry-1.docker.io/");
+    assert_eq!(hub.aliases, ["hub"]);
+    assert_eq!(hub.synonyms.len(), 3);
+    assert!(config.sources.is_empty() && config.warnings.is_empty() && config.origins.is_empty());
+    assert!(config.upstreams.is_sorted_by(|a, b| a.name < b.name));
+}
+
+#[test]
+fn variables_win_over_the_file_and_the_file_over_defaults() {
+    let site = Site::new(
+        "[cache]\nmax_size = \"10GB\"\nmin_free = 0\ntag_ttl = \"1h\"\n[upstream.\"Registry.Example:5000\"]\nurl = \"http://10.0.0.1:5000\"\n",
+        &[
+            ("LARDER_CACHE__MAX_SIZE", "200GiB"),
+            ("larder_server__listen", "[::]:0, 127.0.0.1:0"),
+            ("LARDER_UPSTREAM__DOCKER_IO__ALIASES", "[\"dh\"]"),
+            ("LARDER_UPSTREAM__REGISTRY_EXAMPLE_5000__TAG_TTL", "0s"),
+            ("LARDER_SERVICE_PORT_HTTP", "5000"),
+            ("OTHER", "x"),
+        ],
+    );
+    let config = site.load().unwrap();
+    assert_eq!(config.cache.max_size, 200 << 30);
+    assert_eq!(config.cache.min_free, 0);
+    assert_eq!(config.server.listen.len(), 2);
+    assert_eq!(upstream(&config, "docker.io").aliases, ["dh"]);
+    let own = upstream(&config, "registry.example:5000");
+    assert_eq!(own.tag_ttl, Duration::ZERO);
+    assert_eq!(upstream(&config, "ghcr.io").tag_ttl, Duration::from_secs(3600));
+    assert_eq!(config.sources.len(), 5);
+    assert_eq!(config.sources[0], "proxy.toml");
+    assert_eq!(config.origins["cache.max_size"], "LARDER_CACHE__MAX_SIZE");
+    assert_eq!(config.origins["cache.min_free"], "proxy.toml:3");
+}
+
+#[test]
+fn the_file_is_looked_up_in_order() {
+    let site = Site::new("[cache]\nmax_size = \"1GiB\"\n", &[]);
+    let other = site.dir.path().join("other.toml");
+    std::fs::write(&other, "[cache]\nmax_size = \"2GiB\"\n").unwrap();
+    assert_eq!(site.load().unwrap().cache.max_size, 1 << 30);
+
+    let mut environment = site.environment.clone();
+    environment
+        .variables
+        .insert("LARDER_CONFIG".to_owned(), "other.toml".to_owned());
+    assert_eq!(Config::load(None, &environment).unwrap().cache.max_size, 2 << 30);
+    let explicit = Config::load(Some(Path::new("proxy.toml")), &environment).unwrap();
+    assert_eq!(explicit.cache.max_size, 1 << 30);
+
+    environment
+        .variables
+        .insert("LARDER_CONFIG".to_owned(), "gone.toml".to_owned());
+    assert_eq!(
+        Config::load(None, &environment).unwrap_err().to_string(),
+        "LARDER_CONFIG: cannot read the configuration file gone.toml: there is no such file"
+    );
+    assert_eq!(
+        Config::load(Some(Path::new("gone.toml")), &environment)
+            .unwrap_err()
+            .to_string(),
+        "--config: cannot read the configuration file gone.toml: there is no such file"
+    );
+    // One that is there but cannot be read is no reason to run on defaults.
+    std::fs::remove_file(site.dir.path().join("proxy.toml")).unwrap();
+    std::fs::create_dir(site.dir.path().join("proxy.toml")).unwrap();
+    assert!(
+        site.refusal()
+            .starts_with("proxy.toml: it is there, but cannot be read")
+    );
+}
+
+#[test]
+fn several_mistakes_are_told_together_with_their_places() {
+    let site = Site::new(
+        "[cache]\nmaxsize = \"1GiB\"\nmax_size = \"lots\"\noffline = \"yes\"\n\n[servre]\nlisten = \"x\"\n",
+        &[("LARDER_CACHE__TAG_TTL", "5"), ("LARDER_CACHE_MIN_FREE", "1GiB")],
+    );
+    let lines: Vec<String> = site.refusal().lines().map(str::to_owned).collect();
+    assert_eq!(
+        lines,
+        [
+            "proxy.toml:2: cache.maxsize: there is no such key; did you mean cache.max_size?",
+            "proxy.toml:3: cache.max_size: found \"lots\", expected a size such as \"50GiB\", \"10GB\", \"512MiB\" or a \
+             whole number of bytes",
+            "proxy.toml:4: cache.offline: found \"yes\", expected true or false",
+            "proxy.toml:6: servre: there is no such key; did you mean server?",
+            "LARDER_CACHE_MIN_FREE: this sets no key; did you mean LARDER_CACHE__MIN_FREE?",
+            "LARDER_CACHE__TAG_TTL: cache.tag_ttl: found \"5\", expected a duration such as \"5m\", \"30d\", \"1h30m\", \
+             \"500ms\" or \"0s\"",
+        ]
+    );
+}
+
+#[test]
+fn each_impossible_value_names_line_and_key() {
+    for (text, want) in [
+        ("x = [", "proxy.toml:1: this is not TOML"),
+        (
+            "\n[cache]\nmax_size = 99999999999999999999",
+            "proxy.toml:3: this is not TOML",
+        ),
+        (
+            "[cache]\nmax_size = 5",
+            ":2: cache.max_size: found 5, expected at least 1MiB",
+        ),
+        (
+            "[cache]\nmax_size = -5",
+            ":2: cache.max_size: found -5, expected a size",
+        ),
+        (
+            "[cache]\nmax_size = 1.5",
+            ":2: cache.max_size: found 1.5, expected a size",
+        ),
+        (
+            "[cache]\ntag_ttl = 300",
+            ":2: cache.tag_ttl: found 300, expected a duration",
+        ),
+        ("cache = 5", ":1: cache: found 5, expected a table"),
+        ("[cache]\ndefault_upstream = \"dcker.io\"", "did you mean docker.io?"),
+        (
+            "[cache]\npath = \"~bob/x\"",
+            ":2: cache.path: found \"~bob/x\", expected ~/…",
+        ),
+        (
+            "[server]\nlisten = \":5000\"",
+            "such as \"[::]:5000\" for every interface",
+        ),
+        ("[server]\nlisten = \"127.0.0.1\"", "expected a port too"),
+        (
+            "[server]\nlisten = \"example.com:80\"",
+            "expected an IP address or localhost",
+        ),
+        ("[server]\nlisten = []", "found an empty list"),
+        (
+            "[server]\nlisten = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
+            "found \"127.0.0.1:1\" twice",
+        ),
+        (
+            "[server]\nlisten = \"0.0.0.0:5001\"",
+            ":2: server.listen: found 0.0.0.0:5001, expected another address than admin.listen, which is 127.0.0.1:5001",
+        ),
+        (
+            "[server]\nshutdown_grace = \"2d\"",
+            "found \"2d\", expected something from 0s to 1d",
+        ),
+        (
+            "[server.tls]\ncert = \"/nonexistent/c\"",
+            "cannot read /nonexistent/c: there is no such file",
+        ),
+        ("[server]\ntls = {}", ":2: server.tls: expected both cert and key"),
+        (
+            "[limits]\nheaders = 0",
+            ":2: limits.headers: found 0, expected something from 1 to 10000",
+        ),
+        (
+            "[limits]\nheader_timeout = \"0s\"",
+            "found \"0s\", expected something from 1ms to 1h",
+        ),
+        (
+            "[limits]\nmax_connections = 9223372036854775807",
+            ":2: limits.max_connections: found 9223372036854775807, expected something from 1 to 1000000",
+        ),
+        (
+            "[log]\nlevel = \"inof\"",
+            ":2: log.level: found \"inof\", expected off, error",
+        ),
+        ("[log]\nformat = \"xml\"", "expected \"text\" or \"json\""),
+        (
+            "[upstream.ghcr.io]\nurl = \"https://x\"",
+            "a name with dots needs quotes; expected [upstream.\"ghcr.io\"]",
+        ),
+        (
+            "[upstream.\"index.docker.io\"]",
+            "this is another name of docker.io; expected [upstream.\"docker.io\"]",
+        ),
+        ("[upstream.hub]", "this is an alias of docker.io"),
+        ("[upstream.\"a/b\"]", "found \"a/b\", expected the host"),
+        (
+            "[upstream.\"A.io\"]\n[upstream.\"a.io\"]",
+            "upper and lower case are the same host",
+        ),
+        (
+            "[upstream]\n\"a.io\" = 5",
+            ":2: upstream.\"a.io\": found 5, expected a table",
+        ),
+    ] {
+        let message = refusal(text);
+        assert!(message.contains(want), "{text}\n{message}");
+    }
+}
+
+#[test]
+fn each_impossible_upstream_names_line_and_key() {
+    for (text, want) in [
+        (
+            "url = \"ftp://x\"",
+            ":2: upstream.\"a.io\".url: found \"ftp://x\", expected the address of a registry",
+        ),
+        (
+            "url = \"http://localhost:5000\"",
+            "where Larder itself listens (127.0.0.1:5000)",
+        ),
+        (
+            "mirrors = [\"http://[::1]:1\", \"http://127.0.0.1:5001/x\"]",
+            ":2: upstream.\"a.io\".mirrors: found",
+        ),
+        ("url = \"a.io\"", "expected the address of a registry"),
+        ("url = \"https://a.io/?x\"", "expected neither ? nor #"),
+        ("url = \"https://a.io/v2/\"", "expected it without /v2"),
+        ("mirrors = [\"nope\"]", ":2: upstream.\"a.io\".mirrors: found \"nope\""),
+        (
+            "aliases = [\"hub\"]",
+            ":2: upstream.\"a.io\".aliases: found \"hub\", which means docker.io already",
+        ),
+        ("aliases = [\"ghcr.io\"]", "which means ghcr.io already"),
+        ("aliases = [\"x\", \"x\"]", "which means a.io already"),
+        ("aliases = [\"a/b\"]", "expected one word"),
+        ("aliases = [\"library\"]", "Docker Hub's images begin so"),
+        ("aliases = \"x\"", "found \"x\", expected a list of texts"),
+        (
+            "username = \"me\"",
+            ":2: upstream.\"a.io\".username: expected password or password_file",
+        ),
+        ("password = \"x\"", ":2: upstream.\"a.io\".password: expected username"),
+        ("username = \"m:e\"\npassword = \"x\"", "expected a name without colon"),
+        ("password_file = \"/nonexistent/p\"", "cannot read /nonexistent/p"),
+        (
+            "redirect_hosts = [\"https://x\"]",
+            "expected a host such as \"cdn.example\"",
+        ),
+        ("trusted_realms = [\"x/y\"]", "expected a host"),
+        ("proxy = \"ftp://x\"", "expected a proxy such as"),
+        ("ca_file = \"/nonexistent/ca\"", "cannot read /nonexistent/ca"),
+        ("allow = [\"Library/*\"]", "expected repositories such as"),
+        ("max_size = \"1KiB\"", "expected at least 1MiB"),
+        ("max_connections = 0", "expected something from 1 to 1000000"),
+        ("read_timeout = \"2h\"", "expected something from 1ms to 1h"),
+        ("tagttl = \"1h\"", "did you mean upstream.\"a.io\".tag_ttl?"),
+    ] {
+        let message = refusal(&format!("[upstream.\"a.io\"]\n{text}"));
+        assert!(message.contains(want), "{text}\n{message}");
+        assert!(!message.contains("default."), "{message}");
+    }
+}
+
+#[test]
+fn no_message_holds_a_secret() {
+    for line in [
+        "password = \"hunter2",
+        "password = hunter2",
+        "password = \"hunter2\"",
+        "password = [\"hunter2\"]",
+        "password = { hunter2 = 1 }",
+        "password = \"\"\"\nhunter2\n\"\"\"",
+        "username = \"me\"\npassword = \"hunter2\"\npassword_file = \"/nonexistent/p\"",
+        "pasword = \"hunter2\"",
+        "password = \"hunter2\"\npassword = \"hunter2\"",
+        "url = \"https://me:hunter2@a.io\"",
+        "url = \"https://me:hunter2@\"",
+        "mirrors = [\"https://me:hunter2@a.io\"]",
+        "proxy = \"ftp://me:hunter2@a.io\"",
+        "proxy = [\"http://me:hunter2@a.io\"]",
+        "mirrors = \"https://me:hunter2@a.io\"",
+        "url = \"a.io?sig=hunter2\"",
+        "url = \"https://a.io/?sig=hunter2\"",
+    ] {
+        let message = refusal(&format!("[upstream.\"a.io\"]\n{line}"));
+        assert!(!message.contains("hunter2"), "{line}\n{message}");
+    }
+    let bad = env(&[
+        ("LARDER_UPSTREAM__DOCKER_IO__PASSWORD", "hunter2"),
+        ("LARDER_UPSTREAM__DOCKER_IO__PASWORD", "hunter2"),
+        (
+            "LARDER_UPSTREAM__DOCKER_IO__MIRRORS",
+            "[\"https://me:hunter2@a.io\", 5]",
+        ),
+    ]);
+    let message = Config::load(None, &bad).unwrap_err().to_string();
+    assert!(!message.contains("hunter2"), "{message}");
+    assert!(
+        message.contains("did you mean LARDER_UPSTREAM__DOCKER_IO__PASSWORD?"),
+        "{message}"
+    );
+
+    let good = env(&[
+        ("LARDER_UPSTREAM__DOCKER_IO__PASSWORD", "hunter2"),
+        ("LARDER_UPSTREAM__DOCKER_IO__USERNAME", "me"),
+        ("LARDER_UPSTREAM__DOCKER_IO__PROXY", "http://me:hunter2@proxy.example"),
+    ]);
+    let config = Config::load(None, &good).unwrap();
+    let proxy = upstream(&config, "docker.io").proxy.as_ref().unwrap();
+    assert_eq!(proxy.password(), Some("hunter2"));
+    assert!(!format!("{config:?}").contains("hunter2"));
+    let credentials = upstream(&config, "docker.io").credentials.as_ref().unwrap();
+    assert!(matches!(&credentials.password, Password::Value(secret) if secret.reveal() == "hunter2"));
+}
+
+#[test]
+fn variables_that_set_no_key_are_refused_by_name() {
+    for (variable, want) in [
+        ("LARDER_CACHE__MAXSIZE", "did you mean LARDER_CACHE__MAX_SIZE?"),
+        ("LARDER_LOG", "did you mean LARDER_LOG__LEVEL?"),
+        ("LARDER_FLAVOUR", "expected a name such as LARDER_CACHE__MAX_SIZE"),
+        (
+            "LARDER_UPSTREAM__OWN_EXAMPLE__URL",
+            "no upstream is spelled OWN_EXAMPLE; a registry that is not built in must be named in the file first",
+        ),
+        (
+            "LARDER_UPSTREAM__GHCR_OI__URL",
+            "did you mean LARDER_UPSTREAM__GHCR_IO__URL?",
+        ),
+    ] {
+        let message = Config::load(None, &env(&[(variable, "x")])).unwrap_err().to_string();
+        assert!(message.starts_with(&format!("{variable}: ")), "{message}");
+        assert!(message.contains(want), "{message}");
+    }
+    let twice = env(&[("LARDER_CACHE__OFFLINE", "true"), ("larder_cache__offline", "false")]);
+    assert!(
+        Config::load(None, &twice)
+            .unwrap_err()
+            .to_string()
+            .contains("sets the same key")
+    );
+    let site = Site::new(
+        "[upstream.\"a-b.io\"]\n[upstream.\"a.b.io\"]\n",
+        &[("LARDER_UPSTREAM__A_B_IO__OFFLINE", "true")],
+    );
+    assert!(site.refusal().contains("this could mean a-b.io and a.b.io"));
+}
+
+#[test]
+fn paths_start_where_they_were_written() {
+    let site = Site::new("", &[("STATE_DIRECTORY", "/var/lib/larder:/var/lib/other")]);
+    assert_eq!(site.load().unwrap().cache.path, Path::new("/var/lib/larder"));
+
+    let site = Site::new("", &[]);
+    let sub = site.dir.path().join("sub");
+    std::fs::create_dir(&sub).unwrap();
+    std::fs::write(sub.join("l.toml"), "[cache]\npath = \"data\"\n").unwrap();
+    let load = |environment: &Environment| {
+        Config::load(Some(Path::new("sub/l.toml")), environment)
+            .unwrap()
+            .cache
+            .path
+    };
+    assert_eq!(load(&site.environment), sub.join("data"));
+    let mut environment = site.environment.clone();
+    environment
+        .variables
+        .insert("LARDER_CACHE__PATH".to_owned(), "data".to_owned());
+    assert_eq!(load(&environment), site.dir.path().join("data"));
+    environment
+        .variables
+        .insert("LARDER_CACHE__PATH".to_owned(), "~/data".to_owned());
+    assert_eq!(load(&environment), Path::new("/home/someone/data"));
+
+    let homeless = Environment { home: None, ..env(&[]) };
+    let message = Config::load(None, &homeless).unwrap_err().to_string();
+    assert!(message.contains("set cache.path"), "{message}");
+}
+
+#[test]
+fn what_works_but_should_not_stay_so_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let text = "[admin]\nlisten = \"0.0.0.0:5001\"\n\
+        [upstream.\"a.io\"]\nurl = \"http://a.io\"\nusername = \"me\"\npassword_file = \"secret\"\n\
+        [upstream.\"b.io\"]\nusername = \"me\"\npassword = \"hunter2\"\n";
+    let site = Site::new(text, &[]);
+    let secret = site.dir.path().join("secret");
+    std::fs::write(&secret, "hunter2").unwrap();
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    mode(&secret, 0o644);
+    mode(&site.dir.path().join("proxy.toml"), 0o644);
+    let warnings = site.load().unwrap().warnings;
+    assert_eq!(warnings.len(), 4, "{warnings:?}");
+    assert!(warnings[0].starts_with("proxy.toml:2: admin.listen: 0.0.0.0:5001 is not a loopback address"));
+    assert!(warnings[1].contains("upstream.\"a.io\".password_file: every user of this machine can read"));
+    assert!(warnings[2].contains("goes to a.io without encryption"));
+    assert!(warnings[3].starts_with("proxy.toml:9: upstream.\"b.io\".password: every user"));
+
+    mode(&secret, 0o600);
+    mode(&site.dir.path().join("proxy.toml"), 0o600);
+    assert_eq!(site.load().unwrap().warnings.len(), 2);
+}
+
+#[test]
+fn any_name_of_an_upstream_can_be_the_default() {
+    for name in ["hub", "index.docker.io", "Docker.IO"] {
+        let config = Config::from_toml(&format!("[cache]\ndefault_upstream = {name:?}")).unwrap();
+        assert_eq!(config.cache.default_upstream.as_str(), "docker.io");
+    }
+}
+
+#[test]
+fn an_alias_may_move_once_it_is_free() {
+    let text = "[upstream.\"docker.io\"]\naliases = []\n[upstream.\"own.example\"]\naliases = [\"hub\"]\n";
+    let config = Config::from_toml(text).unwrap();
+    assert_eq!(upstream(&config, "own.example").aliases, ["hub"]);
+    assert_eq!(upstream(&config, "own.example").url.as_str(), "https://own.example/");
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text: String, value in "[ -~]{0,20}", key in "[a-z_.\"\\[\\]]{0,12}") {
+        let _ = Config::from_toml(&text);
+        let _ = Config::from_toml(&format!("[cache]\n{key} = {value}"));
+        let _ = Config::load(None, &env(&[("LARDER_SERVER__LISTEN", &value), ("LARDER_UPSTREAM__GHCR_IO__URL", &text)]));
+    }
+}

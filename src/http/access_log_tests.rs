@@ -1,0 +1,127 @@
+//! What the access log says, read from the lines themselves.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::http::Request;
+use axum::routing::get;
+use http_body_util::BodyExt;
+use serde_json::Value;
+use tower::ServiceExt;
+use tracing::instrument::WithSubscriber;
+
+use super::*;
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn broken() -> Body {
+    let frames = [Ok(Bytes::from_static(b"abc")), Err(std::io::Error::other("cut"))];
+    Body::from_stream(futures_util::stream::iter(frames))
+}
+
+fn router() -> Router {
+    let told = || async {
+        let mut response = Response::new(Body::from("hello"));
+        response.extensions_mut().insert(Outcome("hit"));
+        response.extensions_mut().insert(Route("blob"));
+        response.extensions_mut().insert(UpstreamName("docker.io".into()));
+        response
+    };
+    Router::new()
+        .route("/told", get(told))
+        .route("/broken", get(|| async { broken() }))
+        .layer(axum::middleware::from_fn(record))
+}
+
+/// The one line that is logged when `request` is answered and as much of the body is read as `read` says.
+async fn line(request: Request<Body>, read: bool) -> Value {
+    crate::telemetry::metrics::install().unwrap();
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(move || writer.clone())
+        .finish();
+    async {
+        let response = router().oneshot(request).await.unwrap();
+        if read {
+            let _ = response.into_body().collect().await;
+        }
+    }
+    .with_subscriber(subscriber)
+    .await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.lines().count(), 1, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+fn request(uri: &str) -> axum::http::request::Builder {
+    Request::builder().uri(uri)
+}
+
+#[tokio::test]
+async fn a_complete_answer() {
+    let request = request("/told?ns=docker.io&token=secret")
+        .header("user-agent", "x".repeat(500))
+        .header("authorization", "Basic c2VjcmV0")
+        .header("range", "bytes=0-")
+        .extension(ClientAddr(([10, 0, 0, 7], 4242).into()));
+    let line = line(request.body(Body::empty()).unwrap(), true).await;
+    assert_eq!(line["target"], "larder::access");
+    assert_eq!(line["path"], "/told?ns=docker.io");
+    assert_eq!((&line["status"], &line["bytes"]), (&200.into(), &5.into()));
+    assert_eq!(
+        (&line["outcome"], &line["upstream"]),
+        (&"hit".into(), &"docker.io".into())
+    );
+    assert_eq!(
+        (&line["client"], &line["range"]),
+        (&"10.0.0.7:4242".into(), &"bytes=0-".into())
+    );
+    assert_eq!(line["user_agent"].as_str().unwrap().len(), 200);
+    assert_eq!((&line["complete"], &line["ended"]), (&true.into(), &"complete".into()));
+    let text = line.to_string();
+    assert!(!text.contains("secret") && !text.contains("c2Vj"), "{text}");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_and_a_body_that_breaks() {
+    let left = line(request("/told").body(Body::empty()).unwrap(), false).await;
+    assert_eq!(
+        (&left["complete"], &left["ended"], &left["bytes"]),
+        (&false.into(), &"aborted".into(), &0.into())
+    );
+    let broken = line(request("/broken").body(Body::empty()).unwrap(), true).await;
+    assert_eq!(
+        (&broken["complete"], &broken["ended"], &broken["bytes"]),
+        (&false.into(), &"broken".into(), &3.into())
+    );
+    assert_eq!(broken["outcome"], "-");
+}
+
+#[tokio::test]
+async fn a_head_is_complete_without_a_body() {
+    let head = line(request("/told").method("HEAD").body(Body::empty()).unwrap(), true).await;
+    assert_eq!((&head["complete"], &head["bytes"]), (&true.into(), &0.into()));
+}
+
+#[test]
+fn nothing_forges_a_line() {
+    assert_eq!(printable("a\r\nb\u{1b}[31m\u{85}", 100), "a\\r\\nb\\u{1b}[31m\\u{85}");
+    assert_eq!(path_and_ns("/v2/", Some("a=1&ns=quay.io&b=2")), "/v2/?ns=quay.io");
+    assert_eq!(path_and_ns("/v2/", Some("account=me")), "/v2/");
+}

@@ -1,0 +1,289 @@
+//! An error as clients see it: the specification's JSON body, and headers that a client can act on (R-S3).
+//!
+//! The only room that turns an error into a status.
+
+use axum::body::Body;
+use axum::http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse;
+use serde_json::{Value, json};
+
+use std::time::Duration;
+
+use crate::oci::ErrorCode;
+use crate::oci::digest::DigestError;
+use crate::oci::reference::TagError;
+use crate::pull::{PullError, Target};
+use crate::store::StoreError;
+use crate::upstream::{ErrorKind, UpstreamError};
+
+/// dockerd's classic store looks for this on every answer of a registry (protocol 0.3).
+pub const API_VERSION: (HeaderName, HeaderValue) = (
+    HeaderName::from_static("docker-distribution-api-version"),
+    HeaderValue::from_static("registry/2.0"),
+);
+
+/// One error, ready to be sent.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub code: ErrorCode,
+    /// What is wrong, for a person. Clients show it.
+    pub message: String,
+    /// What to do about it: text or a small object; left out when null.
+    pub detail: Value,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> ApiError {
+        ApiError {
+            status,
+            code,
+            message: message.into(),
+            detail: Value::Null,
+            headers: Vec::new(),
+        }
+    }
+
+    pub fn detail(mut self, detail: impl Into<Value>) -> ApiError {
+        self.detail = detail.into();
+        self
+    }
+
+    /// `Retry-After` in seconds.
+    pub fn retry_after(self, seconds: u64) -> ApiError {
+        self.header(RETRY_AFTER, HeaderValue::from(seconds))
+    }
+
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> ApiError {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn body(&self) -> String {
+        let mut error = json!({ "code": self.code.as_str(), "message": self.message });
+        if !self.detail.is_null() {
+            error["detail"] = self.detail.clone();
+        }
+        json!({ "errors": [error] }).to_string()
+    }
+}
+
+/// What was asked for: it decides the code of "not there".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    Manifest,
+    Blob,
+    Tags,
+    Referrers,
+}
+
+impl Subject {
+    fn unknown(self) -> ErrorCode {
+        match self {
+            Subject::Manifest => ErrorCode::ManifestUnknown,
+            Subject::Blob => ErrorCode::BlobUnknown,
+            Subject::Tags => ErrorCode::NameUnknown,
+            // Not NAME_UNKNOWN: oras would give up on the repository instead of trying the tag (R-C92).
+            Subject::Referrers => ErrorCode::ManifestUnknown,
+        }
+    }
+}
+
+/// Refusals that need no upstream.
+impl ApiError {
+    pub fn bad_digest(error: &DigestError) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::DigestInvalid, error.to_string())
+    }
+
+    /// R-S7: a tag that cannot exist does not exist.
+    pub fn impossible_tag(error: &TagError) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, ErrorCode::ManifestUnknown, error.to_string())
+    }
+
+    pub fn bad_path(path: &str) -> ApiError {
+        let path: String = path.chars().take(300).collect();
+        let message = format!("the path {path:?} cannot be read: a part of it is no UTF-8 or hides a separator");
+        ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::NameInvalid, message)
+    }
+
+    pub fn no_such_endpoint(path: &str) -> ApiError {
+        let path: String = path.chars().take(300).collect();
+        ApiError::new(
+            StatusCode::NOT_FOUND,
+            ErrorCode::Unsupported,
+            format!("there is nothing at {path:?}"),
+        )
+        .detail("images are at /v2/<name>/manifests/<tag>, for instance /v2/library/alpine/manifests/latest")
+    }
+
+    pub fn bad_page_size(found: &str) -> ApiError {
+        let found: String = found.chars().take(100).collect();
+        let message = format!("n={found:?} is not a number of entries: expected 0 or more");
+        ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::PaginationNumberInvalid, message)
+    }
+
+    /// R-S2. The connection ends with it: nobody reads the upload that may follow.
+    pub fn read_only(target: Option<&Target>) -> ApiError {
+        let message = "this is a read-only cache: nothing can be pushed to it or deleted through it";
+        let place = match target {
+            Some(target) => format!("push to the registry itself: {}", target.key),
+            None => "push to the registry itself".to_owned(),
+        };
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, ErrorCode::Unsupported, message)
+            .detail(place)
+            .header(ALLOW, HeaderValue::from_static("GET, HEAD"))
+            .header(CONNECTION, HeaderValue::from_static("close"))
+    }
+
+    pub fn too_slow(target: &Target, after: Duration) -> ApiError {
+        let message = format!("{} took longer than {} s", target.upstream.name, after.as_secs());
+        ApiError::new(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable, message)
+            .detail("what was begun goes on: try again in a moment")
+    }
+
+    /// 416 with the size that would have been (R-S13).
+    pub fn unsatisfiable(total: u64) -> Response<Body> {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+        if let Ok(value) = HeaderValue::from_str(&format!("bytes */{total}")) {
+            response.headers_mut().insert(CONTENT_RANGE, value);
+        }
+        response
+    }
+}
+
+/// The one total match from what went wrong to what a client is told.
+impl ApiError {
+    /// `target` is what the client's name meant, once that is known.
+    pub fn of_pull(error: &PullError, subject: Subject, target: Option<&Target>) -> ApiError {
+        let message = match target {
+            Some(target) => format!("{}: {error}", target.key),
+            None => error.to_string(),
+        };
+        let plain = |status, code| ApiError::new(status, code, message.clone());
+        match error {
+            PullError::Name(_) | PullError::Namespace(_) | PullError::Conflict { .. } => {
+                plain(StatusCode::BAD_REQUEST, ErrorCode::NameInvalid)
+            }
+            PullError::UnknownUpstream(_) => plain(StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
+            PullError::NotAllowed { .. } => plain(StatusCode::FORBIDDEN, ErrorCode::Denied)
+                .detail("the operator decides this with `allow` and `deny` of the upstream"),
+            PullError::NotInMirror(_) => plain(StatusCode::NOT_FOUND, subject.unknown())
+                .detail("this mirror is offline: it serves what it holds and asks nobody"),
+            PullError::Upstream(upstream) => ApiError::of_upstream(upstream, subject, message),
+            PullError::Manifest { .. } => plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
+                .detail("nothing of it was kept; the manifest has to be repaired where it was pushed"),
+            PullError::Upset { .. } | PullError::Store(StoreError::Mismatch(_)) => {
+                let code = if subject == Subject::Manifest {
+                    ErrorCode::ManifestInvalid
+                } else {
+                    ErrorCode::Unknown
+                };
+                plain(StatusCode::BAD_GATEWAY, code).detail("nothing of it was kept; the next request asks anew")
+            }
+            PullError::Store(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
+                .detail("the proxy's own disk failed: its log has the details"),
+            PullError::Internal(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
+        }
+    }
+
+    fn of_upstream(error: &UpstreamError, subject: Subject, message: String) -> ApiError {
+        let plain = |status, code| ApiError::new(status, code, message.clone());
+        match &error.kind {
+            ErrorKind::NotFound { .. } => plain(StatusCode::NOT_FOUND, subject.unknown()),
+            // "No referrers" would say "unsigned": whoever may not look does not know (R-C81).
+            ErrorKind::Denied { .. } if subject == Subject::Referrers => {
+                plain(StatusCode::BAD_GATEWAY, ErrorCode::Unknown)
+            }
+            ErrorKind::Denied { .. } => plain(StatusCode::NOT_FOUND, subject.unknown()).detail(format!(
+                "if it exists and is private, give this proxy credentials: [upstream.{:?}] username and password_file",
+                error.upstream
+            )),
+            ErrorKind::Offline => plain(StatusCode::NOT_FOUND, subject.unknown())
+                .detail("this mirror is offline: it serves what it holds and asks nobody"),
+            // 503, not 429: clients repeat a 429 at once or stall on it, and turn elsewhere on a 503 (R-C11, R-C65).
+            ErrorKind::RateLimited { retry_after } => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+                .retry_after(retry_after.as_secs().max(1))
+                .detail(format!(
+                    "{} answered 429: its pull limit is used up. What is held is served meanwhile; credentials in [upstream.{:?}] raise the limit",
+                    error.upstream, error.upstream
+                )),
+            ErrorKind::Timeout(_) => plain(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
+            ErrorKind::Connect(_) | ErrorKind::Cut(_) => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+                    .detail(format!("{} cannot be reached from this proxy just now", error.upstream))
+            }
+            // 503 is repeated by clients that have nowhere else to go, 502 is not (R-C12).
+            ErrorKind::Status { status, .. } if *status >= 500 => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+            }
+            ErrorKind::Status { .. } | ErrorKind::Refused(_) | ErrorKind::Protocol(_) | ErrorKind::Auth(_) => {
+                plain(StatusCode::BAD_GATEWAY, ErrorCode::Unknown)
+            }
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response<Body> {
+        let body = self.body();
+        let length = HeaderValue::from(body.len());
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // Explicit: the answer to a HEAD loses its body on the way and would lose its length with it (R-S14).
+        headers.insert(CONTENT_LENGTH, length);
+        headers.insert(API_VERSION.0, API_VERSION.1);
+        for (name, value) in self.headers {
+            headers.append(name, value);
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    async fn sent(error: ApiError) -> (Response<()>, String) {
+        let (parts, body) = error.into_response().into_parts();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        (
+            Response::from_parts(parts, ()),
+            String::from_utf8(bytes.to_vec()).unwrap(),
+        )
+    }
+
+    #[tokio::test]
+    async fn the_specifications_shape() {
+        let error = ApiError::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            ErrorCode::TooManyRequests,
+            "slow \"down\"\r\n",
+        )
+        .detail(json!({"upstream": "docker.io"}))
+        .retry_after(7);
+        let (head, body) = sent(error).await;
+        assert_eq!(
+            serde_json::from_str::<Value>(&body).unwrap(),
+            json!({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow \"down\"\r\n", "detail": {"upstream": "docker.io"}}]})
+        );
+        assert_eq!(head.status(), 429);
+        assert_eq!(head.headers()["content-type"], "application/json");
+        assert_eq!(head.headers()["content-length"], body.len().to_string().as_str());
+        assert_eq!(head.headers()["docker-distribution-api-version"], "registry/2.0");
+        assert_eq!(head.headers()["retry-after"], "7");
+    }
+
+    #[tokio::test]
+    async fn no_detail_is_left_out() {
+        let (_, body) = sent(ApiError::new(StatusCode::NOT_FOUND, ErrorCode::BlobUnknown, "gone")).await;
+        assert_eq!(body, r#"{"errors":[{"code":"BLOB_UNKNOWN","message":"gone"}]}"#);
+    }
+}

@@ -1,0 +1,13 @@
+//! The front door: listeners, limits, routes and status codes.
+//!
+//! `server` owns sockets and knows nothing of routes; `range`, `multipart`, `error` and `labels` are the
+//! vocabulary that routes answer with; `v2` is the registry; `access_log` counts and logs what was answered; `ops` is for operators.
+
+pub mod access_log;
+pub mod error;
+pub mod labels;
+pub mod multipart;
+pub mod ops;
+pub mod range;
+pub mod server;
+pub mod v2;

@@ -1,0 +1,212 @@
+//! The operators' address: is it alive, is it ready, how is it doing.
+//!
+//! Served on a listener of its own, on loopback unless the operator says otherwise (R-X16).
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde_json::json;
+
+use crate::telemetry::metrics;
+
+/// Whether requests should be sent here, and why (not).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Readiness {
+    pub ready: bool,
+    /// Name, whether it is well, and what was found, for a person.
+    pub checks: Vec<(String, bool, String)>,
+}
+
+/// Asked at each `/readyz`; it must answer from memory, at once.
+pub type ReadinessCheck = Arc<dyn Fn() -> Readiness + Send + Sync>;
+
+#[derive(Clone)]
+struct Ops {
+    readiness: ReadinessCheck,
+    metrics: metrics::Handle,
+}
+
+/// The routes. `hosts` are names, beside IP addresses and `localhost`, by which operators reach this address.
+pub fn router(readiness: ReadinessCheck, metrics: metrics::Handle, hosts: Vec<String>) -> Router {
+    let hosts: Arc<[String]> = hosts.into_iter().map(|h| h.to_ascii_lowercase()).collect();
+    Router::new()
+        .route("/", get(index))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(render))
+        .fallback(unknown)
+        .with_state(Ops { readiness, metrics })
+        .layer(from_fn_with_state(hosts, known_host))
+}
+
+const INDEX: &str = "\
+Larder, the operators' address.
+
+/healthz  200 as long as the process lives
+/readyz   200 if requests should come here, else 503; says why
+/metrics  counters in the Prometheus text format
+";
+
+async fn index() -> Response {
+    ([(CONTENT_TYPE, "text/plain; charset=utf-8")], INDEX).into_response()
+}
+
+async fn healthz() -> Response {
+    (
+        [(CONTENT_TYPE, "text/plain; charset=utf-8"), (CACHE_CONTROL, "no-store")],
+        "ok\n",
+    )
+        .into_response()
+}
+
+async fn readyz(State(ops): State<Ops>) -> Response {
+    let Readiness { ready, checks } = (ops.readiness)();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let checks: Vec<_> = checks
+        .iter()
+        .map(|(name, ok, found)| json!({"name": name, "ok": ok, "detail": found}))
+        .collect();
+    plain_json(status, &json!({"ready": ready, "checks": checks}))
+}
+
+async fn render(State(ops): State<Ops>) -> Response {
+    (
+        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        ops.metrics.render(),
+    )
+        .into_response()
+}
+
+async fn unknown() -> Response {
+    plain_json(
+        StatusCode::NOT_FOUND,
+        &json!({"error": "no such path; / lists those that exist"}),
+    )
+}
+
+fn plain_json(status: StatusCode, value: &serde_json::Value) -> Response {
+    let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+    (status, headers, format!("{value}\n")).into_response()
+}
+
+/// Refuses names that somebody else's DNS may have pointed here: a web page could otherwise read this address
+/// through its visitor's browser (R-X16). Browsers always send a Host; what sends none is no browser.
+async fn known_host(State(hosts): State<Arc<[String]>>, request: Request, next: Next) -> Response {
+    match host_of(request.uri(), request.headers()) {
+        Some(host) if !is_known(&host, &hosts) => plain_json(
+            StatusCode::MISDIRECTED_REQUEST,
+            &json!({"error": "this address answers to IP addresses, localhost and configured names only"}),
+        ),
+        _ => next.run(request).await,
+    }
+}
+
+/// The host asked for, without port and brackets, in lower case; HTTP/2 puts it into the URI.
+fn host_of(uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    let header = || {
+        headers
+            .get(HOST)
+            .map(|h| String::from_utf8_lossy(h.as_bytes()).into_owned())
+    };
+    let authority = uri.authority().map(|a| a.as_str().to_owned()).or_else(header)?;
+    let host = match authority.rsplit_once(':') {
+        // The colons of a bare `[::1]` are no port.
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => &authority,
+    };
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    Some(host.trim_end_matches('.').to_ascii_lowercase())
+}
+
+fn is_known(host: &str, hosts: &[String]) -> bool {
+    host == "localhost" || host.parse::<IpAddr>().is_ok() || hosts.iter().any(|known| known == host)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    use super::*;
+
+    async fn ask(ready: bool, path: &str, host: &str) -> (StatusCode, String, String) {
+        let check: ReadinessCheck = Arc::new(move || Readiness {
+            ready,
+            checks: vec![("disk".to_owned(), ready, "2 GiB free".to_owned())],
+        });
+        let router = router(check, metrics::install().unwrap(), vec!["Ops.Example".to_owned()]);
+        let request = Request::builder()
+            .uri(path)
+            .header(HOST, host)
+            .body(Body::empty())
+            .unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        let (status, kind) = (
+            response.status(),
+            response.headers()[CONTENT_TYPE].to_str().unwrap().to_owned(),
+        );
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, kind, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn alive_and_ready() {
+        assert_eq!(ask(false, "/healthz", "localhost").await.2, "ok\n");
+        let (status, _, body) = ask(true, "/readyz", "localhost:5001").await;
+        assert_eq!(
+            (status, body.trim()),
+            (
+                StatusCode::OK,
+                r#"{"checks":[{"detail":"2 GiB free","name":"disk","ok":true}],"ready":true}"#
+            )
+        );
+        assert_eq!(
+            ask(false, "/readyz", "127.0.0.1").await.0,
+            StatusCode::SERVICE_UNAVAILABLE
+        );
+    }
+
+    #[tokio::test]
+    async fn counters_index_and_the_rest() {
+        let (status, kind, _) = ask(true, "/metrics", "[::1]:5001").await;
+        assert_eq!(
+            (status, kind.as_str()),
+            (StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8")
+        );
+        assert!(ask(true, "/", "[::1]").await.2.contains("/readyz"));
+        let (status, kind, _) = ask(true, "/v2/", "10.0.0.7").await;
+        assert_eq!((status, kind.as_str()), (StatusCode::NOT_FOUND, "application/json"));
+    }
+
+    #[tokio::test]
+    async fn unknown_names_are_refused() {
+        for host in [
+            "evil.example",
+            "evil.example:5001",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "",
+        ] {
+            assert_eq!(
+                ask(true, "/metrics", host).await.0,
+                StatusCode::MISDIRECTED_REQUEST,
+                "{host}"
+            );
+        }
+        for host in ["ops.example", "OPS.EXAMPLE:5001", "ops.example.", "LOCALHOST"] {
+            assert_eq!(ask(true, "/healthz", host).await.0, StatusCode::OK, "{host}");
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! What every request passes before the router, and every response after it, whatever the route.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use axum::response::IntoResponse;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tower::ServiceExt;
+
+use super::pulse::{Break, Pulse, Running};
+use crate::http::error::ApiError;
+use crate::http::labels::ClientAddr;
+use crate::oci::ErrorCode;
+
+/// Longest path and query (R-X13).
+pub(super) const MAX_URI: usize = 16 * 1024;
+
+/// A GET may carry a body (R-S8); up to this much of it is read and thrown away (R-X14).
+const DRAINED: usize = 64 * 1024;
+
+/// Answers one request of a connection.
+pub(super) async fn answer(
+    request: Request<Incoming>,
+    router: Router,
+    client: SocketAddr,
+    header_bytes: usize,
+    pulse: Arc<Pulse>,
+) -> Result<Response<Watched>, Infallible> {
+    let (mut parts, body) = request.into_parts();
+    let http2 = parts.version == Version::HTTP_2;
+    let head = parts.method == Method::HEAD;
+    let mut close = false;
+    let refused = refuse(&parts.uri, &parts.headers, parts.version, header_bytes);
+    let body = match parts.method {
+        // Before the request counts as running: its body arrives within the time for its head, or not at all.
+        Method::GET | Method::HEAD if refused.is_none() => {
+            close = !drained(body).await;
+            // Whoever handles it sees no body, so it must not see the length of one either.
+            parts.headers.remove(CONTENT_LENGTH);
+            Body::empty()
+        }
+        _ => Body::new(body),
+    };
+    let running = pulse.begin();
+    let version = parts.version;
+    parts.extensions.insert(ClientAddr(client));
+    let mut response = match refused {
+        Some(error) => {
+            close = true;
+            error.into_response()
+        }
+        None => match router.oneshot(Request::from_parts(parts, body)).await {
+            Ok(response) => response,
+            Err(never) => match never {},
+        },
+    };
+    if close && !http2 {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let (parts, body) = response.into_parts();
+    let left = declared(&parts.headers).or_else(|| body.size_hint().exact());
+    let on_break = match (version, left) {
+        _ if head => OnBreak::Close(Break::Short),
+        (Version::HTTP_2, _) => OnBreak::EndStream,
+        // Without a length HTTP/1.0 knows only the end of the connection.
+        (Version::HTTP_10, None) => OnBreak::Close(Break::Reset),
+        _ => OnBreak::Close(Break::Short),
+    };
+    Ok(Response::from_parts(
+        parts,
+        Watched {
+            body,
+            left,
+            on_break,
+            broken: false,
+            running,
+        },
+    ))
+}
+
+/// What no route has to see; each answer ends the connection.
+fn refuse(uri: &axum::http::Uri, headers: &HeaderMap, version: Version, header_bytes: usize) -> Option<ApiError> {
+    let refusal = |status, message: &str| Some(ApiError::new(status, ErrorCode::Unsupported, message));
+    let length = uri.path_and_query().map_or(0, |pq| pq.as_str().len());
+    if length > MAX_URI {
+        return refusal(StatusCode::URI_TOO_LONG, "the path is longer than 16 KiB");
+    }
+    // ": " and the line's end count too. Not 431: containers/image falls back to a full download after a 400
+    // to a long Range, and fails after anything else (R-C67).
+    let block: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 4)
+        .sum();
+    if block > header_bytes {
+        return refusal(
+            StatusCode::BAD_REQUEST,
+            "the request's headers are longer than limits.header_bytes",
+        );
+    }
+    if version == Version::HTTP_2 {
+        return None;
+    }
+    // hyper drops the Content-Length that stands beside a Transfer-Encoding, so the two cannot be told from one.
+    // No client of a registry that takes no uploads needs chunked requests: refuse them all, and with them the shape
+    // that two servers may read differently (R-X14).
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return refusal(
+            StatusCode::BAD_REQUEST,
+            "a request with Transfer-Encoding is not accepted; send Content-Length",
+        );
+    }
+    match headers.get_all(HOST).iter().count() {
+        0 if version == Version::HTTP_11 => refusal(StatusCode::BAD_REQUEST, "the request has no Host"),
+        0 | 1 => None,
+        _ => refusal(StatusCode::BAD_REQUEST, "the request has more than one Host"),
+    }
+}
+
+/// Throws a request's body away; false if it was longer than [`DRAINED`] or broke off.
+async fn drained(mut body: Incoming) -> bool {
+    let mut left = DRAINED;
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else { return false };
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        let Some(rest) = left.checked_sub(length) else {
+            return false;
+        };
+        left = rest;
+    }
+    true
+}
+
+fn declared(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// What a client is to see when a response's body fails half-way.
+#[derive(Clone, Copy)]
+enum OnBreak {
+    /// HTTP/1: all that was sent before, then the end of the connection.
+    Close(Break),
+    /// HTTP/2: the end of the stream, if it has a length and bytes are missing: clients see that it is short and
+    /// resume, where they would give up after RST_STREAM (R-C14). Without a length, RST_STREAM.
+    EndStream,
+}
+
+/// A response's body on its last yards.
+pub(super) struct Watched {
+    body: Body,
+    /// Bytes to come, if it is known.
+    left: Option<u64>,
+    on_break: OnBreak,
+    broken: bool,
+    running: Running,
+}
+
+impl Watched {
+    /// Turns a failure, or an end that comes too early, into what the client is to see.
+    fn broke(&mut self, error: axum::Error) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        match self.on_break {
+            OnBreak::Close(how) => {
+                // hyper would drop what it has buffered if it saw the error. It sees a body that waits, flushes, and
+                // is told by the wire that the connection is over.
+                self.broken = true;
+                self.running.break_off(how);
+                Poll::Pending
+            }
+            OnBreak::EndStream if self.left.is_some_and(|left| left > 0) => Poll::Ready(None),
+            OnBreak::EndStream => Poll::Ready(Some(Err(error))),
+        }
+    }
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.broken {
+            return Poll::Pending;
+        }
+        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+            Some(Ok(frame)) => {
+                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                self.left = self.left.map(|left| left.saturating_sub(length));
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(error)) => self.broke(error),
+            None if self.left.is_some_and(|left| left > 0) => self.broke(axum::Error::new("the body ended early")),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        // A body that claims to have ended before its length would leave hyper waiting for bytes.
+        self.body.is_end_stream() && self.left.is_none_or(|left| left == 0)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,214 @@
+//! One connection from its first byte to its last.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::Request;
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::answer;
+use super::pulse::{Overdue, Pulse};
+use super::wire::{self, Transport, Wire};
+use super::{LAST_WORDS, Shared};
+
+/// A TLS record that begins a handshake.
+const CLIENT_HELLO: u8 = 0x16;
+
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Go's servers answer HTTP with these very words, and clients know them (R-C25).
+const HTTP_TO_TLS: &str = "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n";
+
+/// containerd falls back to HTTP when its handshake is answered by something that begins like this (R-W4, R-C25).
+const TLS_TO_HTTP: &str = "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 53\r\n\
+    Connection: close\r\n\r\nClient sent a TLS handshake to a plain HTTP server.\r\n";
+
+const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 79\r\n\
+    Docker-Distribution-API-Version: registry/2.0\r\nRetry-After: 5\r\nConnection: close\r\n\r\n\
+    {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try later\"}]}";
+
+/// Serves a connection until one side has had enough.
+pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared>) {
+    let first = tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => return,
+        first = tokio::time::timeout(shared.limits.idle_timeout, first_byte(&tcp)) => first,
+    };
+    let Ok(Ok(Some(first))) = first else { return };
+    match (&shared.tls, first) {
+        (None, CLIENT_HELLO) => say(tcp, TLS_TO_HTTP, "tls_to_plain").await,
+        (None, _) => plain(tcp, client, &shared).await,
+        (Some(certificates), CLIENT_HELLO) => {
+            let handshake = async { certificates.acceptor().await.accept(tcp).await };
+            let handshake = tokio::select! {
+                () = shared.stop.cancelled() => return,
+                handshake = tokio::time::timeout(shared.limits.header_timeout, handshake) => handshake,
+            };
+            match handshake {
+                Ok(Ok(stream)) => {
+                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    speak(stream, Bytes::new(), http2, client, &shared).await;
+                }
+                Ok(Err(error)) => tracing::debug!(%client, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
+            }
+        }
+        (Some(_), _) => say(tcp, HTTP_TO_TLS, "plain_to_tls").await,
+    }
+}
+
+/// Tells a client that there is no place for it; a TLS client just sees the end.
+pub(super) async fn refuse(mut tcp: TcpStream, tls: bool) {
+    if !tls {
+        // Clients take an answer that comes before they have asked for a broken connection.
+        let _ = tokio::time::timeout(LAST_WORDS, first_byte(&tcp)).await;
+        let _ = tcp.write_all(TOO_MANY.as_bytes()).await;
+    }
+    wire::linger(tcp).await;
+}
+
+async fn say(mut tcp: TcpStream, words: &str, reason: &'static str) {
+    metrics::counter!("larder_connections_ended_total", "reason" => reason).increment(1);
+    let _ = tcp.write_all(words.as_bytes()).await;
+    wire::linger(tcp).await;
+}
+
+/// The first byte, left where it is; `None` if the client closed without any.
+async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
+    let mut byte = [0];
+    Ok((tcp.peek(&mut byte).await? > 0).then_some(byte[0]))
+}
+
+async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared) {
+    let told = tokio::select! {
+        () = shared.stop.cancelled() => return,
+        told = tokio::time::timeout(shared.limits.header_timeout, preface(&mut tcp)) => told,
+    };
+    match told {
+        Ok(Ok(prefix)) => {
+            let http2 = prefix == HTTP2_PREFACE;
+            speak(tcp, prefix, http2, client, shared).await;
+        }
+        Ok(Err(_)) => {}
+        Err(_) => wire::linger(tcp).await,
+    }
+}
+
+/// Reads until it is clear whether HTTP/2 is spoken without further ado; what was read.
+async fn preface(tcp: &mut TcpStream) -> io::Result<Bytes> {
+    let mut read = Vec::with_capacity(HTTP2_PREFACE.len());
+    while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
+        let left = HTTP2_PREFACE.len() - read.len();
+        if (&mut *tcp).take(left as u64).read_buf(&mut read).await? == 0 {
+            break;
+        }
+    }
+    Ok(read.into())
+}
+
+/// HTTP, over whatever it is.
+async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: SocketAddr, shared: &Shared) {
+    let pulse = Pulse::new(http2);
+    let (wire, back) = Wire::new(stream, prefix, pulse.clone());
+    let io = TokioIo::new(wire);
+    let service = service_fn(|request: Request<Incoming>| {
+        answer::answer(
+            request,
+            shared.router.clone(),
+            client,
+            shared.limits.header_bytes,
+            pulse.clone(),
+        )
+    });
+    // The blocks see to it that hyper's connection is gone, and the stream on its way back, before it is waited for.
+    if http2 {
+        let connection = http2_builder(shared).serve_connection(io, service);
+        drive(connection, &pulse, client, shared).await;
+    } else {
+        let connection = http1_builder(shared).serve_connection(io, service);
+        drive(connection, &pulse, client, shared).await;
+    }
+    if let Ok(stream) = back.await {
+        tokio::select! {
+            () = wire::end(stream, &pulse) => {}
+            () = async { shared.cut.cancelled().await; tokio::time::sleep(LAST_WORDS).await } => {}
+        }
+    }
+}
+
+/// Polls the connection until it ends by itself, is overdue, or the server stops.
+async fn drive<C: GracefulConnection>(connection: C, pulse: &Pulse, client: SocketAddr, shared: &Shared) {
+    let mut connection = pin!(connection);
+    let overdue = tokio::select! {
+        _ended = connection.as_mut() => return,
+        overdue = pulse.overdue(&shared.limits) => Some(overdue),
+        () = shared.stop.cancelled() => None,
+    };
+    if let Some(why) = overdue {
+        metrics::counter!("larder_connections_ended_total", "reason" => why.as_str()).increment(1);
+        tracing::debug!(%client, reason = why.as_str(), "connection ended");
+        if why != Overdue::Idle {
+            return;
+        }
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ended = connection.as_mut() => {}
+        _still_idle = still_idle(pulse) => {}
+        _overdue = pulse.overdue(&shared.limits), if overdue.is_none() => {}
+        () = shared.cut.cancelled() => {}
+    }
+}
+
+/// Returns when a connection that was told to end has been idle for long enough to go without its client's consent:
+/// HTTP/2 waits for the client's answer to a GOAWAY.
+async fn still_idle(pulse: &Pulse) {
+    loop {
+        tokio::time::sleep(LAST_WORDS).await;
+        if pulse.is_idle() {
+            return;
+        }
+    }
+}
+
+fn http1_builder(shared: &Shared) -> http1::Builder {
+    // hyper counts the request line as well, and refuses with 431; up to twice the limit `answer` refuses more kindly.
+    let head = (shared.limits.header_bytes * 2).saturating_add(answer::MAX_URI);
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // It would count idle time too; `pulse` keeps both.
+        .header_read_timeout(None)
+        .max_headers(shared.limits.headers)
+        .max_header_size(head)
+        // hyper's default, unless heads may be longer than that. It bounds what waits for a slow client, too.
+        .max_buf_size(head.max(408 * 1024));
+    builder
+}
+
+fn http2_builder(shared: &Shared) -> http2::Builder<TokioExecutor> {
+    let head = u32::try_from(shared.limits.header_bytes * 2).unwrap_or(u32::MAX);
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(256)
+        .max_header_list_size(head)
+        // What clients may send us unread: they send requests. What we send is bounded by their windows and by this.
+        .initial_stream_window_size(64 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buf_size(256 * 1024)
+        // A client that vanished in the middle of a response is found out.
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(20));
+    builder
+}

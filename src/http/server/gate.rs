@@ -1,0 +1,127 @@
+//! How many at once, overall and per client (R-X13).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Counts who is in.
+pub(super) struct Gate {
+    most: usize,
+    most_per_client: usize,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Default)]
+struct Inside {
+    total: usize,
+    /// Only clients with at least one.
+    per_client: HashMap<IpAddr, usize>,
+}
+
+/// Which limit stands in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    Overall,
+    Client,
+}
+
+impl Full {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Full::Overall => "max_connections",
+            Full::Client => "max_connections_per_client",
+        }
+    }
+}
+
+impl Gate {
+    pub(super) fn new(most: usize, most_per_client: usize) -> Arc<Gate> {
+        Arc::new(Gate {
+            most,
+            most_per_client,
+            inside: Mutex::default(),
+        })
+    }
+
+    /// A place inside, until the pass is dropped.
+    pub(super) fn enter(self: &Arc<Gate>, client: IpAddr) -> Result<Pass, Full> {
+        let client = one_client(client);
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = inside.per_client.get(&client).copied().unwrap_or(0);
+        if mine >= self.most_per_client {
+            return Err(Full::Client);
+        }
+        if inside.total >= self.most {
+            return Err(Full::Overall);
+        }
+        inside.total += 1;
+        inside.per_client.insert(client, mine + 1);
+        Ok(Pass {
+            gate: self.clone(),
+            client,
+        })
+    }
+
+    fn leave(&self, client: IpAddr) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.total -= 1;
+        match inside.per_client.get_mut(&client) {
+            Some(mine) if *mine > 1 => *mine -= 1,
+            _ => {
+                inside.per_client.remove(&client);
+            }
+        }
+    }
+}
+
+/// One IPv6 host owns a whole /64 and could otherwise be as many clients as it likes.
+fn one_client(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+/// A place inside a [`Gate`].
+pub(super) struct Pass {
+    gate: Arc<Gate>,
+    client: IpAddr,
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.gate.leave(self.client);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn both_limits_hold_and_places_come_free() {
+        let gate = Gate::new(3, 2);
+        let first = gate.enter(ip("10.0.0.1")).ok().unwrap();
+        let _second = gate.enter(ip("::ffff:10.0.0.1")).ok().unwrap();
+        assert_eq!(gate.enter(ip("10.0.0.1")).err(), Some(Full::Client));
+        let _other = gate.enter(ip("10.0.0.2")).ok().unwrap();
+        assert_eq!(gate.enter(ip("10.0.0.3")).err(), Some(Full::Overall));
+        drop(first);
+        assert!(gate.enter(ip("10.0.0.1")).is_ok());
+    }
+
+    #[test]
+    fn one_ipv6_network_is_one_client_and_nothing_is_left_behind() {
+        let gate = Gate::new(9, 1);
+        let pass = gate.enter(ip("2001:db8::1")).ok().unwrap();
+        assert_eq!(gate.enter(ip("2001:db8::2")).err(), Some(Full::Client));
+        assert!(gate.enter(ip("2001:db8:0:1::1")).is_ok());
+        drop(pass);
+        let inside = gate.inside.lock().unwrap();
+        assert_eq!((inside.total, inside.per_client.len()), (0, 0));
+    }
+}

@@ -1,0 +1,206 @@
+//! The listeners: sockets in, requests out to a router, and everything about connections that routes need not know.
+//!
+//! An accepted connection passes `gate` (how many at once), `connection` (plain or TLS, which HTTP, when to end),
+//! `wire` (its bytes, and how it ends without a reset) and `pulse` (what it is doing, and until when it may);
+//! each of its requests passes `answer` on the way to the router. `tls` holds the certificates.
+//!
+//! hyper's own deadline for headers also counts while a connection is idle, and hyper-util's `auto` waits for the
+//! first bytes without any: so the version is told apart here, and `pulse` keeps the time.
+
+mod answer;
+mod connection;
+mod gate;
+mod pulse;
+pub mod tls;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Limits;
+use gate::{Gate, Pass};
+
+/// How long connections get to be closed in good order when the grace period has run out.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Connections that are being told "too many", at most; more than that are just closed.
+const REFUSALS: usize = 64;
+
+/// An address that could not be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}; {advice}")]
+pub struct BindError {
+    pub address: SocketAddr,
+    advice: &'static str,
+    #[source]
+    source: io::Error,
+}
+
+impl BindError {
+    fn new(address: SocketAddr, source: io::Error) -> BindError {
+        let advice = match source.kind() {
+            io::ErrorKind::AddrInUse => "another process listens there: stop it, or choose another port",
+            io::ErrorKind::PermissionDenied => "choose a port above 1023, or grant CAP_NET_BIND_SERVICE",
+            io::ErrorKind::AddrNotAvailable => "this machine has no such address: use one of its own, 0.0.0.0 or [::]",
+            _ => "check the address",
+        };
+        BindError {
+            address,
+            advice,
+            source,
+        }
+    }
+}
+
+/// Sockets that listen already; nothing is accepted until [`serve`] runs.
+#[derive(Debug)]
+pub struct Listening {
+    /// As bound: port 0 has become a real one.
+    pub addresses: Vec<SocketAddr>,
+    listeners: Vec<TcpListener>,
+}
+
+/// Listens on all of `addresses` or on none.
+pub async fn bind(addresses: &[SocketAddr]) -> Result<Listening, BindError> {
+    let mut listening = Listening {
+        addresses: Vec::new(),
+        listeners: Vec::new(),
+    };
+    for &address in addresses {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|e| BindError::new(address, e))?;
+        listening
+            .addresses
+            .push(listener.local_addr().map_err(|e| BindError::new(address, e))?);
+        listening.listeners.push(listener);
+    }
+    Ok(listening)
+}
+
+/// What every connection of a server shares.
+struct Shared {
+    router: Router,
+    limits: Limits,
+    tls: Option<tls::Certificates>,
+    /// Begin no new request.
+    stop: CancellationToken,
+    /// The grace period is over.
+    cut: CancellationToken,
+    gate: Arc<Gate>,
+    refusals: Arc<Gate>,
+    tasks: TaskTracker,
+}
+
+/// Serves until `stop` is cancelled; then accepts nothing more, ends idle connections at once, lets running responses
+/// finish for up to `grace`, and returns when the last connection has ended.
+pub async fn serve(
+    listening: Listening,
+    router: Router,
+    limits: Limits,
+    tls: Option<tls::Certificates>,
+    stop: CancellationToken,
+    grace: Duration,
+) {
+    let shared = Arc::new(Shared {
+        router,
+        gate: Gate::new(limits.max_connections, limits.max_connections_per_client),
+        refusals: Gate::new(REFUSALS, REFUSALS),
+        limits,
+        tls,
+        stop,
+        cut: CancellationToken::new(),
+        tasks: TaskTracker::new(),
+    });
+    let accepting = listening
+        .listeners
+        .into_iter()
+        .map(|listener| accept(listener, shared.clone()));
+    futures_util::future::join_all(accepting).await;
+    shared.tasks.close();
+    if tokio::time::timeout(grace, shared.tasks.wait()).await.is_err() {
+        tracing::warn!(
+            connections = shared.tasks.len(),
+            "the grace period is over, running responses are cut"
+        );
+        shared.cut.cancel();
+        let _ = tokio::time::timeout(LAST_WORDS * 2, shared.tasks.wait()).await;
+    }
+}
+
+/// Accepts until stopped; dropping the listener then makes the kernel refuse what comes.
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((tcp, peer)) => admit(tcp, peer, &shared),
+            Err(error) => accept_failed(&error).await,
+        }
+    }
+}
+
+/// A connection that broke before it was accepted is nobody's loss; being out of file descriptors is, and passes.
+async fn accept_failed(error: &io::Error) {
+    use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+    if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+        tracing::warn!(%error, "cannot accept connections");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+    // Small answers (a manifest, a 206's head) must not wait for the client's delayed ACK.
+    let _ = tcp.set_nodelay(true);
+    match shared.gate.enter(peer.ip()) {
+        Ok(pass) => {
+            metrics::counter!("larder_connections_total").increment(1);
+            let connection = connection::run(tcp, peer, shared.clone());
+            shared.tasks.spawn(with(Counted::new(pass), connection));
+        }
+        Err(full) => {
+            metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
+            tracing::debug!(client = %peer, reason = full.as_str(), "connection refused");
+            if let Ok(pass) = shared.refusals.enter(peer.ip()) {
+                shared
+                    .tasks
+                    .spawn(with(pass, connection::refuse(tcp, shared.tls.is_some())));
+            }
+        }
+    }
+}
+
+/// Runs `task` while holding `held`.
+async fn with<H>(held: H, task: impl Future<Output = ()>) {
+    task.await;
+    drop(held);
+}
+
+/// A connection in the gauge, for as long as it holds its pass.
+struct Counted(#[expect(dead_code, reason = "held for its drop")] Pass);
+
+impl Counted {
+    fn new(pass: Pass) -> Counted {
+        metrics::gauge!("larder_connections").increment(1);
+        Counted(pass)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!("larder_connections").decrement(1);
+    }
+}

@@ -1,0 +1,245 @@
+//! What a connection is doing, and until when it may go on like that (R-X13).
+//!
+//! The wire tells of bytes, `answer` tells of requests, and [`Pulse::overdue`] tells the connection when its time is up.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::config::Limits;
+
+/// A client may read as slowly as it likes, but not nothing at all for this long while bytes wait for it.
+const STALLED: Duration = Duration::from_secs(600);
+
+/// Why a connection was ended by us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Overdue {
+    /// A request was begun and its head (or small body) did not arrive in time.
+    Header,
+    /// No request, for long.
+    Idle,
+    /// The client stopped reading its response.
+    Stalled,
+}
+
+impl Overdue {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Overdue::Header => "header_timeout",
+            Overdue::Idle => "idle_timeout",
+            Overdue::Stalled => "stalled",
+        }
+    }
+}
+
+pub(super) struct Pulse {
+    /// In HTTP/2 bytes come without a request being begun (pings, window updates), so reads tell nothing.
+    reads_begin_requests: bool,
+    state: Mutex<State>,
+    /// A deadline has come nearer; otherwise it is enough to look again when the old one is reached.
+    nearer: Notify,
+}
+
+struct State {
+    /// Requests whose response has not ended.
+    running: usize,
+    /// Since when a request's head is arriving.
+    heading: Option<Instant>,
+    /// The last end of a response, or the start of the connection.
+    idle: Instant,
+    /// The last time the client took bytes.
+    wrote: Instant,
+    /// The client has not taken all it was offered.
+    blocked: bool,
+    broken: Option<Break>,
+}
+
+/// How to end a connection whose response broke off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Break {
+    /// The client can count, and sees that bytes are missing.
+    Short,
+    /// The end of the connection would look like the end of the response: reset it (L2).
+    Reset,
+}
+
+impl Pulse {
+    pub(super) fn new(http2: bool) -> Arc<Pulse> {
+        let now = Instant::now();
+        let state = State {
+            running: 0,
+            heading: None,
+            idle: now,
+            wrote: now,
+            blocked: false,
+            broken: None,
+        };
+        Arc::new(Pulse {
+            reads_begin_requests: !http2,
+            state: Mutex::new(state),
+            nearer: Notify::new(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes came in.
+    pub(super) fn read(&self) {
+        let mut state = self.state();
+        if self.reads_begin_requests && state.running == 0 && state.heading.is_none() {
+            state.heading = Some(Instant::now());
+            self.nearer.notify_one();
+        }
+    }
+
+    /// Bytes were offered to the client; whether it took some.
+    pub(super) fn wrote(&self, some: bool) {
+        let mut state = self.state();
+        state.blocked = !some;
+        if some {
+            state.wrote = Instant::now();
+        }
+    }
+
+    /// A request is complete; its response has ended when the guard is dropped.
+    pub(super) fn begin(self: &Arc<Pulse>) -> Running {
+        let mut state = self.state();
+        state.running += 1;
+        state.heading = None;
+        Running(self.clone())
+    }
+
+    /// A response broke off: end the connection as soon as what was sent before is on its way.
+    pub(super) fn break_off(&self, how: Break) {
+        self.state().broken = Some(how);
+    }
+
+    pub(super) fn broken(&self) -> Option<Break> {
+        self.state().broken
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.state();
+        state.running == 0 && state.heading.is_none()
+    }
+
+    /// The deadline as things stand. A response that ended for us may still be on its way to a slow client,
+    /// hence no deadline counts from before the client last took bytes.
+    fn deadline(&self, limits: &Limits) -> (Instant, Overdue) {
+        let state = self.state();
+        match (state.running, state.heading) {
+            (0, Some(since)) => (since.max(state.wrote) + limits.header_timeout, Overdue::Header),
+            (0, None) => (state.idle.max(state.wrote) + limits.idle_timeout, Overdue::Idle),
+            _ if state.blocked => (state.wrote + STALLED, Overdue::Stalled),
+            _ => (Instant::now() + STALLED, Overdue::Stalled),
+        }
+    }
+
+    /// Returns when the connection has to be ended.
+    pub(super) async fn overdue(&self, limits: &Limits) -> Overdue {
+        loop {
+            let (deadline, why) = self.deadline(limits);
+            if deadline <= Instant::now() {
+                return why;
+            }
+            tokio::select! {
+                () = tokio::time::sleep_until(deadline) => {}
+                () = self.nearer.notified() => {}
+            }
+        }
+    }
+}
+
+/// A request whose response has not ended.
+pub(super) struct Running(Arc<Pulse>);
+
+impl Running {
+    pub(super) fn break_off(&self, how: Break) {
+        self.0.break_off(how);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        state.running -= 1;
+        if state.running == 0 {
+            state.idle = Instant::now();
+            self.0.nearer.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits() -> Limits {
+        Limits {
+            max_connections: 1,
+            max_connections_per_client: 1,
+            header_bytes: 1,
+            headers: 1,
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(75),
+        }
+    }
+
+    /// How many seconds until the connection is overdue, and why; time is virtual.
+    async fn overdue(pulse: &Pulse) -> (u64, Overdue) {
+        let start = Instant::now();
+        let why = pulse.overdue(&limits()).await;
+        (start.elapsed().as_secs(), why)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_and_half_a_head() {
+        let pulse = Pulse::new(false);
+        assert_eq!(overdue(&pulse).await, (75, Overdue::Idle));
+        pulse.read();
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        pulse.read();
+        assert_eq!(overdue(&pulse).await, (6, Overdue::Header), "more bytes buy no time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_handler_has_time_and_a_standing_reader_little() {
+        let pulse = Pulse::new(false);
+        let running = pulse.begin();
+        assert!(
+            tokio::time::timeout(Duration::from_secs(5000), pulse.overdue(&limits()))
+                .await
+                .is_err()
+        );
+        pulse.wrote(true);
+        pulse.wrote(false);
+        assert_eq!(overdue(&pulse).await, (600, Overdue::Stalled));
+        drop(running);
+        assert_eq!(overdue(&pulse).await, (75, Overdue::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_still_being_taken_is_not_idle() {
+        let pulse = Pulse::new(false);
+        drop(pulse.begin());
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        pulse.wrote(true);
+        assert_eq!(overdue(&pulse).await, (75, Overdue::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_begins_brings_the_deadline_nearer() {
+        let pulse = Pulse::new(false);
+        let watching = {
+            let pulse = pulse.clone();
+            tokio::spawn(async move { overdue(&pulse).await })
+        };
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        pulse.read();
+        assert_eq!(watching.await.unwrap(), (11, Overdue::Header));
+    }
+}

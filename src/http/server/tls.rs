@@ -1,0 +1,166 @@
+//! The certificates that this side shows, and whose clients it takes.
+//!
+//! Files are looked at again every few seconds when a client comes, so that a renewed certificate needs no restart.
+//! One that cannot be used leaves the old one in place: a botched renewal must not be an outage before the expiry.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::ServerTls;
+
+/// How often the files are looked at, at most.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Certificates that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("{what} {file}: {reason}; a PEM file is expected")]
+    File {
+        what: &'static str,
+        file: PathBuf,
+        reason: String,
+    },
+    #[error("certificate {cert} and key {key} cannot be used: {reason}")]
+    Pair {
+        cert: PathBuf,
+        key: PathBuf,
+        reason: String,
+    },
+}
+
+/// When and how long each file was.
+type Stamp = Vec<Option<(SystemTime, u64)>>;
+
+/// The certificates as last loaded. Cheap to clone.
+#[derive(Clone)]
+pub struct Certificates(Arc<Inner>);
+
+struct Inner {
+    files: ServerTls,
+    look_again: Duration,
+    loaded: Mutex<Loaded>,
+}
+
+struct Loaded {
+    config: Arc<ServerConfig>,
+    stamp: Stamp,
+    looked: Instant,
+}
+
+impl Certificates {
+    pub fn load(files: &ServerTls) -> Result<Certificates, TlsError> {
+        Certificates::load_with(files, LOOK_AGAIN)
+    }
+
+    pub(super) fn load_with(files: &ServerTls, look_again: Duration) -> Result<Certificates, TlsError> {
+        // Before reading: a change in between is then seen as one.
+        let stamp = stamp(files);
+        let loaded = Loaded {
+            config: read(files)?,
+            stamp,
+            looked: Instant::now(),
+        };
+        Ok(Certificates(Arc::new(Inner {
+            files: files.clone(),
+            look_again,
+            loaded: Mutex::new(loaded),
+        })))
+    }
+
+    /// What to shake hands with now.
+    pub(super) async fn acceptor(&self) -> TlsAcceptor {
+        let due = {
+            let mut loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = loaded.looked.elapsed() >= self.0.look_again;
+            if due {
+                // The others go on with what there is.
+                loaded.looked = Instant::now();
+            }
+            due
+        };
+        if due {
+            let inner = self.0.clone();
+            let _ = tokio::task::spawn_blocking(move || inner.look()).await;
+        }
+        let loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        TlsAcceptor::from(loaded.config.clone())
+    }
+}
+
+impl Inner {
+    fn look(&self) {
+        let now = stamp(&self.files);
+        if self.loaded.lock().unwrap_or_else(PoisonError::into_inner).stamp == now {
+            return;
+        }
+        let config = read(&self.files);
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        match config {
+            Ok(config) => {
+                tracing::info!(cert = %self.files.cert.display(), "TLS certificate reloaded");
+                loaded.config = config;
+                loaded.stamp = now;
+            }
+            // The stamp stays old: certificate and key are rarely written at once, and the next look may succeed.
+            Err(error) => tracing::warn!(%error, "the changed TLS certificate is not used"),
+        }
+    }
+}
+
+fn stamp(files: &ServerTls) -> Stamp {
+    let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
+    let stamp = |path: &PathBuf| std::fs::metadata(path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
+    paths.into_iter().flatten().map(stamp).collect()
+}
+
+fn read(files: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| bad_file("TLS key", &files.key, &e))?;
+    let chain = certificates("TLS certificate", &files.cert)?;
+    let pair = |reason: String| TlsError::Pair {
+        cert: files.cert.clone(),
+        key: files.key.clone(),
+        reason,
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| pair(e.to_string()))?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(file) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates("client CA", file)? {
+                roots.add(certificate).map_err(|e| bad_file("client CA", file, &e))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|e| bad_file("client CA", file, &e))?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|e| pair(e.to_string()))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+fn certificates(what: &'static str, file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let certificates = read.map_err(|e| bad_file(what, file, &e))?;
+    match certificates.is_empty() {
+        true => Err(bad_file(what, file, &"it holds no certificate")),
+        false => Ok(certificates),
+    }
+}
+
+fn bad_file(what: &'static str, file: &Path, reason: &dyn std::fmt::Display) -> TlsError {
+    TlsError::File {
+        what,
+        file: file.to_owned(),
+        reason: reason.to_string(),
+    }
+}

@@ -1,0 +1,177 @@
+//! A connection's bytes between the socket and hyper, and its end.
+//!
+//! An end is FIN, never RST: containerd resumes after the first and fails the pull after the second (R-C14).
+//! Two things would make the kernel send RST: hyper closes without flushing when a body fails, and a socket that is
+//! closed with unread bytes in it is reset. So the wire ends the connection itself once a broken response is flushed,
+//! and hands the stream back when hyper is done with it, for [`linger`].
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio_rustls::server::TlsStream;
+
+use super::pulse::{Break, Pulse};
+
+/// How long, and for how many bytes, a closing socket listens to a client that is still talking.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 4 * 1024 * 1024;
+
+/// What a connection runs on.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Transport for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+/// What hyper reads from and writes to.
+pub(super) struct Wire<S> {
+    /// `None` only while it is being dropped.
+    stream: Option<S>,
+    /// Read already, to tell the versions apart.
+    prefix: Bytes,
+    pulse: Arc<Pulse>,
+    back: Option<oneshot::Sender<S>>,
+}
+
+impl<S> Wire<S> {
+    /// The receiver gets the stream when hyper has dropped the wire.
+    pub(super) fn new(stream: S, prefix: Bytes, pulse: Arc<Pulse>) -> (Wire<S>, oneshot::Receiver<S>) {
+        let (back, receiver) = oneshot::channel();
+        (
+            Wire {
+                stream: Some(stream),
+                prefix,
+                pulse,
+                back: Some(back),
+            },
+            receiver,
+        )
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut S>>
+    where
+        S: Unpin,
+    {
+        self.stream
+            .as_mut()
+            .map(Pin::new)
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Passes on what a write came to.
+    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &written {
+            Poll::Ready(Ok(_)) => self.pulse.wrote(true),
+            Poll::Pending => self.pulse.wrote(false),
+            Poll::Ready(Err(_)) => {}
+        }
+        written
+    }
+}
+
+impl<S> Drop for Wire<S> {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
+            let _ = back.send(stream);
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.prefix.is_empty() {
+            let length = self.prefix.len().min(buf.remaining());
+            buf.put_slice(&self.prefix[..length]);
+            self.prefix.advance(length);
+            self.pulse.read();
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(self.stream()?.poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.pulse.read();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = self.stream()?.poll_write(cx, buf);
+        self.wrote(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.stream()?.poll_write_vectored(cx, bufs);
+        self.wrote(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.as_ref().is_some_and(AsyncWrite::is_write_vectored)
+    }
+
+    /// hyper flushes the wire only when its own buffer is empty: whatever was sent before a break has left by now.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.stream()?.poll_flush(cx))?;
+        match self.pulse.broken() {
+            Some(_) => Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "the response broke off",
+            ))),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(cx)
+    }
+}
+
+/// Ends a connection as its pulse says.
+pub(super) async fn end<S: Transport>(stream: S, pulse: &Pulse) {
+    match pulse.broken() {
+        Some(Break::Reset) => {
+            let _ = stream.tcp().set_zero_linger();
+        }
+        Some(Break::Short) | None => linger(stream).await,
+    }
+}
+
+/// Sends FIN, then reads what the client is still sending until it closes too, within bounds: closing with unread
+/// bytes would be a reset, which can overtake the response.
+pub(super) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
+    let farewell = async {
+        stream.shutdown().await?;
+        let mut sink = vec![0; 16 * 1024];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match stream.read(&mut sink).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        io::Result::Ok(())
+    };
+    let _ = tokio::time::timeout(LINGER, farewell).await;
+}

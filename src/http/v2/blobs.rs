@@ -1,0 +1,163 @@
+//! `GET` and `HEAD` of `/v2/<name>/blobs/<digest>`, whole and by Range, hot and cold (R-S13, R-C42, R-C67, R-C95).
+
+use std::ops::Range;
+
+use axum::body::Body;
+use axum::http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream;
+
+use super::super::error::{ApiError, Subject};
+use super::super::multipart::{self, Piece};
+use super::super::range::{self, Wanted};
+use super::{Ask, IMMUTABLE, etag, not_modified, tell_digest, tell_outcome};
+use crate::oci::{Digest, media_type};
+use crate::pull::{self, OpenBlob, PullError, Source};
+
+pub(super) async fn answer(ask: &Ask, digest: &str) -> Result<Response, ApiError> {
+    let digest: Digest = digest.parse().map_err(|error| ApiError::bad_digest(&error))?;
+    let answered = if ask.is_head {
+        head(ask, &digest).await
+    } else {
+        get(ask, &digest).await
+    };
+    answered.map_err(|error| ApiError::of_pull(&error, Subject::Blob, Some(&ask.target)))
+}
+
+async fn head(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
+    let stat = ask.pull.stat_blob(&ask.target, digest).await?;
+    let (size, outcome) = match stat.size {
+        Some(size) => (size, stat.outcome),
+        // The upstream does not say; a HEAD without a length is useless to every client (R-C40). The
+        // transfer that tells it is the one that the GET will want.
+        None => {
+            let mut open = ask.pull.open_blob(&ask.target, digest).await?;
+            (open.source.total().await?, open.outcome)
+        }
+    };
+    let mut response = whole(Body::empty(), digest, Some(size));
+    if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(digest)) {
+        response = not_modified(digest, IMMUTABLE);
+    }
+    tell_outcome(&mut response, &outcome);
+    Ok(response)
+}
+
+async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
+    let OpenBlob {
+        mut source,
+        total,
+        outcome,
+    } = ask.pull.open_blob(&ask.target, digest).await?;
+    let mut response = if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(digest)) {
+        not_modified(digest, IMMUTABLE)
+    } else {
+        let may_range = ask.headers.get(IF_RANGE).is_none() || range::if_range(ask.header(IF_RANGE), &etag(digest));
+        match ask
+            .header(RANGE)
+            .filter(|_| may_range)
+            .and_then(|header| range::parse_unknown(Some(header)))
+        {
+            None => whole(stream_of(source.body(*digest, 0, total)), digest, total),
+            // A Range needs the exact total (R-C42), which a cold blob may not have told yet.
+            Some(spec) => {
+                let total = source.total().await?;
+                by_range(source, digest, spec.resolve(total), total)
+            }
+        }
+    };
+    tell_outcome(&mut response, &outcome);
+    Ok(response)
+}
+
+fn by_range(source: Source, digest: &Digest, wanted: Wanted, total: u64) -> Response {
+    let partial = |body: Body, length: u64, name, value: String| {
+        let mut response = whole(body, digest, Some(length));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    };
+    match wanted {
+        Wanted::Whole => whole(stream_of(source.body(*digest, 0, Some(total))), digest, Some(total)),
+        Wanted::One(Range { start, end }) => {
+            let place = format!("bytes {start}-{}/{total}", end - 1);
+            partial(
+                stream_of(source.body(*digest, start, Some(end))),
+                end - start,
+                CONTENT_RANGE,
+                place,
+            )
+        }
+        Wanted::Many(ranges) => {
+            let plan = multipart::plan(&ranges, total, media_type::OCTET_STREAM);
+            let (length, kind) = (plan.length, plan.content_type);
+            partial(
+                stream_of_parts(source, *digest, plan.pieces),
+                length,
+                CONTENT_TYPE,
+                kind,
+            )
+        }
+        Wanted::Unsatisfiable => {
+            let mut response = ApiError::unsatisfiable(total);
+            tell_digest(response.headers_mut(), digest);
+            response
+        }
+    }
+}
+
+/// The headers that every blob answer has.
+fn whole(body: Body, digest: &Digest, length: Option<u64>) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type::OCTET_STREAM));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CACHE_CONTROL, IMMUTABLE);
+    if let Some(length) = length {
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    tell_digest(headers, digest);
+    response
+}
+
+/// An error ends the stream, and with it the connection, short (L2, R-C14).
+fn stream_of(body: pull::Body) -> Body {
+    Body::from_stream(stream::try_unfold(body, |mut body| async move {
+        Ok::<_, PullError>(body.next().await?.map(|bytes| (bytes, body)))
+    }))
+}
+
+fn stream_of_parts(source: Source, digest: Digest, pieces: Vec<Piece>) -> Body {
+    enum Part {
+        Text(Bytes),
+        Run(pull::Body),
+    }
+    let parts: Vec<Part> = pieces
+        .into_iter()
+        .rev()
+        .map(|piece| match piece {
+            Piece::Text(text) => Part::Text(text),
+            Piece::Bytes(range) => Part::Run(source.clone().body(digest, range.start, Some(range.end))),
+        })
+        .collect();
+    Body::from_stream(stream::try_unfold(parts, |mut parts| async move {
+        loop {
+            match parts.pop() {
+                None => return Ok::<_, PullError>(None),
+                Some(Part::Text(text)) => return Ok(Some((text, parts))),
+                Some(Part::Run(mut run)) => {
+                    if let Some(bytes) = run.next().await? {
+                        parts.push(Part::Run(run));
+                        return Ok(Some((bytes, parts)));
+                    }
+                }
+            }
+        }
+    }))
+}

@@ -1,0 +1,77 @@
+//! Why a pull did not give what was asked for. Clonable: all waiters of a flight get the same.
+
+use crate::oci::manifest::ManifestError;
+use crate::oci::name::{HostError, NameError};
+use crate::store::StoreError;
+use crate::upstream::{ErrorKind, UpstreamError};
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PullError {
+    /// The name breaks the grammar.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// `?ns=` is no host.
+    #[error("the ns parameter: {0}")]
+    Namespace(#[from] HostError),
+    /// Path and `ns` name two upstreams (R-D1).
+    #[error("the path names the upstream {path} but ns names {ns}: they must agree")]
+    Conflict { path: String, ns: String },
+    /// The world is closed (L10).
+    #[error(
+        "{0} is not an upstream of this proxy; nothing was asked of it. Add [upstream.{0:?}] to the configuration to allow it"
+    )]
+    UnknownUpstream(String),
+    /// `allow` and `deny` of the upstream's configuration.
+    #[error("the configuration of this proxy does not allow {upstream}/{repository}")]
+    NotAllowed { upstream: String, repository: String },
+    /// Not held, and no upstream may be asked.
+    #[error("{0} is not in this mirror, and the mirror is offline by configuration")]
+    NotInMirror(String),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The upstream's document is no manifest that may be passed on (R-X10).
+    #[error("{upstream} sent a manifest that is refused: {error}")]
+    Manifest { upstream: String, error: ManifestError },
+    /// The upstream's bytes contradict themselves or what is known of them.
+    #[error("{upstream} sent something wrong: {what}")]
+    Upset { upstream: String, what: String },
+    /// A task of ours ended without a result.
+    #[error("an internal task ended early: {0}")]
+    Internal(&'static str),
+}
+
+impl PullError {
+    /// "It is not there", said by an upstream that works.
+    pub fn is_definite(&self) -> bool {
+        matches!(self, PullError::Upstream(error) if error.is_definite())
+    }
+
+    /// One word for logs, metrics and the `detail` of Cache-Status.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            PullError::Name(_) | PullError::Namespace(_) | PullError::Conflict { .. } => "bad-name",
+            PullError::UnknownUpstream(_) => "unknown-upstream",
+            PullError::NotAllowed { .. } => "not-allowed",
+            PullError::NotInMirror(_) => "offline",
+            PullError::Upstream(error) => error.as_str(),
+            PullError::Store(_) => "store",
+            PullError::Manifest { .. } => "bad-manifest",
+            PullError::Upset { .. } => "bad-bytes",
+            PullError::Internal(_) => "internal",
+        }
+    }
+
+    /// Whether nothing was dialled because the operator said so.
+    pub fn is_offline(&self) -> bool {
+        matches!(self, PullError::NotInMirror(_))
+            || matches!(
+                self,
+                PullError::Upstream(UpstreamError {
+                    kind: ErrorKind::Offline,
+                    ..
+                })
+            )
+    }
+}

@@ -1,0 +1,741 @@
+//! One transfer per digest, joined by all (L1).
+//!
+//! The transfer is a task of its own: it asks the upstream, stages and hashes what comes, mends cuts (L4),
+//! waits for the verdict (L2) and commits. Everyone else follows it through [`Flight`]: a state that is watched, and
+//! the staged file, which each reads at its own pace; a reader that stands still holds up nobody (R-W3).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::error::PullError;
+use crate::oci::{Digest, Repository, media_type};
+use crate::store::{Store, StoreError, Writer};
+use crate::upstream::{BlobStream, Client, ErrorKind, UpstreamError};
+
+/// Bytes at the end of every response that wait for the verdict (L2).
+pub const HOLD_BACK_BYTES: u64 = 16 * 1024;
+/// Blobs up to this size are verified before their header goes out: a bad one is then a clean error.
+const SMALL_BYTES: u64 = 64 * 1024;
+/// What may queue up in memory while the disk writes.
+const QUEUE_BYTES: usize = 4 << 20;
+
+/// When to give up, wait or go on.
+#[derive(Clone, Debug)]
+pub struct Timing {
+    /// How long a transfer that nobody waits for goes on if it is not worth finishing.
+    pub grace: Duration,
+    /// A transfer with at most this left, or half done, is finished without anybody waiting.
+    pub finish_bytes: u64,
+    /// Attempts without a byte of progress before a transfer fails.
+    pub attempts: u32,
+    /// First pause between attempts; doubles, with jitter.
+    pub backoff: Duration,
+    pub longest_backoff: Duration,
+    /// How long a client waits for an upstream when something stale could be served instead (R-W9).
+    pub patience: Duration,
+    /// After that was used up, how long the upstream counts as slow: stale is served at once.
+    pub slow_for: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Timing {
+        Timing {
+            grace: Duration::from_secs(30),
+            finish_bytes: 256 << 20,
+            attempts: 6,
+            backoff: Duration::from_millis(200),
+            longest_backoff: Duration::from_secs(5),
+            patience: Duration::from_millis(1500),
+            slow_for: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Timing {
+    /// Whether a transfer that nobody waits for is finished all the same.
+    fn worth_finishing(&self, written: u64, total: Option<u64>) -> bool {
+        total.is_some_and(|total| total.saturating_sub(written) <= self.finish_bytes || written >= total / 2)
+    }
+
+    fn pause(&self, failures: u32) -> Duration {
+        let full = self
+            .backoff
+            .saturating_mul(1 << failures.min(10))
+            .min(self.longest_backoff);
+        full.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub enum Phase {
+    /// The upstream has not answered yet: nobody gets a status line (R-D3).
+    Asking,
+    /// Bytes come; what they are is not known yet.
+    Streaming,
+    /// The digest is right.
+    Verified,
+    Failed(PullError),
+}
+
+/// What followers see.
+#[derive(Clone, Debug)]
+pub struct State {
+    pub phase: Phase,
+    /// Bytes staged: readable up to here.
+    pub written: u64,
+    /// Bytes of the whole blob, once known.
+    pub total: Option<u64>,
+    pub file: Option<Arc<File>>,
+    /// Something about the answer is odd (a web page, an unexpected size): nothing goes out before the verdict.
+    pub doubtful: bool,
+}
+
+impl State {
+    /// Whether a response may begin, or must be an error.
+    fn is_decided(&self) -> bool {
+        match self.phase {
+            Phase::Asking => false,
+            Phase::Streaming => !self.doubtful && self.total.is_none_or(|total| total > SMALL_BYTES),
+            Phase::Verified | Phase::Failed(_) => true,
+        }
+    }
+
+    /// Up to where a response that ends at `end` may be sent now.
+    fn released(&self, end: Option<u64>) -> u64 {
+        match (&self.phase, end.or(self.total)) {
+            (Phase::Verified, end) => end.unwrap_or(self.written).min(self.written),
+            (_, Some(end)) => self.written.min(end.saturating_sub(HOLD_BACK_BYTES)),
+            (_, None) => self.written.saturating_sub(HOLD_BACK_BYTES),
+        }
+    }
+}
+
+/// A transfer under way.
+pub struct Flight {
+    pub digest: Digest,
+    state: watch::Sender<State>,
+    /// Followers; when the last leaves, `left` tells the transfer.
+    followers: AtomicUsize,
+    left: Notify,
+    /// The repository that began it.
+    began: Arc<str>,
+    /// Repositories, beside that one, that have shown that they hold the digest.
+    also: Mutex<Vec<Arc<str>>>,
+}
+
+/// A place among a flight's followers.
+pub struct Follower {
+    flight: Arc<Flight>,
+    state: watch::Receiver<State>,
+    /// Whether somebody else began the transfer.
+    pub joined: bool,
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if self.flight.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.flight.left.notify_one();
+        }
+    }
+}
+
+impl Clone for Follower {
+    fn clone(&self) -> Follower {
+        self.flight.follow(self.joined)
+    }
+}
+
+impl Follower {
+    /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
+    pub async fn decided(&mut self) -> Result<State, PullError> {
+        self.wait_for(State::is_decided).await
+    }
+
+    /// Waits until the whole size is known.
+    pub async fn sized(&mut self) -> Result<u64, PullError> {
+        let state = self.wait_for(|s| s.total.is_some() && s.is_decided()).await?;
+        state.total.ok_or(PullError::Internal("a verified blob without a size"))
+    }
+
+    /// Waits until bytes from `at` may be sent in a response that ends at `end`; gives the file and up to where.
+    /// `at` itself means that there are no more.
+    pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Arc<File>, u64), PullError> {
+        let state = self
+            .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
+            .await?;
+        let upto = state.released(end).max(at);
+        let file = state.file.ok_or(PullError::Internal("a transfer without a file"))?;
+        Ok((file, upto))
+    }
+
+    async fn wait_for(&mut self, done: impl Fn(&State) -> bool) -> Result<State, PullError> {
+        let settled = |s: &State| matches!(s.phase, Phase::Failed(_)) || done(s);
+        let state = self
+            .state
+            .wait_for(settled)
+            .await
+            .map_err(|_| PullError::Internal("a transfer was dropped"))?;
+        match &state.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(state.clone()),
+        }
+    }
+}
+
+impl Flight {
+    fn follow(self: &Arc<Flight>, joined: bool) -> Follower {
+        self.followers.fetch_add(1, Ordering::AcqRel);
+        Follower {
+            flight: self.clone(),
+            state: self.state.subscribe(),
+            joined,
+        }
+    }
+
+    fn tell(&self, change: impl FnOnce(&mut State)) {
+        self.state.send_modify(change);
+    }
+
+    fn worth_finishing(&self, timing: &Timing) -> bool {
+        let state = self.state.borrow();
+        timing.worth_finishing(state.written, state.total)
+    }
+
+    /// Resolves when nobody follows and policy says stop.
+    async fn abandoned(&self, timing: &Timing) {
+        loop {
+            while self.followers.load(Ordering::Acquire) == 0 {
+                if self.worth_finishing(timing) {
+                    // That cannot change for the worse: it only gets closer to its end.
+                    return std::future::pending().await;
+                }
+                tokio::time::sleep(timing.grace).await;
+                if self.followers.load(Ordering::Acquire) == 0 && !self.worth_finishing(timing) {
+                    return;
+                }
+            }
+            self.left.notified().await;
+        }
+    }
+}
+
+/// What a transfer is to fetch, and from whom.
+#[derive(Clone)]
+pub struct Order {
+    pub client: Arc<Client>,
+    pub repository: Repository,
+    /// The repository's key in the store.
+    pub key: Arc<str>,
+    pub digest: Digest,
+    /// Size that a manifest claims.
+    pub hint: Option<u64>,
+}
+
+/// The transfers under way.
+pub struct Flights {
+    running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    store: Store,
+    timing: Arc<Timing>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Flights {
+    pub fn new(store: Store, timing: Timing, tasks: TaskTracker, stop: CancellationToken) -> Flights {
+        Flights {
+            running: Arc::default(),
+            store,
+            timing: Arc::new(timing),
+            tasks,
+            stop,
+        }
+    }
+
+    /// Transfers under way.
+    pub fn count(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// The repository that began the transfer of this digest, if one is under way.
+    pub fn begun_by(&self, digest: &Digest) -> Option<Arc<str>> {
+        self.lock().get(digest).map(|flight| flight.began.clone())
+    }
+
+    /// Joins the transfer of this digest, or begins it. Whoever joins another repository's has made sure that his
+    /// own holds the digest (L8).
+    pub fn join_or_begin(&self, order: Order) -> Follower {
+        let mut running = self.lock();
+        if let Some(flight) = running.get(&order.digest) {
+            flight
+                .also
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(order.key.clone());
+            return flight.follow(true);
+        }
+        let state = State {
+            phase: Phase::Asking,
+            written: 0,
+            total: None,
+            file: None,
+            doubtful: false,
+        };
+        let flight = Arc::new(Flight {
+            digest: order.digest,
+            state: watch::Sender::new(state),
+            followers: AtomicUsize::new(0),
+            left: Notify::new(),
+            began: order.key.clone(),
+            also: Mutex::default(),
+        });
+        running.insert(order.digest, flight.clone());
+        let follower = flight.follow(false);
+        let leave = Leave {
+            running: self.running.clone(),
+            flight: flight.clone(),
+        };
+        let transfer = Transfer {
+            flight,
+            order,
+            store: self.store.clone(),
+            timing: self.timing.clone(),
+            streaming: false,
+        };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let _leave = leave;
+            transfer.run(&stop).await;
+        });
+        follower
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes a flight off the list, also when its task panics; nobody is left waiting.
+struct Leave {
+    running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    flight: Arc<Flight>,
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.flight.digest);
+        self.flight.tell(|state| {
+            if matches!(state.phase, Phase::Asking | Phase::Streaming) {
+                state.phase = Phase::Failed(PullError::Internal("the transfer was stopped"));
+            }
+        });
+    }
+}
+
+struct Transfer {
+    flight: Arc<Flight>,
+    order: Order,
+    store: Store,
+    timing: Arc<Timing>,
+    /// Whether followers may have seen bytes: from then on the staged file cannot be begun anew.
+    streaming: bool,
+}
+
+/// How one upstream answer ended.
+enum Poured {
+    /// Everything is staged.
+    Complete,
+    /// Worth another attempt from where it stopped.
+    Broken(PullError),
+    /// Not worth it.
+    Fatal(PullError),
+}
+
+impl Transfer {
+    async fn run(mut self, stop: &CancellationToken) {
+        let flight = self.flight.clone();
+        let timing = self.timing.clone();
+        let outcome = tokio::select! {
+            outcome = self.fetch() => outcome,
+            () = flight.abandoned(&timing) => {
+                tracing::info!(digest = %flight.digest, "nobody waits for this transfer any more: stopped, what came is kept");
+                return;
+            }
+            () = stop.cancelled() => return,
+        };
+        let (writer, total) = match outcome {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::warn!(digest = %flight.digest, repository = %self.order.key, %error, "transfer failed");
+                metrics::counter!("larder_transfers_total", "result" => error.as_str()).increment(1);
+                flight.tell(|state| state.phase = Phase::Failed(error));
+                return;
+            }
+        };
+        // Followers get their last bytes now; making it durable is nobody's wait.
+        flight.tell(|state| {
+            state.phase = Phase::Verified;
+            state.written = total;
+            state.total = Some(total);
+        });
+        metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
+        let key = self.order.key.clone();
+        match blocking(move || writer.commit(&key, None)).await {
+            Ok(true) => {
+                let also = std::mem::take(&mut *flight.also.lock().unwrap_or_else(PoisonError::into_inner));
+                for repository in also {
+                    self.store.link(&repository, &flight.digest);
+                }
+            }
+            Ok(false) => {
+                tracing::info!(digest = %flight.digest, total, "larger than the cache: passed through, not kept")
+            }
+            Err(error) => tracing::error!(digest = %flight.digest, %error, "served but not kept"),
+        }
+    }
+
+    /// Stages the whole blob and verifies it. Gives the writer, ready to commit, and the size.
+    async fn fetch(&mut self) -> Result<(Writer, u64), PullError> {
+        let digest = self.order.digest;
+        let mut writer = self.stage().await?;
+        let mut failures = 0;
+        loop {
+            let before = writer.len();
+            let poured;
+            (writer, poured) = self.attempt(writer).await?;
+            let error = match poured {
+                Poured::Complete => break,
+                Poured::Fatal(error) => return Err(error),
+                Poured::Broken(error) => error,
+            };
+            if writer.len() > before {
+                failures = 0;
+            }
+            failures += 1;
+            // Before anybody has seen a byte a quick error serves better than patience: the client has other
+            // places to go (R-D3), and the upstream's client has tried more than once.
+            if failures >= self.timing.attempts || !self.streaming {
+                return Err(error);
+            }
+            let pause = match &error {
+                PullError::Upstream(UpstreamError {
+                    kind: ErrorKind::RateLimited { retry_after },
+                    ..
+                }) => *retry_after,
+                _ => self.timing.pause(failures),
+            };
+            tracing::info!(%digest, at = writer.len(), failures, pause_ms = pause.as_millis() as u64, %error, "transfer broke off: going on from there");
+            metrics::counter!("larder_transfers_resumed_total", "upstream" => self.order.client.name().to_string())
+                .increment(1);
+            tokio::time::sleep(pause).await;
+        }
+        let (writer, verdict) = blocking(move || {
+            let verdict = writer.verify();
+            Ok((writer, verdict))
+        })
+        .await?;
+        verdict?;
+        let total = writer.len();
+        Ok((writer, total))
+    }
+
+    /// A transfer that was stopped a moment ago may still be putting down its last batch.
+    async fn stage(&self) -> Result<Writer, PullError> {
+        for _ in 0..250 {
+            let (store, digest) = (self.store.clone(), self.order.digest);
+            match blocking(move || store.stage(&digest)).await {
+                Err(PullError::Store(StoreError::Busy(_))) => tokio::time::sleep(Duration::from_millis(20)).await,
+                other => return other,
+            }
+        }
+        Err(StoreError::Busy(Box::new(self.order.digest)).into())
+    }
+
+    /// Asks the upstream once, from where the writer stands.
+    async fn attempt(&mut self, writer: Writer) -> Result<(Writer, Poured), PullError> {
+        let offset = writer.len();
+        let answer = self
+            .order
+            .client
+            .get_blob(&self.order.repository, &self.order.digest, offset)
+            .await;
+        let stream = match answer {
+            Ok(stream) => stream,
+            // What an earlier run staged may be all there is, or not be wanted any more (416): begin anew.
+            Err(error) if offset > 0 && !self.streaming && matches!(error.kind, ErrorKind::Protocol(_)) => {
+                let writer = restart(writer).await?;
+                let answer = self
+                    .order
+                    .client
+                    .get_blob(&self.order.repository, &self.order.digest, 0)
+                    .await;
+                return match answer {
+                    Ok(stream) => self.pour(writer, stream).await,
+                    Err(error) => Ok((writer, judge(error, self.streaming))),
+                };
+            }
+            Err(error) => return Ok((writer, judge(error, self.streaming))),
+        };
+        self.pour(writer, stream).await
+    }
+
+    /// Stages what comes. Network and disk work side by side: while one batch is written, the next one gathers.
+    async fn pour(&mut self, mut writer: Writer, mut stream: BlobStream) -> Result<(Writer, Poured), PullError> {
+        let offset = writer.len();
+        let total = stream.total.or(self.flight.state.borrow().total);
+        if let Some(problem) = self.check_total(offset, total, &stream) {
+            if self.streaming {
+                return Ok((writer, Poured::Fatal(problem)));
+            }
+            writer = restart(writer).await?;
+            if stream.start != 0 {
+                return Ok((writer, Poured::Fatal(problem)));
+            }
+        }
+        // R-U25: an upstream that ignored the Range sends what is staged already once more.
+        let mut skip = writer.len() - stream.start.min(writer.len());
+        if let Some(total) = total.or(self.order.hint) {
+            writer = blocking(move || {
+                writer.reserve(total);
+                Ok(writer)
+            })
+            .await?;
+        }
+        let odd = stream.content_type.as_deref().is_some_and(media_type::is_web_page)
+            || self.order.hint.zip(total).is_some_and(|(hint, total)| hint != total);
+        let (file, written) = (writer.file(), writer.len());
+        self.flight.tell(|state| {
+            state.phase = Phase::Streaming;
+            state.total = total;
+            state.file = Some(file);
+            state.written = written;
+            state.doubtful |= odd;
+        });
+        self.streaming = self.flight.state.borrow().is_decided();
+        let mut queue = Queue::default();
+        let mut writing: Option<Batch> = None;
+        let mut idle = Some(writer);
+        let mut end: Option<Result<(), UpstreamError>> = None;
+        loop {
+            if !queue.pieces.is_empty() {
+                if let Some(writer) = idle.take() {
+                    writing = Some(append(writer, queue.take()));
+                }
+            } else if let Some(ended) = end.take_if(|_| idle.is_some())
+                && let Some(writer) = idle.take()
+            {
+                return Ok((writer, self.close(total, ended)));
+            }
+            tokio::select! {
+                piece = stream.next(), if end.is_none() && queue.bytes < QUEUE_BYTES => match piece {
+                    Ok(Some(piece)) => queue.push(skip_front(piece, &mut skip)),
+                    Ok(None) => end = Some(Ok(())),
+                    Err(error) => end = Some(Err(error)),
+                },
+                done = async {
+                    match writing.as_mut() {
+                        Some(batch) => batch.await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    writing = None;
+                    let (writer, appended) = done.map_err(|_| PullError::Internal("a write was dropped"))?;
+                    let written = appended?;
+                    if total.is_some_and(|total| written > total) {
+                        let what = format!("more bytes than the {} announced", total.unwrap_or_default());
+                        return Ok((writer, Poured::Fatal(self.upset(what))));
+                    }
+                    self.flight.tell(|state| state.written = written);
+                    idle = Some(writer);
+                }
+            }
+        }
+    }
+
+    /// Whether what is staged and what the upstream announces can be the same blob.
+    fn check_total(&self, offset: u64, total: Option<u64>, stream: &BlobStream) -> Option<PullError> {
+        let known = self.flight.state.borrow().total;
+        let what = match (known, stream.total) {
+            (Some(known), Some(now)) if known != now => format!("first {known} bytes, then {now}"),
+            _ if total.is_some_and(|total| offset > total) => {
+                format!("{} bytes, but {offset} are staged already", total.unwrap_or_default())
+            }
+            _ if stream.start > offset => format!("bytes from {}, not from {offset}", stream.start),
+            _ => return None,
+        };
+        Some(self.upset(what))
+    }
+
+    /// The verdict on a body that ended, with everything staged.
+    fn close(&self, total: Option<u64>, end: Result<(), UpstreamError>) -> Poured {
+        let written = self.flight.state.borrow().written;
+        match (end, total) {
+            (_, Some(total)) if written == total => Poured::Complete,
+            (Ok(()), None) => Poured::Complete,
+            (Ok(()), Some(total)) => {
+                let cut = ErrorKind::Cut(format!("{written} of {total} bytes came").into());
+                Poured::Broken(UpstreamError::new(self.order.client.name(), cut).into())
+            }
+            (Err(error), _) => judge(error, true),
+        }
+    }
+
+    fn upset(&self, what: String) -> PullError {
+        PullError::Upset {
+            upstream: self.order.client.name().to_string(),
+            what,
+        }
+    }
+}
+
+/// Whether a transfer goes on after this error.
+fn judge(error: UpstreamError, streaming: bool) -> Poured {
+    let again = match &error.kind {
+        ErrorKind::RateLimited { retry_after } => streaming && *retry_after <= Duration::from_secs(30),
+        // A token that ran out of luck, a CDN that hiccups: in mid-transfer another attempt costs little.
+        ErrorKind::Denied { .. } | ErrorKind::Auth(_) => streaming,
+        _ => error.is_transient(),
+    };
+    if again {
+        Poured::Broken(error.into())
+    } else {
+        Poured::Fatal(error.into())
+    }
+}
+
+type Batch = JoinHandle<(Writer, Result<u64, StoreError>)>;
+
+fn append(mut writer: Writer, pieces: Vec<Bytes>) -> Batch {
+    tokio::task::spawn_blocking(move || {
+        let appended = writer.append(&pieces);
+        (writer, appended)
+    })
+}
+
+#[derive(Default)]
+struct Queue {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.bytes += piece.len();
+            self.pieces.push(piece);
+        }
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.bytes = 0;
+        std::mem::take(&mut self.pieces)
+    }
+}
+
+fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
+    let cut = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len());
+    *skip -= cut as u64;
+    piece.split_off(cut)
+}
+
+async fn restart(mut writer: Writer) -> Result<Writer, PullError> {
+    blocking(move || {
+        writer.restart()?;
+        Ok(writer)
+    })
+    .await
+}
+
+/// Runs disk work off the async threads.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, PullError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(PullError::Internal("disk work was dropped")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(phase: Phase, written: u64, total: Option<u64>) -> State {
+        State {
+            phase,
+            written,
+            total,
+            file: None,
+            doubtful: false,
+        }
+    }
+
+    /// L2: whatever a response asks for, its last bytes wait.
+    #[test]
+    fn the_tail_is_held_back() {
+        let mib = 1 << 20;
+        let streaming = |written| state(Phase::Streaming, written, Some(mib));
+        assert_eq!(streaming(1000).released(None), 1000);
+        assert_eq!(streaming(mib).released(None), mib - HOLD_BACK_BYTES);
+        assert_eq!(streaming(mib).released(Some(500_000)), 500_000 - HOLD_BACK_BYTES);
+        assert_eq!(streaming(mib).released(Some(10)), 0);
+        assert_eq!(state(Phase::Streaming, mib, None).released(None), mib - HOLD_BACK_BYTES);
+        assert_eq!(state(Phase::Verified, mib, Some(mib)).released(None), mib);
+        assert_eq!(state(Phase::Verified, mib, Some(mib)).released(Some(10)), 10);
+    }
+
+    #[test]
+    fn small_and_doubtful_blobs_wait_for_the_verdict() {
+        assert!(!state(Phase::Asking, 0, None).is_decided());
+        assert!(!state(Phase::Streaming, 10, Some(SMALL_BYTES)).is_decided());
+        assert!(state(Phase::Streaming, 10, Some(SMALL_BYTES + 1)).is_decided());
+        assert!(state(Phase::Streaming, 10, None).is_decided());
+        let odd = State {
+            doubtful: true,
+            ..state(Phase::Streaming, 10, Some(1 << 30))
+        };
+        assert!(!odd.is_decided());
+        assert!(state(Phase::Verified, 10, Some(10)).is_decided());
+    }
+
+    #[test]
+    fn what_is_nearly_done_is_finished() {
+        let timing = Timing::default();
+        let gib = 1 << 30;
+        assert!(timing.worth_finishing(0, Some(256 << 20)));
+        assert!(!timing.worth_finishing(0, Some(gib)));
+        assert!(timing.worth_finishing(gib / 2, Some(gib)));
+        assert!(!timing.worth_finishing(5, None));
+    }
+
+    #[test]
+    fn pauses_grow_and_stay_bounded() {
+        let timing = Timing::default();
+        for failures in 0..40 {
+            let pause = timing.pause(failures);
+            assert!(
+                pause >= timing.backoff / 2 && pause <= timing.longest_backoff,
+                "{pause:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_ignored_range_is_skipped() {
+        let mut skip = 5;
+        assert_eq!(skip_front(Bytes::from_static(b"abc"), &mut skip), "");
+        assert_eq!(skip_front(Bytes::from_static(b"defg"), &mut skip), "fg");
+        assert_eq!(skip_front(Bytes::from_static(b"hi"), &mut skip), "hi");
+    }
+}

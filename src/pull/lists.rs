@@ -1,0 +1,161 @@
+//! Tag lists and referrers: mutable, so they have a time, are asked for again, and served stale if that fails.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::error::PullError;
+use super::freshness::{Freshness, judge, may_be_stale};
+use super::manifest::Want;
+use super::names::Target;
+use super::outcome::Outcome;
+use super::{Pull, Question};
+use crate::oci::{Digest, Reference, Tag};
+use crate::store::{ListKey, ListRecord, unix_ms};
+use crate::upstream::Referrers;
+
+/// New signatures must be seen soon (R-C81).
+const REFERRERS_TTL: Duration = Duration::from_secs(60);
+
+/// A list and how it was come by.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    pub items: Arc<ListRecord>,
+    pub outcome: Outcome,
+}
+
+impl Pull {
+    /// Every tag of a repository, in byte order (R-S17).
+    pub async fn tags(self: &Arc<Pull>, target: &Target) -> Result<Listing, PullError> {
+        let known = self.store.list(&target.key, &ListKey::Tags);
+        // Nobody may be asked: the tags that were seen one by one are the list.
+        if known.is_none() && self.is_offline(target) {
+            let items: Vec<Value> = self
+                .store
+                .known_tags(&target.key)
+                .into_iter()
+                .map(Value::String)
+                .collect();
+            if items.is_empty() {
+                return Err(PullError::NotInMirror(target.key.to_string()));
+            }
+            let items = Arc::new(ListRecord {
+                checked_ms: unix_ms(),
+                items,
+            });
+            return Ok(Listing {
+                items,
+                outcome: Outcome::Hit,
+            });
+        }
+        self.list(target, ListKey::Tags, target.upstream.tag_ttl).await
+    }
+
+    /// The descriptors that refer to `subject` (R-S20, R-S21).
+    pub async fn referrers(self: &Arc<Pull>, target: &Target, subject: &Digest) -> Result<Listing, PullError> {
+        self.list(
+            target,
+            ListKey::Referrers(*subject),
+            target.upstream.tag_ttl.min(REFERRERS_TTL),
+        )
+        .await
+    }
+
+    async fn list(self: &Arc<Pull>, target: &Target, which: ListKey, ttl: Duration) -> Result<Listing, PullError> {
+        let known = self.store.list(&target.key, &which);
+        let checked = known.as_ref().map(|k| k.checked_ms);
+        let freshness = judge(checked, unix_ms(), ttl, self.is_offline(target));
+        if let (Freshness::Fresh, Some(items)) = (freshness, known.clone()) {
+            return Ok(Listing {
+                items,
+                outcome: Outcome::Hit,
+            });
+        }
+        let stale = known.and_then(|items| {
+            let overdue = may_be_stale(items.checked_ms, unix_ms(), ttl, target.upstream.stale_if_error)?;
+            Some((items, overdue))
+        });
+        if stale.is_none() {
+            self.check_negative(target, &Question::List(which.clone()))?;
+        }
+        let (pull, to, asked) = (self.clone(), target.clone(), which.clone());
+        let mut pending = self
+            .list_questions
+            .join((target.key.clone(), which.clone()), || async move {
+                let items = match &asked {
+                    ListKey::Tags => pull.ask_tags(&to).await?,
+                    ListKey::Referrers(subject) => pull.ask_referrers(&to, subject).await?,
+                };
+                Ok(pull.store.put_list(
+                    &to.key,
+                    &asked,
+                    ListRecord {
+                        checked_ms: unix_ms(),
+                        items,
+                    },
+                ))
+            });
+        let joined = pending.joined;
+        let fetched = |items| {
+            let outcome = if joined { Outcome::Collapsed } else { Outcome::Stored };
+            Ok(Listing { items, outcome })
+        };
+        let Some((items, overdue_s)) = stale else {
+            return match pending.wait().await {
+                Ok(items) => fetched(items),
+                Err(error) => {
+                    self.note_negative(target, Question::List(which), &error);
+                    Err(error)
+                }
+            };
+        };
+        let reason = match tokio::time::timeout(self.patience(target), pending.wait()).await {
+            Ok(Ok(items)) => return fetched(items),
+            Ok(Err(error)) => error.as_str(),
+            Err(_) => {
+                self.note_slow(target);
+                "slow"
+            }
+        };
+        Ok(Listing {
+            items,
+            outcome: Outcome::Stale { overdue_s, reason },
+        })
+    }
+
+    async fn ask_tags(&self, target: &Target) -> Result<Vec<Value>, PullError> {
+        let mut tags = self.client(target)?.tags(&target.repository).await?;
+        tags.sort_unstable();
+        tags.dedup();
+        Ok(tags.into_iter().map(Value::String).collect())
+    }
+
+    async fn ask_referrers(self: &Arc<Pull>, target: &Target, subject: &Digest) -> Result<Vec<Value>, PullError> {
+        match self.client(target)?.referrers(&target.repository, subject).await? {
+            Referrers::Listed(items) => Ok(items),
+            Referrers::Unsupported => self.referrers_by_tag(target, subject).await,
+        }
+    }
+
+    /// R-S21: registries without the API list referrers in an index under a tag made from the digest. No such
+    /// tag: no referrers. Any failure but that is a failure: an empty list would say "unsigned" (R-C81).
+    async fn referrers_by_tag(self: &Arc<Pull>, target: &Target, subject: &Digest) -> Result<Vec<Value>, PullError> {
+        let tag = Reference::Tag(Tag::of_referrers(subject));
+        let answer = match self.manifest(target, &tag, Want::Body).await {
+            Ok(answer) => answer,
+            Err(PullError::Upstream(error)) if matches!(error.kind, crate::upstream::ErrorKind::NotFound { .. }) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
+        };
+        let index: Value = serde_json::from_slice(&answer.bytes.unwrap_or_default()).unwrap_or_default();
+        match index.get("manifests") {
+            Some(Value::Array(items)) => Ok(items.clone()),
+            _ => Err(PullError::Upset {
+                upstream: target.upstream.name.to_string(),
+                what: format!("{tag} is not an index of referrers"),
+            }),
+        }
+    }
+}

@@ -1,0 +1,469 @@
+//! Manifests, by tag and by digest.
+//!
+//! By tag: the tag's record × now × policy gives Fresh, Revalidate or Fetch (`freshness`); the upstream is asked by
+//! HEAD (which costs nothing on Docker Hub, R-U31), and by GET only for what is not held. Whatever
+//! goes wrong upstream, what is held is served within `stale_if_error` (L3).
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::error::PullError;
+use super::flight::blocking;
+use super::freshness::{Freshness, judge, may_be_stale};
+use super::names::Target;
+use super::outcome::Outcome;
+use super::{Pull, Question};
+use crate::oci::manifest::Manifest;
+use crate::oci::{Algorithm, Digest, Reference, Tag};
+use crate::store::{self, TagRecord, unix_ms};
+use crate::upstream::{ErrorKind, ManifestBody, ManifestHead, UpstreamError};
+
+/// Everything an answer needs; `bytes` only if they were asked for.
+#[derive(Clone, Debug)]
+pub struct ManifestAnswer {
+    pub digest: Digest,
+    pub media_type: Arc<str>,
+    pub size: u64,
+    pub bytes: Option<Bytes>,
+    pub outcome: Outcome,
+}
+
+/// Whether the bytes are wanted or a HEAD will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Want {
+    Head,
+    Body,
+}
+
+impl Pull {
+    /// A manifest by tag or digest.
+    pub async fn manifest(
+        self: &Arc<Pull>,
+        target: &Target,
+        reference: &Reference,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        match reference {
+            Reference::Digest(digest) => self.by_digest(target, digest, want).await,
+            Reference::Tag(tag) => self.by_tag(target, tag, want).await,
+        }
+    }
+
+    // --- by tag -------------------------------------------------------------------------------------
+
+    async fn by_tag(self: &Arc<Pull>, target: &Target, tag: &Tag, want: Want) -> Result<ManifestAnswer, PullError> {
+        let record = self.store.tag(&target.key, tag.as_str());
+        let offline = self.is_offline(target);
+        let checked = record.as_ref().map(|r| r.checked_ms);
+        let freshness = judge(checked, unix_ms(), target.upstream.tag_ttl, offline);
+        match (freshness, record) {
+            (Freshness::Fresh, Some(record)) => match self.serve(target, &record, want, Outcome::Hit).await {
+                // The upstream let go of what the tag pointed at: the tag has moved.
+                Err(error) if error.is_definite() => self.ask_tag(target, tag, Some(record), want).await,
+                Err(error) => self.stale(target, &record, want, error.as_str()).await.ok_or(error),
+                served => served,
+            },
+            (_, record) => self.ask_tag(target, tag, record, want).await,
+        }
+    }
+
+    /// Asks the upstream about a tag; serves what is held if that fails or takes too long.
+    async fn ask_tag(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        record: Option<Arc<TagRecord>>,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        let fallback = record.filter(|r| self.best_stale(target, r).is_some());
+        if fallback.is_none() {
+            self.check_negative(target, &Question::Tag(tag.clone()))?;
+        }
+        let key = (target.key.clone(), tag.clone(), want);
+        let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
+        let mut pending = self
+            .tag_questions
+            .join(key, || async move { pull.resolve_tag(&to, &asked, want).await });
+        let joined = pending.joined;
+        let Some(fallback) = fallback else {
+            let answer = pending
+                .wait()
+                .await
+                .inspect_err(|e| self.note_negative(target, Question::Tag(tag.clone()), e));
+            return answer.map(|a| if joined { collapsed(a) } else { a });
+        };
+        let patience = self.patience(target);
+        let error = match tokio::time::timeout(patience, pending.wait()).await {
+            Ok(Ok(answer)) => return Ok(if joined { collapsed(answer) } else { answer }),
+            Ok(Err(error)) => {
+                tracing::warn!(repository = %target.key, %tag, %error, "the upstream could not confirm a tag: serving what is held");
+                error
+            }
+            Err(_) => {
+                // The question goes on; its answer is for those who come later (R-W9).
+                self.note_slow(target);
+                let served = self.stale(target, &fallback, want, "slow").await;
+                return match served {
+                    Some(answer) => Ok(answer),
+                    None => pending.wait().await,
+                };
+            }
+        };
+        self.stale(target, &fallback, want, error.as_str()).await.ok_or(error)
+    }
+
+    /// The question itself, asked once for all. Its result is written down before it is told.
+    async fn resolve_tag(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        let begun = Instant::now();
+        let record = self.store.tag(&target.key, tag.as_str());
+        let outcome = self.resolve_tag_from(target, tag, record, want).await;
+        if outcome.is_ok() {
+            self.note_answered(target, begun.elapsed());
+        }
+        outcome
+    }
+
+    async fn resolve_tag_from(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        record: Option<Arc<TagRecord>>,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        // Nothing known and the bytes wanted: one GET says everything.
+        if record.is_none() && want == Want::Body {
+            return self.fetch_by_tag(target, tag, Outcome::Stored).await;
+        }
+        let moved = if record.is_some() {
+            Outcome::Refreshed
+        } else {
+            Outcome::Passed
+        };
+        let client = self.client(target)?;
+        let head = match client
+            .head_manifest(&target.repository, &Reference::Tag(tag.clone()))
+            .await
+        {
+            Ok(head) => head,
+            // HEAD is where upstreams differ; only a GET can be believed (R-U27).
+            Err(error) if doubts_head(&error) => {
+                let outcome = if record.is_some() {
+                    Outcome::Refreshed
+                } else {
+                    Outcome::Stored
+                };
+                return self.fetch_by_tag(target, tag, outcome).await;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let Some(digest) = head.digest else {
+            return self.fetch_by_tag(target, tag, moved).await;
+        };
+        if let Some(record) = record.filter(|r| r.digest == digest) {
+            let confirmed = TagRecord {
+                checked_ms: unix_ms(),
+                ..(*record).clone()
+            };
+            let record = self.store.put_tag(&target.key, tag.as_str(), confirmed);
+            return self.serve(target, &record, want, Outcome::Revalidated).await;
+        }
+        match (self.known(target, &digest, &head), want) {
+            (Some((media_type, size)), _) => {
+                let record = TagRecord {
+                    digest,
+                    media_type,
+                    size,
+                    checked_ms: unix_ms(),
+                    moves: Vec::new(),
+                };
+                // The bytes first: a tag that moved to something that cannot be had stays where it was (L3).
+                let answer = self.serve(target, &record, want, moved).await?;
+                self.store.put_tag(&target.key, tag.as_str(), record);
+                Ok(answer)
+            }
+            (None, _) => self.fetch_by_tag(target, tag, moved).await,
+        }
+    }
+
+    /// Type and size of a manifest, from what is held or from a HEAD that tells both.
+    fn known(&self, target: &Target, digest: &Digest, head: &ManifestHead) -> Option<(Arc<str>, u64)> {
+        if let (Some(media_type), Some(size)) = (self.store.media_type(digest), self.store.size(digest)) {
+            // This repository's upstream has just named it.
+            self.store.link(&target.key, digest);
+            return Some((media_type, size));
+        }
+        let media_type = head
+            .media_type
+            .as_deref()
+            .filter(|t| *t != "application/json" && *t != "text/plain")?;
+        Some((media_type.into(), head.size?))
+    }
+
+    /// GET by tag: whatever comes is what the tag points at.
+    async fn fetch_by_tag(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        outcome: Outcome,
+    ) -> Result<ManifestAnswer, PullError> {
+        let client = self.client(target)?;
+        let body = client
+            .get_manifest(&target.repository, &Reference::Tag(tag.clone()))
+            .await?;
+        // sha256, unless the upstream says that it is known by another algorithm (R-S16).
+        let algorithm = body.digest.map_or(Algorithm::Sha256, |d| d.algorithm());
+        let digest = Digest::of(algorithm, &body.bytes);
+        if body.digest.is_some_and(|said| said != digest) {
+            let what = format!(
+                "a manifest that is not what its Docker-Content-Digest says: expected {}, got {digest}",
+                body.digest.unwrap_or(digest)
+            );
+            return Err(PullError::Upset {
+                upstream: target.upstream.name.to_string(),
+                what,
+            });
+        }
+        let answer = self.keep(target, digest, body, outcome).await?;
+        let record = TagRecord {
+            digest,
+            media_type: answer.media_type.clone(),
+            size: answer.size,
+            checked_ms: unix_ms(),
+            moves: Vec::new(),
+        };
+        self.store.put_tag(&target.key, tag.as_str(), record);
+        Ok(answer)
+    }
+
+    /// What a record points at: from the record alone for a HEAD, else from the store or by digest.
+    async fn serve(
+        self: &Arc<Pull>,
+        target: &Target,
+        record: &TagRecord,
+        want: Want,
+        outcome: Outcome,
+    ) -> Result<ManifestAnswer, PullError> {
+        if want == Want::Head {
+            return Ok(ManifestAnswer {
+                digest: record.digest,
+                media_type: record.media_type.clone(),
+                size: record.size,
+                bytes: None,
+                outcome,
+            });
+        }
+        if let Some(held) = self.held(target, &record.digest, want).await? {
+            return Ok(ManifestAnswer { outcome, ..held });
+        }
+        let fetched = self.fetch_by_digest(target, &record.digest).await?;
+        let outcome = if outcome == Outcome::Refreshed {
+            outcome
+        } else {
+            fetched.outcome.clone()
+        };
+        Ok(ManifestAnswer { outcome, ..fetched })
+    }
+
+    /// What may be served of a tag although its upstream failed: its record's target or the last one that is held.
+    fn best_stale(&self, target: &Target, record: &TagRecord) -> Option<(Digest, u64)> {
+        let policy = &target.upstream;
+        let overdue_s = may_be_stale(record.checked_ms, unix_ms(), policy.tag_ttl, policy.stale_if_error)?;
+        let held = |digest: &Digest| self.store.media_type(digest).is_some() && self.store.linked(&target.key, digest);
+        if held(&record.digest) {
+            return Some((record.digest, overdue_s));
+        }
+        record
+            .moves
+            .iter()
+            .rev()
+            .map(|m| m.digest)
+            .find(held)
+            .map(|digest| (digest, overdue_s))
+    }
+
+    async fn stale(
+        self: &Arc<Pull>,
+        target: &Target,
+        record: &TagRecord,
+        want: Want,
+        reason: &'static str,
+    ) -> Option<ManifestAnswer> {
+        let (digest, overdue_s) = self.best_stale(target, record)?;
+        let outcome = Outcome::Stale { overdue_s, reason };
+        if want == Want::Head && digest == record.digest {
+            return self.serve(target, record, want, outcome).await.ok();
+        }
+        let held = self.held(target, &digest, want).await.ok()??;
+        Some(ManifestAnswer { outcome, ..held })
+    }
+
+    // --- by digest ----------------------------------------------------------------------------------
+
+    async fn by_digest(
+        self: &Arc<Pull>,
+        target: &Target,
+        digest: &Digest,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        let held = self.store.media_type(digest).is_some();
+        if held && self.store.linked(&target.key, digest) {
+            if let Some(answer) = self.held(target, digest, want).await? {
+                return Ok(answer);
+            }
+        }
+        self.check_negative(target, &Question::Manifest(*digest))?;
+        let answer = if held || want == Want::Head {
+            self.head_by_digest(target, digest, want).await
+        } else {
+            self.fetch_by_digest(target, digest).await
+        };
+        answer.inspect_err(|error| self.note_negative(target, Question::Manifest(*digest), error))
+    }
+
+    /// Asks by HEAD: for a HEAD of what is not held, and for what this repository has not shown yet (L8).
+    async fn head_by_digest(
+        self: &Arc<Pull>,
+        target: &Target,
+        digest: &Digest,
+        want: Want,
+    ) -> Result<ManifestAnswer, PullError> {
+        let client = self.client(target)?.clone();
+        let (repository, reference) = (target.repository.clone(), Reference::Digest(*digest));
+        let mut pending = self.manifest_heads.join((target.key.clone(), *digest), || async move {
+            client
+                .head_manifest(&repository, &reference)
+                .await
+                .map_err(PullError::from)
+        });
+        let head = match pending.wait().await {
+            Ok(head) => head,
+            Err(PullError::Upstream(error)) if doubts_head(&error) => {
+                return self.fetch_by_digest(target, digest).await;
+            }
+            Err(error) => return Err(error),
+        };
+        if self.store.media_type(digest).is_some() {
+            self.store.link(&target.key, digest);
+            if let Some(held) = self.held(target, digest, want).await? {
+                return Ok(ManifestAnswer {
+                    outcome: Outcome::Revalidated,
+                    ..held
+                });
+            }
+        }
+        match self.known(target, digest, &head) {
+            Some((media_type, size)) if want == Want::Head => Ok(ManifestAnswer {
+                digest: *digest,
+                media_type,
+                size,
+                bytes: None,
+                outcome: Outcome::Passed,
+            }),
+            _ => self.fetch_by_digest(target, digest).await,
+        }
+    }
+
+    /// GET by digest, once for all who ask, verified, kept, linked.
+    async fn fetch_by_digest(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<ManifestAnswer, PullError> {
+        let client = self.client(target)?.clone();
+        let (pull, to, digest) = (self.clone(), target.clone(), *digest);
+        let mut pending = self.manifest_bodies.join((target.key.clone(), digest), || async move {
+            let body = client.get_manifest(&to.repository, &Reference::Digest(digest)).await?;
+            pull.keep(&to, digest, body, Outcome::Stored).await
+        });
+        let joined = pending.joined;
+        let answer = pending.wait().await?;
+        Ok(if joined { collapsed(answer) } else { answer })
+    }
+
+    /// A manifest from the store, if this repository may see it.
+    async fn held(&self, target: &Target, digest: &Digest, want: Want) -> Result<Option<ManifestAnswer>, PullError> {
+        if !self.store.linked(&target.key, digest) {
+            return Ok(None);
+        }
+        let answer = |media_type, size, bytes| {
+            Ok(Some(ManifestAnswer {
+                digest: *digest,
+                media_type,
+                size,
+                bytes,
+                outcome: Outcome::Hit,
+            }))
+        };
+        if want == Want::Head
+            && let (Some(media_type), Some(size)) = (self.store.media_type(digest), self.store.size(digest))
+        {
+            return answer(media_type, size, None);
+        }
+        let manifest = if self.store.is_hot(digest) {
+            self.store.manifest(digest)
+        } else {
+            let (store, digest) = (self.store.clone(), *digest);
+            blocking(move || Ok(store.manifest(&digest))).await?
+        };
+        match manifest {
+            Some(held) => answer(held.media_type, held.bytes.len() as u64, Some(held.bytes)),
+            None => Ok(None),
+        }
+    }
+
+    /// Verifies, reads and stores a manifest that has just come.
+    async fn keep(
+        &self,
+        target: &Target,
+        digest: Digest,
+        body: ManifestBody,
+        outcome: Outcome,
+    ) -> Result<ManifestAnswer, PullError> {
+        let size = body.bytes.len() as u64;
+        let bytes = body.bytes.clone();
+        store::verify(&digest, &bytes)?;
+        let manifest = Manifest::parse(&bytes, body.content_type.as_deref()).map_err(|error| PullError::Manifest {
+            upstream: target.upstream.name.to_string(),
+            error,
+        })?;
+        for child in &manifest.descriptors {
+            if let Some(size) = child.size.filter(|_| !child.is_manifest) {
+                self.hints.insert(child.digest, size);
+            }
+        }
+        let media_type: Arc<str> = manifest.media_type.as_str().into();
+        let (store, key, kind) = (self.store.clone(), target.key.clone(), media_type.clone());
+        let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &body.bytes)).await;
+        if let Err(error) = kept {
+            // The bytes are right and in hand: a disk that cannot keep them is no reason to refuse them (L5).
+            tracing::error!(%digest, %error, "served but not kept");
+        }
+        Ok(ManifestAnswer {
+            digest,
+            media_type,
+            size,
+            bytes: Some(bytes),
+            outcome,
+        })
+    }
+}
+
+fn collapsed(answer: ManifestAnswer) -> ManifestAnswer {
+    let outcome = match answer.outcome {
+        Outcome::Stored | Outcome::Passed => Outcome::Collapsed,
+        other => other,
+    };
+    ManifestAnswer { outcome, ..answer }
+}
+
+/// Whether a failed HEAD has to be repeated as a GET before it is believed (R-U27).
+fn doubts_head(error: &UpstreamError) -> bool {
+    match error.kind {
+        ErrorKind::NotFound { .. } => true,
+        ErrorKind::Status { status, .. } => matches!(status, 400 | 405 | 501),
+        _ => false,
+    }
+}

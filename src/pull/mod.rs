@@ -1,0 +1,201 @@
+//! The pull-through service: what is held is served, what is not is fetched, once.
+//!
+//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question; `flight` is one
+//! transfer per digest and `single` one question at a time; `freshness` decides about time, without I/O;
+//! `outcome` says how it went.
+
+mod blob;
+mod body;
+pub mod error;
+mod flight;
+mod freshness;
+mod lists;
+mod manifest;
+mod names;
+mod outcome;
+mod single;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use blob::{BlobStat, OpenBlob};
+pub use body::{Body, Source};
+pub use error::PullError;
+pub use flight::Timing;
+pub use lists::Listing;
+pub use manifest::{ManifestAnswer, Want};
+pub use names::{Names, Target};
+pub use outcome::Outcome;
+
+use crate::config::Config;
+use crate::oci::{Digest, HostPort, Tag};
+use crate::store::{ListKey, ListRecord, Store};
+use crate::upstream::{Client, Clients, ErrorKind, ManifestHead};
+use flight::Flights;
+use single::Single;
+
+/// How long "it is not there" is believed (R-C81, R-U12). Never longer than the tag's own time.
+const NOT_FOUND_FOR: Duration = Duration::from_secs(10);
+const DENIED_FOR: Duration = Duration::from_secs(5);
+
+/// The service. Shared by every request.
+pub struct Pull {
+    store: Store,
+    clients: Clients,
+    names: Names,
+    timing: Timing,
+    offline: bool,
+    flights: Flights,
+    tag_questions: Single<(Arc<str>, Tag, Want), Result<ManifestAnswer, PullError>>,
+    manifest_heads: Single<(Arc<str>, Digest), Result<ManifestHead, PullError>>,
+    manifest_bodies: Single<(Arc<str>, Digest), Result<ManifestAnswer, PullError>>,
+    blob_heads: Single<(Arc<str>, Digest), Result<Option<u64>, PullError>>,
+    list_questions: Single<(Arc<str>, ListKey), Result<Arc<ListRecord>, PullError>>,
+    /// "It is not there", each until when.
+    negatives: moka::sync::Cache<(Arc<str>, Question), (PullError, Instant)>,
+    /// Sizes that manifests claim for their blobs.
+    hints: moka::sync::Cache<Digest, u64>,
+    /// Upstreams that used up a client's patience, each until when.
+    slow: Mutex<HashMap<HostPort, Instant>>,
+}
+
+/// What was asked, as the key of a negative answer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Question {
+    Tag(Tag),
+    Manifest(Digest),
+    Blob(Digest),
+    List(ListKey),
+}
+
+impl Pull {
+    /// Dials nothing. `tasks` counts the transfers; `stop` ends them, keeping what is staged.
+    ///
+    /// `None` if the configuration's default upstream is not among its upstreams.
+    pub fn new(
+        config: &Config,
+        store: Store,
+        clients: Clients,
+        timing: Timing,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+    ) -> Option<Arc<Pull>> {
+        Some(Arc::new(Pull {
+            names: Names::new(config)?,
+            flights: Flights::new(store.clone(), timing.clone(), tasks, stop),
+            store,
+            clients,
+            timing,
+            offline: config.cache.offline,
+            tag_questions: Single::default(),
+            manifest_heads: Single::default(),
+            manifest_bodies: Single::default(),
+            blob_heads: Single::default(),
+            list_questions: Single::default(),
+            negatives: moka::sync::Cache::builder()
+                .max_capacity(20_000)
+                .time_to_live(NOT_FOUND_FOR)
+                .build(),
+            hints: moka::sync::Cache::new(200_000),
+            slow: Mutex::default(),
+        }))
+    }
+
+    /// What a client means by a name and `ns`.
+    pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        self.names.resolve(name, ns)
+    }
+
+    /// Whether the text names an upstream.
+    pub fn is_upstream(&self, text: &str) -> bool {
+        self.names.is_known(text)
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Transfers under way.
+    pub fn transfers(&self) -> usize {
+        self.flights.count()
+    }
+
+    /// Upstreams that asked to be left alone, and for how long still.
+    pub fn paused(&self) -> Vec<(Arc<str>, Duration)> {
+        self.clients
+            .all()
+            .filter_map(|c| Some((c.name().clone(), c.paused()?)))
+            .collect()
+    }
+
+    fn client(&self, target: &Target) -> Result<&Arc<Client>, PullError> {
+        if self.is_offline(target) {
+            return Err(PullError::NotInMirror(target.key.to_string()));
+        }
+        self.clients
+            .get(&target.upstream.name)
+            .ok_or_else(|| PullError::UnknownUpstream(target.upstream.name.to_string()))
+    }
+
+    fn is_offline(&self, target: &Target) -> bool {
+        self.offline || target.upstream.offline
+    }
+
+    fn hint(&self, digest: &Digest) -> Option<u64> {
+        self.hints.get(digest)
+    }
+
+    fn check_negative(&self, target: &Target, question: &Question) -> Result<(), PullError> {
+        match self.negatives.get(&(target.key.clone(), question.clone())) {
+            Some((error, until)) if Instant::now() < until => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Remembers for a short while that something is not there. Only an upstream that works can say so (R-C81).
+    fn note_negative(&self, target: &Target, question: Question, error: &PullError) {
+        let PullError::Upstream(upstream) = error else { return };
+        let mut time = match upstream.kind {
+            ErrorKind::NotFound { .. } => NOT_FOUND_FOR,
+            ErrorKind::Denied { .. } => DENIED_FOR,
+            _ => return,
+        };
+        if matches!(question, Question::Tag(_) | Question::List(_)) {
+            time = time.min(target.upstream.tag_ttl);
+        }
+        self.negatives
+            .insert((target.key.clone(), question), (error.clone(), Instant::now() + time));
+    }
+
+    fn patience(&self, target: &Target) -> Duration {
+        let slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        match slow.get(&target.upstream.name) {
+            Some(until) if Instant::now() < *until => Duration::ZERO,
+            _ => self.timing.patience,
+        }
+    }
+
+    fn note_slow(&self, target: &Target) {
+        let until = Instant::now() + self.timing.slow_for;
+        self.slow
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(target.upstream.name.clone(), until);
+    }
+
+    fn note_answered(&self, target: &Target, took: Duration) {
+        if took < self.timing.patience {
+            self.slow
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .remove(&target.upstream.name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod names_tests;

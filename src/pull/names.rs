@@ -1,0 +1,127 @@
+//! Which upstream and repository a client means (product naming table; R-D1, R-D2, R-C2).
+//!
+//! Precedence: the path's first component, if it is an upstream's name or alias; then `?ns=`; then the default
+//! upstream. A first component that can only be a host and is none of ours ends it: nothing is dialled (L10).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::error::PullError;
+use crate::config::{Config, Upstream};
+use crate::oci::name::{self, HostPort, Repository};
+
+/// A repository at an upstream.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub upstream: Arc<Upstream>,
+    /// As the upstream knows it, `library/` added.
+    pub repository: Repository,
+    /// `docker.io/library/alpine`: the same for every spelling.
+    pub key: Arc<str>,
+    /// As the client spelled it: `name` in its tag list, and the path of its Link (R-S17).
+    pub client_name: String,
+}
+
+/// Every name that stands for an upstream.
+#[derive(Debug)]
+pub struct Names {
+    by_name: HashMap<String, Arc<Upstream>>,
+    default: Arc<Upstream>,
+}
+
+impl Names {
+    /// `None` if the default upstream is not among them, which the configuration rules out.
+    pub fn new(config: &Config) -> Option<Names> {
+        let mut by_name = HashMap::new();
+        let mut default = None;
+        for upstream in &config.upstreams {
+            let shared = Arc::new(upstream.clone());
+            if upstream.name == config.cache.default_upstream {
+                default = Some(shared.clone());
+            }
+            let hosts = upstream.synonyms.iter().map(|s| s.as_str().to_owned());
+            for name in upstream.aliases.iter().cloned().chain(hosts) {
+                by_name.entry(name).or_insert_with(|| shared.clone());
+            }
+            // A canonical name wins over anybody's alias.
+            by_name.insert(upstream.name.as_str().to_owned(), shared);
+        }
+        Some(Names {
+            by_name,
+            default: default?,
+        })
+    }
+
+    /// Whether the text is an upstream's name, alias or synonym.
+    pub fn is_known(&self, text: &str) -> bool {
+        self.find(text).is_some()
+    }
+
+    fn find(&self, text: &str) -> Option<&Arc<Upstream>> {
+        self.by_name
+            .get(text)
+            .or_else(|| self.by_name.get(&text.to_ascii_lowercase()))
+    }
+
+    /// `name` is what stands between `/v2/` and `/manifests/`, decoded; `ns` the parameter, decoded.
+    pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        let ns = ns
+            .filter(|text| !text.is_empty())
+            .map(str::parse::<HostPort>)
+            .transpose()?;
+        let by_ns = match &ns {
+            Some(host) => Some(
+                self.find(host.as_str())
+                    .ok_or_else(|| PullError::UnknownUpstream(host.to_string()))?,
+            ),
+            None => None,
+        };
+        let explicit = name
+            .split_once('/')
+            .and_then(|(first, rest)| self.find(first).map(|upstream| (first, upstream, rest)));
+        let (upstream, rest) = match explicit {
+            Some((first, upstream, rest)) => {
+                if let (Some(other), Some(ns)) = (by_ns.filter(|other| other.name != upstream.name), &ns) {
+                    tracing::debug!(path = %upstream.name, ns = %other.name, "conflicting upstreams");
+                    return Err(PullError::Conflict {
+                        path: first.to_owned(),
+                        ns: ns.to_string(),
+                    });
+                }
+                (upstream, rest)
+            }
+            None => {
+                let first = name
+                    .split_once('/')
+                    .map(|(first, _)| first)
+                    .filter(|f| name::looks_like_host(f));
+                if let (Some(host), None) = (first, by_ns) {
+                    return Err(PullError::UnknownUpstream(host.to_owned()));
+                }
+                (by_ns.unwrap_or(&self.default), name)
+            }
+        };
+        target(upstream, rest, name)
+    }
+}
+
+fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str) -> Result<Target, PullError> {
+    // R-D2: Docker Hub's own names have a `library/` that people leave out.
+    let repository: Repository = match upstream.name.as_str() {
+        "docker.io" if !rest.contains('/') => format!("library/{rest}").parse()?,
+        _ => rest.parse()?,
+    };
+    if !upstream.permits(repository.as_str()) {
+        return Err(PullError::NotAllowed {
+            upstream: upstream.name.to_string(),
+            repository: repository.to_string(),
+        });
+    }
+    let key = format!("{}/{repository}", upstream.name).into();
+    Ok(Target {
+        upstream: upstream.clone(),
+        repository,
+        key,
+        client_name: client_name.to_owned(),
+    })
+}

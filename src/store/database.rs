@@ -1,0 +1,219 @@
+//! The index on disk: a crash-safe database with one writer thread.
+//!
+//! The thread takes whatever has queued up, writes it in one transaction and syncs once, so a herd
+//! of commits costs one fsync. Nobody on the way of a hit waits for it.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use redb::{Database as Redb, ReadableDatabase, TableDefinition};
+
+use super::error::StoreError;
+
+type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+/// The tables. Keys are digests, or `repository NUL rest`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    Blobs,
+    Links,
+    Tags,
+    Lists,
+}
+
+impl Table {
+    const ALL: [Table; 4] = [Table::Blobs, Table::Links, Table::Tags, Table::Lists];
+
+    fn definition(self) -> Definition {
+        TableDefinition::new(match self {
+            Table::Blobs => "blobs",
+            Table::Links => "links",
+            Table::Tags => "tags",
+            Table::Lists => "lists",
+        })
+    }
+}
+
+pub(super) enum Op {
+    Put(Table, Vec<u8>, Vec<u8>),
+    Delete(Table, Vec<u8>),
+}
+
+enum Message {
+    Write(Vec<Op>, Option<Sender<bool>>),
+    Stop,
+}
+
+pub(super) struct Database {
+    path: PathBuf,
+    redb: Arc<Redb>,
+    queue: Sender<Message>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Database {
+    /// Opens or creates. A damaged file is put aside, not deleted, and a new one begun: blobs are found
+    /// again on disk, tags are asked for again.
+    pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
+        let redb = match open_redb(path) {
+            Ok(redb) => redb,
+            Err(error) if path.exists() && is_damage(&error) => {
+                let aside = path.with_extension("redb.damaged");
+                tracing::error!(path = %path.display(), aside = %aside.display(), %error, "the index is damaged: it was put aside and is being rebuilt from the blobs; tags will be asked for again");
+                std::fs::rename(path, &aside).map_err(StoreError::io("put aside", path))?;
+                open_redb(path).map_err(|e| index_error(path, e))?
+            }
+            Err(error) => return Err(index_error(path, error)),
+        };
+        let redb = Arc::new(redb);
+        let (queue, messages) = mpsc::channel();
+        let thread = {
+            let redb = redb.clone();
+            std::thread::Builder::new()
+                .name("larder-index".to_owned())
+                .spawn(move || write_loop(&redb, &messages))
+                .map_err(StoreError::io("start the writer thread of", path))?
+        };
+        Ok(Database {
+            path: path.to_owned(),
+            redb,
+            queue,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Queues a transaction; returns at once.
+    pub(super) fn write(&self, ops: Vec<Op>) {
+        // The thread lives as long as this does; after `stop` there is nothing left to note.
+        let _ = self.queue.send(Message::Write(ops, None));
+    }
+
+    /// Queues a transaction and waits until it is on disk. Blocking.
+    pub(super) fn write_durably(&self, ops: Vec<Op>) -> bool {
+        let (done, verdict) = mpsc::channel();
+        self.queue.send(Message::Write(ops, Some(done))).is_ok() && verdict.recv().unwrap_or(false)
+    }
+
+    pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = || -> Result<_, redb::Error> {
+            let table = self.redb.begin_read()?.open_table(table.definition())?;
+            Ok(table.get(key)?.map(|value| value.value().to_vec()))
+        };
+        read().map_err(|e| index_error(&self.path, e))
+    }
+
+    /// Calls `each` with every pair whose key starts with `prefix`, in key order, until it returns false.
+    pub(super) fn scan(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let mut read = || -> Result<(), redb::Error> {
+            let table = self.redb.begin_read()?.open_table(table.definition())?;
+            for pair in table.range(prefix..)? {
+                let (key, value) = pair?;
+                if !key.value().starts_with(prefix) || !each(key.value(), value.value()) {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        read().map_err(|e| index_error(&self.path, e))
+    }
+
+    /// Writes what is queued and ends the thread. Blocking.
+    pub(super) fn stop(&self) {
+        let _ = self.queue.send(Message::Stop);
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn open_redb(path: &Path) -> Result<Redb, redb::Error> {
+    let redb = Redb::builder().set_cache_size(32 << 20).create(path)?;
+    let transaction = redb.begin_write()?;
+    for table in Table::ALL {
+        transaction.open_table(table.definition())?;
+    }
+    transaction.commit()?;
+    Ok(redb)
+}
+
+fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) | redb::Error::RepairAborted => true,
+        redb::Error::Io(io) => matches!(
+            io.kind(),
+            std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
+        ),
+        _ => false,
+    }
+}
+
+fn index_error(path: &Path, source: redb::Error) -> StoreError {
+    StoreError::Index {
+        path: path.to_owned(),
+        source: Arc::new(source),
+    }
+}
+
+fn write_loop(redb: &Redb, messages: &Receiver<Message>) {
+    let mut stop = false;
+    while !stop {
+        let Ok(first) = messages.recv() else { break };
+        let mut ops = Vec::new();
+        let mut waiting = Vec::new();
+        for message in std::iter::once(first).chain(messages.try_iter()) {
+            match message {
+                Message::Write(more, done) => {
+                    ops.extend(more);
+                    waiting.extend(done);
+                }
+                Message::Stop => stop = true,
+            }
+        }
+        let outcome = if ops.is_empty() { Ok(()) } else { apply(redb, &ops) };
+        if let Err(error) = &outcome {
+            // The blobs are on disk and found again at the next start; tags are asked for again.
+            tracing::error!(%error, "the index could not be written");
+        }
+        for done in waiting {
+            let _ = done.send(outcome.is_ok());
+        }
+    }
+}
+
+fn apply(redb: &Redb, ops: &[Op]) -> Result<(), redb::Error> {
+    let transaction = redb.begin_write()?;
+    for table in Table::ALL {
+        let mut open = transaction.open_table(table.definition())?;
+        for op in ops {
+            match op {
+                Op::Put(to, key, value) if *to == table => {
+                    open.insert(key.as_slice(), value.as_slice())?;
+                }
+                Op::Delete(from, key) if *from == table => {
+                    open.remove(key.as_slice())?;
+                }
+                _ => {}
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}

@@ -1,0 +1,46 @@
+//! What can go wrong with the disk and the index, with the path it went wrong at.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::oci::Digest;
+
+/// Clonable: every reader of a shared transfer gets the same result.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("cannot {doing} {path}: {source}")]
+    Io {
+        doing: &'static str,
+        path: PathBuf,
+        source: Arc<io::Error>,
+    },
+    #[error(transparent)]
+    Mismatch(Box<Mismatch>),
+    #[error("{0} is being written already")]
+    Busy(Box<Digest>),
+    #[error("the cache folder {path} is in use by another larder{}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    Locked { path: PathBuf, pid: Option<u32> },
+    #[error("the index {path} cannot be used: {source}")]
+    Index { path: PathBuf, source: Arc<redb::Error> },
+}
+
+/// Bytes that are not what their digest says (L2).
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the bytes are not what the digest says: expected {expected}, got {found} ({bytes} bytes)")]
+pub struct Mismatch {
+    pub expected: Digest,
+    pub found: Digest,
+    pub bytes: u64,
+}
+
+impl StoreError {
+    pub(super) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
+        let path = path.into();
+        move |source| StoreError::Io {
+            doing,
+            path,
+            source: Arc::new(source),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Every path on disk, built here and nowhere else, from parsed digests only (R-X23).
+//!
+//! ```text
+//! <cache.path>/
+//!   larder.lock                     one folder, one owner; holds the owner's pid
+//!   index.redb                      sizes, recency, tags, links, lists
+//!   oci-layout                      marks the folder as an OCI image layout
+//!   blobs/sha256/<hex>              held: verified, fsynced, renamed into place
+//!   blobs/sha512/<hex>
+//!   staging/sha256-<hex>.part       on its way in; resumed after a restart
+//!   staging/sha256-<hex>.<n>.tmp    small things on their way in; swept at start
+//! ```
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::oci::{Algorithm, Digest};
+
+#[derive(Clone, Debug)]
+pub(super) struct Tree {
+    root: PathBuf,
+}
+
+impl Tree {
+    pub(super) fn new(root: &Path) -> Tree {
+        Tree { root: root.to_owned() }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("larder.lock")
+    }
+
+    pub(super) fn index(&self) -> PathBuf {
+        self.root.join("index.redb")
+    }
+
+    pub(super) fn layout_mark(&self) -> PathBuf {
+        self.root.join("oci-layout")
+    }
+
+    pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
+        self.root.join("blobs").join(algorithm.as_str())
+    }
+
+    pub(super) fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blobs(digest.algorithm()).join(digest.hex())
+    }
+
+    /// The same name for the same digest, so that a restart finds what was staged.
+    pub(super) fn part(&self, digest: &Digest) -> PathBuf {
+        self.staging()
+            .join(format!("{}-{}.part", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    /// A name of its own every time: manifests may be written twice at once.
+    pub(super) fn temporary(&self, digest: &Digest) -> PathBuf {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.staging()
+            .join(format!("{}-{}.{n}.tmp", digest.algorithm().as_str(), digest.hex()))
+    }
+
+    /// The digest that a file in the staging folder belongs to, if it is one to resume.
+    pub(super) fn part_digest(name: &str) -> Option<Digest> {
+        let (algorithm, hex) = name.strip_suffix(".part")?.split_once('-')?;
+        let algorithm = Algorithm::ALL.into_iter().find(|a| a.as_str() == algorithm)?;
+        Digest::from_hex(algorithm, hex)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn part_names_round_trip() {
+        let tree = Tree::new(Path::new("/x"));
+        let digest = Digest::of(Algorithm::Sha512, b"a");
+        let part = tree.part(&digest);
+        assert_eq!(
+            Tree::part_digest(part.file_name().unwrap().to_str().unwrap()),
+            Some(digest)
+        );
+        assert_eq!(Tree::part_digest("sha256-zz.part"), None);
+        assert_ne!(tree.temporary(&digest), tree.temporary(&digest));
+    }
+}

@@ -1,0 +1,7 @@
+//! What Larder says about itself while it runs: log lines and counters.
+//!
+//! A leaf: it imports nothing of ours, so that every floor may use it. Floors write through the `tracing`
+//! and `metrics` macros; here the two are set up and every metric is described once.
+
+pub mod log;
+pub mod metrics;

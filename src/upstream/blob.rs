@@ -1,0 +1,180 @@
+//! A blob's bytes on their way: where they start, how many there are, and when they stop too early.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
+use reqwest::{Response, StatusCode};
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::body;
+use super::error::{ErrorKind, UpstreamError};
+
+/// A blob's bytes as they come.
+#[derive(Debug)]
+pub struct BlobStream {
+    /// Offset in the blob of the first byte that [`BlobStream::next`] gives. It is the offset asked for, or 0 when
+    /// the upstream ignored the Range (R-U25).
+    pub start: u64,
+    /// Size of the whole blob, where the answer tells it.
+    pub total: Option<u64>,
+    pub content_type: Option<String>,
+    response: Response,
+    /// Bytes still to come by the answer's own framing.
+    left: Option<u64>,
+    upstream: Arc<str>,
+    read_timeout: Duration,
+    bytes: metrics::Counter,
+    /// Held as long as the body is (`max_connections`).
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// What the head of an answer says about the bytes that follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub start: u64,
+    pub total: Option<u64>,
+    left: Option<u64>,
+}
+
+impl Extent {
+    /// `asked` is the offset in the Range that was sent, if one was. A 206 must start where it was asked to: bytes
+    /// from anywhere else would only be found out by the digest, after all of them came.
+    pub fn of(status: StatusCode, headers: &HeaderMap, asked: Option<u64>) -> Result<Extent, ErrorKind> {
+        let length = body::content_length(headers);
+        if status != StatusCode::PARTIAL_CONTENT {
+            return Ok(Extent {
+                start: 0,
+                total: length,
+                left: length,
+            });
+        }
+        let protocol = |what: String| ErrorKind::Protocol(what.into());
+        let asked = asked.ok_or_else(|| protocol("206 to a request without Range".to_owned()))?;
+        let text = body::text(headers, &CONTENT_RANGE).unwrap_or_default();
+        let (first, last, total) = content_range(text)
+            .ok_or_else(|| protocol(format!("206 with Content-Range {:?}", body::one_line(text, 80))))?;
+        if first != asked {
+            return Err(protocol(format!(
+                "206 from byte {first}, where byte {asked} was asked for"
+            )));
+        }
+        let size = last - first + 1;
+        if length.is_some_and(|length| length != size) {
+            return Err(protocol(format!(
+                "206 with Content-Range {text:?} and another Content-Length"
+            )));
+        }
+        Ok(Extent {
+            start: first,
+            total,
+            left: Some(size),
+        })
+    }
+}
+
+/// `bytes 5-9/10` or `bytes 5-9/*`.
+fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
+    let (unit, rest) = text.trim().split_once(' ')?;
+    let (range, total) = rest.trim().split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total: Option<u64> = match total.trim() {
+        "*" => None,
+        number => Some(number.parse().ok()?),
+    };
+    let fits = unit.eq_ignore_ascii_case("bytes") && first <= last && last < u64::MAX;
+    (fits && total.is_none_or(|total| last < total)).then_some((first, last, total))
+}
+
+impl BlobStream {
+    pub(super) fn new(
+        extent: Extent,
+        response: Response,
+        upstream: Arc<str>,
+        read_timeout: Duration,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> BlobStream {
+        BlobStream {
+            start: extent.start,
+            total: extent.total,
+            content_type: body::text(response.headers(), &CONTENT_TYPE).map(str::to_owned),
+            response,
+            left: extent.left,
+            bytes: metrics::counter!("larder_upstream_bytes_total", "upstream" => upstream.to_string()),
+            upstream,
+            read_timeout,
+            _slot: slot,
+        }
+    }
+
+    /// The next piece; `Ok(None)` at the end of a body that was complete by its own framing.
+    /// Errors: `Timeout` after `read_timeout` without a byte, `Cut` when the connection broke.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let piece = body::piece(&mut self.response, self.read_timeout).await;
+        let piece = piece.map_err(|kind| UpstreamError::new(&self.upstream, kind))?;
+        let Some(piece) = piece else {
+            return match self.left {
+                Some(left) if left > 0 => {
+                    let kind = ErrorKind::Cut(format!("{left} bytes are missing at its end").into());
+                    Err(UpstreamError::new(&self.upstream, kind))
+                }
+                _ => Ok(None),
+            };
+        };
+        self.bytes.increment(piece.len() as u64);
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(piece.len() as u64).ok_or_else(|| {
+                let kind = ErrorKind::Protocol("more bytes than it announced".into());
+                UpstreamError::new(&self.upstream, kind)
+            })?;
+        }
+        Ok(Some(piece))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use reqwest::header::CONTENT_LENGTH;
+
+    fn extent(status: u16, range: &str, length: Option<&str>, asked: Option<u64>) -> Result<Extent, String> {
+        let mut headers = HeaderMap::new();
+        if !range.is_empty() {
+            headers.insert(CONTENT_RANGE, range.parse().unwrap());
+        }
+        if let Some(length) = length {
+            headers.insert(CONTENT_LENGTH, length.parse().unwrap());
+        }
+        Extent::of(StatusCode::from_u16(status).unwrap(), &headers, asked).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn ranges() {
+        let part = |start, total, left| {
+            Ok(Extent {
+                start,
+                total,
+                left: Some(left),
+            })
+        };
+        assert_eq!(extent(206, "bytes 5-9/10", Some("5"), Some(5)), part(5, Some(10), 5));
+        assert_eq!(extent(206, "Bytes 5-9/*", None, Some(5)), part(5, None, 5));
+        assert_eq!(extent(200, "", Some("10"), Some(5)), part(0, Some(10), 10));
+        for (range, length) in [
+            ("bytes 0-9/10", None),
+            ("bytes 6-9/10", None),
+            ("bytes 5-9/9", None),
+            ("bytes 5-4/10", None),
+            ("bytes 5-9/10", Some("4")),
+            ("bytes */10", None),
+            ("lines 5-9/10", None),
+            ("", None),
+            ("bytes 5-18446744073709551615/*", None),
+        ] {
+            assert!(extent(206, range, length, Some(5)).is_err(), "{range}");
+        }
+        assert!(extent(206, "bytes 0-9/10", None, None).is_err());
+    }
+}

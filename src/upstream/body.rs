@@ -1,0 +1,159 @@
+//! Reading answers: small documents under a cap, and what an error's body says.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use reqwest::Response;
+use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+
+use super::error::ErrorKind;
+use super::transport::failure;
+use crate::oci::media_type;
+
+/// Of a token server's answer (R-X13).
+pub const MAX_TOKEN_BYTES: usize = 64 * 1024;
+/// Of an error's body (R-X13).
+pub const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// What is read of an unwanted body so that its connection can be used again.
+const MAX_DRAINED_BYTES: u64 = 16 * 1024;
+/// Longest part of an upstream's message that is passed on.
+const MAX_DETAIL_CHARS: usize = 300;
+
+/// A whole body of at most `cap` bytes, whatever its Content-Length claims. `pause` bounds the time between two pieces.
+pub async fn whole(mut response: Response, cap: usize, pause: Duration) -> Result<Bytes, ErrorKind> {
+    let too_long = |size: u64| ErrorKind::Protocol(format!("{size} bytes or more, where {cap} are allowed").into());
+    let declared = content_length(response.headers());
+    if let Some(size) = declared.filter(|size| *size > cap as u64) {
+        return Err(too_long(size));
+    }
+    let mut all = BytesMut::new();
+    while let Some(piece) = piece(&mut response, pause).await? {
+        if all.len() + piece.len() > cap {
+            return Err(too_long((all.len() + piece.len()) as u64));
+        }
+        all.extend_from_slice(&piece);
+    }
+    match declared {
+        Some(size) if size != all.len() as u64 => {
+            Err(ErrorKind::Cut(format!("{} of {size} bytes came", all.len()).into()))
+        }
+        _ => Ok(all.freeze()),
+    }
+}
+
+/// The next piece of a body.
+pub async fn piece(response: &mut Response, pause: Duration) -> Result<Option<Bytes>, ErrorKind> {
+    match tokio::time::timeout(pause, response.chunk()).await {
+        Err(_) => Err(ErrorKind::Timeout(pause)),
+        Ok(Err(error)) => Err(match failure(error) {
+            ErrorKind::Connect(text) => ErrorKind::Cut(text),
+            other => other,
+        }),
+        Ok(Ok(piece)) => Ok(piece),
+    }
+}
+
+/// Lets the connection of an answer that nobody wants to read be used again.
+pub async fn drain(response: Response, pause: Duration) {
+    if content_length(response.headers()).is_some_and(|size| size <= MAX_DRAINED_BYTES) {
+        let _ = whole(response, MAX_DRAINED_BYTES as usize, pause).await;
+    }
+}
+
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    text(headers, &CONTENT_LENGTH)?.trim().parse().ok()
+}
+
+/// A header as text; `None` when it is missing or not text.
+pub fn text<'a>(headers: &'a HeaderMap, name: &reqwest::header::HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// What an error's body says, for people: the OCI error's code and message, or the text itself. None of `secrets`,
+/// no control character and no query string is in it (R-X15, R-X17).
+pub async fn detail(response: Response, pause: Duration, secrets: &[&str]) -> String {
+    let reason = response.status().canonical_reason().unwrap_or("no reason given");
+    let is_page = text(response.headers(), &CONTENT_TYPE).is_some_and(media_type::is_web_page);
+    if is_page {
+        return format!("{reason}, with a web page");
+    }
+    let body = whole(response, MAX_ERROR_BYTES, pause).await.unwrap_or_default();
+    let said = message(&body);
+    if said.is_empty() {
+        reason.to_owned()
+    } else {
+        clean(&said, secrets)
+    }
+}
+
+fn message(body: &[u8]) -> String {
+    let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else {
+        return String::from_utf8_lossy(body).into_owned();
+    };
+    let first = json.get("errors").and_then(|e| e.get(0)).unwrap_or(&json);
+    let field = |key: &str| first.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
+    let parts = [field("code"), field("message"), field("details")];
+    let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
+    parts.join(": ")
+}
+
+fn clean(said: &str, secrets: &[&str]) -> String {
+    let mut said = said.to_owned();
+    for secret in secrets.iter().filter(|s| s.len() >= 4) {
+        said = said.replace(secret, "[secret]");
+    }
+    // Signed URLs are secrets too: a word with `://` loses its query and its user info.
+    let words: Vec<String> = said.split_whitespace().map(without_query).collect();
+    one_line(&words.join(" "), MAX_DETAIL_CHARS)
+}
+
+fn without_query(word: &str) -> String {
+    let Some((scheme, rest)) = word.split_once("://") else {
+        return word.to_owned();
+    };
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let (authority, path) = rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    match path {
+        Some(path) => format!("{scheme}://{host}/{path}"),
+        None => format!("{scheme}://{host}"),
+    }
+}
+
+/// Without control characters, and at most `chars` long.
+pub fn one_line(text: &str, chars: usize) -> String {
+    let flat: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(chars + 1)
+        .collect();
+    match flat.char_indices().nth(chars) {
+        Some((at, _)) => format!("{}…", &flat[..at]),
+        None => flat,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages() {
+        let oci = br#"{"errors":[{"code":"DENIED","message":"no\r\nway","detail":{"a":1}}]}"#;
+        assert_eq!(clean(&message(oci), &[]), "DENIED: no way");
+        assert_eq!(message(br#"{"code":"NOT_FOUND"}"#), "NOT_FOUND");
+        assert_eq!(
+            message(br#"{"details":"incorrect username or password"}"#),
+            "incorrect username or password"
+        );
+        assert_eq!(message(b"plain"), "plain");
+        assert_eq!(message(b"{}"), "");
+    }
+
+    #[test]
+    fn nothing_secret_is_passed_on() {
+        let said = "see https://u:pw@x.example/a?X-Sig=abc or hunter2 \u{1b}[31m";
+        assert_eq!(clean(said, &["hunter2"]), "see https://x.example/a or [secret]  [31m");
+        assert_eq!(one_line(&"é".repeat(400), 300).chars().count(), 301);
+    }
+}

@@ -1,0 +1,315 @@
+//! Whose credentials a request carries: the configuration's, else those of Docker's and podman's login files.
+//!
+//! Files belong to hosts: a login is found by the host of the URL that is dialled, never by the name under which
+//! images call it, so that an upstream moved to another address does not take the login along (L7). Of the keys that
+//! fit, the most specific wins (R-U61). A file that is broken costs one warning and is as if it were not there (R-U63).
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use url::Url;
+
+use super::auth_file::{AuthFile, Key};
+use crate::config::{Password, Secret, StaticCredentials};
+use crate::oci::Repository;
+
+/// What proves who is asking. Its Debug shows no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Credential {
+    Anonymous,
+    Basic {
+        username: String,
+        password: Secret,
+    },
+    /// An OAuth2 refresh token, exchanged by POST (R-U7).
+    Identity {
+        username: String,
+        token: Secret,
+    },
+    /// A bearer token that goes to the registry as it is (`registrytoken`).
+    Bearer(Secret),
+}
+
+impl Credential {
+    pub fn is_anonymous(&self) -> bool {
+        *self == Credential::Anonymous
+    }
+
+    /// The text that no answer may echo into a log.
+    pub fn secret(&self) -> Option<&str> {
+        match self {
+            Credential::Anonymous => None,
+            Credential::Basic { password, .. } => Some(password.reveal()),
+            Credential::Identity { token, .. } | Credential::Bearer(token) => Some(token.reveal()),
+        }
+    }
+}
+
+/// What the process environment says, read once at the start, so that nothing below depends on global state.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// `$DOCKER_AUTH_CONFIG`: the JSON itself.
+    pub inline: Option<Secret>,
+    /// Login files, first match first; they need not exist.
+    pub files: Vec<PathBuf>,
+    pub http_proxy: Option<String>,
+    pub https_proxy: Option<String>,
+    pub no_proxy: Option<String>,
+}
+
+impl Sources {
+    /// `var` looks up an environment variable. The order of the files is R-U61's, Docker's own last.
+    pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Sources {
+        let set = |name: &str| var(name).filter(|v| !v.is_empty());
+        let either = |name: &str| set(name).or_else(|| set(&name.to_ascii_lowercase()));
+        let home = set("HOME").map(PathBuf::from);
+        let files = [
+            set("REGISTRY_AUTH_FILE").map(PathBuf::from),
+            set("XDG_RUNTIME_DIR").map(|d| Path::new(&d).join("containers/auth.json")),
+            home.as_ref().map(|h| h.join(".config/containers/auth.json")),
+            set("DOCKER_CONFIG").map(|d| Path::new(&d).join("config.json")),
+            home.as_ref().map(|h| h.join(".docker/config.json")),
+        ];
+        let every = either("ALL_PROXY");
+        Sources {
+            inline: set("DOCKER_AUTH_CONFIG").map(Secret::new),
+            files: files.into_iter().flatten().collect(),
+            http_proxy: either("HTTP_PROXY").or_else(|| every.clone()),
+            https_proxy: either("HTTPS_PROXY").or(every),
+            no_proxy: either("NO_PROXY"),
+        }
+    }
+}
+
+/// Time and length of a file: another pair means other contents, also behind a swapped symlink (R-U63).
+type Stamp = Option<(SystemTime, u64)>;
+
+fn stamp(path: &Path) -> Stamp {
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.modified().ok()?, meta.len()))
+}
+
+/// How often the files are looked at; a pull asks many times a second.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// The login files, shared by every upstream.
+#[derive(Debug)]
+pub struct Logins {
+    inline: Option<AuthFile>,
+    paths: Vec<PathBuf>,
+    look_again: Duration,
+    read: Mutex<Read>,
+}
+
+#[derive(Debug, Default)]
+struct Read {
+    looked: Option<Instant>,
+    files: Vec<(Stamp, AuthFile)>,
+}
+
+impl Logins {
+    pub fn new(sources: &Sources) -> Logins {
+        Logins::looking_every(sources, LOOK_AGAIN)
+    }
+
+    pub fn looking_every(sources: &Sources, look_again: Duration) -> Logins {
+        let inline = sources.inline.as_ref();
+        Logins {
+            inline: inline.map(|text| AuthFile::parse(text.reveal().as_bytes(), "$DOCKER_AUTH_CONFIG")),
+            paths: sources.files.clone(),
+            look_again,
+            read: Mutex::new(Read::default()),
+        }
+    }
+
+    /// The first source that knows one of `hosts`, and in it the most specific key.
+    fn find(&self, hosts: &[String], repository: Option<&Repository>) -> Option<Credential> {
+        let path = repository.map_or("", Repository::as_str);
+        if let Some(found) = self.inline.as_ref().and_then(|file| file.find(hosts, path)) {
+            return Some(found);
+        }
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if read.looked.is_none_or(|at| at.elapsed() >= self.look_again) {
+            read.files.resize_with(self.paths.len(), Default::default);
+            for (slot, path) in read.files.iter_mut().zip(&self.paths) {
+                let now = stamp(path);
+                if slot.0 != now {
+                    *slot = (now, load(path));
+                }
+            }
+            read.looked = Some(Instant::now());
+        }
+        read.files.iter().find_map(|(_, file)| file.find(hosts, path))
+    }
+}
+
+fn load(path: &Path) -> AuthFile {
+    let name = path.display().to_string();
+    match std::fs::read(path) {
+        Ok(bytes) => AuthFile::parse(&bytes, &name),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => AuthFile::default(),
+        Err(error) => {
+            tracing::warn!(file = name, %error, "cannot read this login file; going on without it");
+            AuthFile::default()
+        }
+    }
+}
+
+/// The credentials of one address: an upstream's own, or one mirror's.
+#[derive(Debug)]
+pub struct Credentials {
+    /// The configuration's; they belong to the upstream's own URL only.
+    fixed: Option<StaticCredentials>,
+    password_file: Mutex<Option<(Stamp, Secret)>>,
+    logins: Arc<Logins>,
+    hosts: Vec<String>,
+}
+
+impl Credentials {
+    pub fn new(fixed: Option<StaticCredentials>, logins: Arc<Logins>, url: &Url) -> Credentials {
+        let host = url.host_str().unwrap_or_default();
+        let mut hosts = Vec::new();
+        if let Some(port) = url.port_or_known_default() {
+            hosts.push(Key::host_of(&format!("{host}:{port}")));
+        }
+        if url.port().is_none() {
+            hosts.push(Key::host_of(host));
+        }
+        Credentials {
+            fixed,
+            password_file: Mutex::new(None),
+            logins,
+            hosts,
+        }
+    }
+
+    /// Errors: why the configured password cannot be had.
+    pub fn find(&self, repository: Option<&Repository>) -> Result<Arc<Credential>, String> {
+        let Some(fixed) = &self.fixed else {
+            let found = self.logins.find(&self.hosts, repository);
+            return Ok(Arc::new(found.unwrap_or(Credential::Anonymous)));
+        };
+        let password = match &fixed.password {
+            Password::Value(secret) => secret.clone(),
+            Password::File(path) => self.password_from(path)?,
+        };
+        Ok(Arc::new(Credential::Basic {
+            username: fixed.username.clone(),
+            password,
+        }))
+    }
+
+    fn password_from(&self, path: &Path) -> Result<Secret, String> {
+        let now = stamp(path);
+        let mut kept = self.password_file.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((then, secret)) = &*kept
+            && now.is_some()
+            && *then == now
+        {
+            return Ok(secret.clone());
+        }
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| format!("the password file {} cannot be read: {e}", path.display()))?;
+        let secret = Secret::new(text.trim_end_matches(['\r', '\n']));
+        if secret.reveal().is_empty() {
+            return Err(format!("the password file {} is empty", path.display()));
+        }
+        *kept = Some((now, secret.clone()));
+        Ok(secret)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(url: &str, fixed: Option<StaticCredentials>, sources: &Sources) -> Credentials {
+        let logins = Arc::new(Logins::looking_every(sources, Duration::ZERO));
+        Credentials::new(fixed, logins, &url.parse().unwrap())
+    }
+
+    fn password(credential: &Credential) -> &str {
+        credential.secret().unwrap_or("none")
+    }
+
+    #[test]
+    fn the_environment_names_the_files() {
+        let sources = Sources::from_env(|name| match name {
+            "HOME" => Some("/h".to_owned()),
+            "XDG_RUNTIME_DIR" => Some("/run/u".to_owned()),
+            "https_proxy" => Some("http://p:1".to_owned()),
+            "DOCKER_CONFIG" => Some(String::new()),
+            _ => None,
+        });
+        let want = [
+            "/run/u/containers/auth.json",
+            "/h/.config/containers/auth.json",
+            "/h/.docker/config.json",
+        ];
+        assert_eq!(sources.files, want.map(PathBuf::from));
+        assert_eq!(sources.https_proxy.as_deref(), Some("http://p:1"));
+        assert!(sources.http_proxy.is_none());
+    }
+
+    #[test]
+    fn files_are_read_again_when_they_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        let sources = Sources {
+            files: vec![dir.path().join("none.json"), file.clone()],
+            ..Sources::default()
+        };
+        let credentials = at("https://r.example/", None, &sources);
+        assert!(credentials.find(None).unwrap().is_anonymous());
+        std::fs::write(&file, r#"{"auths":{"r.example":{"username":"u","password":"one"}}}"#).unwrap();
+        assert_eq!(password(&credentials.find(None).unwrap()), "one");
+        std::fs::write(&file, r#"{"auths":{"r.example":{"username":"u","password":"second"}}}"#).unwrap();
+        assert_eq!(password(&credentials.find(None).unwrap()), "second");
+        std::fs::write(&file, r#"{"auths":{"#).unwrap();
+        assert!(credentials.find(None).unwrap().is_anonymous());
+    }
+
+    #[test]
+    fn the_configuration_wins_and_its_file_may_rotate() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        let fixed = StaticCredentials {
+            username: "u".to_owned(),
+            password: Password::File(path.clone()),
+        };
+        let sources = Sources {
+            inline: Some(Secret::new(
+                r#"{"auths":{"r.example":{"username":"u","password":"login"}}}"#,
+            )),
+            ..Sources::default()
+        };
+        let credentials = at("https://r.example/", Some(fixed), &sources);
+        let error = credentials.find(None).unwrap_err();
+        assert!(error.contains("password"), "{error}");
+        std::fs::write(&path, "p #&+%:\r\n").unwrap();
+        assert_eq!(password(&credentials.find(None).unwrap()), "p #&+%:");
+        std::fs::write(&path, "rotated").unwrap();
+        let found = credentials.find(None).unwrap();
+        assert_eq!(password(&found), "rotated");
+        assert!(!format!("{found:?} {credentials:?}").contains("rotated"));
+        assert!(!format!("{credentials:?} {sources:?}").contains("\"login\""));
+    }
+
+    /// L7: an upstream called docker.io that is reached elsewhere does not get the Hub's login.
+    #[test]
+    fn logins_belong_to_the_host_that_is_dialled() {
+        let sources = Sources {
+            inline: Some(Secret::new(
+                r#"{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"hub"}}}"#,
+            )),
+            ..Sources::default()
+        };
+        let hub = at("https://registry-1.docker.io/", None, &sources);
+        assert_eq!(password(&hub.find(None).unwrap()), "hub");
+        let moved = at("https://mirror.example/", None, &sources);
+        assert!(moved.find(None).unwrap().is_anonymous());
+        let port = at("https://registry-1.docker.io:8443/", None, &sources);
+        assert!(port.find(None).unwrap().is_anonymous());
+    }
+}

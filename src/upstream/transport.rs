@@ -1,0 +1,284 @@
+//! How bytes reach an upstream: TLS, egress proxies, and the two HTTP clients of one endpoint.
+//!
+//! The trusted client dials what the operator named; the guarded one dials what an upstream named and
+//! resolves through `guard`. Neither follows redirects, keeps cookies or decompresses: those are decisions, and
+//! they are taken in `redirect` and `endpoint`. No credential is ever a default header of a client (R-U20).
+//!
+//! Proxies: `upstream.proxy` if it is set; else `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, except
+//! for an upstream on this machine, which a proxy elsewhere could not reach.
+
+use std::collections::HashSet;
+use std::error::Error as _;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
+use reqwest::{Method, NoProxy, Proxy, Response};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use url::{Host, Url};
+
+use super::credentials::Sources;
+use super::error::ErrorKind;
+use super::guard::{Blocked, Class, Guard, GuardedResolver};
+use crate::config::Upstream;
+
+const AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
+
+/// What goes out in one hop, besides its address.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    pub method: &'a Method,
+    pub accept: &'static str,
+    /// First byte wanted, when it is not the first of all.
+    pub from: Option<u64>,
+    pub authorization: Option<&'a HeaderValue>,
+    /// A form, for token servers (R-U7).
+    pub form: Option<&'a str>,
+}
+
+/// Whose word it is that an address is dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    ByOperator,
+    ByUpstream,
+}
+
+pub struct Transport {
+    trusted: reqwest::Client,
+    guarded: reqwest::Client,
+    guard: Arc<Guard>,
+    upstream: Arc<str>,
+}
+
+impl std::fmt::Debug for Transport {
+    /// Short: the HTTP clients would show their proxies, and those may carry a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Transport")
+            .field("guard", &self.guard)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Transport {
+    /// For the endpoint at `home`, which is the upstream's URL or one of its mirrors.
+    pub fn new(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Transport, String> {
+        let tls = tls(upstream)?;
+        let proxies = proxies(home, upstream, sources)?;
+        let names: HashSet<String> = proxies
+            .iter()
+            .filter_map(|(url, _)| url.host_str())
+            .map(str::to_owned)
+            .collect();
+        let guard = Arc::new(Guard::new(home, names));
+        let build = |resolver: Option<GuardedResolver>| {
+            let mut builder = reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(upstream.connect_timeout)
+                .pool_idle_timeout(Duration::from_secs(60))
+                .tcp_nodelay(true)
+                .http2_initial_stream_window_size(4 << 20)
+                .http2_initial_connection_window_size(32 << 20)
+                .http2_max_header_list_size(64 << 10)
+                .no_proxy();
+            for (_, proxy) in &proxies {
+                builder = builder.proxy(proxy.clone());
+            }
+            if let Some(resolver) = resolver {
+                builder = builder.dns_resolver(resolver);
+            }
+            builder
+                .build()
+                .map_err(|e| format!("the HTTP client cannot be built: {}", chain(&e.without_url())))
+        };
+        Ok(Transport {
+            trusted: build(None)?,
+            guarded: build(Some(GuardedResolver(guard.clone())))?,
+            guard,
+            upstream: Arc::from(upstream.name.as_str()),
+        })
+    }
+
+    /// One request, one answer; whatever its status is.
+    pub async fn send(&self, url: &Url, named: Named, out: &Outgoing<'_>) -> Result<Response, ErrorKind> {
+        let client = if named == Named::ByOperator || self.guard.is_home(url) {
+            &self.trusted
+        } else {
+            if let Err(blocked) = self.guard.check_literal(url).await {
+                return Err(self.refused(&blocked));
+            }
+            &self.guarded
+        };
+        let mut request = client
+            .request(out.method.clone(), url.clone())
+            .header(ACCEPT, out.accept)
+            .header(ACCEPT_ENCODING, "identity")
+            .header(USER_AGENT, AGENT);
+        if let Some(from) = out.from {
+            request = request.header(RANGE, format!("bytes={from}-"));
+        }
+        if let Some(authorization) = out.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(form) = out.form {
+            request = request
+                .header(reqwest::header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+                .body(form.to_owned());
+        }
+        request.send().await.map_err(|error| self.failure(error))
+    }
+
+    fn refused(&self, blocked: &Blocked) -> ErrorKind {
+        count_refusal(&self.upstream);
+        ErrorKind::Refused(format!("{blocked} (redirect_hosts and trusted_realms can allow it)").into())
+    }
+
+    fn failure(&self, error: reqwest::Error) -> ErrorKind {
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            if let Some(blocked) = inner.downcast_ref::<Blocked>() {
+                return self.refused(blocked);
+            }
+            cause = inner.source();
+        }
+        failure(error)
+    }
+}
+
+pub fn count_refusal(upstream: &Arc<str>) {
+    metrics::counter!("larder_upstream_redirects_refused_total", "upstream" => upstream.to_string()).increment(1);
+}
+
+/// What an error of the HTTP client means.
+pub fn failure(error: reqwest::Error) -> ErrorKind {
+    let (is_connect, is_timeout) = (error.is_connect(), error.is_timeout());
+    let text: Arc<str> = chain(&error.without_url()).into();
+    match (is_connect, is_timeout) {
+        (true, true) => ErrorKind::Connect("no connection within connect_timeout".into()),
+        (true, false) => ErrorKind::Connect(text),
+        (false, _) => ErrorKind::Cut(text),
+    }
+}
+
+/// An error with its causes, each said once, without URLs, on one line.
+fn chain(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let next = inner.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = inner.source();
+    }
+    super::body::one_line(&text, 300)
+}
+
+/// Scheme, host and path: what may be shown of an address that is not ours (R-X17).
+pub fn shown(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
+    let text = format!("{}://{host}{port}{}", url.scheme(), url.path());
+    super::body::one_line(&text, 200)
+}
+
+/// The system's certificates, read once: thirteen upstreams would read them thirteen times.
+fn roots() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let read = || {
+        let mut store = RootCertStore::empty();
+        let native = rustls_native_certs::load_native_certs();
+        for error in &native.errors {
+            tracing::warn!(%error, "some of the system's certificates cannot be read");
+        }
+        store.add_parsable_certificates(native.certs);
+        if store.is_empty() {
+            tracing::info!("the system has no certificates: using those that Larder was built with");
+            store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        Arc::new(store)
+    };
+    ROOTS.get_or_init(read).clone()
+}
+
+fn tls(upstream: &Upstream) -> Result<ClientConfig, String> {
+    let mut trust = roots();
+    if let Some(path) = &upstream.ca_file {
+        let mut store = RootCertStore::clone(&trust);
+        for cert in certificates("ca_file", path)? {
+            store
+                .add(cert)
+                .map_err(|e| format!("ca_file {}: {e}", path.display()))?;
+        }
+        trust = Arc::new(store);
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| format!("TLS cannot be set up: {e}"))?
+        .with_root_certificates(trust);
+    let mut config = match (&upstream.client_cert, &upstream.client_key) {
+        (None, None) => builder.with_no_client_auth(),
+        (Some(cert), Some(key)) => {
+            let chain = certificates("client_cert", cert)?;
+            let secret = PrivateKeyDer::from_pem_file(key)
+                .map_err(|e| format!("client_key {} is not a private key in PEM: {e}", key.display()))?;
+            builder
+                .with_client_auth_cert(chain, secret)
+                .map_err(|e| format!("client_cert {}: {e}", cert.display()))?
+        }
+        _ => return Err("client_cert and client_key belong together".to_owned()),
+    };
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn certificates(what: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let wrong = |e: &dyn std::fmt::Display| format!("{what} {} is not a certificate in PEM: {e}", path.display());
+    let certs: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| wrong(&e))?.collect();
+    let certs = certs.map_err(|e| wrong(&e))?;
+    match certs.is_empty() {
+        true => Err(wrong(&"it holds none")),
+        false => Ok(certs),
+    }
+}
+
+fn proxies(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Vec<(Url, Proxy)>, String> {
+    if let Some(url) = &upstream.proxy {
+        let proxy = Proxy::all(url.clone()).map_err(|_| format!("proxy {} cannot be used", shown(url)))?;
+        return Ok(vec![(url.clone(), proxy)]);
+    }
+    let local = match home.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(ip)) => Class::of(ip.into()) == Class::Loopback,
+        Some(Host::Ipv6(ip)) => Class::of(ip.into()) == Class::Loopback,
+        None => false,
+    };
+    let mut found = Vec::new();
+    for (text, is_https) in [(&sources.http_proxy, false), (&sources.https_proxy, true)] {
+        let Some(text) = text.as_deref().filter(|_| !local) else {
+            continue;
+        };
+        let full = if text.contains("://") {
+            text.to_owned()
+        } else {
+            format!("http://{text}")
+        };
+        // The text may hold a password: it is not repeated.
+        let url: Url = full
+            .parse()
+            .map_err(|_| "a proxy in the environment is not a URL".to_owned())?;
+        let proxy = if is_https {
+            Proxy::https(url.clone())
+        } else {
+            Proxy::http(url.clone())
+        };
+        let proxy = proxy.map_err(|_| format!("proxy {} cannot be used", shown(&url)))?;
+        let except = sources.no_proxy.as_deref().and_then(NoProxy::from_string);
+        found.push((url, proxy.no_proxy(except)));
+    }
+    Ok(found)
+}
