@@ -10,6 +10,7 @@ use std::time::Instant;
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, RANGE, USER_AGENT};
+use axum::http::response::Parts;
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
@@ -19,37 +20,9 @@ use super::labels::{ClientAddr, Outcome, Route, UpstreamName};
 
 /// The outermost layer: `router.layer(axum::middleware::from_fn(access_log::record))`.
 pub async fn record(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let asked = Asked::of(&request);
+    let mut line = Line::begin(&request);
     let (mut parts, body) = next.run(request).await.into_parts();
-
-    let label = |text: &'static str| metrics::SharedString::const_str(text);
-    let route = label(parts.extensions.get::<Route>().map_or("other", |r| r.0));
-    let outcome = parts.extensions.get::<Outcome>().map_or("-", |o| o.0);
-    let (method, status) = (label(method_label(&asked.method)), parts.status.as_u16().to_string());
-    metrics::counter!(
-        "larder_requests_total", "route" => route.clone(), "method" => method, "status" => status, "outcome" => outcome
-    )
-    .increment(1);
-    metrics::histogram!("larder_request_seconds", "route" => route).record(started.elapsed().as_secs_f64());
-
-    let bodiless = asked.method == Method::HEAD
-        || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        || body.is_end_stream();
-    let declared = parts
-        .headers
-        .get(CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok()?.parse().ok());
-    let line = Line {
-        asked,
-        started,
-        status: parts.status,
-        outcome,
-        upstream: parts.extensions.remove::<UpstreamName>(),
-        declared,
-        sent: 0,
-        ended: if bodiless { Ended::Complete } else { Ended::Aborted },
-    };
+    line.answered(&mut parts, body.is_end_stream());
     Response::from_parts(parts, Body::new(Logged { body, line }))
 }
 
@@ -137,11 +110,15 @@ impl Ended {
     }
 }
 
-/// Written when it is dropped, as a body is dropped once, whatever became of it.
+/// The client left before there was an answer; nginx's number for it.
+const NOT_ANSWERED: u16 = 499;
+
+/// Written when it is dropped, as it is dropped once, whatever became of the request.
 struct Line {
     asked: Asked,
     started: Instant,
-    status: StatusCode,
+    /// [`NOT_ANSWERED`] until there is an answer.
+    status: u16,
     outcome: &'static str,
     upstream: Option<UpstreamName>,
     declared: Option<u64>,
@@ -149,8 +126,54 @@ struct Line {
     ended: Ended,
 }
 
+impl Line {
+    fn begin(request: &Request) -> Line {
+        Line {
+            asked: Asked::of(request),
+            started: Instant::now(),
+            status: NOT_ANSWERED,
+            outcome: "-",
+            upstream: None,
+            declared: None,
+            sent: 0,
+            ended: Ended::Aborted,
+        }
+    }
+
+    fn answered(&mut self, head: &mut Parts, empty: bool) {
+        self.status = head.status.as_u16();
+        self.outcome = head.extensions.get::<Outcome>().map_or("-", |o| o.0);
+        self.upstream = head.extensions.remove();
+        self.declared = head
+            .headers
+            .get(CONTENT_LENGTH)
+            .and_then(|v| v.to_str().ok()?.parse().ok());
+        let bodiless = self.asked.method == Method::HEAD
+            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if bodiless || empty {
+            self.ended = Ended::Complete;
+        }
+        self.count(head.extensions.get::<Route>().map_or("other", |r| r.0));
+    }
+
+    fn count(&self, route: &'static str) {
+        metrics::counter!(
+            "larder_requests_total",
+            "route" => route,
+            "method" => method_label(&self.asked.method),
+            "status" => self.status.to_string(),
+            "outcome" => self.outcome,
+        )
+        .increment(1);
+        metrics::histogram!("larder_request_seconds", "route" => route).record(self.started.elapsed().as_secs_f64());
+    }
+}
+
 impl Drop for Line {
     fn drop(&mut self) {
+        if self.status == NOT_ANSWERED {
+            self.count("other");
+        }
         // A sender that has all the declared bytes need not ask for the end that follows them.
         if self.ended == Ended::Aborted && self.declared == Some(self.sent) {
             self.ended = Ended::Complete;
@@ -166,7 +189,7 @@ impl Drop for Line {
             target: "larder::access",
             method = %self.asked.method,
             path = self.asked.path,
-            status = self.status.as_u16(),
+            status = self.status,
             bytes = self.sent,
             ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             outcome = self.outcome,

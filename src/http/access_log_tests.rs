@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::http::Request;
 use axum::routing::get;
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -41,6 +42,7 @@ fn router() -> Router {
     };
     Router::new()
         .route("/told", get(told))
+        .route("/never", get(std::future::pending::<()>))
         .route("/broken", get(|| async { broken() }))
         .layer(axum::middleware::from_fn(record))
 }
@@ -57,7 +59,10 @@ async fn line(request: Request<Body>, read: bool) -> Value {
         .with_writer(move || writer.clone())
         .finish();
     async {
-        let response = router().oneshot(request).await.unwrap();
+        let Some(response) = router().oneshot(request).now_or_never() else {
+            return;
+        };
+        let response = response.unwrap();
         if read {
             let _ = response.into_body().collect().await;
         }
@@ -94,6 +99,12 @@ async fn a_complete_answer() {
     );
     assert_eq!(line["user_agent"].as_str().unwrap().len(), 200);
     assert_eq!((&line["complete"], &line["ended"]), (&true.into(), &"complete".into()));
+    let counted = r#"larder_requests_total{route="blob",method="GET",status="200",outcome="hit"}"#;
+    let counters = crate::telemetry::metrics::install().unwrap().render();
+    assert!(
+        counters.contains(counted) && counters.contains("larder_request_seconds_bucket"),
+        "{counters}"
+    );
     let text = line.to_string();
     assert!(!text.contains("secret") && !text.contains("c2Vj"), "{text}");
 }
@@ -111,6 +122,12 @@ async fn a_client_that_leaves_and_a_body_that_breaks() {
         (&false.into(), &"broken".into(), &3.into())
     );
     assert_eq!(broken["outcome"], "-");
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_answer() {
+    let left = line(request("/never").body(Body::empty()).unwrap(), true).await;
+    assert_eq!((&left["status"], &left["complete"]), (&499.into(), &false.into()));
 }
 
 #[tokio::test]

@@ -42,6 +42,7 @@ pub fn router(readiness: ReadinessCheck, metrics: metrics::Handle, hosts: Vec<St
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
         .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
         .with_state(Ops { readiness, metrics })
         .layer(from_fn_with_state(hosts, known_host))
 }

@@ -313,10 +313,11 @@ impl Pull {
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
         let held = self.store.media_type(digest).is_some();
-        if held && self.store.linked(&target.key, digest) {
-            if let Some(answer) = self.held(target, digest, want).await? {
-                return Ok(answer);
-            }
+        if held
+            && self.store.linked(&target.key, digest)
+            && let Some(answer) = self.held(target, digest, want).await?
+        {
+            return Ok(answer);
         }
         self.check_negative(target, &Question::Manifest(*digest))?;
         let answer = if held || want == Want::Head {

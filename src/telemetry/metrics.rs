@@ -80,6 +80,10 @@ fn describe() {
         Unit::Seconds,
         "Time until the answer's headers, by route."
     );
+    describe_counter!(
+        "larder_requests_refused_total",
+        "Requests refused before any route saw them, by status."
+    );
     describe_gauge!("larder_connections", "Open client connections.");
     describe_counter!("larder_connections_total", "Client connections accepted.");
     describe_counter!(

@@ -1,7 +1,7 @@
 //! A blob's bytes on their way: where they start, how many there are, and when they stop too early.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
@@ -25,9 +25,34 @@ pub struct BlobStream {
     left: Option<u64>,
     upstream: Arc<str>,
     read_timeout: Duration,
+    progress: Progress,
     bytes: metrics::Counter,
     /// Held as long as the body is (`max_connections`).
     _slot: Option<OwnedSemaphorePermit>,
+}
+
+/// Fewer bytes than these in a whole `read_timeout` of waiting is no transfer: a byte now and then would
+/// hold a slot and a staging file for ever (R-X13).
+const MIN_BYTES_PER_TIMEOUT: usize = 1024;
+
+/// What came, against the time that was spent waiting for it. Time that the reader takes for itself is not counted.
+#[derive(Debug, Default)]
+struct Progress {
+    waited: Duration,
+    bytes: usize,
+}
+
+impl Progress {
+    fn suffices(&mut self, waited: Duration, bytes: usize, window: Duration) -> bool {
+        self.waited += waited;
+        self.bytes += bytes;
+        if self.waited < window {
+            return true;
+        }
+        let enough = self.bytes >= MIN_BYTES_PER_TIMEOUT;
+        *self = Progress::default();
+        enough
+    }
 }
 
 /// What the head of an answer says about the bytes that follow.
@@ -105,6 +130,7 @@ impl BlobStream {
             bytes: metrics::counter!("larder_upstream_bytes_total", "upstream" => upstream.to_string()),
             upstream,
             read_timeout,
+            progress: Progress::default(),
             _slot: slot,
         }
     }
@@ -112,8 +138,16 @@ impl BlobStream {
     /// The next piece; `Ok(None)` at the end of a body that was complete by its own framing.
     /// Errors: `Timeout` after `read_timeout` without a byte, `Cut` when the connection broke.
     pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let asked = Instant::now();
         let piece = body::piece(&mut self.response, self.read_timeout).await;
         let piece = piece.map_err(|kind| UpstreamError::new(&self.upstream, kind))?;
+        let came = piece.as_ref().map_or(0, Bytes::len);
+        if piece.is_some() && !self.progress.suffices(asked.elapsed(), came, self.read_timeout) {
+            return Err(UpstreamError::new(
+                &self.upstream,
+                ErrorKind::Timeout(self.read_timeout),
+            ));
+        }
         let Some(piece) = piece else {
             return match self.left {
                 Some(left) if left > 0 => {
@@ -148,6 +182,17 @@ mod tests {
             headers.insert(CONTENT_LENGTH, length.parse().unwrap());
         }
         Extent::of(StatusCode::from_u16(status).unwrap(), &headers, asked).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn drips_are_no_transfer() {
+        let second = Duration::from_secs(1);
+        let mut drip = Progress::default();
+        assert!((0..9).all(|_| drip.suffices(second, 1, 10 * second)));
+        assert!(!drip.suffices(second, 1, 10 * second));
+        let mut slow = Progress::default();
+        assert!((0..100).all(|_| slow.suffices(second, 200, 10 * second)));
+        assert!(slow.suffices(20 * second, 5000, 10 * second));
     }
 
     #[test]

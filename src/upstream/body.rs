@@ -16,6 +16,8 @@ pub const MAX_TOKEN_BYTES: usize = 64 * 1024;
 pub const MAX_ERROR_BYTES: usize = 64 * 1024;
 /// What is read of an unwanted body so that its connection can be used again.
 const MAX_DRAINED_BYTES: u64 = 16 * 1024;
+/// How long an error's text or an unwanted body is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest part of an upstream's message that is passed on.
 const MAX_DETAIL_CHARS: usize = 300;
 
@@ -54,9 +56,10 @@ pub async fn piece(response: &mut Response, pause: Duration) -> Result<Option<By
 }
 
 /// Lets the connection of an answer that nobody wants to read be used again.
-pub async fn drain(response: Response, pause: Duration) {
+pub async fn drain(response: Response) {
     if content_length(response.headers()).is_some_and(|size| size <= MAX_DRAINED_BYTES) {
-        let _ = whole(response, MAX_DRAINED_BYTES as usize, pause).await;
+        let reading = whole(response, MAX_DRAINED_BYTES as usize, PATIENCE);
+        let _ = tokio::time::timeout(PATIENCE, reading).await;
     }
 }
 
@@ -71,13 +74,15 @@ pub fn text<'a>(headers: &'a HeaderMap, name: &reqwest::header::HeaderName) -> O
 
 /// What an error's body says, for people: the OCI error's code and message, or the text itself. None of `secrets`,
 /// no control character and no query string is in it (R-X15, R-X17).
-pub async fn detail(response: Response, pause: Duration, secrets: &[&str]) -> String {
+pub async fn detail(response: Response, secrets: &[&str]) -> String {
     let reason = response.status().canonical_reason().unwrap_or("no reason given");
     let is_page = text(response.headers(), &CONTENT_TYPE).is_some_and(media_type::is_web_page);
     if is_page {
         return format!("{reason}, with a web page");
     }
-    let body = whole(response, MAX_ERROR_BYTES, pause).await.unwrap_or_default();
+    let reading = whole(response, MAX_ERROR_BYTES, PATIENCE);
+    let body = tokio::time::timeout(PATIENCE, reading).await;
+    let body = body.ok().and_then(Result::ok).unwrap_or_default();
     let said = message(&body);
     if said.is_empty() {
         reason.to_owned()

@@ -1,33 +1,32 @@
-//! One upstream, asked five questions.
+//! One upstream, asked five questions: the face of this floor.
 //!
-//! Here: mirrors in their order, the deadline for headers, the quick retries, and what counts as an answer to which
-//! question. How an endpoint is brought to answer is in `endpoint`.
+//! How a question is brought to an answer is in `ask`; what counts as one, in `question`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
-use reqwest::{Method, StatusCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use tokio::sync::Semaphore;
 use url::Url;
 
+use super::ask::Body;
 pub use super::blob::BlobStream;
-use super::blob::Extent;
+use super::body;
 use super::credentials::{Credentials, Logins, Sources};
-use super::endpoint::{Answer, Ask, Endpoint, Settings};
+use super::endpoint::{Endpoint, Settings};
 use super::error::{ErrorKind, UpstreamError};
+use super::question::{Kind, Question, Take, blob, manifest};
+use super::rate_limit::RateLimit;
 use super::transport::Transport;
-use super::{body, link};
 use crate::config::{Config, Upstream};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, HostPort, Reference, Repository, Tag, media_type};
 
 const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
 const MAX_REFERRERS_BYTES: usize = 4 * 1024 * 1024;
-const MAX_PAGES: usize = 1_000;
 const MAX_REPOSITORIES: u64 = 10_000;
 
 /// Figures that only tests change.
@@ -110,17 +109,17 @@ pub struct BuildError {
 /// and the quick retries before the first byte are inside; what comes out is the verdict.
 #[derive(Debug)]
 pub struct Client {
-    name: Arc<str>,
+    pub(super) name: Arc<str>,
     /// The mirrors in order, then the upstream itself.
-    mirrors: Vec<Endpoint>,
-    own: Endpoint,
-    offline: bool,
-    read_timeout: Duration,
-    tuning: Tuning,
+    pub(super) mirrors: Vec<Endpoint>,
+    pub(super) own: Endpoint,
+    pub(super) offline: bool,
+    pub(super) read_timeout: Duration,
+    pub(super) tuning: Tuning,
     /// `max_connections`: requests in flight, bodies included.
-    slots: Option<Arc<Semaphore>>,
+    pub(super) slots: Option<Arc<Semaphore>>,
     /// Whether stored credentials were behind a repository's last answer.
-    logins_used: moka::sync::Cache<Repository, bool>,
+    pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
 
 /// What a HEAD of a manifest told; `None` where the upstream left it out.
@@ -154,62 +153,6 @@ pub enum Referrers {
     Listed(Vec<serde_json::Value>),
     /// 404, 405, 400 or another Content-Type: the upstream has no such API (R-S21).
     Unsupported,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Manifest,
-    Blob,
-    Tags,
-    Referrers,
-}
-
-impl Kind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Kind::Manifest => "manifest",
-            Kind::Blob => "blob",
-            Kind::Tags => "tags",
-            Kind::Referrers => "referrers",
-        }
-    }
-}
-
-/// One question, as it goes to any endpoint.
-struct Question<'a> {
-    kind: Kind,
-    method: Method,
-    repository: &'a Repository,
-    /// Behind `/v2/`.
-    path: String,
-    query: Option<&'static str>,
-    accept: &'static str,
-    from: Option<u64>,
-    take: Take,
-}
-
-/// What of the answer is wanted.
-#[derive(Clone, Copy)]
-enum Take {
-    Head,
-    /// A document of at most so many bytes.
-    Whole(usize),
-    /// A list, page after page, of at most so many bytes in all.
-    Pages(usize),
-    Stream,
-}
-
-struct Reply {
-    headers: HeaderMap,
-    digest: Option<Digest>,
-    with_credentials: bool,
-    body: Body,
-}
-
-enum Body {
-    None,
-    Documents(Vec<Bytes>),
-    Stream(Box<(Extent, reqwest::Response)>),
 }
 
 impl Client {
@@ -264,6 +207,11 @@ impl Client {
     /// The time left until the breaker closes, if it is open.
     pub fn paused(&self) -> Option<Duration> {
         self.own.paused()
+    }
+
+    /// What the upstream said last about its pull limit, where it says anything (R-U32).
+    pub fn rate_limit(&self) -> Option<RateLimit> {
+        self.own.rate_limit()
     }
 
     /// Some upstreams answer HEAD with 405, 400, 501 or even 404 and 403 where a GET would do (R-U27): the caller, who
@@ -396,225 +344,8 @@ impl Client {
         Ok(all)
     }
 
-    fn error(&self, kind: ErrorKind) -> UpstreamError {
+    pub(super) fn error(&self, kind: ErrorKind) -> UpstreamError {
         UpstreamError::new(&self.name, kind)
-    }
-
-    /// Mirrors first, in order; whatever goes wrong there, the upstream itself has the last word.
-    async fn ask(&self, question: &Question<'_>) -> Result<(Reply, Option<OwnedSemaphorePermit>), UpstreamError> {
-        if self.offline {
-            return Err(self.error(ErrorKind::Offline));
-        }
-        let slot = match &self.slots {
-            // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
-            Some(slots) => slots.clone().acquire_owned().await.ok(),
-            None => None,
-        };
-        let deadline = Instant::now() + self.tuning.headers;
-        let mut behind = self.mirrors.len() as u32;
-        for mirror in &self.mirrors {
-            // A mirror that hangs must leave time for those behind it.
-            let share = deadline.saturating_duration_since(Instant::now()) / (behind + 1);
-            behind -= 1;
-            match self.at(mirror, question, Instant::now() + share).await {
-                Ok(reply) => return Ok((self.note(question, reply), slot)),
-                Err(error) => {
-                    tracing::debug!(upstream = %self.name, mirror = mirror.base.host_str(), %error, "mirror failed")
-                }
-            }
-        }
-        let reply = self
-            .at(&self.own, question, deadline)
-            .await
-            .map_err(|kind| self.error(kind))?;
-        Ok((self.note(question, reply), slot))
-    }
-
-    fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
-        self.logins_used
-            .insert(question.repository.clone(), reply.with_credentials);
-        reply
-    }
-
-    /// One endpoint, with quick repeats of what may pass. Nothing has been handed out yet, so a repeat is free of doubt.
-    async fn at(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
-        let mut repeats = 0;
-        loop {
-            let error = match self.once(endpoint, question, deadline).await {
-                Ok(reply) => return Ok(reply),
-                Err(error) => error,
-            };
-            let pause = self.pause(repeats);
-            if !may_pass(&error) || repeats >= self.tuning.retries || Instant::now() + pause >= deadline {
-                return Err(error);
-            }
-            repeats += 1;
-            tracing::debug!(upstream = %self.name, %error, repeats, "asking again");
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    /// Doubles with each repeat, with jitter so that a fleet does not knock in step.
-    fn pause(&self, repeats: u32) -> Duration {
-        let (shortest, longest) = self.tuning.pause;
-        let full = (shortest * 2u32.pow(repeats.min(8) + 1)).min(longest);
-        shortest + full.saturating_sub(shortest).mul_f64(fastrand::f64())
-    }
-
-    async fn once(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
-        let mut url = endpoint.url(&question.path);
-        url.set_query(question.query);
-        let answer = self.answer(endpoint, question, &url, deadline).await?;
-        let mut reply = Reply {
-            headers: answer.response.headers().clone(),
-            digest: answer.digest,
-            with_credentials: answer.with_credentials,
-            body: Body::None,
-        };
-        match question.take {
-            Take::Head => {}
-            Take::Whole(cap) => reply.body = Body::Documents(vec![self.document(answer, cap).await?]),
-            Take::Pages(cap) => reply.body = Body::Documents(self.pages(endpoint, question, url, answer, cap).await?),
-            Take::Stream => {
-                let response = answer.response;
-                let extent = Extent::of(response.status(), response.headers(), question.from)?;
-                reply.body = Body::Stream(Box::new((extent, response)));
-            }
-        }
-        Ok(reply)
-    }
-
-    /// Headers that are what this question may be answered with.
-    async fn answer(
-        &self,
-        endpoint: &Endpoint,
-        question: &Question<'_>,
-        url: &Url,
-        deadline: Instant,
-    ) -> Result<Answer, ErrorKind> {
-        let ask = Ask {
-            kind: question.kind.as_str(),
-            method: &question.method,
-            url,
-            accept: question.accept,
-            from: question.from,
-            repository: question.repository,
-        };
-        let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {
-            Err(_) => return Err(ErrorKind::Timeout(self.tuning.headers)),
-            Ok(Err(ErrorKind::Status { status: 416, .. })) => {
-                return Err(ErrorKind::Protocol("416 to a Range within the blob".into()));
-            }
-            Ok(answer) => answer?,
-        };
-        check(question, answer.response.status(), answer.response.headers())?;
-        Ok(answer)
-    }
-
-    async fn document(&self, answer: Answer, cap: usize) -> Result<Bytes, ErrorKind> {
-        let reading = body::whole(answer.response, cap, self.read_timeout);
-        let timeout = self.tuning.document;
-        let bytes = tokio::time::timeout(timeout, reading)
-            .await
-            .map_err(|_| ErrorKind::Timeout(timeout))??;
-        metrics::counter!("larder_upstream_bytes_total", "upstream" => self.name.to_string())
-            .increment(bytes.len() as u64);
-        Ok(bytes)
-    }
-
-    /// The first page is here, the others are asked for at the same endpoint (R-X2).
-    async fn pages(
-        &self,
-        endpoint: &Endpoint,
-        question: &Question<'_>,
-        mut url: Url,
-        first: Answer,
-        cap: usize,
-    ) -> Result<Vec<Bytes>, ErrorKind> {
-        let mut seen = HashSet::from([url.clone()]);
-        let mut documents = Vec::new();
-        let mut left = cap;
-        let mut answer = first;
-        loop {
-            let next = link::next(&endpoint.base, &url, answer.response.headers())
-                .map_err(|what| ErrorKind::Refused(what.into()))?;
-            let document = self.document(answer, left).await?;
-            left -= document.len();
-            documents.push(document);
-            let Some(next) = next else {
-                return Ok(documents);
-            };
-            if !seen.insert(next.clone()) {
-                return Err(ErrorKind::Protocol("its pages lead in a circle".into()));
-            }
-            if documents.len() >= MAX_PAGES {
-                return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
-            }
-            answer = self
-                .answer(endpoint, question, &next, Instant::now() + self.tuning.headers)
-                .await?;
-            url = next;
-        }
-    }
-}
-
-/// Failures after which the same request may succeed a moment later. Never a 429, never a verdict.
-fn may_pass(error: &ErrorKind) -> bool {
-    match error {
-        ErrorKind::Connect(_) | ErrorKind::Cut(_) => true,
-        ErrorKind::Status { status, .. } => *status == 408 || (*status >= 500 && *status != 501),
-        _ => false,
-    }
-}
-
-fn check(question: &Question<'_>, status: StatusCode, headers: &HeaderMap) -> Result<(), ErrorKind> {
-    let protocol = |what: String| Err(ErrorKind::Protocol(what.into()));
-    if status == StatusCode::PARTIAL_CONTENT && question.from.is_none() {
-        return protocol("206 to a request without Range".to_owned());
-    }
-    // Decoding would change the bytes, and a decoder can be bombed (R-X12).
-    if let Some(encoding) = headers.get(CONTENT_ENCODING)
-        && !matches!(encoding.as_bytes().trim_ascii(), b"" | b"identity")
-    {
-        let encoding = String::from_utf8_lossy(encoding.as_bytes());
-        return protocol(format!("Content-Encoding {:?}", body::one_line(&encoding, 40)));
-    }
-    let content_type = body::text(headers, &CONTENT_TYPE).unwrap_or_default();
-    match question.kind {
-        // A blob's Content-Type says nothing (R-U25); its digest does.
-        Kind::Blob => Ok(()),
-        // Not an error: a registry without this API answers with its front page (R-S21).
-        Kind::Referrers if media_type::essence(content_type).as_deref() != Some(media_type::OCI_INDEX) => {
-            Err(ErrorKind::NotFound { status: 200 })
-        }
-        _ if media_type::is_web_page(content_type) => protocol("a web page".to_owned()),
-        _ => Ok(()),
-    }
-}
-
-fn manifest<'a>(method: Method, repository: &'a Repository, reference: &Reference, take: Take) -> Question<'a> {
-    Question {
-        kind: Kind::Manifest,
-        method,
-        repository,
-        path: format!("{repository}/manifests/{reference}"),
-        query: None,
-        accept: media_type::MANIFEST_ACCEPT,
-        from: None,
-        take,
-    }
-}
-
-fn blob<'a>(method: Method, repository: &'a Repository, digest: &Digest, take: Take) -> Question<'a> {
-    Question {
-        kind: Kind::Blob,
-        method,
-        repository,
-        path: format!("{repository}/blobs/{digest}"),
-        query: None,
-        accept: "*/*",
-        from: None,
-        take,
     }
 }
 

@@ -3,13 +3,16 @@
 //! [`Client`] is one upstream: it knows its URL, credentials, tokens, redirect rules and breaker, and
 //! answers five questions (manifest, blob, tags, referrers, and their HEADs). It has never heard of disks.
 //!
-//! From the top: `client` asks mirrors and upstream within a deadline; `endpoint` is one address and the dance of
-//! challenge, token and redirects; `transport` is TLS, proxies and the two HTTP clients. `challenge` parses
+//! From the top: `client` is the face; `question` is what can be asked, `ask` brings it to an answer over mirrors and
+//! upstream within a deadline. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
+//! `walk` is one attempt with its redirects. `transport` is proxies and the two HTTP clients, `tls` whom they
+//! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
 //! `credentials` finds whose they are (`auth_file` reads one login file), `redirect` decides where a Location may lead,
 //! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
-//! upstream that said 429, `body` reads small documents and what errors say, `blob` is a large body on its way.
+//! upstream that said 429, `rate_limit` reads what is left before it does, `body` reads small documents and what errors say, `blob` is a large body on its way.
 
+mod ask;
 mod auth_file;
 mod blob;
 mod body;
@@ -17,14 +20,19 @@ mod breaker;
 mod challenge;
 pub mod client;
 pub mod credentials;
+mod dance;
 mod endpoint;
 pub mod error;
 mod guard;
 mod link;
+mod question;
+pub mod rate_limit;
 mod realm;
 mod redirect;
+mod tls;
 mod token;
 mod transport;
+mod walk;
 
 #[cfg(test)]
 mod tests;
@@ -32,3 +40,4 @@ mod tests;
 pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
+pub use rate_limit::RateLimit;

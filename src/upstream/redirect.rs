@@ -19,7 +19,9 @@ pub fn is_redirect(status: StatusCode) -> bool {
 pub fn target(from: &Url, location: Option<&HeaderValue>) -> Result<Url, String> {
     let at = from.host_str().unwrap_or_default();
     let location = location.ok_or_else(|| format!("{at} redirects without saying where"))?;
-    let next = location.to_str().ok().and_then(|text| from.join(text.trim()).ok());
+    // Not `to_str`: paths that are not ASCII come unescaped from some stores.
+    let text = std::str::from_utf8(location.as_bytes()).ok();
+    let next = text.and_then(|text| from.join(text.trim()).ok());
     let mut next = next.ok_or_else(|| format!("{at} redirects to what is not a URL"))?;
     if !matches!(next.scheme(), "http" | "https") || next.host_str().is_none() {
         return Err(format!("{at} redirects to a {} address", next.scheme()));

@@ -175,7 +175,7 @@ impl Tokens {
         }
         let retry_after = body::text(response.headers(), &RETRY_AFTER).map(str::to_owned);
         let secrets: Vec<&str> = key.credential.secret().into_iter().collect();
-        let said = body::detail(response, context.read_timeout, &secrets).await;
+        let said = body::detail(response, &secrets).await;
         let detail = format!("the token server {}: {said}", key.realm.host_str().unwrap_or_default());
         let kind = match status {
             401 | 403 => ErrorKind::Denied {

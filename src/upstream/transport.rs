@@ -1,4 +1,4 @@
-//! How bytes reach an upstream: TLS, egress proxies, and the two HTTP clients of one endpoint.
+//! How bytes reach an upstream: egress proxies and the two HTTP clients of one endpoint.
 //!
 //! The trusted client dials what the operator named; the guarded one dials what an upstream named and
 //! resolves through `guard`. Neither follows redirects, keeps cookies or decompresses: those are decisions, and
@@ -9,20 +9,17 @@
 
 use std::collections::HashSet;
 use std::error::Error as _;
-use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
 use reqwest::{Method, NoProxy, Proxy, Response};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
 use url::{Host, Url};
 
 use super::credentials::Sources;
 use super::error::ErrorKind;
 use super::guard::{Blocked, Class, Guard, GuardedResolver};
+use super::tls;
 use crate::config::Upstream;
 
 const AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
@@ -65,7 +62,7 @@ impl std::fmt::Debug for Transport {
 impl Transport {
     /// For the endpoint at `home`, which is the upstream's URL or one of its mirrors.
     pub fn new(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Transport, String> {
-        let tls = tls(upstream)?;
+        let tls = tls::config(upstream)?;
         let proxies = proxies(home, upstream, sources)?;
         let names: HashSet<String> = proxies
             .iter()
@@ -183,67 +180,6 @@ pub fn shown(url: &Url) -> String {
     let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
     let text = format!("{}://{host}{port}{}", url.scheme(), url.path());
     super::body::one_line(&text, 200)
-}
-
-/// The system's certificates, read once: thirteen upstreams would read them thirteen times.
-fn roots() -> Arc<RootCertStore> {
-    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
-    let read = || {
-        let mut store = RootCertStore::empty();
-        let native = rustls_native_certs::load_native_certs();
-        for error in &native.errors {
-            tracing::warn!(%error, "some of the system's certificates cannot be read");
-        }
-        store.add_parsable_certificates(native.certs);
-        if store.is_empty() {
-            tracing::info!("the system has no certificates: using those that Larder was built with");
-            store.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        Arc::new(store)
-    };
-    ROOTS.get_or_init(read).clone()
-}
-
-fn tls(upstream: &Upstream) -> Result<ClientConfig, String> {
-    let mut trust = roots();
-    if let Some(path) = &upstream.ca_file {
-        let mut store = RootCertStore::clone(&trust);
-        for cert in certificates("ca_file", path)? {
-            store
-                .add(cert)
-                .map_err(|e| format!("ca_file {}: {e}", path.display()))?;
-        }
-        trust = Arc::new(store);
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| format!("TLS cannot be set up: {e}"))?
-        .with_root_certificates(trust);
-    let mut config = match (&upstream.client_cert, &upstream.client_key) {
-        (None, None) => builder.with_no_client_auth(),
-        (Some(cert), Some(key)) => {
-            let chain = certificates("client_cert", cert)?;
-            let secret = PrivateKeyDer::from_pem_file(key)
-                .map_err(|e| format!("client_key {} is not a private key in PEM: {e}", key.display()))?;
-            builder
-                .with_client_auth_cert(chain, secret)
-                .map_err(|e| format!("client_cert {}: {e}", cert.display()))?
-        }
-        _ => return Err("client_cert and client_key belong together".to_owned()),
-    };
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(config)
-}
-
-fn certificates(what: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let wrong = |e: &dyn std::fmt::Display| format!("{what} {} is not a certificate in PEM: {e}", path.display());
-    let certs: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).map_err(|e| wrong(&e))?.collect();
-    let certs = certs.map_err(|e| wrong(&e))?;
-    match certs.is_empty() {
-        true => Err(wrong(&"it holds none")),
-        false => Ok(certs),
-    }
 }
 
 fn proxies(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Vec<(Url, Proxy)>, String> {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use tower::ServiceExt;
 
 use super::pulse::{Break, Pulse, Running};
+use crate::config::Limits;
 use crate::http::error::ApiError;
 use crate::http::labels::ClientAddr;
 use crate::oci::ErrorCode;
@@ -32,18 +33,25 @@ pub(super) async fn answer(
     request: Request<Incoming>,
     router: Router,
     client: SocketAddr,
-    header_bytes: usize,
+    limits: Limits,
     pulse: Arc<Pulse>,
 ) -> Result<Response<Watched>, Infallible> {
     let (mut parts, body) = request.into_parts();
     let http2 = parts.version == Version::HTTP_2;
     let head = parts.method == Method::HEAD;
     let mut close = false;
-    let refused = refuse(&parts.uri, &parts.headers, parts.version, header_bytes);
+    let refused = refuse(&parts.uri, &parts.headers, parts.version, limits.header_bytes);
     let body = match parts.method {
         // Before the request counts as running: its body arrives within the time for its head, or not at all.
+        // In HTTP/1 that time runs already; an HTTP/2 stream has none of its own.
         Method::GET | Method::HEAD if refused.is_none() => {
-            close = !drained(body).await;
+            close = match http2 {
+                true => !matches!(
+                    tokio::time::timeout(limits.header_timeout, drained(body)).await,
+                    Ok(true)
+                ),
+                false => !drained(body).await,
+            };
             // Whoever handles it sees no body, so it must not see the length of one either.
             parts.headers.remove(CONTENT_LENGTH);
             Body::empty()
@@ -55,6 +63,10 @@ pub(super) async fn answer(
     parts.extensions.insert(ClientAddr(client));
     let mut response = match refused {
         Some(error) => {
+            // The access log stands behind the router's door.
+            metrics::counter!("larder_requests_refused_total", "status" => error.status.as_u16().to_string())
+                .increment(1);
+            tracing::debug!(%client, status = error.status.as_u16(), reason = error.message, "request refused");
             close = true;
             error.into_response()
         }
@@ -69,12 +81,14 @@ pub(super) async fn answer(
             .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let (parts, body) = response.into_parts();
-    let left = declared(&parts.headers).or_else(|| body.size_hint().exact());
-    let on_break = match (version, left) {
-        _ if head => OnBreak::Close(Break::Short),
-        (Version::HTTP_2, _) => OnBreak::EndStream,
+    // The length of a body that is not sent is no promise.
+    let bodiless = head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let length = declared(&parts.headers).or_else(|| body.size_hint().exact());
+    let left = length.filter(|_| !bodiless);
+    let on_break = match version {
+        Version::HTTP_2 => OnBreak::EndStream,
         // Without a length HTTP/1.0 knows only the end of the connection.
-        (Version::HTTP_10, None) => OnBreak::Close(Break::Reset),
+        Version::HTTP_10 if left.is_none() && !bodiless => OnBreak::Close(Break::Reset),
         _ => OnBreak::Close(Break::Short),
     };
     Ok(Response::from_parts(
@@ -90,7 +104,7 @@ pub(super) async fn answer(
 }
 
 /// What no route has to see; each answer ends the connection.
-fn refuse(uri: &axum::http::Uri, headers: &HeaderMap, version: Version, header_bytes: usize) -> Option<ApiError> {
+fn refuse(uri: &Uri, headers: &HeaderMap, version: Version, header_bytes: usize) -> Option<ApiError> {
     let refusal = |status, message: &str| Some(ApiError::new(status, ErrorCode::Unsupported, message));
     let length = uri.path_and_query().map_or(0, |pq| pq.as_str().len());
     if length > MAX_URI {

@@ -126,7 +126,7 @@ async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: Sock
             request,
             shared.router.clone(),
             client,
-            shared.limits.header_bytes,
+            shared.limits.clone(),
             pulse.clone(),
         )
     });
@@ -141,9 +141,15 @@ async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: Sock
     if let Ok(stream) = back.await {
         tokio::select! {
             () = wire::end(stream, &pulse) => {}
-            () = async { shared.cut.cancelled().await; tokio::time::sleep(LAST_WORDS).await } => {}
+            () = hurry(shared) => {}
         }
     }
+}
+
+/// While a server stops, no client may keep it by not closing its side.
+async fn hurry(shared: &Shared) {
+    shared.stop.cancelled().await;
+    tokio::time::sleep(LAST_WORDS / 4).await;
 }
 
 /// Polls the connection until it ends by itself, is overdue, or the server stops.

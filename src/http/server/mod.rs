@@ -147,7 +147,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((tcp, peer)) => admit(tcp, peer, &shared),
+            // On a dual-stack socket IPv4 comes in IPv6's clothes.
+            Ok((tcp, peer)) => admit(tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port()), &shared),
             Err(error) => accept_failed(&error).await,
         }
     }

@@ -1,0 +1,206 @@
+//! Bringing a question to an answer: mirrors and upstream in order, the deadline for headers, the quick repeats, the pages.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::HeaderMap;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use url::Url;
+
+use super::blob::Extent;
+use super::client::Client;
+use super::dance::Answer;
+use super::endpoint::{Ask, Endpoint};
+use super::error::{ErrorKind, UpstreamError};
+use super::question::{Question, Take, check};
+use super::{body, link};
+use crate::oci::Digest;
+
+const MAX_PAGES: usize = 1_000;
+
+/// An answer of which everything is here but a stream's bytes.
+pub(super) struct Reply {
+    pub(super) headers: HeaderMap,
+    pub(super) digest: Option<Digest>,
+    pub(super) with_credentials: bool,
+    pub(super) body: Body,
+}
+
+pub(super) enum Body {
+    None,
+    Documents(Vec<Bytes>),
+    Stream(Box<(Extent, reqwest::Response)>),
+}
+
+impl Client {
+    /// Mirrors first, in order; whatever goes wrong there, the upstream itself has the last word.
+    pub(super) async fn ask(
+        &self,
+        question: &Question<'_>,
+    ) -> Result<(Reply, Option<OwnedSemaphorePermit>), UpstreamError> {
+        if self.offline {
+            return Err(self.error(ErrorKind::Offline));
+        }
+        let slot = match &self.slots {
+            // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
+            Some(slots) => slots.clone().acquire_owned().await.ok(),
+            None => None,
+        };
+        let deadline = Instant::now() + self.tuning.headers;
+        let mut behind = self.mirrors.len() as u32;
+        for mirror in &self.mirrors {
+            // A mirror that hangs must leave time for those behind it.
+            let share = deadline.saturating_duration_since(Instant::now()) / (behind + 1);
+            behind -= 1;
+            match self.at(mirror, question, Instant::now() + share).await {
+                Ok(reply) => return Ok((self.note(question, reply), slot)),
+                Err(error) => {
+                    tracing::debug!(upstream = %self.name, mirror = mirror.base.host_str(), %error, "mirror failed")
+                }
+            }
+        }
+        let reply = self
+            .at(&self.own, question, deadline)
+            .await
+            .map_err(|kind| self.error(kind))?;
+        Ok((self.note(question, reply), slot))
+    }
+
+    fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
+        self.logins_used
+            .insert(question.repository.clone(), reply.with_credentials);
+        reply
+    }
+
+    /// One endpoint, with quick repeats of what may pass. Nothing has been handed out yet, so a repeat is free of doubt.
+    async fn at(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
+        let mut repeats = 0;
+        loop {
+            let error = match self.once(endpoint, question, deadline).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            let pause = self.pause(repeats);
+            if !may_pass(&error) || repeats >= self.tuning.retries || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            repeats += 1;
+            tracing::debug!(upstream = %self.name, %error, repeats, "asking again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Doubles with each repeat, with jitter so that a fleet does not knock in step.
+    fn pause(&self, repeats: u32) -> Duration {
+        let (shortest, longest) = self.tuning.pause;
+        let full = (shortest * 2u32.pow(repeats.min(8) + 1)).min(longest);
+        shortest + full.saturating_sub(shortest).mul_f64(fastrand::f64())
+    }
+
+    async fn once(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
+        let mut url = endpoint.url(&question.path);
+        url.set_query(question.query);
+        let answer = self.answer(endpoint, question, &url, deadline).await?;
+        let mut reply = Reply {
+            headers: answer.response.headers().clone(),
+            digest: answer.digest,
+            with_credentials: answer.with_credentials,
+            body: Body::None,
+        };
+        match question.take {
+            Take::Head => {}
+            Take::Whole(cap) => reply.body = Body::Documents(vec![self.document(answer, cap).await?]),
+            Take::Pages(cap) => reply.body = Body::Documents(self.pages(endpoint, question, url, answer, cap).await?),
+            Take::Stream => {
+                let response = answer.response;
+                let extent = Extent::of(response.status(), response.headers(), question.from)?;
+                reply.body = Body::Stream(Box::new((extent, response)));
+            }
+        }
+        Ok(reply)
+    }
+
+    /// Headers that are what this question may be answered with.
+    async fn answer(
+        &self,
+        endpoint: &Endpoint,
+        question: &Question<'_>,
+        url: &Url,
+        deadline: Instant,
+    ) -> Result<Answer, ErrorKind> {
+        let ask = Ask {
+            kind: question.kind.as_str(),
+            method: &question.method,
+            url,
+            accept: question.accept,
+            from: question.from,
+            repository: question.repository,
+        };
+        let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {
+            Err(_) => return Err(ErrorKind::Timeout(self.tuning.headers)),
+            Ok(Err(ErrorKind::Status { status: 416, .. })) => {
+                return Err(ErrorKind::Protocol("416 to a Range within the blob".into()));
+            }
+            Ok(answer) => answer?,
+        };
+        check(question, answer.response.status(), answer.response.headers())?;
+        Ok(answer)
+    }
+
+    async fn document(&self, answer: Answer, cap: usize) -> Result<Bytes, ErrorKind> {
+        let reading = body::whole(answer.response, cap, self.read_timeout);
+        let timeout = self.tuning.document;
+        let bytes = tokio::time::timeout(timeout, reading)
+            .await
+            .map_err(|_| ErrorKind::Timeout(timeout))??;
+        metrics::counter!("larder_upstream_bytes_total", "upstream" => self.name.to_string())
+            .increment(bytes.len() as u64);
+        Ok(bytes)
+    }
+
+    /// The first page is here, the others are asked for at the same endpoint (R-X2).
+    async fn pages(
+        &self,
+        endpoint: &Endpoint,
+        question: &Question<'_>,
+        mut url: Url,
+        first: Answer,
+        cap: usize,
+    ) -> Result<Vec<Bytes>, ErrorKind> {
+        let mut seen = HashSet::from([url.clone()]);
+        let mut documents = Vec::new();
+        let mut left = cap;
+        let mut answer = first;
+        loop {
+            let next = link::next(&endpoint.base, &url, answer.response.headers())
+                .map_err(|what| ErrorKind::Refused(what.into()))?;
+            let document = self.document(answer, left).await?;
+            left -= document.len();
+            documents.push(document);
+            let Some(next) = next else {
+                return Ok(documents);
+            };
+            if !seen.insert(next.clone()) {
+                return Err(ErrorKind::Protocol("its pages lead in a circle".into()));
+            }
+            if documents.len() >= MAX_PAGES {
+                return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
+            }
+            answer = self
+                .answer(endpoint, question, &next, Instant::now() + self.tuning.headers)
+                .await?;
+            url = next;
+        }
+    }
+}
+
+/// Failures after which the same request may succeed a moment later. Never a 429, never a verdict.
+fn may_pass(error: &ErrorKind) -> bool {
+    match error {
+        ErrorKind::Connect(_) | ErrorKind::Cut(_) => true,
+        ErrorKind::Status { status, .. } => *status == 408 || (*status >= 500 && *status != 501),
+        _ => false,
+    }
+}

@@ -1,0 +1,107 @@
+//! What can be asked of a registry, and what counts as an answer.
+
+use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
+use reqwest::{Method, StatusCode};
+
+use super::body;
+use super::error::ErrorKind;
+use crate::oci::{Digest, Reference, Repository, media_type};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Manifest,
+    Blob,
+    Tags,
+    Referrers,
+}
+
+impl Kind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Kind::Manifest => "manifest",
+            Kind::Blob => "blob",
+            Kind::Tags => "tags",
+            Kind::Referrers => "referrers",
+        }
+    }
+}
+
+/// One question, as it goes to any endpoint.
+pub(super) struct Question<'a> {
+    pub(super) kind: Kind,
+    pub(super) method: Method,
+    pub(super) repository: &'a Repository,
+    /// Behind `/v2/`.
+    pub(super) path: String,
+    pub(super) query: Option<&'static str>,
+    pub(super) accept: &'static str,
+    pub(super) from: Option<u64>,
+    pub(super) take: Take,
+}
+
+/// What of the answer is wanted.
+#[derive(Clone, Copy)]
+pub(super) enum Take {
+    Head,
+    /// A document of at most so many bytes.
+    Whole(usize),
+    /// A list, page after page, of at most so many bytes in all.
+    Pages(usize),
+    Stream,
+}
+
+pub(super) fn check(question: &Question<'_>, status: StatusCode, headers: &HeaderMap) -> Result<(), ErrorKind> {
+    let protocol = |what: String| Err(ErrorKind::Protocol(what.into()));
+    if status == StatusCode::PARTIAL_CONTENT && question.from.is_none() {
+        return protocol("206 to a request without Range".to_owned());
+    }
+    // Decoding would change the bytes, and a decoder can be bombed (R-X12).
+    if let Some(encoding) = headers.get(CONTENT_ENCODING)
+        && !matches!(encoding.as_bytes().trim_ascii(), b"" | b"identity")
+    {
+        let encoding = String::from_utf8_lossy(encoding.as_bytes());
+        return protocol(format!("Content-Encoding {:?}", body::one_line(&encoding, 40)));
+    }
+    let content_type = body::text(headers, &CONTENT_TYPE).unwrap_or_default();
+    match question.kind {
+        // A blob's Content-Type says nothing (R-U25); its digest does.
+        Kind::Blob => Ok(()),
+        // Not an error: a registry without this API answers with its front page (R-S21).
+        Kind::Referrers if media_type::essence(content_type).as_deref() != Some(media_type::OCI_INDEX) => {
+            Err(ErrorKind::NotFound { status: 200 })
+        }
+        _ if media_type::is_web_page(content_type) => protocol("a web page".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn manifest<'a>(
+    method: Method,
+    repository: &'a Repository,
+    reference: &Reference,
+    take: Take,
+) -> Question<'a> {
+    Question {
+        kind: Kind::Manifest,
+        method,
+        repository,
+        path: format!("{repository}/manifests/{reference}"),
+        query: None,
+        accept: media_type::MANIFEST_ACCEPT,
+        from: None,
+        take,
+    }
+}
+
+pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Digest, take: Take) -> Question<'a> {
+    Question {
+        kind: Kind::Blob,
+        method,
+        repository,
+        path: format!("{repository}/blobs/{digest}"),
+        query: None,
+        accept: "*/*",
+        from: None,
+        take,
+    }
+}

@@ -1,0 +1,459 @@
+//! Redirects, bodies, ranges, pages, mirrors, deadlines.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::*;
+use crate::upstream::credentials::Sources;
+use crate::upstream::transport::{Named, Outgoing, Transport};
+use crate::upstream::{Referrers, endpoint};
+
+async fn blob(client: &Client, offset: u64) -> Result<BlobStream, UpstreamError> {
+    client.get_blob(&repository("a/b"), &digest(), offset).await
+}
+
+/// R-U20, R-U22, R-X4.
+#[tokio::test]
+async fn redirects_lose_authorization_and_keep_the_rest() {
+    let storage = Server::start(|_, _| {
+        say(206, "56789")
+            .with("content-range", "bytes 5-9/10")
+            .kind("text/html")
+    })
+    .await;
+    let elsewhere = storage.url();
+    let server = Server::start(move |_, seen| match seen.authorization() {
+        Some(_) => say(307, "").with("location", format!("{elsewhere}data?sig=s")),
+        None => say(401, "").with("www-authenticate", "Basic realm=x"),
+    })
+    .await;
+    let mut with = upstream(&server.url());
+    with.credentials = login("user", "hunter2");
+    let client = client(with);
+    let stream = blob(&client, 5).await.unwrap();
+    assert_eq!((stream.start, stream.total), (5, Some(10)));
+    assert_eq!(all(stream).await.unwrap(), b"56789");
+    let seen = storage.seen().pop().unwrap();
+    assert_eq!(seen.authorization(), None);
+    assert_eq!(seen.header("range"), Some("bytes=5-"));
+    assert_eq!(seen.header("accept-encoding"), Some("identity"));
+    assert_eq!(seen.query, "sig=s");
+}
+
+#[tokio::test]
+async fn the_digest_is_the_first_hops() {
+    let want = Digest::sha256(BODY.as_bytes());
+    let server = Server::start(move |_, seen| match seen.path.as_str() {
+        "/elsewhere" => manifest().with("docker-content-digest", digest()),
+        _ => say(302, "")
+            .with("location", "/elsewhere")
+            .with("docker-content-digest", want),
+    })
+    .await;
+    let client = client(upstream(&server.url()));
+    let body = client.get_manifest(&repository("a"), &tag("x")).await.unwrap();
+    assert_eq!(body.digest, Some(want));
+    let head = client.head_manifest(&repository("a"), &tag("x")).await.unwrap();
+    assert_eq!(head.digest, Some(want));
+    assert_eq!(head.media_type.as_deref(), Some(media_type::OCI_INDEX));
+    assert_eq!(head.size, Some(BODY.len() as u64));
+}
+
+/// R-X3 and `redirect_hosts`.
+#[tokio::test]
+async fn redirects_that_are_refused() {
+    let storage = Server::start(|_, _| say(200, "x")).await;
+    let inside = storage.url();
+    for (location, list) in [
+        ("http://169.254.169.254/latest/meta-data/".to_owned(), None),
+        ("http://[::ffff:169.254.169.254]/".to_owned(), None),
+        ("http://0.0.0.0/".to_owned(), None),
+        ("ftp://r.example/".to_owned(), None),
+        ("http://user:pw@127.0.0.1/".to_owned(), None),
+        (inside.clone(), Some(vec![host("cdn.example"), host("127.0.0.1:1")])),
+    ] {
+        let target = location.clone();
+        let server = Server::start(move |_, _| say(307, "").with("location", &target)).await;
+        let mut with = upstream(&server.url());
+        with.redirect_hosts = list;
+        let error = blob(&client(with), 0).await.unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::Refused(_)), "{location}: {error}");
+        assert_eq!(server.seen().len(), 1);
+    }
+    assert_eq!(storage.seen().len(), 0);
+
+    let server = Server::start(move |_, _| say(307, "").with("location", &inside)).await;
+    let mut with = upstream(&server.url());
+    with.redirect_hosts = Some(vec![host(&storage.address.to_string())]);
+    assert_eq!(all(blob(&client(with), 0).await.unwrap()).await.unwrap(), b"x");
+
+    let circle = Server::start(|_, _| say(307, "").with("location", "again")).await;
+    let error = blob(&client(upstream(&circle.url())), 0).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Refused(_)), "{error}");
+    assert_eq!(circle.seen().len(), 6);
+}
+
+/// R-X3: what an upstream at a public address names is resolved through the guard.
+#[tokio::test]
+async fn names_that_lead_inside_are_refused_at_connect() {
+    let inside = Server::start(|_, _| say(200, "x")).await;
+    let mut public = upstream("https://8.8.8.8/");
+    let url = format!("http://localhost:{}/", inside.address.port()).parse().unwrap();
+    let out = Outgoing {
+        method: &reqwest::Method::GET,
+        accept: "*/*",
+        from: None,
+        authorization: None,
+        form: None,
+    };
+    let transport = Transport::new(&public.url, &public, &Sources::default()).unwrap();
+    let error = transport.send(&url, Named::ByUpstream, &out).await.unwrap_err();
+    assert!(matches!(error, ErrorKind::Refused(_)), "{error}");
+    assert_eq!(inside.seen().len(), 0);
+    assert!(transport.send(&url, Named::ByOperator, &out).await.is_ok());
+
+    public.url = "http://127.0.0.1:1/".parse().unwrap();
+    let local = Transport::new(&public.url, &public, &Sources::default()).unwrap();
+    assert!(local.send(&url, Named::ByUpstream, &out).await.is_ok());
+}
+
+/// R-U45.
+#[tokio::test]
+async fn a_host_that_is_redirected_to_may_want_a_token_of_its_own() {
+    let other = Server::start(|own, seen| match seen.path.as_str() {
+        "/token" => say(200, r#"{"token":"theirs"}"#),
+        _ if seen.authorization() == Some("Bearer theirs") => manifest(),
+        _ => bearer(own, "/token"),
+    })
+    .await;
+    let target = format!("{}v2/mapped/manifests/latest", other.url());
+    let server = Server::start(move |_, _| say(307, "").with("location", &target)).await;
+    let mut with = upstream(&server.url());
+    with.credentials = login("user", "hunter2");
+    let client = client(with);
+    get(&client).await.unwrap();
+    let token = other.seen().into_iter().find(|s| s.path == "/token").unwrap();
+    assert_eq!(token.authorization(), None);
+    assert_eq!(token.param("scope").as_deref(), Some("repository:user/image:pull"));
+    assert!(!client.has_credentials(&repository("a/b")));
+    get(&client).await.unwrap();
+    assert_eq!(other.count("/token"), 1);
+}
+
+/// R-U25.
+#[tokio::test]
+async fn ranges_are_checked() {
+    let answer = async |make: fn() -> Say| {
+        let server = Server::start(move |_, _| make()).await;
+        let client = client(upstream(&server.url()));
+        let stream = blob(&client, 5).await.map_err(|e| e.kind)?;
+        Ok::<_, ErrorKind>((stream.start, stream.total))
+    };
+    let whole = answer(|| say(200, "0123456789")).await.unwrap();
+    assert_eq!(whole, (0, Some(10)));
+    let unknown = answer(|| say(206, "56789").with("content-range", "bytes 5-9/*"))
+        .await
+        .unwrap();
+    assert_eq!(unknown, (5, None));
+    let wrong: [fn() -> Say; 4] = [
+        || say(206, "0123456789").with("content-range", "bytes 0-9/10"),
+        || say(206, "56789"),
+        || say(416, "").with("content-range", "bytes */5"),
+        || say(206, "5678").with("content-range", "bytes 5-9/10"),
+    ];
+    for make in wrong {
+        assert!(matches!(answer(make).await, Err(ErrorKind::Protocol(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_cut() {
+    let server = Server::start(|_, seen| match seen.path.contains("/blobs/") {
+        true => say(200, "01234").cut(10),
+        false => say(200, "{").kind(media_type::OCI_INDEX).cut(10),
+    })
+    .await;
+    let client = client(upstream(&server.url()));
+    let mut stream = blob(&client, 0).await.unwrap();
+    assert_eq!(stream.total, Some(10));
+    let error = loop {
+        match stream.next().await {
+            Ok(Some(piece)) => assert_eq!(piece, "01234"),
+            Ok(None) => panic!("the body was not complete"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error.kind, ErrorKind::Cut(_)), "{error}");
+    let error = get(&client).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Cut(_)), "{error}");
+    assert_eq!(server.seen().len(), 1 + 3);
+}
+
+#[tokio::test]
+async fn a_body_that_stalls_is_a_timeout() {
+    let server = Server::start(|_, _| say(200, "").hang()).await;
+    let mut slow = tuning();
+    slow.headers = Duration::from_millis(50);
+    let client = build(upstream(&server.url()), &Sources::default(), slow);
+    for outcome in [get(&client).await, blob(&client, 0).await.map(|_| ())] {
+        assert!(matches!(outcome.unwrap_err().kind, ErrorKind::Timeout(_)));
+    }
+}
+
+/// R-X13, R-X12, L2.
+#[tokio::test]
+async fn documents_that_are_none() {
+    let answer = async |make: fn() -> Say| {
+        let server = Server::start(move |_, _| make()).await;
+        get(&client(upstream(&server.url()))).await.unwrap_err()
+    };
+    let wrong: [fn() -> Say; 6] = [
+        || say(200, vec![b' '; 1 << 20]).kind(media_type::OCI_INDEX).chunked(5),
+        || say(200, vec![b' '; (4 << 20) + 1]).kind(media_type::OCI_INDEX),
+        || say(200, "<html>").kind("text/html; charset=utf-8"),
+        || manifest().with("content-encoding", "gzip"),
+        || say(206, BODY).with("content-range", "bytes 0-9/10"),
+        || say(204, ""),
+    ];
+    for make in wrong {
+        let error = answer(make).await;
+        assert!(matches!(error.kind, ErrorKind::Protocol(_)), "{error}");
+    }
+    let redirect = answer(|| say(307, "")).await;
+    assert!(matches!(redirect.kind, ErrorKind::Refused(_)), "{redirect}");
+}
+
+#[tokio::test]
+async fn quick_repeats_are_few() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let server = Server::start(move |_, seen| match seen.path.contains("/flaky/") {
+        true if count.fetch_add(1, Ordering::SeqCst) == 2 => manifest(),
+        _ => say(503, ""),
+    })
+    .await;
+    let client = client(upstream(&server.url()));
+    client.get_manifest(&repository("flaky"), &tag("x")).await.unwrap();
+    assert_eq!(server.seen().len(), 3);
+    let error = get(&client).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Status { status: 503, .. }), "{error}");
+    assert_eq!(server.seen().len(), 6);
+}
+
+/// R-U27: told apart, so that the caller can decide whether to GET.
+#[tokio::test]
+async fn statuses() {
+    for (status, want) in [
+        (404, "not-found"),
+        (403, "denied"),
+        (405, "status"),
+        (400, "status"),
+        (501, "status"),
+    ] {
+        let server = Server::start(move |_, _| say(status, "")).await;
+        let error = client(upstream(&server.url()))
+            .head_manifest(&repository("a"), &tag("x"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.as_str(), want, "{status}");
+        assert_eq!(server.seen().len(), 1);
+    }
+    let gone = client(upstream("http://127.0.0.1:1/"));
+    assert_eq!(get(&gone).await.unwrap_err().as_str(), "connect");
+    let mut offline = upstream("http://127.0.0.1:1/");
+    offline.offline = true;
+    assert_eq!(get(&client(offline)).await.unwrap_err().as_str(), "offline");
+}
+
+/// R-X2.
+#[tokio::test]
+async fn tag_pages() {
+    let server = Server::start(|_, seen| match (seen.path.as_str(), seen.param("last").as_deref()) {
+        ("/v2/ok/tags/list", None) => {
+            say(200, r#"{"tags":["a","b","not a tag"]}"#).with("link", "</v2/ok/tags/list?last=b&n=2>; rel=\"next\"")
+        }
+        ("/v2/ok/tags/list", Some("b")) => say(200, r#"{"tags":["c"]}"#).with("link", "<list?last=c>;rel=next"),
+        ("/v2/ok/tags/list", _) => say(200, r#"{"name":"ok","tags":null}"#),
+        ("/v2/off/tags/list", _) => {
+            say(200, r#"{"tags":["a"]}"#).with("link", "<https://evil.example/v2/>; rel=\"next\"")
+        }
+        ("/v2/circle/tags/list", _) => say(200, r#"{"tags":["a"]}"#).with("link", "<list?last=a>; rel=next"),
+        ("/v2/page/tags/list", _) => say(200, "<html>").kind("text/html"),
+        ("/v2/odd/tags/list", _) => say(200, r#"{"tags":"a"}"#),
+        _ => say(404, ""),
+    })
+    .await;
+    let client = client(upstream(&server.url()));
+    assert_eq!(client.tags(&repository("ok")).await.unwrap(), ["a", "b", "c"]);
+    assert_eq!(server.seen()[0].param("n").as_deref(), Some("1000"));
+    for (name, want) in [
+        ("off", "refused"),
+        ("circle", "protocol"),
+        ("page", "protocol"),
+        ("odd", "protocol"),
+        ("none", "not-found"),
+    ] {
+        assert_eq!(
+            client.tags(&repository(name)).await.unwrap_err().as_str(),
+            want,
+            "{name}"
+        );
+    }
+}
+
+/// R-S20, R-S21, R-C81.
+#[tokio::test]
+async fn referrers() {
+    let server = Server::start(|_, seen| match seen.path.split('/').nth(2).unwrap_or_default() {
+        "listed" if seen.query.is_empty() => say(200, r#"{"manifests":[{"digest":"x"}]}"#)
+            .kind(media_type::OCI_INDEX)
+            .with("link", "<?page=2>; rel=next"),
+        "listed" => say(200, r#"{"manifests":[{"digest":"y"}]}"#).kind(media_type::OCI_INDEX),
+        "front" => say(200, "<html>").kind("text/html"),
+        "old" => say(404, "404 page not found"),
+        "picky" => say(405, ""),
+        "private" => say(403, ""),
+        _ => say(500, ""),
+    })
+    .await;
+    let client = client(upstream(&server.url()));
+    let ask = async |name: &str| client.referrers(&repository(name), &digest()).await;
+    match ask("listed").await.unwrap() {
+        Referrers::Listed(items) => assert_eq!(items.len(), 2),
+        Referrers::Unsupported => panic!("there is a list"),
+    }
+    for name in ["front", "old", "picky"] {
+        assert!(matches!(ask(name).await, Ok(Referrers::Unsupported)), "{name}");
+    }
+    assert_eq!(ask("private").await.unwrap_err().as_str(), "denied");
+    assert_eq!(ask("broken").await.unwrap_err().as_str(), "status");
+}
+
+/// Mirrors come first and never see the upstream's password (L7); a base path comes before `/v2/` (R-U50).
+#[tokio::test]
+async fn mirrors() {
+    let mirror = Server::start(|_, seen| match seen.path.contains("/held/") {
+        true => manifest(),
+        false if seen.path.contains("/gone/") => say(404, ""),
+        false => say(401, "").with("www-authenticate", "Basic realm=x"),
+    })
+    .await;
+    let server = Server::start(|_, seen| match seen.authorization() {
+        Some(_) => manifest(),
+        None => say(401, "").with("www-authenticate", "Basic realm=x"),
+    })
+    .await;
+    let mut with = upstream(&format!("{}base/path", server.url()));
+    with.mirrors = vec!["http://127.0.0.1:1/".parse().unwrap(), mirror.url().parse().unwrap()];
+    with.credentials = login("user", "hunter2");
+    let client = client(with);
+    client.get_manifest(&repository("held"), &tag("x")).await.unwrap();
+    assert_eq!(server.seen().len(), 0);
+    assert!(!client.has_credentials(&repository("held")));
+    for name in ["gone", "private"] {
+        client.get_manifest(&repository(name), &tag("x")).await.unwrap();
+        assert!(client.has_credentials(&repository(name)));
+    }
+    assert!(mirror.seen().iter().all(|s| s.authorization().is_none()));
+    let paths: HashSet<String> = server.seen().into_iter().map(|s| s.path).collect();
+    assert_eq!(
+        paths,
+        HashSet::from([
+            "/base/path/v2/gone/manifests/x".to_owned(),
+            "/base/path/v2/private/manifests/x".to_owned()
+        ])
+    );
+}
+
+/// `max_connections` counts a body until it is dropped.
+#[tokio::test]
+async fn slots_are_held_by_bodies() {
+    let server = Server::start(|_, _| say(200, "x")).await;
+    let mut with = upstream(&server.url());
+    with.max_connections = Some(1);
+    let client = client(with);
+    let first = blob(&client, 0).await.unwrap();
+    let mut second = std::pin::pin!(blob(&client, 0));
+    assert!(futures_util::poll!(&mut second).is_pending());
+    tokio::task::yield_now().await;
+    assert!(futures_util::poll!(&mut second).is_pending());
+    drop(first);
+    assert_eq!(all(second.await.unwrap()).await.unwrap(), b"x");
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn tls_with_a_private_authority_and_no_way_down() {
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(authority, &authority_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let leaf = rcgen::CertificateParams::new(names).unwrap();
+    let cert = leaf.signed_by(&key, &issuer).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca.pem");
+    std::fs::write(&ca, authority_pem).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(
+            vec![CertificateDer::from_pem_slice(cert.pem().as_bytes()).unwrap()],
+            PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes()).unwrap(),
+        )
+        .unwrap();
+    let plain = Server::start(|_, _| say(200, "x")).await;
+    let down = plain.url();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+    let server = Server::run(Some(acceptor), move |_, seen| match seen.path.contains("/blobs/") {
+        true => say(307, "").with("location", &down),
+        false => manifest(),
+    })
+    .await;
+    let url = format!("https://{}/", server.address);
+    let stranger = get(&client(upstream(&url))).await.unwrap_err();
+    assert!(matches!(stranger.kind, ErrorKind::Connect(_)), "{stranger}");
+    let mut with = upstream(&url);
+    with.ca_file = Some(ca.clone());
+    let known = client(with.clone());
+    get(&known).await.unwrap();
+    let error = blob(&known, 0).await.unwrap_err();
+    assert!(matches!(error.kind, ErrorKind::Refused(_)), "{error}");
+    assert_eq!(plain.seen().len(), 0);
+
+    with.ca_file = Some(dir.path().join("none.pem"));
+    let error = Clients::with(&config(with), &Sources::default(), tuning()).unwrap_err();
+    assert!(error.to_string().contains("none.pem"), "{error}");
+}
+
+#[tokio::test]
+async fn an_egress_proxy_is_used_and_its_password_hidden() {
+    let proxy = Server::start(|_, _| manifest()).await;
+    let mut with = upstream("http://registry.invalid/");
+    with.proxy = Some(format!("http://user:hunter2@{}", proxy.address).parse().unwrap());
+    let client = client(with);
+    get(&client).await.unwrap();
+    assert!(!format!("{client:?}").contains("hunter2"));
+
+    let sources = Sources {
+        http_proxy: Some(proxy.address.to_string()),
+        no_proxy: Some("direct.invalid".to_owned()),
+        ..Sources::default()
+    };
+    get(&build(upstream("http://registry.invalid/"), &sources, tuning()))
+        .await
+        .unwrap();
+    let direct = get(&build(upstream("http://direct.invalid/"), &sources, tuning()))
+        .await
+        .unwrap_err();
+    assert!(matches!(direct.kind, ErrorKind::Connect(_)), "{direct}");
+    assert_eq!(proxy.seen().len(), 2);
+    // The type that carries a request shows no Authorization either.
+    let _: fn(&endpoint::Ask<'_>) -> String = |ask| format!("{ask:?}");
+}

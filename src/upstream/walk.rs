@@ -1,0 +1,214 @@
+//! One attempt: a request, and the redirects it leads through.
+//!
+//! Authorization goes to the endpoint's own origin and stays there; a foreign host that wants a token gets an anonymous one
+//! of its own (R-U45, R-X4). Each hop is checked before it is dialled (R-X3).
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{Response, StatusCode};
+use url::Url;
+
+use super::challenge::{self, Demand};
+use super::credentials::Credential;
+use super::endpoint::{Ask, Endpoint};
+use super::error::ErrorKind;
+use super::rate_limit::RateLimit;
+use super::realm::{self, Trust};
+use super::token::{Context, Token, TokenKey};
+use super::transport::{Named, Outgoing, count_refusal, shown};
+use super::{body, redirect};
+use crate::oci::Digest;
+
+const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+/// Token servers of which it is remembered that they were warned about: their names come from outside.
+const MAX_STRANGERS: usize = 100;
+
+/// A Bearer demand, and who made it.
+pub(super) struct Wanted<'a> {
+    pub(super) origin: &'a Url,
+    pub(super) realm: &'a str,
+    pub(super) service: Option<String>,
+    pub(super) scope: Option<String>,
+}
+
+/// Where the last hop of one attempt ended.
+pub(super) struct Walked {
+    pub(super) response: Response,
+    pub(super) digest: Option<Digest>,
+    /// Whether the endpoint itself gave this answer, to the Authorization it was sent.
+    pub(super) is_home: bool,
+    pub(super) host: String,
+}
+
+impl Endpoint {
+    /// A token for a Bearer demand that came from `wanted.origin`.
+    pub(super) async fn token(
+        &self,
+        wanted: Wanted<'_>,
+        credential: &Arc<Credential>,
+    ) -> Result<(TokenKey, Arc<Token>), ErrorKind> {
+        let (realm, trust) =
+            realm::judge(wanted.origin, wanted.realm, &self.trusted_realms).map_err(|e| self.refuse(e))?;
+        let may_see = trust != Trust::Stranger;
+        if !may_see && !credential.is_anonymous() {
+            self.warn_of(&realm);
+        }
+        let key = TokenKey {
+            origin: wanted.origin.origin().ascii_serialization(),
+            realm,
+            service: wanted.service,
+            scope: wanted.scope,
+            credential: if may_see {
+                credential.clone()
+            } else {
+                Arc::new(Credential::Anonymous)
+            },
+        };
+        let context = Context {
+            transport: &self.transport,
+            breaker: &self.breaker,
+            named: if trust == Trust::Named {
+                Named::ByOperator
+            } else {
+                Named::ByUpstream
+            },
+            read_timeout: self.read_timeout,
+        };
+        let token = self.tokens.get(&key, context).await?;
+        Ok((key, token))
+    }
+
+    /// Once for each: a token is asked for many times a minute.
+    fn warn_of(&self, realm: &Url) {
+        let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        if strangers.len() < MAX_STRANGERS && strangers.insert(realm.clone()) {
+            let (upstream, realm) = (&self.upstream, shown(realm));
+            tracing::warn!(%upstream, realm, "this token server is not in trusted_realms: asked without credentials");
+        }
+    }
+
+    /// One attempt: the request and the redirects it leads through.
+    pub(super) async fn walk(&self, ask: &Ask<'_>, authorization: Option<&HeaderValue>) -> Result<Walked, ErrorKind> {
+        let mut url = ask.url.clone();
+        let mut authorization = authorization.cloned();
+        let mut is_home = true;
+        let mut digest = None;
+        let mut redirects = 0;
+        // Foreign hosts that were sent an anonymous token already.
+        let mut answered: HashSet<String> = HashSet::new();
+        loop {
+            let named = match is_home || redirect::listed(&url, self.redirect_hosts.as_deref()) == Some(true) {
+                true => Named::ByOperator,
+                false => Named::ByUpstream,
+            };
+            let response = self.hop(ask, &url, named, authorization.as_ref()).await?;
+            let said = body::text(response.headers(), &DOCKER_CONTENT_DIGEST);
+            digest = digest.or_else(|| said.and_then(|text| text.parse().ok()));
+            let host = url.host_str().unwrap_or_default().to_owned();
+            if redirect::is_redirect(response.status()) {
+                redirects += 1;
+                if redirects > redirect::MAX_HOPS {
+                    return Err(self.refuse(format!("more than {} redirects", redirect::MAX_HOPS)));
+                }
+                let next = self.next_hop(&url, response.headers())?;
+                body::drain(response).await;
+                if next.origin() != url.origin() {
+                    authorization = None;
+                    is_home = false;
+                }
+                url = next;
+                continue;
+            }
+            let origin = url.origin().ascii_serialization();
+            if response.status() == StatusCode::UNAUTHORIZED && !is_home && answered.insert(origin) {
+                // The host that we were sent to wants a token of its own: the anonymous one (R-U45).
+                if let Ok(Demand::Bearer { realm, service, scope }) = demand_of(response.headers()) {
+                    body::drain(response).await;
+                    let wanted = Wanted {
+                        origin: &url,
+                        realm: &realm,
+                        service,
+                        scope,
+                    };
+                    let (_, token) = self.token(wanted, &Arc::new(Credential::Anonymous)).await?;
+                    authorization = Some(token.header.clone());
+                    continue;
+                }
+            }
+            return Ok(Walked {
+                response,
+                digest,
+                is_home,
+                host,
+            });
+        }
+    }
+
+    fn next_hop(&self, url: &Url, headers: &HeaderMap) -> Result<Url, ErrorKind> {
+        let next = redirect::target(url, headers.get(LOCATION)).map_err(|e| self.refuse(e))?;
+        let leaves = next.host_str() != self.base.host_str()
+            || next.port_or_known_default() != self.base.port_or_known_default();
+        if leaves && redirect::listed(&next, self.redirect_hosts.as_deref()) == Some(false) {
+            return Err(self.refuse(format!("{} is not in redirect_hosts", shown(&next))));
+        }
+        Ok(next)
+    }
+
+    fn refuse(&self, what: String) -> ErrorKind {
+        count_refusal(&self.upstream);
+        ErrorKind::Refused(what.into())
+    }
+
+    async fn hop(
+        &self,
+        ask: &Ask<'_>,
+        url: &Url,
+        named: Named,
+        authorization: Option<&HeaderValue>,
+    ) -> Result<Response, ErrorKind> {
+        let started = Instant::now();
+        let out = Outgoing {
+            method: ask.method,
+            accept: ask.accept,
+            from: ask.from,
+            authorization,
+            form: None,
+        };
+        let outcome = self.transport.send(url, named, &out).await;
+        let status = match &outcome {
+            Ok(response) => response.status().as_u16().to_string(),
+            Err(_) => "error".to_owned(),
+        };
+        tracing::debug!(
+            upstream = %self.upstream,
+            method = %ask.method,
+            url = shown(url),
+            status,
+            ms = started.elapsed().as_millis() as u64,
+            "upstream request"
+        );
+        metrics::counter!(
+            "larder_upstream_requests_total",
+            "upstream" => self.upstream.to_string(),
+            "kind" => ask.kind,
+            "status" => status
+        )
+        .increment(1);
+        if let Ok(response) = &outcome
+            && let Some(limit) = RateLimit::read(response.headers())
+        {
+            limit.export(&self.upstream);
+            *self.rate_limit.lock().unwrap_or_else(PoisonError::into_inner) = Some(limit);
+        }
+        outcome
+    }
+}
+
+/// What a 401 demands; `Err` names what it offered instead.
+pub(super) fn demand_of(headers: &HeaderMap) -> Result<Demand, String> {
+    let lines = headers.get_all(WWW_AUTHENTICATE);
+    challenge::choose(&challenge::parse(lines.iter().map(HeaderValue::as_bytes)))
+}
