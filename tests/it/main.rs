@@ -7,5 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod blobs;
 mod config;
+mod manifests;
 mod support_works;

@@ -2,7 +2,9 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use larder::pull::Timing;
 use tempfile::TempDir;
 
 use super::client::{Ask, Response};
@@ -10,9 +12,19 @@ use super::toml::Toml;
 use super::upstream::Upstream;
 use super::{DEADLINE, within};
 
+/// The usual timing, but pauses between attempts are short: tests would only wait for them.
+pub fn quick() -> Timing {
+    Timing {
+        backoff: Duration::from_millis(5),
+        longest_backoff: Duration::from_millis(50),
+        ..Timing::default()
+    }
+}
+
 /// Larder in this process, on a runtime of its own: [`Larder::crash`] stops it without asking.
 pub struct Larder {
     text: String,
+    timing: Timing,
     folder: TempDir,
     running: Option<larder::app::Running>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -26,10 +38,18 @@ impl Larder {
         let folder = tempfile::tempdir().expect("a folder");
         let mut toml = Toml::new(&folder.path().join("cache"), upstream);
         change(&mut toml);
-        Larder::start_in(folder, toml.text()).await
+        Larder::start_in(folder, toml.text(), quick()).await
     }
 
-    async fn start_in(folder: TempDir, text: String) -> Larder {
+    /// With other patience than [`quick`].
+    pub async fn start_timed(upstream: &Upstream, timing: Timing, change: impl FnOnce(&mut Toml)) -> Larder {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut toml = Toml::new(&folder.path().join("cache"), upstream);
+        change(&mut toml);
+        Larder::start_in(folder, toml.text(), timing).await
+    }
+
+    async fn start_in(folder: TempDir, text: String, timing: Timing) -> Larder {
         let config = match larder::config::Config::from_toml(&text) {
             Ok(config) => config,
             Err(error) => panic!("the configuration is refused: {error}\n{text}"),
@@ -40,7 +60,7 @@ impl Larder {
             .enable_all()
             .build()
             .expect("a runtime");
-        let starting = runtime.spawn(larder::app::start(config));
+        let starting = runtime.spawn(larder::app::start_with(config, timing.clone()));
         let running = match within("Larder to start", starting)
             .await
             .expect("a start without a panic")
@@ -53,6 +73,7 @@ impl Larder {
             registry: first(&running.registry),
             admin: first(&running.admin),
             text,
+            timing,
             folder,
             running: Some(running),
             runtime: Some(runtime),
@@ -112,6 +133,7 @@ impl Larder {
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
         Stopped {
             text: std::mem::take(&mut self.text),
+            timing: self.timing.clone(),
             folder,
         }
     }
@@ -134,6 +156,7 @@ impl Drop for Larder {
 /// A folder that a Larder has left.
 pub struct Stopped {
     text: String,
+    timing: Timing,
     folder: TempDir,
 }
 
@@ -146,6 +169,6 @@ impl Stopped {
     pub async fn start(self, change: impl FnOnce(&mut Toml)) -> Larder {
         let mut toml = Toml::parse(&self.text);
         change(&mut toml);
-        Larder::start_in(self.folder, toml.text()).await
+        Larder::start_in(self.folder, toml.text(), self.timing).await
     }
 }

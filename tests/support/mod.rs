@@ -10,12 +10,12 @@
 
 pub mod client;
 pub mod gate;
+pub mod larder;
 pub mod process;
 pub mod toml;
 pub mod upstream;
 
-pub mod larder;
-
+use std::fmt::Display;
 use std::future::Future;
 use std::time::Duration;
 
@@ -35,4 +35,14 @@ pub fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ length as u64).fill(&mut bytes);
     bytes
+}
+
+/// `/v2/<repo>/manifests/<reference>`
+pub fn manifest(repo: &str, reference: impl Display) -> String {
+    format!("/v2/{repo}/manifests/{reference}")
+}
+
+/// `/v2/<repo>/blobs/<digest>`
+pub fn blob(repo: &str, digest: impl Display) -> String {
+    format!("/v2/{repo}/blobs/{digest}")
 }
