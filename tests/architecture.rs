@@ -175,9 +175,18 @@ fn check_all(files: &[(String, String)]) -> Vec<String> {
         .iter()
         .flat_map(|(path, text)| Code::read(text).test_files(path))
         .collect();
+    // What a test module declares is test code too.
+    let is_for_tests = |path: &str| {
+        let below = |module: &String| {
+            module
+                .strip_suffix("mod.rs")
+                .is_some_and(|folder| path.starts_with(folder))
+        };
+        for_tests.iter().any(|module| module == path || below(module))
+    };
     files
         .iter()
-        .filter(|(path, _)| !for_tests.contains(path))
+        .filter(|(path, _)| !is_for_tests(path))
         .flat_map(|(path, text)| check(path, text))
         .collect()
 }

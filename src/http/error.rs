@@ -220,6 +220,10 @@ impl ApiError {
             ErrorKind::Status { status, .. } if *status >= 500 => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
             }
+            // A manifest too large, or no manifest at all (R-S9).
+            ErrorKind::Protocol(_) if subject == Subject::Manifest => {
+                plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
+            }
             ErrorKind::Status { .. } | ErrorKind::Refused(_) | ErrorKind::Protocol(_) | ErrorKind::Auth(_) => {
                 plain(StatusCode::BAD_GATEWAY, ErrorCode::Unknown)
             }

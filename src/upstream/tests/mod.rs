@@ -96,6 +96,8 @@ fn config(upstream: Upstream) -> Config {
         },
         upstreams: vec![upstream],
         sources: Vec::new(),
+        warnings: Vec::new(),
+        origins: Default::default(),
     }
 }
 
