@@ -9,5 +9,11 @@ mod support;
 
 mod blobs;
 mod config;
+mod laws;
 mod manifests;
+mod naming;
+mod referrers;
+mod serving;
 mod support_works;
+mod tags;
+mod tokens;
