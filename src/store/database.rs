@@ -91,10 +91,16 @@ impl Database {
         let _ = self.queue.send(Message::Write(ops, None));
     }
 
+    /// Queues a transaction; returns at once. What it returns tells when it is on disk.
+    pub(super) fn write_noted(&self, ops: Vec<Op>) -> Receiver<bool> {
+        let (done, verdict) = mpsc::channel();
+        let _ = self.queue.send(Message::Write(ops, Some(done)));
+        verdict
+    }
+
     /// Queues a transaction and waits until it is on disk. Blocking.
     pub(super) fn write_durably(&self, ops: Vec<Op>) -> bool {
-        let (done, verdict) = mpsc::channel();
-        self.queue.send(Message::Write(ops, Some(done))).is_ok() && verdict.recv().unwrap_or(false)
+        self.write_noted(ops).recv().unwrap_or(false)
     }
 
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {

@@ -158,6 +158,13 @@ impl Index {
         self.staged.get(digest).map_or(0, |s| s.bytes)
     }
 
+    /// What a running transfer stages from now on is not to be kept, so nothing makes room for it.
+    pub(super) fn stop_counting(&mut self, digest: &Digest) {
+        if let Some(staged) = self.staged.get_mut(digest) {
+            self.staged_bytes -= std::mem::take(&mut staged.bytes);
+        }
+    }
+
     pub(super) fn unstage(&mut self, digest: &Digest) {
         if let Some(staged) = self.staged.remove(digest) {
             self.staged_bytes -= staged.bytes;

@@ -8,7 +8,7 @@
 //!   blobs/sha256/<hex>              held: verified, fsynced, renamed into place
 //!   blobs/sha512/<hex>
 //!   staging/sha256-<hex>.part       on its way in; resumed after a restart
-//!   staging/sha256-<hex>.<n>.tmp    small things on their way in; swept at start
+//!   staging/sha256-<hex>.<n>.tmp    small things on their way in, evicted ones on their way out; swept at start
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -62,10 +62,17 @@ impl Tree {
 
     /// A name of its own every time: manifests may be written twice at once.
     pub(super) fn temporary(&self, digest: &Digest) -> PathBuf {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        self.staging()
-            .join(format!("{}-{}.{n}.tmp", digest.algorithm().as_str(), digest.hex()))
+        self.staging().join(format!(
+            "{}-{}.{}.tmp",
+            digest.algorithm().as_str(),
+            digest.hex(),
+            next_number()
+        ))
+    }
+
+    /// A file that comes and goes, to see whether anything can be written; no two the same.
+    pub(super) fn probe(&self) -> PathBuf {
+        self.staging().join(format!("probe.{}.tmp", next_number()))
     }
 
     /// The digest that a file in the staging folder belongs to, if it is one to resume.
@@ -74,6 +81,11 @@ impl Tree {
         let algorithm = Algorithm::ALL.into_iter().find(|a| a.as_str() == algorithm)?;
         Digest::from_hex(algorithm, hex)
     }
+}
+
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -35,7 +36,8 @@ use records::{BlobRecord, in_repository};
 /// Manifests kept in memory, in bytes.
 const HOT_MANIFEST_BYTES: u64 = 64 << 20;
 const HOT_TAGS: u64 = 50_000;
-const HOT_LISTS: u64 = 2_000;
+/// Lists kept in memory, in bytes: one may have 16 MiB.
+const HOT_LIST_BYTES: u64 = 64 << 20;
 /// A use is written down at most this often for one blob: recency within it is lost by a crash, no more.
 const TOUCH_EVERY_MS: u64 = 60_000;
 /// Staged bytes that nobody asked for again for so long are dropped at start.
@@ -107,8 +109,16 @@ impl Store {
                 .max_capacity(HOT_MANIFEST_BYTES)
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
-            tags: moka::sync::Cache::new(HOT_TAGS),
-            lists: moka::sync::Cache::new(HOT_LISTS),
+            // LRU: the default policy may refuse what is new, and until it is on disk it is nowhere else.
+            tags: moka::sync::Cache::builder()
+                .max_capacity(HOT_TAGS)
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .build(),
+            lists: moka::sync::Cache::builder()
+                .weigher(|_: &Vec<u8>, list: &Option<Arc<ListRecord>>| list.as_ref().map_or(256, |l| l.weight()))
+                .max_capacity(HOT_LIST_BYTES)
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .build(),
             evicted: AtomicU64::new(0),
             _lock: lock,
         };
@@ -132,20 +142,34 @@ impl Store {
     pub fn open_blob(&self, digest: &Digest) -> Option<Held> {
         let size = self.size(digest)?;
         let path = self.inner.tree.blob(digest);
-        match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
-            Ok((len, file)) if len == size => {
-                self.touch(digest);
-                Some(Held {
-                    file: Arc::new(file),
-                    size,
-                })
+        let open = |size| match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+            Ok((len, file)) if len == size => Ok(file),
+            other => Err(other.map(|(len, _)| len)),
+        };
+        let file = match open(size) {
+            Ok(file) => file,
+            // Evicted a moment ago, or damaged: with the index held still it is the one or the other.
+            Err(_) => {
+                let mut index = self.inner.index();
+                let size = index.get(digest)?.size;
+                match open(size) {
+                    Ok(file) => file,
+                    Err(found) => {
+                        tracing::error!(%digest, path = %path.display(), expected = size, ?found, "a held blob is damaged or gone: forgotten, and fetched again when it is asked for");
+                        let links = index.remove(digest);
+                        let gone = self.inner.take_away(&Victim::Blob(*digest), &links);
+                        drop(index);
+                        unlink(gone);
+                        return None;
+                    }
+                }
             }
-            other => {
-                tracing::error!(%digest, path = %path.display(), expected = size, found = ?other.map(|o| o.0), "a held blob is damaged or gone: forgotten, and fetched again when it is asked for");
-                self.remove(digest);
-                None
-            }
-        }
+        };
+        self.touch(digest);
+        Some(Held {
+            file: Arc::new(file),
+            size,
+        })
     }
 
     /// A held manifest's bytes. From memory when hot; else a blocking read of at most 4 MiB.
@@ -220,11 +244,9 @@ impl Store {
 
     /// Notes that it has. Only for held digests: a link without bytes says nothing worth keeping.
     pub fn link(&self, repository: &str, digest: &Digest) {
-        let new = {
-            let mut index = self.inner.index();
-            index.get(digest).is_some() && index.link(&repository.into(), digest)
-        };
-        if new {
+        let mut index = self.inner.index();
+        if index.get(digest).is_some() && index.link(&repository.into(), digest) {
+            // Queued before anybody can evict it: what the database hears is in the index's order.
             self.inner
                 .database
                 .write(vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())]);
@@ -237,18 +259,22 @@ impl Store {
         if let Some(hot) = self.inner.tags.get(&key) {
             return hot;
         }
-        let found = self.read_record(Table::Tags, &key).map(Arc::new);
-        self.inner.tags.insert(key, found.clone());
-        found
+        let read = || self.read_record(Table::Tags, &key).map(Arc::new);
+        upsert(&self.inner.tags, &key, |known| known.unwrap_or_else(read))
     }
 
     /// Notes what a tag points at. Seen at once; on disk soon.
     pub fn put_tag(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        let record = Arc::new(record.after(self.tag(repository, tag).as_deref()));
         let key = tag_key(repository, tag);
-        self.inner.tags.insert(key.clone(), Some(record.clone()));
-        self.put_record(Table::Tags, key, &*record);
-        record
+        let mut noted = None;
+        upsert(&self.inner.tags, &key, |known| {
+            let earlier = known.unwrap_or_else(|| self.read_record(Table::Tags, &key).map(Arc::new));
+            let record = Arc::new(record.clone().after(earlier.as_deref()));
+            self.put_record(Table::Tags, key.clone(), &*record);
+            noted = Some(record.clone());
+            Some(record)
+        });
+        noted.unwrap_or_else(|| Arc::new(record))
     }
 
     /// Tags of a repository that have a record, in byte order.
@@ -269,16 +295,17 @@ impl Store {
         if let Some(hot) = self.inner.lists.get(&key) {
             return hot;
         }
-        let found = self.read_record(Table::Lists, &key).map(Arc::new);
-        self.inner.lists.insert(key, found.clone());
-        found
+        let read = || self.read_record(Table::Lists, &key).map(Arc::new);
+        upsert(&self.inner.lists, &key, |known| known.unwrap_or_else(read))
     }
 
     pub fn put_list(&self, repository: &str, which: &ListKey, record: ListRecord) -> Arc<ListRecord> {
         let record = Arc::new(record);
         let key = which.to_key(repository);
-        self.inner.lists.insert(key.clone(), Some(record.clone()));
-        self.put_record(Table::Lists, key, &*record);
+        upsert(&self.inner.lists, &key, |_| {
+            self.put_record(Table::Lists, key.clone(), &*record);
+            Some(record.clone())
+        });
         record
     }
 
@@ -299,7 +326,7 @@ impl Store {
 
     /// Whether the folder can be written, for readiness. Blocking.
     pub fn probe(&self) -> Result<(), StoreError> {
-        let path = self.inner.tree.staging().join("probe");
+        let path = self.inner.tree.probe();
         std::fs::write(&path, b"")
             .and_then(|()| std::fs::remove_file(&path))
             .map_err(StoreError::io("write", &path))
@@ -326,14 +353,17 @@ impl Store {
                 media_type: entry.media_type.clone(),
             };
             index.set_used(digest, now);
-            drop(index);
             self.put_record(Table::Blobs, digest.to_key(), &record);
         }
     }
 
     fn remove(&self, digest: &Digest) {
-        let links = self.inner.index().remove(digest);
-        self.inner.delete(&Victim::Blob(*digest), links);
+        let gone = {
+            let mut index = self.inner.index();
+            let links = index.remove(digest);
+            self.inner.take_away(&Victim::Blob(*digest), &links)
+        };
+        unlink(gone);
     }
 
     fn read_record<T: serde::de::DeserializeOwned>(&self, table: Table, key: &[u8]) -> Option<T> {
@@ -384,17 +414,17 @@ impl Inner {
     fn evict_down(&self, growth: u64) {
         let mut lacking = self.lacking_free(growth);
         loop {
-            let (victim, links) = {
+            let gone = {
                 let mut index = self.index();
                 if index.used_bytes() <= self.max_size && lacking == 0 {
                     return;
                 }
                 let before = index.used_bytes();
-                let Some(victim) = index.evict() else { return };
+                let Some((victim, links)) = index.evict() else { return };
                 lacking = lacking.saturating_sub(before - index.used_bytes());
-                victim
+                self.take_away(&victim, &links)
             };
-            self.delete(&victim, links);
+            unlink(gone);
             self.evicted.fetch_add(1, Ordering::Relaxed);
             metrics::counter!("larder_evictions_total").increment(1);
         }
@@ -408,12 +438,12 @@ impl Inner {
         (self.min_free.saturating_add(growth)).saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Takes away what the index has let go of already. Open readers keep their handle.
-    fn delete(&self, victim: &Victim, links: BTreeSet<Arc<str>>) {
-        match victim {
-            Victim::Part(digest) => {
-                let _ = std::fs::remove_file(self.tree.part(digest));
-            }
+    /// Moves what the index has just let go of out of the way, and gives the place to unlink it from: that takes
+    /// long for large files. Called with the index locked, so that nobody stages or admits the same digest
+    /// before its file is out of there. Open readers keep their handle.
+    fn take_away(&self, victim: &Victim, links: &BTreeSet<Arc<str>>) -> Option<PathBuf> {
+        let (digest, place) = match victim {
+            Victim::Part(digest) => (digest, self.tree.part(digest)),
             Victim::Blob(digest) => {
                 self.manifests.invalidate(digest);
                 let mut ops = vec![Op::Delete(Table::Blobs, digest.to_key())];
@@ -423,33 +453,42 @@ impl Inner {
                         .map(|repository| Op::Delete(Table::Links, link_key(repository, digest))),
                 );
                 self.database.write(ops);
-                let _ = std::fs::remove_file(self.tree.blob(digest));
-            }
-        }
-    }
-
-    /// Enters a blob that lies in its place now, and waits until the index has it.
-    fn admit(&self, digest: &Digest, size: u64, repository: &str, media_type: Option<&str>) {
-        let now = unix_ms();
-        let record = {
-            let mut index = self.index();
-            index.unstage(digest);
-            index.insert(*digest, size, now, media_type.map(Into::into));
-            index.link(&repository.into(), digest);
-            BlobRecord {
-                size,
-                used_ms: now,
-                media_type: index.get(digest).and_then(|e| e.media_type.clone()),
+                (digest, self.tree.blob(digest))
             }
         };
+        let aside = self.tree.temporary(digest);
+        std::fs::rename(&place, &aside).is_ok().then_some(aside)
+    }
+
+    /// Moves a verified blob into its place and enters it, in one: whoever evicts it takes away this file and no
+    /// other. What it returns tells when the database has it too.
+    fn admit(&self, arrival: &Arrival<'_>) -> Result<Receiver<bool>, StoreError> {
+        let now = unix_ms();
+        let (digest, repository) = (&arrival.digest, arrival.repository);
+        let place = self.tree.blob(digest);
+        let noted = {
+            let mut index = self.index();
+            std::fs::rename(arrival.path, &place).map_err(StoreError::io("move into place", &place))?;
+            if arrival.counted {
+                index.unstage(digest);
+            }
+            index.insert(*digest, arrival.size, now, arrival.media_type.map(Into::into));
+            index.link(&repository.into(), digest);
+            let record = BlobRecord {
+                size: arrival.size,
+                used_ms: now,
+                media_type: index.get(digest).and_then(|e| e.media_type.clone()),
+            };
+            let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
+            ops.extend(
+                serde_json::to_vec(&record)
+                    .ok()
+                    .map(|value| Op::Put(Table::Blobs, digest.to_key(), value)),
+            );
+            self.database.write_noted(ops)
+        };
         self.evict_down(0);
-        let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
-        ops.extend(
-            serde_json::to_vec(&record)
-                .ok()
-                .map(|value| Op::Put(Table::Blobs, digest.to_key(), value)),
-        );
-        self.database.write_durably(ops);
+        Ok(noted)
     }
 
     /// A writer is done with `digest`; `left` bytes stay staged.
@@ -459,6 +498,37 @@ impl Inner {
             Some(bytes) if bytes > 0 => index.stage(digest, bytes, false),
             _ => index.unstage(digest),
         }
+    }
+}
+
+/// A verified blob that is to be held.
+struct Arrival<'a> {
+    digest: Digest,
+    size: u64,
+    /// Where it is staged.
+    path: &'a Path,
+    /// Whether its staging was counted.
+    counted: bool,
+    repository: &'a str,
+    media_type: Option<&'a str>,
+}
+
+/// Reads or writes a record one after another for each key: whoever read the database before a record was noted
+/// cannot put what it found in that record's place. `change` gets what is in memory, if anything is.
+fn upsert<T: Clone + Send + Sync + 'static>(
+    cache: &moka::sync::Cache<Vec<u8>, Option<T>>,
+    key: &[u8],
+    change: impl FnOnce(Option<Option<T>>) -> Option<T>,
+) -> Option<T> {
+    cache
+        .entry(key.to_vec())
+        .and_upsert_with(|known| change(known.map(moka::Entry::into_value)))
+        .into_value()
+}
+
+fn unlink(path: Option<PathBuf>) {
+    if let Some(path) = path {
+        let _ = std::fs::remove_file(path);
     }
 }
 

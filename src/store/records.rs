@@ -62,6 +62,18 @@ pub struct ListRecord {
     pub items: Vec<serde_json::Value>,
 }
 
+impl ListRecord {
+    /// About as many bytes as it takes in memory.
+    pub(super) fn weight(&self) -> u32 {
+        let bytes = self.items.iter().map(|item| match item {
+            serde_json::Value::String(text) => text.len() + 64,
+            // Maps cost several times their text.
+            other => other.to_string().len() * 4,
+        });
+        u32::try_from(bytes.sum::<usize>() + 256).unwrap_or(u32::MAX)
+    }
+}
+
 /// Which list of a repository.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ListKey {

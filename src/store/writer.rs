@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::error::{Mismatch, StoreError};
-use super::{Inner, on_disk};
+use super::{Arrival, Inner, on_disk};
 use crate::oci::{Digest, Hasher};
 
 /// A blob on its way in.
@@ -24,6 +24,8 @@ pub struct Writer {
     file: Arc<File>,
     hasher: Hasher,
     len: u64,
+    /// Whether it has the digest's one place among what is staged and counted. Small things have none.
+    counted: bool,
     /// False for a blob that is larger than the cache: it passes through and is not kept.
     keep: bool,
     state: State,
@@ -45,14 +47,9 @@ impl Writer {
         } else {
             store.tree.temporary(&digest)
         };
-        let mut hasher = Hasher::new(digest.algorithm());
-        let mut len = 0;
-        let file = match resumable.then(|| open_part(&path)).flatten() {
-            Some(file) => {
-                len = hash_file(&file, &mut hasher).map_err(StoreError::io("read", &path))?;
-                file
-            }
-            None => create(&path)?,
+        let (file, hasher, len) = match resumable.then(|| open_part(&path, digest)).flatten() {
+            Some(part) => part,
+            None => (create(&path)?, Hasher::new(digest.algorithm()), 0),
         };
         Ok(Writer {
             store,
@@ -61,6 +58,7 @@ impl Writer {
             file: Arc::new(file),
             hasher,
             len,
+            counted: resumable,
             keep: true,
             state: State::Open,
         })
@@ -81,17 +79,29 @@ impl Writer {
     }
 
     /// Makes room for a blob of `total` bytes ahead of its bytes, evicting what was used least recently.
+    /// For one that is larger than the cache nothing is evicted: it could not be kept anyway.
     pub fn reserve(&mut self, total: u64) {
         if on_disk(total) > self.store.max_size {
-            self.keep = false;
+            self.let_pass();
+        } else if self.keep && self.counted {
+            self.store.make_room(&self.digest, total.max(self.len));
         }
-        self.store.make_room(&self.digest, total.max(self.len));
+    }
+
+    fn let_pass(&mut self) {
+        if self.keep && self.counted {
+            self.store.index().stop_counting(&self.digest);
+        }
+        self.keep = false;
     }
 
     /// Appends and hashes. On an error nothing is appended.
     pub fn append(&mut self, pieces: &[Bytes]) -> Result<u64, StoreError> {
         let more: u64 = pieces.iter().map(|p| p.len() as u64).sum();
-        self.store.make_room(&self.digest, self.len + more);
+        self.reserve(self.len + more);
+        if !self.keep {
+            self.store.evict_down(more);
+        }
         let mut at = self.len;
         for piece in pieces {
             self.file
@@ -113,6 +123,7 @@ impl Writer {
         self.file = Arc::new(create(&self.path)?);
         self.hasher = Hasher::new(self.digest.algorithm());
         self.len = 0;
+        self.state = State::Open;
         Ok(())
     }
 
@@ -137,11 +148,19 @@ impl Writer {
             return Ok(false);
         }
         self.file.sync_all().map_err(StoreError::io("sync", &self.path))?;
-        let place = self.store.tree.blob(&self.digest);
-        std::fs::rename(&self.path, &place).map_err(StoreError::io("move into place", &place))?;
+        let noted = self.store.admit(&Arrival {
+            digest: self.digest,
+            size: self.len,
+            path: &self.path,
+            counted: self.counted,
+            repository,
+            media_type,
+        })?;
         self.state = State::Gone;
-        sync_folder(place.parent().unwrap_or(Path::new(".")))?;
-        self.store.admit(&self.digest, self.len, repository, media_type);
+        self.counted = false;
+        sync_folder(self.store.tree.blob(&self.digest).parent().unwrap_or(Path::new(".")))?;
+        // Nothing more can be done if it cannot be written down; the file is found again at the next start.
+        let _ = noted.recv();
         Ok(true)
     }
 
@@ -160,12 +179,13 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        let left =
-            (self.state != State::Gone && self.path.extension().is_some_and(|e| e == "part")).then_some(self.len);
-        if self.state != State::Gone && left.is_none() {
-            let _ = std::fs::remove_file(&self.path);
+        if !(self.keep && self.counted) {
+            self.discard();
         }
-        self.store.end_staging(&self.digest, left);
+        if self.counted {
+            let left = (self.state != State::Gone).then_some(self.len);
+            self.store.end_staging(&self.digest, left);
+        }
     }
 }
 
@@ -185,19 +205,28 @@ fn compare(expected: Digest, hasher: Hasher, bytes: u64) -> Result<(), StoreErro
     }
 }
 
-/// A regular file that an earlier transfer left; anything else there is removed.
-fn open_part(path: &Path) -> Option<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
-        .open(path)
-        .ok()
-        .filter(|file| file.metadata().is_ok_and(|m| m.is_file()));
-    if file.is_none() {
-        let _ = std::fs::remove_file(path);
+/// A regular file that an earlier transfer left, hashed; what is no such thing or cannot be read is removed.
+fn open_part(path: &Path, digest: Digest) -> Option<(File, Hasher, u64)> {
+    let open = || {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        }
+        let mut hasher = Hasher::new(digest.algorithm());
+        let len = hash_file(&file, &mut hasher)?;
+        Ok::<_, std::io::Error>((file, hasher, len))
+    };
+    match open() {
+        Ok(part) => Some(part),
+        Err(_) => {
+            let _ = std::fs::remove_file(path);
+            None
+        }
     }
-    file
 }
 
 fn create(path: &Path) -> Result<File, StoreError> {
