@@ -67,8 +67,8 @@ pub async fn start_with(config: Config, timing: Timing) -> Result<Running, Start
     let registry = server::bind(&config.server.listen).await?;
     let admin = server::bind(&config.admin.listen).await?;
     let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
-    let cache = config.cache.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open(&cache))
+    let at = config.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open(&at))
         .await
         .map_err(|_| StartError::Task)??;
     let clients = Clients::new(&config)?;

@@ -391,15 +391,12 @@ impl Transfer {
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
         let key = self.order.key.clone();
-        match blocking(move || writer.commit(&key, None)).await {
-            Ok(true) => {
+        match blocking(move || writer.commit(&key)).await {
+            Ok(()) => {
                 let also = std::mem::take(&mut *flight.also.lock().unwrap_or_else(PoisonError::into_inner));
                 for repository in also {
                     self.store.link(&repository, &flight.digest);
                 }
-            }
-            Ok(false) => {
-                tracing::info!(digest = %flight.digest, total, "larger than the cache: passed through, not kept")
             }
             Err(error) => tracing::error!(digest = %flight.digest, %error, "served but not kept"),
         }
@@ -453,8 +450,8 @@ impl Transfer {
     /// A transfer that was stopped a moment ago may still be putting down its last batch.
     async fn stage(&self) -> Result<Writer, PullError> {
         for _ in 0..250 {
-            let (store, digest) = (self.store.clone(), self.order.digest);
-            match blocking(move || store.stage(&digest)).await {
+            let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
+            match blocking(move || store.stage(&key, &digest)).await {
                 Err(PullError::Store(StoreError::Busy(_))) => tokio::time::sleep(Duration::from_millis(20)).await,
                 other => return other,
             }
@@ -507,7 +504,7 @@ impl Transfer {
         let mut skip = writer.len() - stream.start.min(writer.len());
         if let Some(total) = total.or(self.order.hint) {
             writer = blocking(move || {
-                writer.reserve(total);
+                writer.reserve(total)?;
                 Ok(writer)
             })
             .await?;
