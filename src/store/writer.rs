@@ -73,6 +73,11 @@ impl Writer {
         self.len == 0
     }
 
+    /// Whether what is staged is all of it already.
+    pub fn is_whole(&self) -> bool {
+        compare(self.digest, self.hasher.clone(), self.len).is_ok()
+    }
+
     /// The staged file, for readers that follow it as it grows. Stays readable after commit and cancel.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()

@@ -9,5 +9,6 @@ mod support;
 
 mod blobs;
 mod config;
+mod flights;
 mod manifests;
 mod support_works;
