@@ -3,6 +3,7 @@
 //! The thread takes whatever has queued up, writes it in one transaction and syncs once, so a herd
 //! of commits costs one fsync. Nobody on the way of a hit waits for it.
 
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
@@ -151,7 +152,15 @@ impl Drop for Database {
 }
 
 fn open_redb(path: &Path) -> Result<Redb, redb::Error> {
-    let redb = Redb::builder().set_cache_size(32 << 20).create(path)?;
+    // Ours first, so that it is nobody else's to read (R-X23).
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
+    let redb = Redb::builder().set_cache_size(32 << 20).create_file(file)?;
     let transaction = redb.begin_write()?;
     for table in Table::ALL {
         transaction.open_table(table.definition())?;

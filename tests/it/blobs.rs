@@ -33,6 +33,7 @@ async fn the_contract() {
     assert_eq!(cold.header("cache-status"), Some("larder; fwd=miss; stored"));
     check_headers(&cold, &digest, 300_000);
     cold.expect_content(&digest);
+    larder.until_held(&path).await;
     upstream.forget();
     let hot = larder.get(&path).await;
     assert_eq!(hot.header("cache-status"), Some("larder; hit"));

@@ -101,6 +101,20 @@ impl Larder {
         Ask::head(target).send(self.registry).await
     }
 
+    /// Until a blob is not only complete but kept: its last readers are served a moment before that.
+    pub async fn until_held(&self, blob: &str) {
+        within("the blob to be kept", async {
+            loop {
+                let first = Ask::get(blob).range("bytes=0-0").send(self.registry).await;
+                if first.header("cache-status") == Some("larder; hit") {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     /// The metrics page.
     pub async fn metrics(&self) -> String {
         let response = Ask::get("/metrics").send(self.admin).await.expect(200);
