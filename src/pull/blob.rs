@@ -105,14 +105,13 @@ impl Pull {
                     continue;
                 }
             };
-            let outcome = match follower.joined {
-                // All of it is here and right; that it is being put away is nobody's wait.
-                true if follower.is_verified() => Outcome::Hit,
-                true => Outcome::Collapsed,
-                false => Outcome::Stored,
-            };
             match follower.decided().await {
                 Ok(state) => {
+                    let outcome = if follower.joined {
+                        Outcome::Collapsed
+                    } else {
+                        Outcome::Stored
+                    };
                     return Ok(Some(OpenBlob {
                         source: Source::Growing(follower),
                         total: state.total,

@@ -172,10 +172,6 @@ impl Follower {
         *self.flight.began != *key
     }
 
-    pub fn is_verified(&self) -> bool {
-        matches!(self.state.borrow().phase, Phase::Verified)
-    }
-
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
