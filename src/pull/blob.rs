@@ -4,12 +4,15 @@ use std::sync::Arc;
 
 use super::body::Source;
 use super::error::PullError;
-use super::flight::{Order, blocking};
+use super::flight::{Order, Place, blocking};
 use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question};
 use crate::oci::Digest;
 use crate::upstream::Client;
+
+/// Transfers of other repositories that may fail under a client before it is told.
+const FOREIGN_FAILURES: u32 = 4;
 
 /// What a HEAD of a blob answers.
 #[derive(Clone, Debug)]
@@ -48,63 +51,86 @@ impl Pull {
             });
         }
         Ok(BlobStat {
-            size: size.or(self.hint(digest)),
+            size: size.or(self.hint(target, digest)),
             outcome: Outcome::Passed,
         })
     }
 
     /// Opens a blob for reading; returns when the status line may go out (R-D3).
     pub async fn open_blob(&self, target: &Target, digest: &Digest) -> Result<OpenBlob, PullError> {
-        let mut outcome = Outcome::Hit;
-        if self.store.size(digest).is_some() {
-            if !self.store.linked(&target.key, digest) {
-                self.confirm_blob(target, digest).await?;
-                self.store.link(&target.key, digest);
-                outcome = Outcome::Revalidated;
+        loop {
+            if let Some(held) = self.open_held(target, digest).await? {
+                return Ok(held);
             }
-            let (store, wanted) = (self.store.clone(), *digest);
-            if let Some(held) = blocking(move || Ok(store.open_blob(&wanted))).await? {
-                let total = Some(held.size);
-                return Ok(OpenBlob {
-                    source: Source::Held(held),
-                    total,
-                    outcome,
-                });
+            // `None`: its transfer ended just now.
+            if let Some(coming) = self.fetch_blob(target, digest).await? {
+                return Ok(coming);
             }
         }
-        self.fetch_blob(target, digest).await
     }
 
-    async fn fetch_blob(&self, target: &Target, digest: &Digest) -> Result<OpenBlob, PullError> {
+    async fn open_held(&self, target: &Target, digest: &Digest) -> Result<Option<OpenBlob>, PullError> {
+        if self.store.size(digest).is_none() {
+            return Ok(None);
+        }
+        let mut outcome = Outcome::Hit;
+        if !self.store.linked(&target.key, digest) {
+            self.confirm_blob(target, digest).await?;
+            self.store.link(&target.key, digest);
+            outcome = Outcome::Revalidated;
+        }
+        let (store, wanted) = (self.store.clone(), *digest);
+        let held = blocking(move || Ok(store.open_blob(&wanted))).await?;
+        Ok(held.map(|held| OpenBlob {
+            total: Some(held.size),
+            source: Source::Held(held),
+            outcome,
+        }))
+    }
+
+    /// `None` if it is held by now.
+    async fn fetch_blob(&self, target: &Target, digest: &Digest) -> Result<Option<OpenBlob>, PullError> {
         self.check_negative(target, &Question::Blob(*digest))?;
         let client = self.client(target)?;
-        // Whoever joins a transfer that another repository began must hold the digest himself (L8).
-        if let Some(beginner) = self.flights.begun_by(digest)
-            && beginner != target.key
-        {
-            self.confirm_blob(target, digest).await?;
-        }
-        for again in [true, false] {
-            let mut follower = self.flights.join_or_begin(self.order(target, client, digest));
-            let joined = follower.joined;
+        let mut shown = false;
+        let mut foreign_failures = 0;
+        loop {
+            let mut follower = match self.flights.join_or_begin(self.order(target, client, digest), shown) {
+                Place::Among(follower) => follower,
+                Place::Held => return Ok(None),
+                // Whoever joins a transfer that another repository began must hold the digest himself (L8).
+                Place::Foreign => {
+                    self.confirm_blob(target, digest).await?;
+                    shown = true;
+                    continue;
+                }
+            };
             match follower.decided().await {
                 Ok(state) => {
-                    let outcome = if joined { Outcome::Collapsed } else { Outcome::Stored };
-                    return Ok(OpenBlob {
+                    let outcome = if follower.joined {
+                        Outcome::Collapsed
+                    } else {
+                        Outcome::Stored
+                    };
+                    return Ok(Some(OpenBlob {
                         source: Source::Growing(follower),
                         total: state.total,
                         outcome,
-                    });
+                    }));
                 }
-                // Another repository's refusal says nothing about this one.
-                Err(error) if joined && again && error.is_definite() => {}
+                // Another repository's refusal, or its registry's trouble, says nothing about this one.
+                Err(error) if follower.is_foreign_to(&target.key) => {
+                    foreign_failures += 1;
+                    if foreign_failures >= FOREIGN_FAILURES {
+                        return Err(error);
+                    }
+                }
                 Err(error) => {
                     self.note_negative(target, Question::Blob(*digest), &error);
                     return Err(error);
                 }
             }
         }
-        Err(PullError::Internal("a transfer refused twice"))
     }
 
     fn order(&self, target: &Target, client: &Arc<Client>, digest: &Digest) -> Order {
@@ -113,7 +139,7 @@ impl Pull {
             repository: target.repository.clone(),
             key: target.key.clone(),
             digest: *digest,
-            hint: self.hint(digest),
+            hint: self.hint(target, digest),
         }
     }
 

@@ -48,6 +48,13 @@ impl PullError {
         matches!(self, PullError::Upstream(error) if error.is_definite())
     }
 
+    /// An upstream that is unwell, for whatever else it would be asked. A document that is refused, or a disk of ours
+    /// that fails, says nothing about it.
+    pub fn is_trouble(&self) -> bool {
+        matches!(self, PullError::Upstream(error)
+            if error.is_transient() || matches!(error.kind, ErrorKind::RateLimited { .. } | ErrorKind::Auth(_)))
+    }
+
     /// One word for logs, metrics and the `detail` of Cache-Status.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@
 //! waits for the verdict (L2) and commits. Everyone else follows it through [`Flight`]: a state that is watched, and
 //! the staged file, which each reads at its own pace; a reader that stands still holds up nobody (R-W3).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +25,8 @@ use crate::upstream::{BlobStream, Client, ErrorKind, UpstreamError};
 pub const HOLD_BACK_BYTES: u64 = 16 * 1024;
 /// Blobs up to this size are verified before their header goes out: a bad one is then a clean error.
 const SMALL_BYTES: u64 = 64 * 1024;
+/// No file can be larger, and figures below it can be added without care.
+const MAX_BLOB_BYTES: u64 = 1 << 62;
 /// What may queue up in memory while the disk writes.
 const QUEUE_BYTES: usize = 4 << 20;
 
@@ -129,7 +131,17 @@ pub struct Flight {
     /// The repository that began it.
     began: Arc<str>,
     /// Repositories, beside that one, that have shown that they hold the digest.
-    also: Mutex<Vec<Arc<str>>>,
+    also: Mutex<BTreeSet<Arc<str>>>,
+}
+
+/// What somebody finds who wants a digest.
+pub enum Place {
+    /// A transfer to follow.
+    Among(Follower),
+    /// None is needed: it has been admitted to the store.
+    Held,
+    /// Another repository's transfer, of which this one has not shown yet that it may follow it (L8).
+    Foreign,
 }
 
 /// A place among a flight's followers.
@@ -155,6 +167,11 @@ impl Clone for Follower {
 }
 
 impl Follower {
+    /// Whether the transfer asks an upstream on behalf of another repository than `key`.
+    pub fn is_foreign_to(&self, key: &str) -> bool {
+        *self.flight.began != *key
+    }
+
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
@@ -210,21 +227,9 @@ impl Flight {
         timing.worth_finishing(state.written, state.total)
     }
 
-    /// Resolves when nobody follows and policy says stop.
-    async fn abandoned(&self, timing: &Timing) {
-        loop {
-            while self.followers.load(Ordering::Acquire) == 0 {
-                if self.worth_finishing(timing) {
-                    // That cannot change for the worse: it only gets closer to its end.
-                    return std::future::pending().await;
-                }
-                tokio::time::sleep(timing.grace).await;
-                if self.followers.load(Ordering::Acquire) == 0 && !self.worth_finishing(timing) {
-                    return;
-                }
-            }
-            self.left.notified().await;
-        }
+    /// Whether nobody follows it, and policy says that it is not to be finished for its own sake.
+    fn is_abandoned(&self, timing: &Timing) -> bool {
+        self.followers.load(Ordering::Acquire) == 0 && !self.worth_finishing(timing)
     }
 }
 
@@ -265,22 +270,25 @@ impl Flights {
         self.lock().len()
     }
 
-    /// The repository that began the transfer of this digest, if one is under way.
-    pub fn begun_by(&self, digest: &Digest) -> Option<Arc<str>> {
-        self.lock().get(digest).map(|flight| flight.began.clone())
-    }
-
-    /// Joins the transfer of this digest, or begins it. Whoever joins another repository's has made sure that his
-    /// own holds the digest (L8).
-    pub fn join_or_begin(&self, order: Order) -> Follower {
+    /// Joins the transfer of this digest, or begins it, unless it is held. `shown`: the order's repository has made
+    /// sure that its upstream holds the digest, so that another repository's transfer may be followed (L8).
+    ///
+    /// All is decided in one: between a look and a leap a transfer could begin, or end (L1).
+    pub fn join_or_begin(&self, order: Order, shown: bool) -> Place {
         let mut running = self.lock();
         if let Some(flight) = running.get(&order.digest) {
-            flight
-                .also
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(order.key.clone());
-            return flight.follow(true);
+            if flight.began != order.key {
+                let mut also = flight.also.lock().unwrap_or_else(PoisonError::into_inner);
+                if !shown && !also.contains(&order.key) {
+                    return Place::Foreign;
+                }
+                also.insert(order.key);
+            }
+            return Place::Among(flight.follow(true));
+        }
+        // A transfer leaves the list after it has been admitted.
+        if self.store.size(&order.digest).is_some() {
+            return Place::Held;
         }
         let state = State {
             phase: Phase::Asking,
@@ -299,7 +307,7 @@ impl Flights {
         });
         running.insert(order.digest, flight.clone());
         let follower = flight.follow(false);
-        let leave = Leave {
+        let entry = Entry {
             running: self.running.clone(),
             flight: flight.clone(),
         };
@@ -312,10 +320,9 @@ impl Flights {
         };
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let _leave = leave;
-            transfer.run(&stop).await;
+            transfer.run(&entry, &stop).await;
         });
-        follower
+        Place::Among(follower)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
@@ -323,18 +330,49 @@ impl Flights {
     }
 }
 
-/// Takes a flight off the list, also when its task panics; nobody is left waiting.
-struct Leave {
+/// A flight's line in the list. Dropped, also by a panic, it is off the list and nobody is left waiting.
+struct Entry {
     running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
     flight: Arc<Flight>,
 }
 
-impl Drop for Leave {
+impl Entry {
+    /// Off the list, if it is (still) this flight's and `may_go`. Nobody can join meanwhile.
+    fn remove_if(&self, may_go: impl FnOnce(&Flight) -> bool) -> bool {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another transfer of the same digest may have begun since this one left.
+        let listed = running
+            .get(&self.flight.digest)
+            .is_some_and(|f| Arc::ptr_eq(f, &self.flight));
+        let goes = listed && may_go(&self.flight);
+        if goes {
+            running.remove(&self.flight.digest);
+        }
+        goes
+    }
+
+    /// Resolves when nobody follows and policy says stop; then it is off the list already.
+    async fn abandoned(&self, timing: &Timing) {
+        let flight = &self.flight;
+        loop {
+            while flight.followers.load(Ordering::Acquire) == 0 {
+                if flight.worth_finishing(timing) {
+                    // That cannot change for the worse: it only gets closer to its end.
+                    return std::future::pending().await;
+                }
+                tokio::time::sleep(timing.grace).await;
+                if self.remove_if(|flight| flight.is_abandoned(timing)) {
+                    return;
+                }
+            }
+            flight.left.notified().await;
+        }
+    }
+}
+
+impl Drop for Entry {
     fn drop(&mut self) {
-        self.running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.flight.digest);
+        self.remove_if(|_| true);
         self.flight.tell(|state| {
             if matches!(state.phase, Phase::Asking | Phase::Streaming) {
                 state.phase = Phase::Failed(PullError::Internal("the transfer was stopped"));
@@ -363,12 +401,12 @@ enum Poured {
 }
 
 impl Transfer {
-    async fn run(mut self, stop: &CancellationToken) {
+    async fn run(mut self, entry: &Entry, stop: &CancellationToken) {
         let flight = self.flight.clone();
         let timing = self.timing.clone();
         let outcome = tokio::select! {
             outcome = self.fetch() => outcome,
-            () = flight.abandoned(&timing) => {
+            () = entry.abandoned(&timing) => {
                 tracing::info!(digest = %flight.digest, "nobody waits for this transfer any more: stopped, what came is kept");
                 return;
             }
@@ -379,6 +417,8 @@ impl Transfer {
             Err(error) => {
                 tracing::warn!(digest = %flight.digest, repository = %self.order.key, %error, "transfer failed");
                 metrics::counter!("larder_transfers_total", "result" => error.as_str()).increment(1);
+                // Off the list before it is told: whoever asks again on hearing it starts clean (L2).
+                entry.remove_if(|_| true);
                 flight.tell(|state| state.phase = Phase::Failed(error));
                 return;
             }
@@ -404,25 +444,84 @@ impl Transfer {
 
     /// Stages the whole blob and verifies it. Gives the writer, ready to commit, and the size.
     async fn fetch(&mut self) -> Result<(Writer, u64), PullError> {
-        let digest = self.order.digest;
         let mut writer = self.stage().await?;
+        let mut resumed = !writer.is_empty();
+        if !(resumed && writer.is_whole() && self.is_upstream(&writer).await?) {
+            writer = self.gather(writer).await?;
+        }
+        loop {
+            let verdict;
+            (writer, verdict) = blocking(move || {
+                let verdict = writer.verify();
+                Ok((writer, verdict))
+            })
+            .await?;
+            match verdict {
+                Ok(()) => break,
+                // What an earlier transfer left was spoilt. As long as nobody has seen a byte, nobody need know.
+                Err(error) if resumed && !self.streaming => {
+                    tracing::warn!(%error, "what was staged earlier is spoilt: fetched anew");
+                    resumed = false;
+                    writer = self.gather(restart(writer).await?).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let total = writer.len();
+        Ok((writer, total))
+    }
+
+    /// Whether the upstream holds for this repository what is staged whole already: then no byte has to cross
+    /// again (L1), but it takes more than knowing a digest to get it (L8).
+    async fn is_upstream(&mut self, writer: &Writer) -> Result<bool, PullError> {
+        let Order {
+            client,
+            repository,
+            digest,
+            ..
+        } = &self.order;
+        match client.head_blob(repository, digest).await {
+            Ok(_) => {}
+            // R-U27: HEAD is where upstreams differ. The GET will tell.
+            Err(error)
+                if matches!(
+                    error.kind,
+                    ErrorKind::Protocol(_) | ErrorKind::Status { status: ..500, .. }
+                ) =>
+            {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.flight.tell(|state| {
+            state.file = Some(writer.file());
+            state.total = Some(writer.len());
+            state.written = writer.len();
+        });
+        Ok(true)
+    }
+
+    /// Stages until everything is there, going on where it broke off (L4).
+    async fn gather(&mut self, mut writer: Writer) -> Result<Writer, PullError> {
+        let digest = self.order.digest;
         let mut failures = 0;
         loop {
             let before = writer.len();
             let poured;
             (writer, poured) = self.attempt(writer).await?;
             let error = match poured {
-                Poured::Complete => break,
+                Poured::Complete => return Ok(writer),
                 Poured::Fatal(error) => return Err(error),
                 Poured::Broken(error) => error,
             };
-            if writer.len() > before {
+            let progress = writer.len() > before;
+            if progress {
                 failures = 0;
             }
             failures += 1;
             // Before anybody has seen a byte a quick error serves better than patience: the client has other
             // places to go (R-D3), and the upstream's client has tried more than once.
-            if failures >= self.timing.attempts || !self.streaming {
+            if failures >= self.timing.attempts || !(self.streaming || progress) {
                 return Err(error);
             }
             let pause = match &error {
@@ -437,14 +536,6 @@ impl Transfer {
                 .increment(1);
             tokio::time::sleep(pause).await;
         }
-        let (writer, verdict) = blocking(move || {
-            let verdict = writer.verify();
-            Ok((writer, verdict))
-        })
-        .await?;
-        verdict?;
-        let total = writer.len();
-        Ok((writer, total))
     }
 
     /// A transfer that was stopped a moment ago may still be putting down its last batch.
@@ -491,6 +582,9 @@ impl Transfer {
     async fn pour(&mut self, mut writer: Writer, mut stream: BlobStream) -> Result<(Writer, Poured), PullError> {
         let offset = writer.len();
         let total = stream.total.or(self.flight.state.borrow().total);
+        if let Some(absurd) = total.filter(|total| *total > MAX_BLOB_BYTES) {
+            return Ok((writer, Poured::Fatal(self.upset(format!("a blob of {absurd} bytes")))));
+        }
         if let Some(problem) = self.check_total(offset, total, &stream) {
             if self.streaming {
                 return Ok((writer, Poured::Fatal(problem)));
@@ -601,7 +695,7 @@ fn judge(error: UpstreamError, streaming: bool) -> Poured {
     let again = match &error.kind {
         ErrorKind::RateLimited { retry_after } => streaming && *retry_after <= Duration::from_secs(30),
         // A token that ran out of luck, a CDN that hiccups: in mid-transfer another attempt costs little.
-        ErrorKind::Denied { .. } | ErrorKind::Auth(_) => streaming,
+        ErrorKind::Denied { .. } | ErrorKind::Auth(_) | ErrorKind::Protocol(_) => streaming,
         _ => error.is_transient(),
     };
     if again {
@@ -725,6 +819,103 @@ mod tests {
                 pause >= timing.backoff / 2 && pause <= timing.longest_backoff,
                 "{pause:?}"
             );
+        }
+    }
+
+    struct Field {
+        flights: Flights,
+        client: Arc<Client>,
+        store: Store,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Field {
+        /// Its upstream is nowhere: a port that nobody listens on any more.
+        fn new() -> Field {
+            let folder = tempfile::tempdir().unwrap();
+            let free = std::net::TcpListener::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap();
+            let config = crate::config::Config::from_toml(&format!(
+                "[cache]\npath = {:?}\nmin_free = \"0B\"\n[upstream.\"docker.io\"]\nurl = \"http://{free}\"\n",
+                folder.path()
+            ))
+            .unwrap();
+            let store = Store::open(&config.cache).unwrap();
+            let clients = crate::upstream::Clients::new(&config).unwrap();
+            let timing = Timing {
+                grace: Duration::from_millis(1),
+                ..Timing::default()
+            };
+            Field {
+                flights: Flights::new(store.clone(), timing, TaskTracker::new(), CancellationToken::new()),
+                client: clients.get(&config.cache.default_upstream).unwrap().clone(),
+                store,
+                _folder: folder,
+            }
+        }
+
+        fn join(&self, key: &str, digest: Digest, shown: bool) -> Place {
+            let order = Order {
+                client: self.client.clone(),
+                repository: "library/alpine".parse().unwrap(),
+                key: key.into(),
+                digest,
+                hint: None,
+            };
+            self.flights.join_or_begin(order, shown)
+        }
+
+        fn follow(&self, key: &str, digest: Digest, shown: bool) -> Follower {
+            match self.join(key, digest, shown) {
+                Place::Among(follower) => follower,
+                Place::Held => panic!("held"),
+                Place::Foreign => panic!("foreign"),
+            }
+        }
+    }
+
+    /// L1: whoever looked before the transfer was admitted, and leaps after it, does not begin another.
+    #[tokio::test]
+    async fn what_is_held_is_not_fetched() {
+        let field = Field::new();
+        let bytes = Bytes::from_static(b"held");
+        let digest = Digest::sha256(&bytes);
+        field.store.put_manifest("a", &digest, "x/y", &bytes).unwrap();
+        assert!(matches!(field.join("a", digest, false), Place::Held));
+        assert_eq!(field.flights.count(), 0);
+    }
+
+    /// L8: also if it began while nobody looked.
+    #[tokio::test]
+    async fn a_foreign_transfer_is_joined_only_by_who_may() {
+        let field = Field::new();
+        let digest = Digest::sha256(b"x");
+        let first = field.follow("a", digest, false);
+        assert!(!first.joined && !first.is_foreign_to("a"));
+        assert!(field.follow("a", digest, false).joined);
+        assert!(matches!(field.join("b", digest, false), Place::Foreign));
+        let second = field.follow("b", digest, true);
+        assert!(second.joined && second.is_foreign_to("b"));
+        assert!(field.follow("b", digest, false).joined);
+        assert!(matches!(field.join("c", digest, false), Place::Foreign));
+    }
+
+    /// L2: who asks again on hearing of a failure does not get the same failure again.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_failed_transfer_is_not_joined() {
+        let field = Arc::new(Field::new());
+        let digests: Vec<Digest> = (0..40u8).map(|n| Digest::sha256(&[n])).collect();
+        let asking = digests.into_iter().map(|digest| {
+            let field = field.clone();
+            tokio::spawn(async move {
+                assert!(field.follow("a", digest, false).decided().await.is_err());
+                assert!(!field.follow("a", digest, false).joined);
+            })
+        });
+        for asked in asking.collect::<Vec<_>>() {
+            asked.await.unwrap();
         }
     }
 

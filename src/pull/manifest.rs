@@ -431,7 +431,7 @@ impl Pull {
         })?;
         for child in &manifest.descriptors {
             if let Some(size) = child.size.filter(|_| !child.is_manifest) {
-                self.hints.insert(child.digest, size);
+                self.hints.insert((target.key.clone(), child.digest), size);
             }
         }
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();

@@ -57,8 +57,9 @@ pub struct Pull {
     list_questions: Single<(Arc<str>, ListKey), Result<Arc<ListRecord>, PullError>>,
     /// "It is not there", each until when.
     negatives: moka::sync::Cache<(Arc<str>, Question), (PullError, Instant)>,
-    /// Sizes that manifests claim for their blobs.
-    hints: moka::sync::Cache<Digest, u64>,
+    /// Sizes that a repository's manifests claim for its blobs. Anybody may write a manifest somewhere that claims
+    /// anything of any digest: what it says counts in its own repository only.
+    hints: moka::sync::Cache<(Arc<str>, Digest), u64>,
     /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
     troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
 }
@@ -145,8 +146,8 @@ impl Pull {
         self.offline || target.upstream.offline
     }
 
-    fn hint(&self, digest: &Digest) -> Option<u64> {
-        self.hints.get(digest)
+    fn hint(&self, target: &Target, digest: &Digest) -> Option<u64> {
+        self.hints.get(&(target.key.clone(), *digest))
     }
 
     fn check_negative(&self, target: &Target, question: &Question) -> Result<(), PullError> {
@@ -188,7 +189,8 @@ impl Pull {
     /// Every question about something mutable ends here: its upstream is well, or in trouble.
     fn note_verdict(&self, target: &Target, error: Option<&PullError>, took: Duration) {
         match error {
-            Some(error) if !error.is_definite() => self.note_trouble(target, error.as_str()),
+            Some(error) if error.is_trouble() => self.note_trouble(target, error.as_str()),
+            Some(PullError::Store(_) | PullError::Internal(_)) => {}
             _ if took < self.timing.patience => {
                 self.troubled().remove(&target.upstream.name);
             }

@@ -132,6 +132,11 @@ impl Writer {
         self.hashing.is_empty()
     }
 
+    /// Whether what is staged is all of it already.
+    pub fn is_whole(&self) -> bool {
+        self.hashing.verify().is_ok()
+    }
+
     /// The staged file, for readers that follow it as it grows. Stays readable after commit and cancel.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()

@@ -9,6 +9,7 @@ mod support;
 
 mod blobs;
 mod config;
+mod flights;
 mod laws;
 mod manifests;
 mod naming;

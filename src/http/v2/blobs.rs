@@ -20,12 +20,22 @@ use crate::pull::{self, OpenBlob, PullError, Source};
 
 pub(super) async fn answer(ask: &Ask, digest: &str) -> Result<Response, ApiError> {
     let digest: Digest = digest.parse().map_err(|error| ApiError::bad_digest(&error))?;
-    let answered = if ask.is_head {
+    let answered = if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(&digest)) {
+        unchanged(ask, &digest).await
+    } else if ask.is_head {
         head(ask, &digest).await
     } else {
         get(ask, &digest).await
     };
     answered.map_err(|error| ApiError::of_pull(&error, Subject::Blob, Some(&ask.target)))
+}
+
+/// Who has it already is told so; nothing has to be fetched for that.
+async fn unchanged(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
+    let stat = ask.pull.stat_blob(&ask.target, digest).await?;
+    let mut response = not_modified(digest, IMMUTABLE);
+    tell_outcome(&mut response, &stat.outcome);
+    Ok(response)
 }
 
 async fn head(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
@@ -40,9 +50,6 @@ async fn head(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
         }
     };
     let mut response = whole(Body::empty(), digest, Some(size));
-    if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(digest)) {
-        response = not_modified(digest, IMMUTABLE);
-    }
     tell_outcome(&mut response, &outcome);
     Ok(response)
 }
@@ -53,21 +60,17 @@ async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
         total,
         outcome,
     } = ask.pull.open_blob(&ask.target, digest).await?;
-    let mut response = if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(digest)) {
-        not_modified(digest, IMMUTABLE)
-    } else {
-        let may_range = ask.headers.get(IF_RANGE).is_none() || range::if_range(ask.header(IF_RANGE), &etag(digest));
-        match ask
-            .header(RANGE)
-            .filter(|_| may_range)
-            .and_then(|header| range::parse_unknown(Some(header)))
-        {
-            None => whole(stream_of(source.body(*digest, 0, total)), digest, total),
-            // A Range needs the exact total (R-C42), which a cold blob may not have told yet.
-            Some(spec) => {
-                let total = source.total().await?;
-                by_range(source, digest, spec.resolve(total), total)
-            }
+    let may_range = ask.headers.get(IF_RANGE).is_none() || range::if_range(ask.header(IF_RANGE), &etag(digest));
+    let mut response = match ask
+        .header(RANGE)
+        .filter(|_| may_range)
+        .and_then(|header| range::parse_unknown(Some(header)))
+    {
+        None => whole(stream_of(source.body(*digest, 0, total)), digest, total),
+        // A Range needs the exact total (R-C42), which a cold blob may not have told yet.
+        Some(spec) => {
+            let total = source.total().await?;
+            by_range(source, digest, spec.resolve(total), total)
         }
     };
     tell_outcome(&mut response, &outcome);

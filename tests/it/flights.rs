@@ -1,0 +1,191 @@
+//! Transfers under bad stars: cuts before and after the first byte, what earlier runs left behind, lengths and
+//! claims that are lies, and strangers on the same flight.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use larder::oci::{Digest, media_type};
+use serde_json::json;
+
+use crate::support::blob;
+use crate::support::client::{Ask, End};
+use crate::support::gate::Gate;
+use crate::support::larder::{Larder, Stopped};
+use crate::support::manifest;
+use crate::support::upstream::{Fault, On, Upstream};
+
+const REPO: &str = "library/alpine";
+const OTHER: &str = "library/other";
+
+/// L4: also while nobody has seen a byte because the verdict is waited for.
+#[tokio::test]
+async fn a_cut_in_a_small_blob_is_mended() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 20_000);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    upstream.on(On::Blob(digest).get()).next(3).cut_after(4_000);
+    larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    assert_eq!(upstream.count(On::Blob(digest).ranged()), 3, "{}", upstream.print());
+}
+
+/// L4, R-U25: a storage that answers from the wrong place is asked again like one that broke off.
+#[tokio::test]
+async fn a_resumed_transfer_that_starts_elsewhere() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 1_000_000);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    upstream.on(On::Blob(digest).whole()).cut_after(400_000);
+    let shifted = upstream.on(On::Blob(digest).ranged()).shift_range(7);
+    larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    assert_eq!(shifted.hits(), 1);
+}
+
+fn part(stopped: &Stopped, digest: &Digest) -> PathBuf {
+    let name = format!("{}-{}.part", digest.algorithm().as_str(), digest.hex());
+    stopped.cache().join("staging").join(name)
+}
+
+/// L1, L8: a part that is whole already crosses no more, but only for who may have it.
+#[tokio::test]
+async fn what_was_staged_whole_is_not_fetched_again() {
+    let upstream = Upstream::start().await;
+    for length in [3_000, 300_000] {
+        let digest = upstream.blob(REPO, length);
+        let stopped = Larder::start(&upstream, |_| {}).await.stop().await;
+        std::fs::write(part(&stopped, &digest), upstream.bytes(&digest)).unwrap();
+        let larder = stopped.start(|_| {}).await;
+        larder.get(blob(OTHER, digest)).await.expect(404);
+        let response = larder.get(blob(REPO, digest)).await;
+        response.expect_content(&digest);
+        larder.until_held(&blob(REPO, digest)).await;
+        assert_eq!(upstream.count(On::Blob(digest).get()), 0, "{}", upstream.print());
+    }
+}
+
+/// L2, L4: a part that was spoilt (a power cut leaves zeros) is found out; a small blob heals at once, a large one,
+/// of which bytes are out already, with the next request.
+#[tokio::test]
+async fn what_was_staged_wrongly_heals() {
+    let upstream = Upstream::start().await;
+    let small = upstream.blob(REPO, 30_000);
+    let large = upstream.blob(REPO, 300_000);
+    let stopped = Larder::start(&upstream, |_| {}).await.stop().await;
+    for digest in [small, large] {
+        std::fs::write(part(&stopped, &digest), vec![0; 10_000]).unwrap();
+    }
+    let larder = stopped.start(|_| {}).await;
+    larder.get(blob(REPO, small)).await.expect_content(&small);
+    let short = larder.get(blob(REPO, large)).await;
+    assert_eq!((short.status, short.end), (200, End::Short));
+    larder.get(blob(REPO, large)).await.expect_content(&large);
+}
+
+/// L8, L3: two registries hold the same layer; the one that is in trouble does not take the other's client with it.
+#[tokio::test]
+async fn a_foreign_failure_is_not_ours() {
+    let hub = Upstream::start().await;
+    let other = Upstream::start().await;
+    let larder = Larder::start(&hub, |toml| {
+        toml.upstream("ghcr.io", "url", other.url());
+    })
+    .await;
+    for status in [404, 500, 403] {
+        let digest = hub.blob(REPO, 100_000);
+        other.put_blob("team/app", hub.bytes(&digest));
+        let gate = Gate::closed();
+        let (headers, body) = (Vec::new(), Bytes::new());
+        let refusal = Fault::Status { status, headers, body };
+        let stall = Fault::StallHeaders(gate.clone());
+        hub.on(On::Blob(digest).get()).always().does([stall, refusal]);
+        let first = tokio::spawn(Ask::get(blob(REPO, digest)).send(larder.registry()));
+        gate.wait_for_arrivals(1).await;
+        let second = tokio::spawn(Ask::get(blob("ghcr.io/team/app", digest)).send(larder.registry()));
+        // It asks for the right to follow; whether it follows by then or comes too late, it gets its blob.
+        other.wait_for(On::Blob(digest).head(), 1).await;
+        gate.open();
+        assert!(first.await.unwrap().status >= 404);
+        second.await.unwrap().expect_content(&digest);
+    }
+}
+
+/// L5: what an upstream announces is no reason to empty the cache, nor a number to calculate with.
+#[tokio::test]
+async fn an_announced_length_is_a_claim() {
+    let upstream = Upstream::start().await;
+    let held = upstream.blob(REPO, 100_000);
+    let larder = Larder::start(&upstream, |toml| {
+        toml.cache("max_size", "4MiB");
+    })
+    .await;
+    larder.get(blob(REPO, held)).await.expect_content(&held);
+    for length in ["9223372036854775807", "4611686018427387904", "5000000"] {
+        let liar = upstream.blob(REPO, 500_000);
+        upstream.on(On::Blob(liar)).always().header("Content-Length", length);
+        let response = larder.get(blob(REPO, liar)).await;
+        assert!(response.status >= 500 || response.end != End::Complete, "{response:?}");
+        upstream.clear_script();
+        larder.get(blob(REPO, liar)).await.expect_content(&liar);
+    }
+    upstream.forget();
+    larder.get(blob(REPO, held)).await.expect_content(&held);
+    assert_eq!(upstream.requests().len(), 0, "{}", upstream.print());
+}
+
+/// Anybody may push a manifest that claims anything of a layer that others use.
+#[tokio::test]
+async fn a_foreign_claim_of_size_holds_nothing_up() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 1_000_000);
+    let lie = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "config": {"mediaType": "a/b", "size": 2, "digest": Digest::sha256(b"{}")},
+        "layers": [{"mediaType": "a/b", "size": 17, "digest": digest}],
+    });
+    upstream.put_manifest(OTHER, Some("lie"), media_type::OCI_MANIFEST, lie.to_string());
+    let larder = Larder::start(&upstream, |_| {}).await;
+    larder.get(manifest(OTHER, "lie")).await.expect(200);
+    let gate = Gate::closed();
+    upstream.on(On::Blob(digest).get()).stall_after(500_000, &gate);
+    let mut exchange = Ask::get(blob(REPO, digest)).open(larder.registry()).await;
+    assert!(exchange.read_at_least(400_000).await.len() >= 400_000);
+    gate.open();
+    exchange.rest().await.expect_content(&digest);
+}
+
+/// L1: a client that has it already costs no transfer.
+#[tokio::test]
+async fn a_cold_blob_that_the_client_has() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 100_000);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    for ask in [Ask::get(blob(REPO, digest)), Ask::head(blob(REPO, digest))] {
+        let ask = ask.header("If-None-Match", format!("\"{digest}\""));
+        let response = ask.send(larder.registry()).await.expect(304);
+        assert_eq!(response.header("docker-content-digest"), Some(&*digest.to_string()));
+    }
+    assert_eq!(upstream.count(On::Blob(digest).get()), 0, "{}", upstream.print());
+    let nobody = Ask::get(blob(OTHER, digest)).header("If-None-Match", "*");
+    nobody.send(larder.registry()).await.expect(404);
+}
+
+/// One document that is refused says nothing about its registry: other tags are asked about as ever.
+#[tokio::test]
+async fn a_bad_document_is_no_outage() {
+    let upstream = Upstream::start().await;
+    let old = upstream.image(REPO, "good", &[10]);
+    upstream.put_manifest(
+        REPO,
+        Some("bad"),
+        media_type::OCI_MANIFEST,
+        r#"{"manifests":[],"layers":[]}"#,
+    );
+    let larder = Larder::start(&upstream, |toml| {
+        toml.cache("tag_ttl", "0s");
+    })
+    .await;
+    larder.get(manifest(REPO, "good")).await.expect_content(&old.manifest);
+    larder.get(manifest(REPO, "bad")).await.expect(502);
+    let new = upstream.image(REPO, "good", &[11]);
+    larder.get(manifest(REPO, "good")).await.expect_content(&new.manifest);
+}
