@@ -9,6 +9,7 @@ mod support;
 
 mod blobs;
 mod config;
+mod demo;
 mod laws;
 mod manifests;
 mod naming;
