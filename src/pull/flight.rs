@@ -1006,7 +1006,7 @@ mod tests {
                 folder.path()
             ))
             .unwrap();
-            let store = Store::open(&config.cache).unwrap();
+            let store = Store::open(&config).unwrap();
             let clients = crate::upstream::Clients::new(&config).unwrap();
             let timing = Timing {
                 grace: Duration::from_millis(1),
@@ -1046,7 +1046,7 @@ mod tests {
         let field = Field::new();
         let bytes = Bytes::from_static(b"held");
         let digest = Digest::sha256(&bytes);
-        field.store.put_manifest("a", &digest, "x/y", &bytes).unwrap();
+        field.store.put_manifest("a", &digest, "x/y", &[], &bytes).unwrap();
         assert!(matches!(field.join("a", digest, false), Place::Held));
         assert_eq!(field.flights.count(), 0);
     }

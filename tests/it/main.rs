@@ -9,6 +9,7 @@ mod support;
 
 mod blobs;
 mod config;
+mod demo;
 mod flights;
 mod laws;
 mod manifests;
