@@ -1,7 +1,7 @@
 //! One blob hashed off the async threads, a piece at a time, and what becomes of it when it is damaged.
 
 use crate::oci::Digest;
-use crate::store::{Check, Store, Verdict};
+use crate::store::{Check, Store, Verdict, unix_ms};
 
 /// A held blob being hashed. `None` inside: it is gone, or its task was dropped.
 pub struct Hashing(Option<Check>);
@@ -38,6 +38,12 @@ impl Hashing {
         }
         verdict
     }
+}
+
+/// Notes that everything held was hashed.
+pub async fn note_finished(store: &Store) {
+    let store = store.clone();
+    let _ = tokio::task::spawn_blocking(move || store.set_verify_finished(unix_ms())).await;
 }
 
 /// Puts a damaged blob aside, whoever found it: it must not be served again (L2).

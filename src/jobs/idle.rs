@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::hashing::{Hashing, put_aside};
+use super::hashing::{Hashing, note_finished, put_aside};
 use super::verify::Verifier;
 use crate::oci::Digest;
 use crate::store::unix_ms;
@@ -86,7 +86,7 @@ impl Verifier {
         loop {
             let batch = self.batch_after(cursor).await;
             if batch.is_empty() {
-                store.set_verify_finished(unix_ms());
+                note_finished(store).await;
                 tracing::info!(
                     blobs = self.idle().blobs.load(Ordering::Relaxed),
                     "everything held was hashed again"

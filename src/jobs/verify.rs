@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::hashing::{Hashing, put_aside};
+use super::hashing::{Hashing, note_finished, put_aside};
 use super::idle::Idle;
 use crate::oci::Digest;
 use crate::pull::Pull;
@@ -208,7 +208,7 @@ impl Verifier {
             }
             self.note(|progress| progress.blobs += 1);
         }
-        self.store.set_verify_finished(unix_ms());
+        note_finished(&self.store).await;
     }
 
     async fn deal_with(&self, digest: &Digest, verdict: Verdict, repair: bool) -> Found {

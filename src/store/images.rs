@@ -75,6 +75,14 @@ pub struct Removed {
     pub later_bytes: u64,
 }
 
+/// The parts of an image that others reach.
+#[derive(Default)]
+struct Reached {
+    /// Other images of the same repository.
+    here: HashSet<Digest>,
+    elsewhere: HashSet<Digest>,
+}
+
 impl Image {
     pub fn held_bytes(&self) -> u64 {
         self.parts.iter().filter_map(|p| p.held).sum()
@@ -278,8 +286,8 @@ impl Store {
             ops.push(Op::Delete(Table::Tags, tag_key(repository, &tag)));
         }
         self.inner.database.write_durably(ops);
-        let kept = self.reached_by_others(&ImageName::new(repository, &root.to_string()), &root);
-        let removed = self.drop_parts(repository, &root, &kept);
+        let others = self.reached_by_others(&ImageName::new(repository, &root.to_string()), &root);
+        let removed = self.drop_parts(repository, &root, &others);
         // Lists of a repository of which nothing is left are of no use.
         if self.known_tags(repository).is_empty() {
             self.forget_lists(repository);
@@ -288,29 +296,34 @@ impl Store {
         Some(removed)
     }
 
-    /// Those parts of `root` that an image other than `own` reaches.
-    fn reached_by_others(&self, own: &ImageName, root: &Digest) -> HashSet<Digest> {
+    fn reached_by_others(&self, own: &ImageName, root: &Digest) -> Reached {
         let wanted: HashSet<Digest> = parts(&self.inner.index(), root).iter().map(|p| p.digest).collect();
-        let mut reached = HashSet::new();
+        let mut reached = Reached::default();
         for (name, digest) in self.image_names() {
-            if name != *own {
-                let parts = parts(&self.inner.index(), &digest);
-                reached.extend(parts.iter().map(|p| p.digest).filter(|d| wanted.contains(d)));
+            if name == *own {
+                continue;
+            }
+            let parts = parts(&self.inner.index(), &digest);
+            let parts = parts.iter().map(|p| p.digest).filter(|d| wanted.contains(d));
+            match name.repository == own.repository {
+                true => reached.here.extend(parts),
+                false => reached.elsewhere.extend(parts),
             }
         }
         reached
     }
 
-    fn drop_parts(&self, repository: &str, root: &Digest, kept: &HashSet<Digest>) -> Removed {
+    fn drop_parts(&self, repository: &str, root: &Digest, others: &Reached) -> Removed {
         let mut removed = Removed::default();
         let mut index = self.inner.index();
         for part in parts(&index, root) {
             let Some(bytes) = part.held else { continue };
-            if kept.contains(&part.digest) || index.is_pinned(&part.digest) {
+            if others.here.contains(&part.digest) {
                 continue;
             }
             // Held through another repository too: this one's claim goes, the bytes stay.
-            if index.linked_elsewhere(repository, &part.digest) {
+            let elsewhere = others.elsewhere.contains(&part.digest) || index.linked_elsewhere(repository, &part.digest);
+            if elsewhere || index.is_pinned(&part.digest) {
                 if index.unlink(repository, &part.digest) {
                     self.inner
                         .database

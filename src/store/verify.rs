@@ -208,9 +208,9 @@ impl Store {
         Some(u64::from_le_bytes(value.try_into().ok()?))
     }
 
-    /// Notes that a full pass has ended; the next one begins at the first blob.
+    /// Notes that a full pass has ended; the next one begins at the first blob. Blocking.
     pub fn set_verify_finished(&self, now_ms: u64) {
-        self.inner.database.write(vec![
+        self.inner.database.write_durably(vec![
             Op::Put(Table::Meta, FINISHED.to_vec(), now_ms.to_le_bytes().to_vec()),
             Op::Delete(Table::Meta, CURSOR.to_vec()),
         ]);
