@@ -151,6 +151,13 @@ impl Pull {
             }
             Err(error) => return Err(error),
         };
+        // A list made of it would count as confirmed.
+        if let Outcome::Stale { reason, .. } = answer.outcome {
+            return Err(PullError::Upset {
+                upstream: target.upstream.name.to_string(),
+                what: format!("no confirmation of {tag} ({reason})"),
+            });
+        }
         let index: Value = serde_json::from_slice(&answer.bytes.unwrap_or_default()).unwrap_or_default();
         match index.get("manifests") {
             Some(Value::Array(items)) => Ok(items.clone()),

@@ -13,6 +13,7 @@ mod flights;
 mod laws;
 mod manifests;
 mod naming;
+mod questions;
 mod referrers;
 mod serving;
 mod support_works;
