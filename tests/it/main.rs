@@ -9,6 +9,7 @@ mod support;
 
 mod blobs;
 mod config;
+mod disk;
 mod flights;
 mod laws;
 mod manifests;
