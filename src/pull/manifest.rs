@@ -265,7 +265,8 @@ impl Pull {
         want: Want,
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
-        if want == Want::Head {
+        // Offline, what is not held is not there: a HEAD promises no more than a GET keeps.
+        if want == Want::Head && !self.is_offline(target) {
             return Ok(ManifestAnswer {
                 digest: record.digest,
                 media_type: record.media_type.clone(),
