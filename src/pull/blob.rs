@@ -7,7 +7,6 @@ use super::error::PullError;
 use super::flight::{Order, Place, blocking};
 use super::names::Target;
 use super::outcome::Outcome;
-use super::passing::Passing;
 use super::{Pull, Question};
 use crate::oci::Digest;
 use crate::upstream::Client;
@@ -113,23 +112,10 @@ impl Pull {
                     } else {
                         Outcome::Stored
                     };
-                    let order = self.order(target, client, digest);
-                    let otherwise = Passing::new(order, self.flights.timing().clone());
                     return Ok(Some(OpenBlob {
-                        source: Source::Growing { follower, otherwise },
+                        source: Source::Growing(follower),
                         total: state.total,
                         outcome,
-                    }));
-                }
-                // L5: the disk is ours to worry about, not the client's.
-                Err(error) if error.is_disk() => {
-                    tracing::warn!(%digest, %error, "passed through: the disk cannot take it");
-                    let order = self.order(target, client, digest);
-                    let passing = Passing::new(order, self.flights.timing().clone()).open().await?;
-                    return Ok(Some(OpenBlob {
-                        total: passing.total,
-                        source: Source::Passing(passing),
-                        outcome: Outcome::Passed,
                     }));
                 }
                 // Another repository's refusal, or its registry's trouble, says nothing about this one.

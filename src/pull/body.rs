@@ -1,4 +1,4 @@
-//! A response's bytes, from a held blob, one that is still coming or one that only passes: the reader cannot tell.
+//! A response's bytes, from a held blob or one that is still coming: the reader cannot tell.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::error::PullError;
 use super::flight::Follower;
-use super::passing::{Passing, Stream};
 use crate::oci::Digest;
 use crate::store::Held;
 
@@ -19,13 +18,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 #[derive(Clone)]
 pub enum Source {
     Held(Held),
-    Growing {
-        follower: Follower,
-        /// How to go on if the disk fails.
-        otherwise: Passing,
-    },
-    /// Nowhere here: the disk has failed.
-    Passing(Passing),
+    Growing(Follower),
 }
 
 impl Source {
@@ -33,16 +26,8 @@ impl Source {
     pub async fn total(&mut self) -> Result<u64, PullError> {
         match self {
             Source::Held(held) => Ok(held.size),
-            Source::Growing { follower, .. } => follower.sized().await,
-            Source::Passing(passing) => passing
-                .total
-                .ok_or(PullError::Internal("the size of a blob that only passes is not known")),
+            Source::Growing(follower) => follower.sized().await,
         }
-    }
-
-    /// Whether every run of bytes costs a transfer.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, Source::Passing(_))
     }
 
     /// The bytes from `start` to `end`; to the end of the blob when `end` is `None`.
@@ -52,7 +37,6 @@ impl Source {
             digest,
             at: start,
             end,
-            passing: None,
         }
     }
 }
@@ -63,7 +47,6 @@ pub struct Body {
     digest: Digest,
     at: u64,
     end: Option<u64>,
-    passing: Option<Box<Stream>>,
 }
 
 impl Body {
@@ -71,15 +54,7 @@ impl Body {
     pub async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
         let (file, upto) = match &mut self.source {
             Source::Held(held) => (held.file.clone(), self.end.unwrap_or(held.size).min(held.size)),
-            Source::Growing { follower, otherwise } => match follower.readable(self.at, self.end).await {
-                Err(error) if error.is_disk() => {
-                    tracing::warn!(digest = %self.digest, at = self.at, %error, "going on without the disk");
-                    self.source = Source::Passing(otherwise.clone());
-                    return self.pass().await;
-                }
-                readable => readable?,
-            },
-            Source::Passing(_) => return self.pass().await,
+            Source::Growing(follower) => follower.readable(self.at, self.end).await?,
         };
         let want = usize::try_from(upto.saturating_sub(self.at))
             .unwrap_or(CHUNK_BYTES)
@@ -95,16 +70,6 @@ impl Body {
         }
         self.at += bytes.len() as u64;
         Ok(Some(bytes))
-    }
-
-    async fn pass(&mut self) -> Result<Option<Bytes>, PullError> {
-        let Source::Passing(passing) = &self.source else {
-            return Err(PullError::Internal("this blob does not pass"));
-        };
-        let stream = self.passing.get_or_insert_with(|| Box::new(passing.stream()));
-        let bytes = stream.next(self.at, self.end).await?;
-        self.at += bytes.as_ref().map_or(0, |b| b.len() as u64);
-        Ok(bytes)
     }
 }
 

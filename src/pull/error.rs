@@ -48,11 +48,6 @@ impl PullError {
         matches!(self, PullError::Upstream(error) if error.is_definite())
     }
 
-    /// Our own disk failed: the bytes can be had all the same (L5).
-    pub fn is_disk(&self) -> bool {
-        matches!(self, PullError::Store(error) if !matches!(error, StoreError::Mismatch(_)))
-    }
-
     /// An upstream that is unwell, for whatever else it would be asked. A document that is refused, or a disk of ours
     /// that fails, says nothing about it.
     pub fn is_trouble(&self) -> bool {

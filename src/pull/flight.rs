@@ -68,7 +68,7 @@ impl Timing {
         total.is_some_and(|total| total.saturating_sub(written) <= self.finish_bytes || written >= total / 2)
     }
 
-    pub fn pause(&self, failures: u32) -> Duration {
+    fn pause(&self, failures: u32) -> Duration {
         let full = self
             .backoff
             .saturating_mul(1 << failures.min(10))
@@ -263,10 +263,6 @@ impl Flights {
             tasks,
             stop,
         }
-    }
-
-    pub fn timing(&self) -> &Arc<Timing> {
-        &self.timing
     }
 
     /// Transfers under way.

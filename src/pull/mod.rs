@@ -1,6 +1,6 @@
 //! The pull-through service: what is held is served, what is not is fetched, once.
 //!
-//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question; `passing` is what is left of a pull without a disk; `flight` is one
+//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question; `flight` is one
 //! transfer per digest and `single` one question at a time; `freshness` decides about time, without I/O;
 //! `outcome` says how it went.
 
@@ -13,7 +13,6 @@ mod lists;
 mod manifest;
 mod names;
 mod outcome;
-mod passing;
 mod single;
 
 use std::collections::HashMap;

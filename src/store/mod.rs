@@ -24,7 +24,7 @@ use bytes::Bytes;
 
 pub use error::{Mismatch, StoreError};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
-pub use writer::{Writer, settle, verify};
+pub use writer::{Writer, verify};
 
 use crate::config;
 use crate::oci::{Algorithm, Digest};

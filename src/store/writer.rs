@@ -201,11 +201,6 @@ pub fn verify(digest: &Digest, bytes: &[u8]) -> Result<(), StoreError> {
     compare(*digest, hasher, bytes.len() as u64)
 }
 
-/// The same of bytes that went by: `hasher` has seen all `bytes` of them.
-pub fn settle(digest: &Digest, hasher: Hasher, bytes: u64) -> Result<(), StoreError> {
-    compare(*digest, hasher, bytes)
-}
-
 fn compare(expected: Digest, hasher: Hasher, bytes: u64) -> Result<(), StoreError> {
     let found = hasher.finish();
     if found == expected {

@@ -87,10 +87,6 @@ fn by_range(source: Source, digest: &Digest, wanted: Wanted, total: u64) -> Resp
         response
     };
     match wanted {
-        // Every part would cost a transfer of its own; a client takes the whole as well (R-C67).
-        Wanted::Many(_) if source.is_passing() => {
-            whole(stream_of(source.body(*digest, 0, Some(total))), digest, Some(total))
-        }
         Wanted::Whole => whole(stream_of(source.body(*digest, 0, Some(total))), digest, Some(total)),
         Wanted::One(Range { start, end }) => {
             let place = format!("bytes {start}-{}/{total}", end - 1);
