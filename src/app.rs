@@ -67,11 +67,18 @@ pub async fn start_with(config: Config, timing: Timing) -> Result<Running, Start
     let registry = server::bind(&config.server.listen).await?;
     let admin = server::bind(&config.admin.listen).await?;
     let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
-    let cache = config.cache.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open(&cache))
+    let at = config.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open(&at))
         .await
         .map_err(|_| StartError::Task)??;
     let clients = Clients::new(&config)?;
+    // Behind the first hits: a million files take seconds to look at.
+    let walked = store.clone();
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = walked.reconcile() {
+            tracing::error!(%error, "the cache folder could not be compared with the index");
+        }
+    });
     let (stop, cut, transfers) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let pull = Pull::new(&config, store, clients, timing, transfers.clone(), cut.clone())
         .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
@@ -177,6 +184,14 @@ fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
                 },
             ),
         ];
+        if let Some(trouble) = pull.store().trouble() {
+            // Not a reason to send requests elsewhere: pulls work, they are just not kept.
+            checks.push((
+                "disk".to_owned(),
+                true,
+                format!("passing through, not keeping: {trouble}"),
+            ));
+        }
         for (upstream, left) in pull.paused() {
             checks.push((
                 format!("upstream {upstream}"),
@@ -197,6 +212,8 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_cache_used_bytes").set(usage.used_bytes as f64);
         ::metrics::gauge!("larder_cache_max_bytes").set(usage.max_bytes as f64);
         ::metrics::gauge!("larder_cache_blobs").set(usage.blobs as f64);
+        ::metrics::gauge!("larder_cache_staged_bytes").set(usage.staged_bytes as f64);
+        ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         handle.upkeep();
         tokio::select! {

@@ -14,7 +14,8 @@
 //! | [`pull`] | the pull-through service | oci config telemetry store upstream |
 //! | [`http`] | listeners, routes, status codes | oci config telemetry pull, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
-//! | [`cli`] | from the command line to the floors below | config app telemetry |
+//! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
+//! | [`cli`] | from the command line to the floors below | config app demo telemetry |
 //!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
 //! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
@@ -31,12 +32,15 @@
 //! - **Blob, hot**: link check and size from memory → open file → range → body.
 //! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target
 //!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again.
+//! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations
+//!   (`demo::tour`) that pull over HTTP (`demo::client`), measure on both sides and check each claim.
 //! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle.
 
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod http;
 pub mod oci;
 pub mod pull;

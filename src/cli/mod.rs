@@ -3,6 +3,7 @@
 //! Here are what all commands share: `--config`, the exit status and writing to standard output.
 
 mod check_config;
+mod demo;
 mod serve;
 
 use std::ffi::OsString;
@@ -50,6 +51,8 @@ enum Command {
     Serve,
     /// Say what the configuration means, or what is wrong with it
     CheckConfig(check_config::Args),
+    /// Show what Larder does, without the internet: a tour with an upstream on this machine
+    Demo(demo::Args),
 }
 
 /// Runs the command that `args` ask for; the first of them is the program's name.
@@ -67,10 +70,15 @@ where
             return if wrong { Exit::Usage } else { Exit::Done };
         }
     };
-    let config = Config::load(cli.config.as_deref(), &Environment::of_process());
+    let config = || Config::load(cli.config.as_deref(), &Environment::of_process());
     match cli.command {
-        Command::Serve => serve::run(config),
-        Command::CheckConfig(args) => check_config::run(&args, config),
+        Command::Serve => serve::run(config()),
+        Command::CheckConfig(args) => check_config::run(&args, config()),
+        Command::Demo(_) if cli.config.is_some() => {
+            complain("the tour has a configuration of its own: leave out --config");
+            Exit::Usage
+        }
+        Command::Demo(args) => demo::run(&args),
     }
 }
 

@@ -78,7 +78,8 @@ fn describe(config: &Config) -> String {
     text
 }
 
-async fn stop_signal() -> &'static str {
+/// Which signal asks for the end.
+pub(super) async fn stop_signal() -> &'static str {
     let terminate = async {
         match signal(SignalKind::terminate()) {
             Ok(mut signal) => {

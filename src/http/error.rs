@@ -186,7 +186,9 @@ impl ApiError {
             }
             PullError::Store(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
                 .detail("the proxy's own disk failed: its log has the details"),
-            PullError::Internal(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown),
+            PullError::LeftBehind | PullError::Internal(_) => {
+                plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
+            }
         }
     }
 

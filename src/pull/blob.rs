@@ -107,10 +107,10 @@ impl Pull {
             };
             match follower.decided().await {
                 Ok(state) => {
-                    let outcome = if follower.joined {
-                        Outcome::Collapsed
-                    } else {
-                        Outcome::Stored
+                    let outcome = match follower.joined {
+                        true => Outcome::Collapsed,
+                        false if state.window.is_some() => Outcome::Passed,
+                        false => Outcome::Stored,
                     };
                     return Ok(Some(OpenBlob {
                         source: Source::Growing(follower),

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::error::PullError;
-use super::flight::Follower;
+use super::flight::{Follower, Run};
 use crate::oci::Digest;
 use crate::store::Held;
 
@@ -52,8 +52,11 @@ pub struct Body {
 impl Body {
     /// The next bytes, at most 256 KiB; `None` at the end. An error ends the response short (L2).
     pub async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
-        let (file, upto) = match &mut self.source {
-            Source::Held(held) => (held.file.clone(), self.end.unwrap_or(held.size).min(held.size)),
+        let (run, upto) = match &mut self.source {
+            Source::Held(held) => (
+                Run::File(held.file.clone()),
+                self.end.unwrap_or(held.size).min(held.size),
+            ),
             Source::Growing(follower) => follower.readable(self.at, self.end).await?,
         };
         let want = usize::try_from(upto.saturating_sub(self.at))
@@ -62,7 +65,10 @@ impl Body {
         if want == 0 {
             return Ok(None);
         }
-        let bytes = read_at(file, self.at, want).await?;
+        let bytes = match run {
+            Run::File(file) => read_at(file, self.at, want).await?,
+            Run::Window(window) => window.read(self.at, want).ok_or(PullError::LeftBehind)?,
+        };
         if bytes.is_empty() {
             // Somebody cut the file behind our back. The digest is named, so that it can be looked for.
             tracing::error!(digest = %self.digest, at = self.at, "a blob's file ends early");

@@ -37,6 +37,9 @@ pub enum PullError {
     /// The upstream's bytes contradict themselves or what is known of them.
     #[error("{upstream} sent something wrong: {what}")]
     Upset { upstream: String, what: String },
+    /// The blob passes through memory, and this reader stood still for too long.
+    #[error("the blob passed by while its reader stood still")]
+    LeftBehind,
     /// A task of ours ended without a result.
     #[error("an internal task ended early: {0}")]
     Internal(&'static str),
@@ -66,6 +69,7 @@ impl PullError {
             PullError::Store(_) => "store",
             PullError::Manifest { .. } => "bad-manifest",
             PullError::Upset { .. } => "bad-bytes",
+            PullError::LeftBehind => "left-behind",
             PullError::Internal(_) => "internal",
         }
     }

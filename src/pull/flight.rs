@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::error::PullError;
+use super::sink::{Passage, Positions, Sink, Window};
 use crate::oci::{Digest, Repository, media_type};
 use crate::store::{Store, StoreError, Writer};
 use crate::upstream::{BlobStream, Client, ErrorKind, UpstreamError};
@@ -97,6 +98,8 @@ pub struct State {
     /// Bytes of the whole blob, once known.
     pub total: Option<u64>,
     pub file: Option<Arc<File>>,
+    /// Set when the bytes pass through memory: from its base on they are there, not in the file.
+    pub window: Option<Arc<Window>>,
     /// Something about the answer is odd (a web page, an unexpected size): nothing goes out before the verdict.
     pub doubtful: bool,
 }
@@ -128,6 +131,7 @@ pub struct Flight {
     /// Followers; when the last leaves, `left` tells the transfer.
     followers: AtomicUsize,
     left: Notify,
+    positions: Positions,
     /// The repository that began it.
     began: Arc<str>,
     /// Repositories, beside that one, that have shown that they hold the digest.
@@ -144,9 +148,16 @@ pub enum Place {
     Foreign,
 }
 
+/// Where a run of bytes is.
+pub enum Run {
+    File(Arc<File>),
+    Window(Arc<Window>),
+}
+
 /// A place among a flight's followers.
 pub struct Follower {
     flight: Arc<Flight>,
+    id: u64,
     state: watch::Receiver<State>,
     /// Whether somebody else began the transfer.
     pub joined: bool,
@@ -154,6 +165,7 @@ pub struct Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
+        self.flight.positions.leave(self.id);
         if self.flight.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.flight.left.notify_one();
         }
@@ -183,15 +195,20 @@ impl Follower {
         state.total.ok_or(PullError::Internal("a verified blob without a size"))
     }
 
-    /// Waits until bytes from `at` may be sent in a response that ends at `end`; gives the file and up to where.
+    /// Waits until bytes from `at` may be sent in a response that ends at `end`; gives where they are and up to where.
     /// `at` itself means that there are no more.
-    pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Arc<File>, u64), PullError> {
+    pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Run, u64), PullError> {
+        self.flight.positions.advance(self.id, at);
         let state = self
             .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
             .await?;
         let upto = state.released(end).max(at);
-        let file = state.file.ok_or(PullError::Internal("a transfer without a file"))?;
-        Ok((file, upto))
+        match (state.window, state.file) {
+            (Some(window), _) if window.covers(at) => Ok((Run::Window(window), upto)),
+            (Some(window), Some(file)) => Ok((Run::File(file), upto.min(window.base()))),
+            (None, Some(file)) => Ok((Run::File(file), upto)),
+            (_, None) => Err(PullError::Internal("a transfer without a file")),
+        }
     }
 
     async fn wait_for(&mut self, done: impl Fn(&State) -> bool) -> Result<State, PullError> {
@@ -212,6 +229,7 @@ impl Flight {
     fn follow(self: &Arc<Flight>, joined: bool) -> Follower {
         self.followers.fetch_add(1, Ordering::AcqRel);
         Follower {
+            id: self.positions.enter(),
             flight: self.clone(),
             state: self.state.subscribe(),
             joined,
@@ -224,7 +242,21 @@ impl Flight {
 
     fn worth_finishing(&self, timing: &Timing) -> bool {
         let state = self.state.borrow();
-        timing.worth_finishing(state.written, state.total)
+        // What passes through is for those who read it.
+        state.window.is_none() && timing.worth_finishing(state.written, state.total)
+    }
+
+    fn is_passing(&self) -> bool {
+        self.state.borrow().window.is_some()
+    }
+
+    /// Whether a follower that comes now can still get everything.
+    fn has_all(&self) -> bool {
+        self.state
+            .borrow()
+            .window
+            .as_ref()
+            .is_none_or(|window| window.is_whole())
     }
 
     /// Whether nobody follows it, and policy says that it is not to be finished for its own sake.
@@ -282,9 +314,13 @@ impl Flights {
                 if !shown && !also.contains(&order.key) {
                     return Place::Foreign;
                 }
-                also.insert(order.key);
+                also.insert(order.key.clone());
             }
-            return Place::Among(flight.follow(true));
+            let follower = flight.follow(true);
+            if flight.has_all() {
+                return Place::Among(follower);
+            }
+            // Its first bytes have passed through and are kept nowhere: another transfer takes its line in the list.
         }
         // A transfer leaves the list after it has been admitted.
         if self.store.size(&order.digest).is_some() {
@@ -295,6 +331,7 @@ impl Flights {
             written: 0,
             total: None,
             file: None,
+            window: None,
             doubtful: false,
         };
         let flight = Arc::new(Flight {
@@ -302,6 +339,7 @@ impl Flights {
             state: watch::Sender::new(state),
             followers: AtomicUsize::new(0),
             left: Notify::new(),
+            positions: Positions::default(),
             began: order.key.clone(),
             also: Mutex::default(),
         });
@@ -360,7 +398,9 @@ impl Entry {
                     // That cannot change for the worse: it only gets closer to its end.
                     return std::future::pending().await;
                 }
-                tokio::time::sleep(timing.grace).await;
+                if !flight.is_passing() {
+                    tokio::time::sleep(timing.grace).await;
+                }
                 if self.remove_if(|flight| flight.is_abandoned(timing)) {
                     return;
                 }
@@ -412,7 +452,7 @@ impl Transfer {
             }
             () = stop.cancelled() => return,
         };
-        let (writer, total) = match outcome {
+        let (sink, total) = match outcome {
             Ok(done) => done,
             Err(error) => {
                 tracing::warn!(digest = %flight.digest, repository = %self.order.key, %error, "transfer failed");
@@ -430,48 +470,52 @@ impl Transfer {
             state.total = Some(total);
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
+        let Sink::Disk(writer) = sink else {
+            tracing::info!(digest = %flight.digest, total, "passed through, not kept: there is no room for it");
+            return;
+        };
         let key = self.order.key.clone();
-        match blocking(move || writer.commit(&key, None)).await {
-            Ok(true) => {
+        match blocking(move || writer.commit(&key)).await {
+            Ok(()) => {
                 let also = std::mem::take(&mut *flight.also.lock().unwrap_or_else(PoisonError::into_inner));
                 for repository in also {
                     self.store.link(&repository, &flight.digest);
                 }
             }
-            Ok(false) => {
-                tracing::info!(digest = %flight.digest, total, "larger than the cache: passed through, not kept")
-            }
             Err(error) => tracing::error!(digest = %flight.digest, %error, "served but not kept"),
         }
     }
 
-    /// Stages the whole blob and verifies it. Gives the writer, ready to commit, and the size.
-    async fn fetch(&mut self) -> Result<(Writer, u64), PullError> {
-        let mut writer = self.stage().await?;
-        let mut resumed = !writer.is_empty();
-        if !(resumed && writer.is_whole() && self.is_upstream(&writer).await?) {
-            writer = self.gather(writer).await?;
+    /// Gets the whole blob and verifies it. Gives where it is, and the size.
+    async fn fetch(&mut self) -> Result<(Sink, u64), PullError> {
+        let mut sink = self.stage().await?;
+        let mut resumed = sink.len() > 0;
+        if !self.is_whole_already(&sink).await? {
+            sink = self.gather(sink).await?;
         }
         loop {
             let verdict;
-            (writer, verdict) = blocking(move || {
-                let verdict = writer.verify();
-                Ok((writer, verdict))
-            })
-            .await?;
+            (sink, verdict) = verify(sink).await?;
             match verdict {
                 Ok(()) => break,
                 // What an earlier transfer left was spoilt. As long as nobody has seen a byte, nobody need know.
                 Err(error) if resumed && !self.streaming => {
                     tracing::warn!(%error, "what was staged earlier is spoilt: fetched anew");
                     resumed = false;
-                    writer = self.gather(restart(writer).await?).await?;
+                    sink = self.gather(self.restart(sink).await?).await?;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        let total = writer.len();
-        Ok((writer, total))
+        let total = sink.len();
+        Ok((sink, total))
+    }
+
+    async fn is_whole_already(&mut self, sink: &Sink) -> Result<bool, PullError> {
+        match sink {
+            Sink::Disk(writer) if !writer.is_empty() && writer.is_whole() => self.is_upstream(writer).await,
+            _ => Ok(false),
+        }
     }
 
     /// Whether the upstream holds for this repository what is staged whole already: then no byte has to cross
@@ -505,19 +549,19 @@ impl Transfer {
     }
 
     /// Stages until everything is there, going on where it broke off (L4).
-    async fn gather(&mut self, mut writer: Writer) -> Result<Writer, PullError> {
+    async fn gather(&mut self, mut sink: Sink) -> Result<Sink, PullError> {
         let digest = self.order.digest;
         let mut failures = 0;
         loop {
-            let before = writer.len();
+            let before = sink.len();
             let poured;
-            (writer, poured) = self.attempt(writer).await?;
+            (sink, poured) = self.attempt(sink).await?;
             let error = match poured {
-                Poured::Complete => return Ok(writer),
+                Poured::Complete => return Ok(sink),
                 Poured::Fatal(error) => return Err(error),
                 Poured::Broken(error) => error,
             };
-            let progress = writer.len() > before;
+            let progress = sink.len() > before;
             if progress {
                 failures = 0;
             }
@@ -534,7 +578,7 @@ impl Transfer {
                 }) => *retry_after,
                 _ => self.timing.pause(failures),
             };
-            tracing::info!(%digest, at = writer.len(), failures, pause_ms = pause.as_millis() as u64, %error, "transfer broke off: going on from there");
+            tracing::info!(%digest, at = sink.len(), failures, pause_ms = pause.as_millis() as u64, %error, "transfer broke off: going on from there");
             metrics::counter!("larder_transfers_resumed_total", "upstream" => self.order.client.name().to_string())
                 .increment(1);
             tokio::time::sleep(pause).await;
@@ -542,101 +586,127 @@ impl Transfer {
     }
 
     /// A transfer that was stopped a moment ago may still be putting down its last batch.
-    async fn stage(&self) -> Result<Writer, PullError> {
+    async fn stage(&self) -> Result<Sink, PullError> {
         for _ in 0..250 {
-            let (store, digest) = (self.store.clone(), self.order.digest);
-            match blocking(move || store.stage(&digest)).await {
+            let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
+            match blocking(move || store.stage(&key, &digest)).await {
+                Ok(writer) => return Ok(Sink::Disk(writer)),
+                // Still there after all: an earlier transfer that passes through holds the place.
                 Err(PullError::Store(StoreError::Busy(_))) => tokio::time::sleep(Duration::from_millis(20)).await,
-                other => return other,
+                Err(PullError::Store(error)) => {
+                    self.store.note_trouble(&error);
+                    break;
+                }
+                Err(error) => return Err(error),
             }
         }
-        Err(StoreError::Busy(Box::new(self.order.digest)).into())
+        Ok(Sink::memory(self.order.digest))
     }
 
-    /// Asks the upstream once, from where the writer stands.
-    async fn attempt(&mut self, writer: Writer) -> Result<(Writer, Poured), PullError> {
-        let offset = writer.len();
-        let answer = self
-            .order
-            .client
-            .get_blob(&self.order.repository, &self.order.digest, offset)
-            .await;
-        let stream = match answer {
-            Ok(stream) => stream,
-            // What an earlier run staged may be all there is, or not be wanted any more (416): begin anew.
-            Err(error) if offset > 0 && !self.streaming && matches!(error.kind, ErrorKind::Protocol(_)) => {
-                let writer = restart(writer).await?;
-                let answer = self
-                    .order
-                    .client
-                    .get_blob(&self.order.repository, &self.order.digest, 0)
-                    .await;
-                return match answer {
-                    Ok(stream) => self.pour(writer, stream).await,
-                    Err(error) => Ok((writer, judge(error, self.streaming))),
-                };
+    /// The same blob, from byte 0. Only while nobody has seen a byte.
+    async fn restart(&self, sink: Sink) -> Result<Sink, PullError> {
+        if let Sink::Disk(mut writer) = sink {
+            let again = blocking(move || Ok(writer.restart().map(|()| writer))).await?;
+            if let Ok(writer) = again {
+                return Ok(Sink::Disk(writer));
             }
-            Err(error) => return Ok((writer, judge(error, self.streaming))),
-        };
-        self.pour(writer, stream).await
+        }
+        Ok(Sink::memory(self.order.digest))
     }
 
-    /// Stages what comes. Network and disk work side by side: while one batch is written, the next one gathers.
-    async fn pour(&mut self, mut writer: Writer, mut stream: BlobStream) -> Result<(Writer, Poured), PullError> {
-        let offset = writer.len();
+    /// Asks the upstream once, from where the sink stands.
+    async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
+        let Order {
+            client,
+            repository,
+            digest,
+            ..
+        } = self.order.clone();
+        let offset = sink.len();
+        let mut answer = client.get_blob(&repository, &digest, offset).await;
+        // What an earlier run staged may be all there is, or not be wanted any more (416): begin anew.
+        let spoilt = matches!(&answer, Err(error) if matches!(error.kind, ErrorKind::Protocol(_)));
+        if spoilt && offset > 0 && !self.streaming {
+            sink = self.restart(sink).await?;
+            answer = client.get_blob(&repository, &digest, 0).await;
+        }
+        match answer {
+            Ok(stream) => self.pour(sink, stream).await,
+            Err(error) => Ok((sink, judge(error, self.streaming))),
+        }
+    }
+
+    /// Takes in one answer of the upstream.
+    async fn pour(&mut self, mut sink: Sink, stream: BlobStream) -> Result<(Sink, Poured), PullError> {
         let total = stream.total.or(self.flight.state.borrow().total);
         if let Some(absurd) = total.filter(|total| *total > MAX_BLOB_BYTES) {
-            return Ok((writer, Poured::Fatal(self.upset(format!("a blob of {absurd} bytes")))));
+            return Ok((sink, Poured::Fatal(self.upset(format!("a blob of {absurd} bytes")))));
         }
-        if let Some(problem) = self.check_total(offset, total, &stream) {
+        if let Some(problem) = self.check_total(sink.len(), total, &stream) {
             if self.streaming {
-                return Ok((writer, Poured::Fatal(problem)));
+                return Ok((sink, Poured::Fatal(problem)));
             }
-            writer = restart(writer).await?;
+            sink = self.restart(sink).await?;
             if stream.start != 0 {
-                return Ok((writer, Poured::Fatal(problem)));
+                return Ok((sink, Poured::Fatal(problem)));
             }
         }
-        // R-U25: an upstream that ignored the Range sends what is staged already once more.
-        let mut skip = writer.len() - stream.start.min(writer.len());
-        if let Some(total) = total.or(self.order.hint) {
-            writer = blocking(move || {
-                writer.reserve(total);
-                Ok(writer)
-            })
-            .await?;
-        }
+        // R-U25: an upstream that ignored the Range sends what is there already once more.
+        let skip = sink.len() - stream.start.min(sink.len());
+        sink = match (sink, total.or(self.order.hint)) {
+            (Sink::Disk(writer), Some(total)) => self.reserve(writer, total).await?,
+            (sink, _) => sink,
+        };
         let odd = stream.content_type.as_deref().is_some_and(media_type::is_web_page)
             || self.order.hint.zip(total).is_some_and(|(hint, total)| hint != total);
-        let (file, written) = (writer.file(), writer.len());
         self.flight.tell(|state| {
             state.phase = Phase::Streaming;
             state.total = total;
-            state.file = Some(file);
-            state.written = written;
+            state.file = sink.file();
+            state.window = sink.window();
+            state.written = sink.len();
             state.doubtful |= odd;
         });
         self.streaming = self.flight.state.borrow().is_decided();
+        let mut intake = Intake {
+            stream,
+            skip,
+            end: None,
+        };
+        let poured = match sink {
+            Sink::Disk(writer) => self.pour_to_disk(writer, &mut intake, total).await?,
+            Sink::Memory(passage) => (Sink::Memory(passage), Poured::Complete),
+        };
+        match poured {
+            (Sink::Memory(passage), Poured::Complete) => self.pour_through(passage, &mut intake, total).await,
+            other => Ok(other),
+        }
+    }
+
+    /// Stages what comes. Network and disk work side by side: while one batch is written, the next one gathers. Gives a
+    /// passage, with `Complete`, when the disk gives up and the rest has to go through memory.
+    async fn pour_to_disk(
+        &self,
+        writer: Writer,
+        intake: &mut Intake,
+        total: Option<u64>,
+    ) -> Result<(Sink, Poured), PullError> {
         let mut queue = Queue::default();
         let mut writing: Option<Batch> = None;
         let mut idle = Some(writer);
-        let mut end: Option<Result<(), UpstreamError>> = None;
         loop {
             if !queue.pieces.is_empty() {
                 if let Some(writer) = idle.take() {
                     writing = Some(append(writer, queue.take()));
                 }
-            } else if let Some(ended) = end.take_if(|_| idle.is_some())
+            } else if let Some(ended) = intake.end.take_if(|_| idle.is_some())
                 && let Some(writer) = idle.take()
             {
-                return Ok((writer, self.close(total, ended)));
+                let verdict = self.close(total, ended);
+                return Ok((Sink::Disk(writer), verdict));
             }
             tokio::select! {
-                piece = stream.next(), if end.is_none() && queue.bytes < QUEUE_BYTES => match piece {
-                    Ok(Some(piece)) => queue.push(skip_front(piece, &mut skip)),
-                    Ok(None) => end = Some(Ok(())),
-                    Err(error) => end = Some(Err(error)),
-                },
+                () = intake.next_into(&mut queue), if intake.end.is_none() && queue.bytes < QUEUE_BYTES => {}
                 done = async {
                     match writing.as_mut() {
                         Some(batch) => batch.await,
@@ -644,17 +714,79 @@ impl Transfer {
                     }
                 } => {
                     writing = None;
-                    let (writer, appended) = done.map_err(|_| PullError::Internal("a write was dropped"))?;
-                    let written = appended?;
-                    if total.is_some_and(|total| written > total) {
-                        let what = format!("more bytes than the {} announced", total.unwrap_or_default());
-                        return Ok((writer, Poured::Fatal(self.upset(what))));
+                    let (writer, pieces, appended) = done.map_err(|_| PullError::Internal("a write was dropped"))?;
+                    match appended {
+                        Ok(written) if total.is_some_and(|total| written > total) => {
+                            return Ok((Sink::Disk(writer), Poured::Fatal(self.too_much(total))));
+                        }
+                        Ok(written) => {
+                            self.flight.tell(|state| state.written = written);
+                            idle = Some(writer);
+                        }
+                        Err(error) => {
+                            let Sink::Memory(mut passage) = self.give_up_disk(writer, &error) else {
+                                return Err(error.into());
+                            };
+                            self.flight.tell(|state| state.window = Some(passage.window.clone()));
+                            for piece in pieces.into_iter().chain(queue.take()) {
+                                self.pass(&mut passage, &piece).await;
+                            }
+                            return Ok((Sink::Memory(passage), Poured::Complete));
+                        }
                     }
-                    self.flight.tell(|state| state.written = written);
-                    idle = Some(writer);
                 }
             }
         }
+    }
+
+    /// Passes what comes through memory: at the pace of the slowest follower, up to a point.
+    async fn pour_through(
+        &self,
+        mut passage: Passage,
+        intake: &mut Intake,
+        total: Option<u64>,
+    ) -> Result<(Sink, Poured), PullError> {
+        let mut queue = Queue::default();
+        loop {
+            for piece in queue.take() {
+                self.pass(&mut passage, &piece).await;
+            }
+            if total.is_some_and(|total| passage.hashing.len() > total) {
+                return Ok((Sink::Memory(passage), Poured::Fatal(self.too_much(total))));
+            }
+            if let Some(ended) = intake.end.take() {
+                let verdict = self.close(total, ended);
+                return Ok((Sink::Memory(passage), verdict));
+            }
+            intake.next_into(&mut queue).await;
+        }
+    }
+
+    async fn pass(&self, passage: &mut Passage, piece: &Bytes) {
+        passage.pass(piece, &self.flight.positions, self.timing.grace).await;
+        self.flight.tell(|state| state.written = passage.hashing.len());
+    }
+
+    async fn reserve(&self, mut writer: Writer, total: u64) -> Result<Sink, PullError> {
+        let (writer, reserved) = blocking(move || {
+            let reserved = writer.reserve(total);
+            Ok((writer, reserved))
+        })
+        .await?;
+        Ok(match reserved {
+            Ok(()) => Sink::Disk(writer),
+            Err(error) => self.give_up_disk(writer, &error),
+        })
+    }
+
+    fn give_up_disk(&self, writer: Writer, error: &StoreError) -> Sink {
+        tracing::debug!(digest = %self.order.digest, at = writer.len(), %error, "passing through memory");
+        metrics::counter!("larder_transfers_passed_through_total").increment(1);
+        Sink::Memory(Sink::detach(writer))
+    }
+
+    fn too_much(&self, total: Option<u64>) -> PullError {
+        self.upset(format!("more bytes than the {} announced", total.unwrap_or_default()))
     }
 
     /// Whether what is staged and what the upstream announces can be the same blob.
@@ -708,13 +840,49 @@ fn judge(error: UpstreamError, streaming: bool) -> Poured {
     }
 }
 
-type Batch = JoinHandle<(Writer, Result<u64, StoreError>)>;
+/// One answer of the upstream, as it comes.
+struct Intake {
+    stream: BlobStream,
+    /// Bytes at its front that are there already.
+    skip: u64,
+    end: Option<Result<(), UpstreamError>>,
+}
+
+impl Intake {
+    /// Waits for the next piece or the end. May be dropped and taken up again.
+    async fn next_into(&mut self, queue: &mut Queue) {
+        match self.stream.next().await {
+            Ok(Some(piece)) => queue.push(skip_front(piece, &mut self.skip)),
+            Ok(None) => self.end = Some(Ok(())),
+            Err(error) => self.end = Some(Err(error)),
+        }
+    }
+}
+
+/// The pieces come back with the writer: what the disk does not take goes elsewhere.
+type Batch = JoinHandle<(Writer, Vec<Bytes>, Result<u64, StoreError>)>;
 
 fn append(mut writer: Writer, pieces: Vec<Bytes>) -> Batch {
     tokio::task::spawn_blocking(move || {
         let appended = writer.append(&pieces);
-        (writer, appended)
+        (writer, pieces, appended)
     })
+}
+
+async fn verify(sink: Sink) -> Result<(Sink, Result<(), StoreError>), PullError> {
+    match sink {
+        Sink::Disk(mut writer) => {
+            blocking(move || {
+                let verdict = writer.verify();
+                Ok((Sink::Disk(writer), verdict))
+            })
+            .await
+        }
+        Sink::Memory(passage) => {
+            let verdict = passage.hashing.verify();
+            Ok((Sink::Memory(passage), verdict))
+        }
+    }
 }
 
 #[derive(Default)]
@@ -743,14 +911,6 @@ fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
     piece.split_off(cut)
 }
 
-async fn restart(mut writer: Writer) -> Result<Writer, PullError> {
-    blocking(move || {
-        writer.restart()?;
-        Ok(writer)
-    })
-    .await
-}
-
 /// Runs disk work off the async threads.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -771,6 +931,7 @@ mod tests {
             written,
             total,
             file: None,
+            window: None,
             doubtful: false,
         }
     }
@@ -845,7 +1006,7 @@ mod tests {
                 folder.path()
             ))
             .unwrap();
-            let store = Store::open(&config.cache).unwrap();
+            let store = Store::open(&config).unwrap();
             let clients = crate::upstream::Clients::new(&config).unwrap();
             let timing = Timing {
                 grace: Duration::from_millis(1),
@@ -885,7 +1046,7 @@ mod tests {
         let field = Field::new();
         let bytes = Bytes::from_static(b"held");
         let digest = Digest::sha256(&bytes);
-        field.store.put_manifest("a", &digest, "x/y", &bytes).unwrap();
+        field.store.put_manifest("a", &digest, "x/y", &[], &bytes).unwrap();
         assert!(matches!(field.join("a", digest, false), Place::Held));
         assert_eq!(field.flights.count(), 0);
     }

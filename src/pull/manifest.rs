@@ -465,9 +465,10 @@ impl Pull {
                 self.hints.insert((target.key.clone(), child.digest), size);
             }
         }
+        let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         let media_type: Arc<str> = manifest.media_type.as_str().into();
         let (store, key, kind) = (self.store.clone(), target.key.clone(), media_type.clone());
-        let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &body.bytes)).await;
+        let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &children, &body.bytes)).await;
         if let Err(error) = kept {
             // The bytes are right and in hand: a disk that cannot keep them is no reason to refuse them (L5).
             tracing::error!(%digest, %error, "served but not kept");

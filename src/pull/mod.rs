@@ -14,6 +14,7 @@ mod manifest;
 mod names;
 mod outcome;
 mod single;
+mod sink;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

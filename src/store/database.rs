@@ -5,6 +5,7 @@
 
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -22,10 +23,21 @@ pub(super) enum Table {
     Links,
     Tags,
     Lists,
+    /// `repository:tag` or `repository@digest` → digest.
+    Pins,
+    /// Odds and ends by name.
+    Meta,
 }
 
 impl Table {
-    const ALL: [Table; 4] = [Table::Blobs, Table::Links, Table::Tags, Table::Lists];
+    const ALL: [Table; 6] = [
+        Table::Blobs,
+        Table::Links,
+        Table::Tags,
+        Table::Lists,
+        Table::Pins,
+        Table::Meta,
+    ];
 
     fn definition(self) -> Definition {
         TableDefinition::new(match self {
@@ -33,6 +45,8 @@ impl Table {
             Table::Links => "links",
             Table::Tags => "tags",
             Table::Lists => "lists",
+            Table::Pins => "pins",
+            Table::Meta => "meta",
         })
     }
 }
@@ -51,6 +65,8 @@ pub(super) struct Database {
     path: PathBuf,
     redb: Arc<Redb>,
     queue: Sender<Message>,
+    /// Bytes of the file, as of the last transaction.
+    bytes: Arc<AtomicU64>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -70,19 +86,26 @@ impl Database {
         };
         let redb = Arc::new(redb);
         let (queue, messages) = mpsc::channel();
+        let bytes = Arc::new(AtomicU64::new(file_bytes(path)));
         let thread = {
-            let redb = redb.clone();
+            let (redb, bytes, file) = (redb.clone(), bytes.clone(), path.to_owned());
             std::thread::Builder::new()
                 .name("larder-index".to_owned())
-                .spawn(move || write_loop(&redb, &messages))
+                .spawn(move || write_loop(&redb, &messages, || bytes.store(file_bytes(&file), Ordering::Relaxed)))
                 .map_err(StoreError::io("start the writer thread of", path))?
         };
         Ok(Database {
             path: path.to_owned(),
             redb,
             queue,
+            bytes,
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// Bytes that the file takes on disk.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
     }
 
     /// Queues a transaction; returns at once.
@@ -101,6 +124,11 @@ impl Database {
     /// Queues a transaction and waits until it is on disk. Blocking.
     pub(super) fn write_durably(&self, ops: Vec<Op>) -> bool {
         self.write_noted(ops).recv().unwrap_or(false)
+    }
+
+    /// Waits until everything queued so far is on disk. Blocking.
+    pub(super) fn settle(&self) {
+        self.write_durably(Vec::new());
     }
 
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
@@ -187,7 +215,12 @@ fn index_error(path: &Path, source: redb::Error) -> StoreError {
     }
 }
 
-fn write_loop(redb: &Redb, messages: &Receiver<Message>) {
+fn file_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
+}
+
+fn write_loop(redb: &Redb, messages: &Receiver<Message>, written: impl Fn()) {
     let mut stop = false;
     while !stop {
         let Ok(first) = messages.recv() else { break };
@@ -203,6 +236,7 @@ fn write_loop(redb: &Redb, messages: &Receiver<Message>) {
             }
         }
         let outcome = if ops.is_empty() { Ok(()) } else { apply(redb, &ops) };
+        written();
         if let Err(error) = &outcome {
             // The blobs are on disk and found again at the next start; tags are asked for again.
             tracing::error!(%error, "the index could not be written");

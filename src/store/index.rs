@@ -1,7 +1,11 @@
-//! What is held, in memory: sizes, recency, links, and what must go when room is needed.
+//! What is held, in memory: sizes, recency, links, pins, and what must go when room is needed.
 //!
-//! A plain data structure without I/O; `database` writes down what it says. All operations are
-//! O(log n). Sizes are counted as the disk counts them: in blocks.
+//! A plain data structure without I/O; `database` writes down what it says. Every operation is O(log n) for
+//! each entry it touches. Sizes are counted as the disk counts them: in blocks.
+//!
+//! What goes first: transfers that nobody goes on with; then blobs, least recently used first, where a use of a
+//! manifest is a use of what it names, so that a layer shared by a live image outlives a dead image's own; then
+//! manifests, which are small and tell what the rest is for. What is pinned or being sent stays.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -9,27 +13,70 @@ use std::sync::Arc;
 use crate::oci::Digest;
 
 const BLOCK_BYTES: u64 = 4096;
+/// Manifests may fill this part of the used room before they stop outliving blobs.
+const MANIFEST_SHARE: u64 = 4;
 
 /// Bytes that a file of `size` bytes takes on disk.
 pub(super) fn on_disk(size: u64) -> u64 {
     size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES)
 }
 
+/// What a held digest is.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Blob,
+    /// With its media type and what it names.
+    Manifest {
+        media_type: Arc<str>,
+        children: Arc<[Digest]>,
+    },
+}
+
+impl Kind {
+    pub(super) fn media_type(&self) -> Option<&Arc<str>> {
+        match self {
+            Kind::Blob => None,
+            Kind::Manifest { media_type, .. } => Some(media_type),
+        }
+    }
+
+    pub(super) fn children(&self) -> Arc<[Digest]> {
+        match self {
+            Kind::Blob => Arc::default(),
+            Kind::Manifest { children, .. } => children.clone(),
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) size: u64,
-    /// Unix milliseconds of the last use that was written down; the true order is `order`.
+    /// Unix milliseconds of the last use that was written down; the true order is that of the ticks.
     pub(super) used_ms: u64,
-    /// Set for manifests.
-    pub(super) media_type: Option<Arc<str>>,
-    // Where it stands in `order`.
+    pub(super) kind: Kind,
+    shelf: usize,
     tick: u64,
+    /// Responses that are being sent from it.
+    leases: u32,
+}
+
+/// One upstream's part of the cache. The store knows only its name: a repository's key up to its first slash.
+#[derive(Default)]
+struct Shelf {
+    name: Arc<str>,
+    max_bytes: Option<u64>,
+    held_bytes: u64,
+    manifest_bytes: u64,
+    /// What may go, oldest first.
+    blobs: BTreeMap<u64, Digest>,
+    manifests: BTreeMap<u64, Digest>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Staged {
     bytes: u64,
     active: bool,
+    shelf: usize,
 }
 
 /// What has to be deleted from disk to make room.
@@ -39,26 +86,91 @@ pub(super) enum Victim {
     Blob(Digest),
 }
 
+/// Whose room is short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    All,
+    Shelf(usize),
+}
+
 #[derive(Default)]
 pub(super) struct Index {
-    blobs: HashMap<Digest, Entry>,
-    /// Least recently used first.
-    order: BTreeMap<u64, Digest>,
+    entries: HashMap<Digest, Entry>,
+    shelves: Vec<Shelf>,
+    shelf_ids: HashMap<Arc<str>, usize>,
     links: HashMap<Digest, BTreeSet<Arc<str>>>,
     repositories: BTreeMap<Arc<str>, usize>,
     staged: HashMap<Digest, Staged>,
-    held_bytes: u64,
     staged_bytes: u64,
+    held_bytes: u64,
+    /// Pinned by name: what each pin points at.
+    pins: BTreeMap<Arc<str>, Digest>,
+    /// How many pins reach a digest, held or not.
+    pinned: HashMap<Digest, u32>,
     next_tick: u64,
 }
 
 impl Index {
+    // --- shelves ------------------------------------------------------------------------------------
+
+    /// The shelf that a repository's content stands on.
+    pub(super) fn shelf(&mut self, repository: &str) -> usize {
+        let name = repository.split('/').next().unwrap_or(repository);
+        if let Some(id) = self.shelf_ids.get(name) {
+            return *id;
+        }
+        let name: Arc<str> = name.into();
+        self.shelves.push(Shelf {
+            name: name.clone(),
+            ..Shelf::default()
+        });
+        self.shelf_ids.insert(name, self.shelves.len() - 1);
+        self.shelves.len() - 1
+    }
+
+    pub(super) fn limit_shelf(&mut self, name: &str, max_bytes: u64) {
+        let id = self.shelf(name);
+        self.shelves[id].max_bytes = Some(max_bytes);
+    }
+
+    /// Bytes over the shelf's own limit, staged ones counted.
+    pub(super) fn over_limit(&self, shelf: usize) -> u64 {
+        let Some(shelf_ref) = self.shelves.get(shelf) else {
+            return 0;
+        };
+        let Some(max) = shelf_ref.max_bytes else { return 0 };
+        let staged: u64 = self.staged.values().filter(|s| s.shelf == shelf).map(|s| s.bytes).sum();
+        (shelf_ref.held_bytes + staged).saturating_sub(max)
+    }
+
+    pub(super) fn shelf_limit(&self, shelf: usize) -> Option<u64> {
+        self.shelves.get(shelf).and_then(|s| s.max_bytes)
+    }
+
+    /// Name and held bytes of every shelf.
+    pub(super) fn shelves(&self) -> Vec<(Arc<str>, u64, Option<u64>)> {
+        self.shelves
+            .iter()
+            .map(|s| (s.name.clone(), s.held_bytes, s.max_bytes))
+            .collect()
+    }
+
+    pub(super) fn shelf_name(&self, entry: &Entry) -> &str {
+        self.shelves.get(entry.shelf).map_or("", |shelf| &shelf.name)
+    }
+
+    // --- entries ------------------------------------------------------------------------------------
+
     pub(super) fn get(&self, digest: &Digest) -> Option<&Entry> {
-        self.blobs.get(digest)
+        self.entries.get(digest)
+    }
+
+    pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
+        self.entries.keys()
     }
 
     pub(super) fn count(&self) -> usize {
-        self.blobs.len()
+        self.entries.len()
     }
 
     /// Bytes on disk: held blobs, and staged or reserved ones.
@@ -66,53 +178,101 @@ impl Index {
         self.held_bytes.saturating_add(self.staged_bytes)
     }
 
-    /// Admits a blob at the young end, or tells it anew.
-    pub(super) fn insert(&mut self, digest: Digest, size: u64, used_ms: u64, media_type: Option<Arc<str>>) {
-        // A manifest that is also fetched as a blob stays a manifest.
-        let media_type = media_type.or_else(|| self.blobs.get(&digest).and_then(|e| e.media_type.clone()));
-        self.forget_entry(&digest);
+    pub(super) fn staged_bytes(&self) -> u64 {
+        self.staged_bytes
+    }
+
+    /// Admits a blob at the young end, or tells it anew. It stays on the shelf that had it first.
+    pub(super) fn insert(&mut self, digest: Digest, size: u64, used_ms: u64, kind: Kind, shelf: usize) {
+        let old = self.take_out(&digest);
+        let was_manifest = old.as_ref().is_some_and(|old| old.kind != Kind::Blob);
+        let (kind, shelf, leases) = match old {
+            // A manifest that is also fetched as a blob stays a manifest.
+            Some(old) if kind == Kind::Blob => (old.kind, old.shelf, old.leases),
+            Some(old) => (kind, old.shelf, old.leases),
+            None => (kind, shelf, 0),
+        };
         let tick = self.tick();
-        self.order.insert(tick, digest);
-        self.held_bytes += on_disk(size);
-        self.blobs.insert(
+        let children = kind.children();
+        self.count_bytes(shelf, &kind, size, true);
+        self.entries.insert(
             digest,
             Entry {
                 size,
                 used_ms,
-                media_type,
+                kind,
+                shelf,
                 tick,
+                leases,
             },
         );
+        self.enlist(&digest);
+        // A pin reaches through a manifest as soon as that is there.
+        if let Some(pins) = self.pinned.get(&digest).copied().filter(|_| !was_manifest) {
+            for child in children.iter() {
+                self.pin_tree(child, i64::from(pins));
+            }
+        }
     }
 
-    /// Moves a blob to the young end. Returns whether it is held.
+    /// Moves an entry to the young end, and with a manifest what it names. Returns whether it is held.
     pub(super) fn touch(&mut self, digest: &Digest) -> bool {
-        let tick = self.tick();
-        let Some(entry) = self.blobs.get_mut(digest) else {
+        let Some(entry) = self.entries.get(digest) else {
             return false;
         };
-        self.order.remove(&entry.tick);
-        entry.tick = tick;
-        self.order.insert(tick, *digest);
+        for child in entry.kind.children().iter() {
+            self.renew(child);
+        }
+        self.renew(digest);
         true
     }
 
     /// Notes that a use at `now_ms` is being written down.
     pub(super) fn set_used(&mut self, digest: &Digest, now_ms: u64) {
-        if let Some(entry) = self.blobs.get_mut(digest) {
+        if let Some(entry) = self.entries.get_mut(digest) {
             entry.used_ms = now_ms;
         }
     }
 
-    /// Takes a blob out; its links go with it. Returns the repositories it was linked to.
+    /// Takes an entry out; its links go with it. Returns the repositories it was linked to.
     pub(super) fn remove(&mut self, digest: &Digest) -> BTreeSet<Arc<str>> {
-        self.forget_entry(digest);
+        if let Some(old) = self.take_out(digest)
+            && let Some(pins) = self.pinned.get(digest).copied()
+        {
+            for child in old.kind.children().iter() {
+                self.pin_tree(child, -i64::from(pins));
+            }
+        }
         let repositories = self.links.remove(digest).unwrap_or_default();
         for repository in &repositories {
-            self.uncount(repository);
+            if let Some(count) = self.repositories.get_mut(repository) {
+                *count -= 1;
+                if *count == 0 {
+                    self.repositories.remove(repository);
+                }
+            }
         }
         repositories
     }
+
+    /// A response is being sent from it: it stays until [`Index::release`].
+    pub(super) fn lease(&mut self, digest: &Digest) -> bool {
+        self.delist(digest);
+        let Some(entry) = self.entries.get_mut(digest) else {
+            return false;
+        };
+        entry.leases += 1;
+        true
+    }
+
+    pub(super) fn release(&mut self, digest: &Digest) {
+        if let Some(entry) = self.entries.get_mut(digest) {
+            entry.leases = entry.leases.saturating_sub(1);
+            self.enlist(digest);
+        }
+    }
+
+    // --- links --------------------------------------------------------------------------------------
 
     /// Notes that `repository` has shown that it holds `digest` (L8). Returns whether that is news.
     pub(super) fn link(&mut self, repository: &Arc<str>, digest: &Digest) -> bool {
@@ -127,6 +287,25 @@ impl Index {
         self.links.get(digest).is_some_and(|set| set.contains(repository))
     }
 
+    /// Whether any repository but `repository` is linked to it.
+    pub(super) fn linked_elsewhere(&self, repository: &str, digest: &Digest) -> bool {
+        self.links
+            .get(digest)
+            .is_some_and(|set| set.iter().any(|r| **r != *repository))
+    }
+
+    /// Takes one repository's link away. Returns whether there was one.
+    pub(super) fn unlink(&mut self, repository: &str, digest: &Digest) -> bool {
+        let gone = self.links.get_mut(digest).is_some_and(|set| set.remove(repository));
+        if gone && let Some(count) = self.repositories.get_mut(repository) {
+            *count -= 1;
+            if *count == 0 {
+                self.repositories.remove(repository);
+            }
+        }
+        gone
+    }
+
     /// Names of repositories of which something is held, in byte order, after `last`.
     pub(super) fn repositories(&self, last: &str, limit: usize) -> Vec<Arc<str>> {
         use std::ops::Bound::{Excluded, Unbounded};
@@ -137,31 +316,84 @@ impl Index {
             .collect()
     }
 
+    // --- pins ---------------------------------------------------------------------------------------
+
+    /// Pins what `digest` names, all the way down, under a name of its own; a name that pinned something else
+    /// lets go of that.
+    pub(super) fn pin(&mut self, name: &Arc<str>, digest: Digest) {
+        self.unpin(name);
+        self.pins.insert(name.clone(), digest);
+        self.pin_tree(&digest, 1);
+    }
+
+    /// What the name had pinned.
+    pub(super) fn unpin(&mut self, name: &str) -> Option<Digest> {
+        let digest = self.pins.remove(name)?;
+        self.pin_tree(&digest, -1);
+        Some(digest)
+    }
+
+    pub(super) fn is_pinned(&self, digest: &Digest) -> bool {
+        self.pinned.contains_key(digest)
+    }
+
+    /// What a name pins.
+    pub(super) fn pin_of(&self, name: &str) -> Option<&Digest> {
+        self.pins.get(name)
+    }
+
+    fn pin_tree(&mut self, digest: &Digest, change: i64) {
+        let count = i64::from(self.pinned.get(digest).copied().unwrap_or(0)) + change;
+        match u32::try_from(count) {
+            Ok(count) if count > 0 => {
+                self.pinned.insert(*digest, count);
+                self.delist(digest);
+            }
+            _ => {
+                self.pinned.remove(digest);
+                self.enlist(digest);
+            }
+        }
+        // Content addresses make no circles; a manifest names what was there before it.
+        let children = self.entries.get(digest).map(|e| e.kind.children()).unwrap_or_default();
+        for child in children.iter() {
+            self.pin_tree(child, change);
+        }
+    }
+
+    // --- transfers ----------------------------------------------------------------------------------
+
     /// Counts `size` bytes for a transfer. Grows, never shrinks, while it runs.
-    pub(super) fn stage(&mut self, digest: &Digest, size: u64, active: bool) {
+    pub(super) fn stage(&mut self, digest: &Digest, size: u64, active: bool, shelf: usize) {
         let bytes = on_disk(size);
-        let slot = self.staged.entry(*digest).or_insert(Staged { bytes: 0, active });
+        let slot = self.staged.entry(*digest).or_insert(Staged {
+            bytes: 0,
+            active,
+            shelf,
+        });
         let bytes = if active && slot.active {
             bytes.max(slot.bytes)
         } else {
             bytes
         };
         self.staged_bytes = self.staged_bytes - slot.bytes + bytes;
-        *slot = Staged { bytes, active };
+        *slot = Staged { bytes, active, shelf };
     }
 
     pub(super) fn is_staging(&self, digest: &Digest) -> bool {
         self.staged.get(digest).is_some_and(|s| s.active)
     }
 
-    pub(super) fn staged(&self, digest: &Digest) -> u64 {
-        self.staged.get(digest).map_or(0, |s| s.bytes)
+    /// Bytes counted for a transfer, and its shelf.
+    pub(super) fn staged(&self, digest: &Digest) -> (u64, usize) {
+        self.staged.get(digest).map_or((0, 0), |s| (s.bytes, s.shelf))
     }
 
-    /// What a running transfer stages from now on is not to be kept, so nothing makes room for it.
-    pub(super) fn stop_counting(&mut self, digest: &Digest) {
+    /// Counts a transfer anew, more or less than before.
+    pub(super) fn set_staged(&mut self, digest: &Digest, bytes: u64) {
         if let Some(staged) = self.staged.get_mut(digest) {
-            self.staged_bytes -= std::mem::take(&mut staged.bytes);
+            self.staged_bytes = self.staged_bytes - staged.bytes + bytes;
+            staged.bytes = bytes;
         }
     }
 
@@ -171,31 +403,104 @@ impl Index {
         }
     }
 
-    /// The next thing to delete: abandoned transfers first, then the least recently used blob.
-    /// Already taken out of the index when this returns.
-    pub(super) fn evict(&mut self) -> Option<(Victim, BTreeSet<Arc<str>>)> {
-        let idle = self.staged.iter().find(|(_, s)| !s.active).map(|(d, _)| *d);
+    // --- eviction -----------------------------------------------------------------------------------
+
+    /// The next thing to delete. Already taken out of the index when this returns.
+    pub(super) fn evict(&mut self, scope: Scope) -> Option<(Victim, BTreeSet<Arc<str>>)> {
+        let in_scope = |shelf: usize| scope == Scope::All || scope == Scope::Shelf(shelf);
+        let idle = self
+            .staged
+            .iter()
+            .find(|(_, s)| !s.active && in_scope(s.shelf))
+            .map(|(d, _)| *d);
         if let Some(digest) = idle {
             self.unstage(&digest);
             return Some((Victim::Part(digest), BTreeSet::new()));
         }
-        let digest = *self.order.first_key_value()?.1;
+        let shelves = || {
+            self.shelves
+                .iter()
+                .enumerate()
+                .filter(|(id, _)| in_scope(*id))
+                .map(|(_, shelf)| shelf)
+        };
+        let oldest = |lists: &mut dyn Iterator<Item = &BTreeMap<u64, Digest>>| {
+            lists
+                .filter_map(|list| list.first_key_value())
+                .min_by_key(|(tick, _)| **tick)
+                .map(|(_, digest)| *digest)
+        };
+        let blob = oldest(&mut shelves().map(|s| &s.blobs));
+        let manifest = oldest(&mut shelves().map(|s| &s.manifests));
+        let held: u64 = shelves().map(|s| s.held_bytes).sum();
+        let manifests: u64 = shelves().map(|s| s.manifest_bytes).sum();
+        let digest = match (blob, manifest) {
+            (Some(_), Some(manifest)) if manifests > held / MANIFEST_SHARE => manifest,
+            (Some(blob), _) => blob,
+            (None, manifest) => manifest?,
+        };
         Some((Victim::Blob(digest), self.remove(&digest)))
     }
 
-    fn forget_entry(&mut self, digest: &Digest) {
-        if let Some(entry) = self.blobs.remove(digest) {
-            self.order.remove(&entry.tick);
-            self.held_bytes -= on_disk(entry.size);
+    fn take_out(&mut self, digest: &Digest) -> Option<Entry> {
+        self.delist(digest);
+        let entry = self.entries.remove(digest)?;
+        self.count_bytes(entry.shelf, &entry.kind, entry.size, false);
+        Some(entry)
+    }
+
+    fn count_bytes(&mut self, shelf: usize, kind: &Kind, size: u64, add: bool) {
+        let bytes = on_disk(size);
+        let change = |count: &mut u64| {
+            *count = if add {
+                *count + bytes
+            } else {
+                count.saturating_sub(bytes)
+            }
+        };
+        change(&mut self.held_bytes);
+        if let Some(shelf) = self.shelves.get_mut(shelf) {
+            change(&mut shelf.held_bytes);
+            if *kind != Kind::Blob {
+                change(&mut shelf.manifest_bytes);
+            }
         }
     }
 
-    fn uncount(&mut self, repository: &Arc<str>) {
-        if let Some(count) = self.repositories.get_mut(repository) {
-            *count -= 1;
-            if *count == 0 {
-                self.repositories.remove(repository);
-            }
+    fn renew(&mut self, digest: &Digest) {
+        self.delist(digest);
+        let tick = self.tick();
+        if let Some(entry) = self.entries.get_mut(digest) {
+            entry.tick = tick;
+            self.enlist(digest);
+        }
+    }
+
+    /// Puts an entry among those that may go, unless something holds it.
+    fn enlist(&mut self, digest: &Digest) {
+        let Some(entry) = self.entries.get(digest) else { return };
+        if entry.leases > 0 || self.pinned.contains_key(digest) {
+            return;
+        }
+        if let Some(shelf) = self.shelves.get_mut(entry.shelf) {
+            let list = if entry.kind == Kind::Blob {
+                &mut shelf.blobs
+            } else {
+                &mut shelf.manifests
+            };
+            list.insert(entry.tick, *digest);
+        }
+    }
+
+    fn delist(&mut self, digest: &Digest) {
+        let Some(entry) = self.entries.get(digest) else { return };
+        if let Some(shelf) = self.shelves.get_mut(entry.shelf) {
+            let list = if entry.kind == Kind::Blob {
+                &mut shelf.blobs
+            } else {
+                &mut shelf.manifests
+            };
+            list.remove(&entry.tick);
         }
     }
 
@@ -214,86 +519,272 @@ mod tests {
         Digest::sha256(&[n])
     }
 
-    #[derive(Clone, Debug)]
-    enum Op {
-        Insert(u8, u16),
-        Touch(u8),
-        Remove(u8),
-        Evict,
-        Link(u8, u8),
+    fn manifest(children: &[u8]) -> Kind {
+        Kind::Manifest {
+            media_type: "x/y".into(),
+            children: children.iter().map(|n| digest(*n)).collect(),
+        }
     }
 
+    fn victim(index: &mut Index) -> Option<Victim> {
+        index.evict(Scope::All).map(|(victim, _)| victim)
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Insert(u8, u16, u8),
+        /// A manifest that names the digests from one to another.
+        Manifest(u8, u8, u8),
+        Touch(u8),
+        Remove(u8),
+        Evict(Option<u8>),
+        Link(u8, u8),
+        Lease(u8),
+        Release(u8),
+        Pin(u8, u8),
+        Unpin(u8),
+        Stage(u8, u16),
+        Unstage(u8),
+    }
+
+    const SHELVES: u8 = 3;
+
     fn op() -> impl Strategy<Value = Op> {
+        let d = || 0..20u8;
         prop_oneof![
-            (0..20u8, any::<u16>()).prop_map(|(d, s)| Op::Insert(d, s)),
-            (0..20u8).prop_map(Op::Touch),
-            (0..20u8).prop_map(Op::Remove),
-            Just(Op::Evict),
-            (0..20u8, 0..4u8).prop_map(|(d, r)| Op::Link(d, r)),
+            4 => (d(), any::<u16>(), 0..SHELVES).prop_map(|(d, s, h)| Op::Insert(d, s, h)),
+            // Children have smaller numbers than their parents: content addresses make no circles.
+            2 => (10..20u8, 0..10u8, 0..10u8).prop_map(|(d, a, b)| Op::Manifest(d, a.min(b), a.max(b))),
+            3 => d().prop_map(Op::Touch),
+            1 => d().prop_map(Op::Remove),
+            2 => proptest::option::of(0..SHELVES).prop_map(Op::Evict),
+            2 => (d(), 0..4u8).prop_map(|(d, r)| Op::Link(d, r)),
+            1 => d().prop_map(Op::Lease),
+            1 => d().prop_map(Op::Release),
+            1 => (0..3u8, d()).prop_map(|(p, d)| Op::Pin(p, d)),
+            1 => (0..3u8).prop_map(Op::Unpin),
+            1 => (20..25u8, any::<u16>()).prop_map(|(d, s)| Op::Stage(d, s)),
+            1 => (20..25u8).prop_map(Op::Unstage),
         ]
     }
 
+    /// The plainest thing that could be right: a vector, oldest first, and everything looked up by walking it.
+    #[derive(Clone, Debug)]
+    struct Item {
+        digest: u8,
+        size: u64,
+        children: Option<Vec<u8>>,
+        shelf: u8,
+        leases: u32,
+        links: BTreeSet<u8>,
+    }
+
+    #[derive(Default)]
+    struct Model {
+        items: Vec<Item>,
+        pins: BTreeMap<u8, u8>,
+        staged: BTreeMap<u8, u64>,
+    }
+
+    impl Model {
+        fn at(&self, d: u8) -> Option<usize> {
+            self.items.iter().position(|i| i.digest == d)
+        }
+
+        fn renew(&mut self, d: u8) {
+            if let Some(at) = self.at(d) {
+                let item = self.items.remove(at);
+                self.items.push(item);
+            }
+        }
+
+        fn insert(&mut self, d: u8, size: u64, children: Option<Vec<u8>>, shelf: u8) {
+            let old = self.at(d).map(|at| self.items.remove(at));
+            let children = children.or_else(|| old.as_ref().and_then(|o| o.children.clone()));
+            let (shelf, leases, links) = old.map_or((shelf, 0, BTreeSet::new()), |o| (o.shelf, o.leases, o.links));
+            self.items.push(Item {
+                digest: d,
+                size,
+                children,
+                shelf,
+                leases,
+                links,
+            });
+        }
+
+        fn is_pinned(&self, d: u8) -> bool {
+            fn reaches(model: &Model, from: u8, to: u8) -> bool {
+                let children = model
+                    .at(from)
+                    .and_then(|at| model.items[at].children.clone())
+                    .unwrap_or_default();
+                from == to || children.iter().any(|c| reaches(model, *c, to))
+            }
+            self.pins.values().any(|root| reaches(self, *root, d))
+        }
+
+        fn bytes(&self, keep: impl Fn(&Item) -> bool) -> u64 {
+            self.items.iter().filter(|i| keep(i)).map(|i| on_disk(i.size)).sum()
+        }
+
+        fn evict(&mut self, scope: Option<u8>) -> Option<u8> {
+            let inside = |i: &Item| scope.is_none_or(|s| s == i.shelf);
+            let free = |m: &Model, i: &Item| inside(i) && i.leases == 0 && !m.is_pinned(i.digest);
+            let first = |m: &Model, manifest: bool| {
+                m.items
+                    .iter()
+                    .position(|i| i.children.is_some() == manifest && free(m, i))
+            };
+            let manifests = self.bytes(|i| inside(i) && i.children.is_some());
+            let crowded = manifests > self.bytes(inside) / MANIFEST_SHARE;
+            let at = match (first(self, false), first(self, true)) {
+                (Some(_), Some(m)) if crowded => m,
+                (Some(b), _) => b,
+                (None, m) => m?,
+            };
+            Some(self.items.remove(at).digest)
+        }
+    }
+
     proptest! {
-        /// Against the plainest model there is: a vector, oldest first.
+        #![proptest_config(ProptestConfig::with_cases(400))]
+
         #[test]
-        fn behaves_like_a_list(ops in proptest::collection::vec(op(), 0..200)) {
+        fn behaves_like_the_model(ops in proptest::collection::vec(op(), 0..150)) {
             let mut index = Index::default();
-            let mut model: Vec<(u8, u64, BTreeSet<u8>)> = Vec::new();
-            for (now, op) in ops.into_iter().enumerate() {
-                let now = now as u64;
+            let shelves: Vec<usize> = (0..SHELVES).map(|s| index.shelf(&format!("s{s}/r"))).collect();
+            let mut model = Model::default();
+            for op in ops {
                 match op {
-                    Op::Insert(d, size) => {
-                        index.insert(digest(d), u64::from(size), now, None);
-                        let links = model.iter().find(|m| m.0 == d).map(|m| m.2.clone()).unwrap_or_default();
-                        model.retain(|m| m.0 != d);
-                        model.push((d, u64::from(size), links));
+                    Op::Insert(d, size, shelf) => {
+                        index.insert(digest(d), u64::from(size), 0, Kind::Blob, shelves[usize::from(shelf)]);
+                        model.insert(d, u64::from(size), None, shelf);
+                    }
+                    Op::Manifest(d, a, b) => {
+                        // One digest is one document: what it names never changes.
+                        let known = model.at(d).and_then(|at| model.items[at].children.clone());
+                        let children = known.unwrap_or_else(|| (a..b).collect());
+                        index.insert(digest(d), 100, 0, manifest(&children), shelves[0]);
+                        model.insert(d, 100, Some(children), 0);
                     }
                     Op::Touch(d) => {
-                        let held = index.touch(&digest(d));
-                        let at = model.iter().position(|m| m.0 == d);
-                        prop_assert_eq!(held, at.is_some());
-                        if let Some(at) = at {
-                            let item = model.remove(at);
-                            model.push(item);
+                        prop_assert_eq!(index.touch(&digest(d)), model.at(d).is_some());
+                        if let Some(at) = model.at(d) {
+                            for child in model.items[at].children.clone().unwrap_or_default() {
+                                model.renew(child);
+                            }
+                            model.renew(d);
                         }
                     }
                     Op::Remove(d) => {
                         index.remove(&digest(d));
-                        model.retain(|m| m.0 != d);
+                        model.items.retain(|i| i.digest != d);
                     }
-                    Op::Evict => {
-                        let victim = index.evict().map(|(v, _)| v);
-                        let expected = (!model.is_empty()).then(|| model.remove(0));
-                        prop_assert_eq!(victim, expected.map(|m| Victim::Blob(digest(m.0))));
+                    Op::Evict(scope) => {
+                        let place = scope.map_or(Scope::All, |s| Scope::Shelf(shelves[usize::from(s)]));
+                        let gone = index.evict(place).map(|(v, _)| v);
+                        prop_assert_eq!(gone, model.evict(scope).map(|d| Victim::Blob(digest(d))));
                     }
                     Op::Link(d, r) => {
-                        // The store links only what is held.
-                        if let Some(item) = model.iter_mut().find(|m| m.0 == d) {
-                            let new = index.link(&format!("r{r}").into(), &digest(d));
-                            prop_assert_eq!(new, item.2.insert(r));
+                        if let Some(at) = model.at(d) {
+                            prop_assert_eq!(index.link(&format!("r{r}").into(), &digest(d)), model.items[at].links.insert(r));
                         }
                     }
+                    Op::Lease(d) => {
+                        prop_assert_eq!(index.lease(&digest(d)), model.at(d).is_some());
+                        if let Some(at) = model.at(d) { model.items[at].leases += 1; }
+                    }
+                    Op::Release(d) => {
+                        index.release(&digest(d));
+                        if let Some(at) = model.at(d) {
+                            model.items[at].leases = model.items[at].leases.saturating_sub(1);
+                        }
+                    }
+                    Op::Pin(p, d) => {
+                        index.pin(&format!("p{p}").into(), digest(d));
+                        model.pins.insert(p, d);
+                    }
+                    Op::Unpin(p) => {
+                        prop_assert_eq!(index.unpin(&format!("p{p}")), model.pins.remove(&p).map(digest));
+                    }
+                    Op::Stage(d, size) => {
+                        index.stage(&digest(d), u64::from(size), true, shelves[0]);
+                        let bytes = model.staged.entry(d).or_default();
+                        *bytes = (*bytes).max(on_disk(u64::from(size)));
+                    }
+                    Op::Unstage(d) => {
+                        index.unstage(&digest(d));
+                        model.staged.remove(&d);
+                    }
                 }
-                prop_assert_eq!(index.used_bytes(), model.iter().map(|m| on_disk(m.1)).sum::<u64>());
-                prop_assert_eq!(index.count(), model.len());
-                let names: BTreeSet<String> = model.iter().flat_map(|m| m.2.iter().map(|r| format!("r{r}"))).collect();
+                prop_assert_eq!(index.used_bytes(), model.bytes(|_| true) + model.staged.values().sum::<u64>());
+                prop_assert_eq!(index.count(), model.items.len());
+                for d in 0..20 {
+                    prop_assert_eq!(index.is_pinned(&digest(d)), model.is_pinned(d), "pin of {}", d);
+                }
+                let names: BTreeSet<String> = model.items.iter().flat_map(|i| i.links.iter().map(|r| format!("r{r}"))).collect();
                 let told: BTreeSet<String> = index.repositories("", 100).iter().map(|n| n.to_string()).collect();
                 prop_assert_eq!(names, told);
+                for (shelf, (_, held, _)) in index.shelves().iter().enumerate() {
+                    prop_assert_eq!(*held, model.bytes(|i| usize::from(i.shelf) == shelf));
+                }
             }
         }
+    }
+
+    /// A layer that a live image shares outlives a dead image's own; manifests outlive layers.
+    #[test]
+    fn use_is_of_the_image() {
+        let mut index = Index::default();
+        let shelf = index.shelf("docker.io/library/a");
+        let mib = 1 << 20;
+        for layer in [1, 2, 3] {
+            index.insert(digest(layer), mib, 0, Kind::Blob, shelf);
+        }
+        index.insert(digest(10), 500, 0, manifest(&[1, 2]), shelf);
+        index.insert(digest(11), 500, 0, manifest(&[2, 3]), shelf);
+        index.touch(&digest(10));
+        assert_eq!(
+            victim(&mut index),
+            Some(Victim::Blob(digest(3))),
+            "only the dead image has it"
+        );
+        assert_eq!(victim(&mut index), Some(Victim::Blob(digest(1))));
+        assert_eq!(victim(&mut index), Some(Victim::Blob(digest(2))));
+        assert_eq!(victim(&mut index), Some(Victim::Blob(digest(11))));
+        assert_eq!(victim(&mut index), Some(Victim::Blob(digest(10))));
+        assert_eq!(victim(&mut index), None);
     }
 
     #[test]
     fn abandoned_transfers_go_first_and_running_ones_stay() {
         let mut index = Index::default();
-        index.insert(digest(1), 10, 1, None);
-        index.stage(&digest(2), 10_000, true);
-        index.stage(&digest(3), 5_000, false);
+        let shelf = index.shelf("r");
+        index.insert(digest(1), 10, 1, Kind::Blob, shelf);
+        index.stage(&digest(2), 10_000, true, shelf);
+        index.stage(&digest(3), 5_000, false, shelf);
         assert_eq!(index.used_bytes(), 4096 + 12_288 + 8192);
-        assert_eq!(index.evict().map(|v| v.0), Some(Victim::Part(digest(3))));
-        assert_eq!(index.evict().map(|v| v.0), Some(Victim::Blob(digest(1))));
-        assert_eq!(index.evict().map(|v| v.0), None);
+        assert_eq!(victim(&mut index), Some(Victim::Part(digest(3))));
+        assert_eq!(victim(&mut index), Some(Victim::Blob(digest(1))));
+        assert_eq!(victim(&mut index), None);
         index.unstage(&digest(2));
         assert_eq!(index.used_bytes(), 0);
+    }
+
+    #[test]
+    fn shelves_have_limits_of_their_own() {
+        let mut index = Index::default();
+        index.limit_shelf("ghcr.io", 4096);
+        let (ghcr, hub) = (index.shelf("ghcr.io/a/b"), index.shelf("docker.io/library/a"));
+        index.insert(digest(1), 1, 0, Kind::Blob, hub);
+        index.insert(digest(2), 1, 0, Kind::Blob, ghcr);
+        index.stage(&digest(3), 1, true, ghcr);
+        assert_eq!((index.over_limit(ghcr), index.over_limit(hub)), (4096, 0));
+        assert_eq!(
+            index.evict(Scope::Shelf(ghcr)).map(|v| v.0),
+            Some(Victim::Blob(digest(2)))
+        );
+        assert_eq!(index.evict(Scope::Shelf(ghcr)).map(|v| v.0), None);
+        assert_eq!(index.over_limit(ghcr), 0);
     }
 }

@@ -9,6 +9,7 @@
 //!   blobs/sha512/<hex>
 //!   staging/sha256-<hex>.part       on its way in; resumed after a restart
 //!   staging/sha256-<hex>.<n>.tmp    small things on their way in, evicted ones on their way out; swept at start
+//!   quarantine/sha256-<hex>         found damaged; the last few, for a look at them
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -73,6 +74,15 @@ impl Tree {
     /// A file that comes and goes, to see whether anything can be written; no two the same.
     pub(super) fn probe(&self) -> PathBuf {
         self.staging().join(format!("probe.{}.tmp", next_number()))
+    }
+
+    pub(super) fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    pub(super) fn quarantined(&self, digest: &Digest) -> PathBuf {
+        self.quarantine()
+            .join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
     }
 
     /// The digest that a file in the staging folder belongs to, if it is one to resume.

@@ -5,31 +5,38 @@
 //! way in and the one place where a digest is verified.
 
 mod database;
+mod disk;
 mod error;
+mod images;
 mod index;
 mod keys;
 mod records;
+mod space;
+mod startup;
+mod verify;
 mod writer;
 
-use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::Receiver;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
+pub use images::{Image, Part, Removed};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
-pub use writer::{Writer, verify};
+pub use verify::Verdict;
+pub use writer::{Hashing, Remains, Writer, verify};
 
-use crate::config;
-use crate::oci::{Algorithm, Digest};
+use crate::config::Config;
+use crate::oci::Digest;
 use database::{Database, Op, Table};
-use index::{Index, Victim, on_disk};
+use disk::Disk;
+use index::{Index, Kind, on_disk};
 use keys::Tree;
 use records::{BlobRecord, in_repository};
 
@@ -40,8 +47,10 @@ const HOT_TAGS: u64 = 50_000;
 const HOT_LIST_BYTES: u64 = 64 << 20;
 /// A use is written down at most this often for one blob: recency within it is lost by a crash, no more.
 const TOUCH_EVERY_MS: u64 = 60_000;
-/// Staged bytes that nobody asked for again for so long are dropped at start.
-const KEEP_PARTS: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+/// A failing disk is told to the log this often.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+/// A disk that did not fail for so long is well again.
+const WELL_AFTER: Duration = Duration::from_secs(60);
 
 /// The larder itself. Cheap to clone.
 #[derive(Clone)]
@@ -59,15 +68,38 @@ struct Inner {
     tags: moka::sync::Cache<Vec<u8>, Option<Arc<TagRecord>>>,
     lists: moka::sync::Cache<Vec<u8>, Option<Arc<ListRecord>>>,
     evicted: AtomicU64,
+    disk: Disk,
+    trouble: Mutex<Option<Trouble>>,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
 }
 
-/// A held blob, open: it stays readable even if it is evicted meanwhile.
-#[derive(Clone, Debug)]
+/// When and how the disk failed last.
+struct Trouble {
+    told: Instant,
+    seen: Instant,
+    text: String,
+}
+
+/// A held blob, open: while it is, it is not evicted; and if it is removed it stays readable.
+#[derive(Clone)]
 pub struct Held {
     pub file: Arc<File>,
     pub size: u64,
+    /// Let go of with the last clone.
+    _lease: Arc<Lease>,
+}
+
+/// A response is being sent from a blob.
+struct Lease {
+    inner: Arc<Inner>,
+    digest: Digest,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.inner.index().release(&self.digest);
+    }
 }
 
 /// A held manifest, in memory.
@@ -78,26 +110,44 @@ pub struct Manifest {
 }
 
 /// What the disk holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
+    /// Blobs, transfers and the index's own file.
     pub used_bytes: u64,
+    /// Of these, transfers: staged or announced.
+    pub staged_bytes: u64,
+    /// Of these, the index's own file.
+    pub index_bytes: u64,
     pub max_bytes: u64,
     pub blobs: usize,
     pub evicted: u64,
+    /// Held bytes of each upstream, and its own limit.
+    pub shelves: Vec<(Arc<str>, u64, Option<u64>)>,
 }
 
 impl Store {
-    /// Opens or creates the folder, takes its lock, and reconciles index and disk. Blocking.
+    /// Opens or creates the folder, takes its lock and fills the index. Blocking; the disk is walked behind it.
     ///
     /// Errors: `Locked` when another larder has it, `Io` with the path, `Index`.
-    pub fn open(cache: &config::Cache) -> Result<Store, StoreError> {
+    pub fn open(config: &Config) -> Result<Store, StoreError> {
+        Store::open_with(config, None)
+    }
+
+    /// The same on a disk that fails when it is told to; for tests.
+    pub fn open_with(config: &Config, faults: Option<Faults>) -> Result<Store, StoreError> {
+        let cache = &config.cache;
         let tree = Tree::new(&cache.path);
-        make_folders(&tree)?;
-        let lock = take_lock(&tree)?;
+        startup::make_folders(&tree)?;
+        let lock = startup::take_lock(&tree)?;
         let database = Database::open(&tree.index())?;
         let mut index = Index::default();
-        load(&database, &mut index)?;
-        reconcile(&tree, &database, &mut index)?;
+        for upstream in &config.upstreams {
+            if let Some(max) = upstream.max_size {
+                index.limit_shelf(upstream.name.as_str(), max);
+            }
+        }
+        startup::load(&database, &mut index)?;
+        startup::sweep_staging(&tree, &mut index)?;
         let inner = Inner {
             tree,
             max_size: cache.max_size,
@@ -120,11 +170,19 @@ impl Store {
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
             evicted: AtomicU64::new(0),
+            disk: Disk::with(faults),
+            trouble: Mutex::default(),
             _lock: lock,
         };
         // A limit that was lowered since the last run is kept from the first moment.
         inner.evict_down(0);
         Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// Walks the folders and makes index and disk agree (L6). Blocking, for seconds with a million blobs; everything
+    /// works meanwhile.
+    pub fn reconcile(&self) -> Result<(), StoreError> {
+        startup::reconcile(&self.inner)
     }
 
     /// Bytes of a held blob. Memory only.
@@ -134,7 +192,10 @@ impl Store {
 
     /// Media type of a held manifest. Memory only.
     pub fn media_type(&self, digest: &Digest) -> Option<Arc<str>> {
-        self.inner.index().get(digest).and_then(|e| e.media_type.clone())
+        self.inner
+            .index()
+            .get(digest)
+            .and_then(|e| e.kind.media_type().cloned())
     }
 
     /// Opens a held blob and counts it as used. `None` when it is not held, or when the file is gone
@@ -156,19 +217,24 @@ impl Store {
                     Ok(file) => file,
                     Err(found) => {
                         tracing::error!(%digest, path = %path.display(), expected = size, ?found, "a held blob is damaged or gone: forgotten, and fetched again when it is asked for");
-                        let links = index.remove(digest);
-                        let gone = self.inner.take_away(&Victim::Blob(*digest), &links);
-                        drop(index);
-                        unlink(gone);
+                        metrics::counter!("larder_damaged_total", "found" => "size").increment(1);
+                        self.inner.drop_entry(&mut index, digest);
                         return None;
                     }
                 }
             }
         };
         self.touch(digest);
+        // Evicted since it was opened: readable all the same, there is just nothing left to hold on to.
+        self.inner.index().lease(digest);
+        let lease = Lease {
+            inner: self.inner.clone(),
+            digest: *digest,
+        };
         Some(Held {
             file: Arc::new(file),
             size,
+            _lease: Arc::new(lease),
         })
     }
 
@@ -201,12 +267,13 @@ impl Store {
         self.inner.manifests.contains_key(digest)
     }
 
-    /// Verifies and holds a manifest, linked to `repository`. Blocking.
+    /// Verifies and holds a manifest that names `children`, linked to `repository`. Blocking.
     pub fn put_manifest(
         &self,
         repository: &str,
         digest: &Digest,
         media_type: &str,
+        children: &[Digest],
         bytes: &Bytes,
     ) -> Result<(), StoreError> {
         let mut writer = Writer::begin(self.inner.clone(), *digest, false)?;
@@ -216,23 +283,23 @@ impl Store {
             bytes: bytes.clone(),
             media_type: media_type.into(),
         };
-        if writer.commit(repository, Some(media_type))? {
-            self.inner.manifests.insert(*digest, manifest);
-        }
+        writer.commit_as(repository, space::manifest_kind(media_type, children))?;
+        self.inner.manifests.insert(*digest, manifest);
         Ok(())
     }
 
-    /// Begins or resumes a blob. Blocking: what was staged before is hashed again.
+    /// Begins or resumes a blob for `repository`. Blocking: what was staged before is hashed again.
     ///
     /// Errors: `Busy` while another writer has this digest.
-    pub fn stage(&self, digest: &Digest) -> Result<Writer, StoreError> {
+    pub fn stage(&self, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
         {
             let mut index = self.inner.index();
             if index.is_staging(digest) {
                 return Err(StoreError::Busy(Box::new(*digest)));
             }
-            let staged = index.staged(digest);
-            index.stage(digest, staged, true);
+            let (staged, _) = index.staged(digest);
+            let shelf = index.shelf(repository);
+            index.stage(digest, staged, true, shelf);
         }
         Writer::begin(self.inner.clone(), *digest, true).inspect_err(|_| self.inner.end_staging(digest, None))
     }
@@ -274,11 +341,13 @@ impl Store {
             noted = Some(record.clone());
             Some(record)
         });
+        self.move_pin(repository, tag, &record.digest);
         noted.unwrap_or_else(|| Arc::new(record))
     }
 
     /// Tags of a repository that have a record, in byte order.
     pub fn known_tags(&self, repository: &str) -> Vec<String> {
+        self.inner.database.settle();
         let prefix = in_repository(repository);
         let mut tags = Vec::new();
         let scan = self.inner.database.scan(Table::Tags, &prefix, |key, _| {
@@ -323,10 +392,29 @@ impl Store {
     pub fn usage(&self) -> Usage {
         let index = self.inner.index();
         Usage {
-            used_bytes: index.used_bytes(),
+            used_bytes: self.inner.used_bytes(&index),
+            staged_bytes: index.staged_bytes(),
+            index_bytes: self.inner.database.bytes(),
             max_bytes: self.inner.max_size,
             blobs: index.count(),
             evicted: self.inner.evicted.load(Ordering::Relaxed),
+            shelves: index.shelves(),
+        }
+    }
+
+    /// How the disk failed, if it did in the last minute.
+    pub fn trouble(&self) -> Option<String> {
+        let trouble = self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble
+            .as_ref()
+            .filter(|t| t.seen.elapsed() < WELL_AFTER)
+            .map(|t| t.text.clone())
+    }
+
+    /// Notes a failure of the disk that somebody else met.
+    pub fn note_trouble(&self, error: &StoreError) {
+        if matches!(error, StoreError::Io { .. }) {
+            self.inner.note_trouble(error);
         }
     }
 
@@ -353,23 +441,27 @@ impl Store {
         index.touch(digest);
         let Some(entry) = index.get(digest) else { return };
         if now.saturating_sub(entry.used_ms) >= TOUCH_EVERY_MS {
-            let record = BlobRecord {
-                size: entry.size,
-                used_ms: now,
-                media_type: entry.media_type.clone(),
-            };
-            index.set_used(digest, now);
-            self.put_record(Table::Blobs, digest.to_key(), &record);
+            // What a manifest names was used with it, and is written down with it.
+            let mut used: Vec<Digest> = entry.kind.children().to_vec();
+            used.push(*digest);
+            let mut ops = Vec::new();
+            for digest in used {
+                index.set_used(&digest, now);
+                let record = index
+                    .get(&digest)
+                    .map(|entry| BlobRecord::of(entry, index.shelf_name(entry)));
+                ops.extend(
+                    record
+                        .and_then(|r| serde_json::to_vec(&r).ok())
+                        .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
+                );
+            }
+            self.inner.database.write(ops);
         }
     }
 
     fn remove(&self, digest: &Digest) {
-        let gone = {
-            let mut index = self.inner.index();
-            let links = index.remove(digest);
-            self.inner.take_away(&Victim::Blob(*digest), &links)
-        };
-        unlink(gone);
+        self.inner.drop_entry(&mut self.inner.index(), digest);
     }
 
     fn read_record<T: serde::de::DeserializeOwned>(&self, table: Table, key: &[u8]) -> Option<T> {
@@ -396,117 +488,6 @@ impl Store {
     }
 }
 
-impl Inner {
-    fn index(&self) -> MutexGuard<'_, Index> {
-        self.index.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts `bytes` for a transfer and evicts until that fits, as far as anything can go.
-    fn make_room(&self, digest: &Digest, bytes: u64) {
-        let grown = {
-            let mut index = self.index();
-            let before = index.staged(digest);
-            // Writers of small things stage under their own temporary name and are not counted.
-            if !index.is_staging(digest) || on_disk(bytes) <= before {
-                return;
-            }
-            index.stage(digest, bytes, true);
-            index.staged(digest) - before
-        };
-        self.evict_down(grown);
-    }
-
-    /// Evicts until the limit holds and `growth` more bytes leave `min_free` of the file system.
-    fn evict_down(&self, growth: u64) {
-        let mut lacking = self.lacking_free(growth);
-        loop {
-            let gone = {
-                let mut index = self.index();
-                if index.used_bytes() <= self.max_size && lacking == 0 {
-                    return;
-                }
-                let before = index.used_bytes();
-                let Some((victim, links)) = index.evict() else { return };
-                lacking = lacking.saturating_sub(before - index.used_bytes());
-                self.take_away(&victim, &links)
-            };
-            unlink(gone);
-            self.evicted.fetch_add(1, Ordering::Relaxed);
-            metrics::counter!("larder_evictions_total").increment(1);
-        }
-    }
-
-    /// Bytes that must go so that `min_free` stays free after `growth` more.
-    fn lacking_free(&self, growth: u64) -> u64 {
-        let Ok(stat) = rustix::fs::statvfs(self.tree.root()) else {
-            return 0;
-        };
-        (self.min_free.saturating_add(growth)).saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-
-    /// Moves what the index has just let go of out of the way, and gives the place to unlink it from: that takes
-    /// long for large files. Called with the index locked, so that nobody stages or admits the same digest
-    /// before its file is out of there. Open readers keep their handle.
-    fn take_away(&self, victim: &Victim, links: &BTreeSet<Arc<str>>) -> Option<PathBuf> {
-        let (digest, place) = match victim {
-            Victim::Part(digest) => (digest, self.tree.part(digest)),
-            Victim::Blob(digest) => {
-                self.manifests.invalidate(digest);
-                let mut ops = vec![Op::Delete(Table::Blobs, digest.to_key())];
-                ops.extend(
-                    links
-                        .iter()
-                        .map(|repository| Op::Delete(Table::Links, link_key(repository, digest))),
-                );
-                self.database.write(ops);
-                (digest, self.tree.blob(digest))
-            }
-        };
-        let aside = self.tree.temporary(digest);
-        std::fs::rename(&place, &aside).is_ok().then_some(aside)
-    }
-
-    /// Moves a verified blob into its place and enters it, in one: whoever evicts it takes away this file and no
-    /// other. What it returns tells when the database has it too.
-    fn admit(&self, arrival: &Arrival<'_>) -> Result<Receiver<bool>, StoreError> {
-        let now = unix_ms();
-        let (digest, repository) = (&arrival.digest, arrival.repository);
-        let place = self.tree.blob(digest);
-        let noted = {
-            let mut index = self.index();
-            std::fs::rename(arrival.path, &place).map_err(StoreError::io("move into place", &place))?;
-            if arrival.counted {
-                index.unstage(digest);
-            }
-            index.insert(*digest, arrival.size, now, arrival.media_type.map(Into::into));
-            index.link(&repository.into(), digest);
-            let record = BlobRecord {
-                size: arrival.size,
-                used_ms: now,
-                media_type: index.get(digest).and_then(|e| e.media_type.clone()),
-            };
-            let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
-            ops.extend(
-                serde_json::to_vec(&record)
-                    .ok()
-                    .map(|value| Op::Put(Table::Blobs, digest.to_key(), value)),
-            );
-            self.database.write_noted(ops)
-        };
-        self.evict_down(0);
-        Ok(noted)
-    }
-
-    /// A writer is done with `digest`; `left` bytes stay staged.
-    fn end_staging(&self, digest: &Digest, left: Option<u64>) {
-        let mut index = self.index();
-        match left {
-            Some(bytes) if bytes > 0 => index.stage(digest, bytes, false),
-            _ => index.unstage(digest),
-        }
-    }
-}
-
 /// A verified blob that is to be held.
 struct Arrival<'a> {
     digest: Digest,
@@ -516,7 +497,7 @@ struct Arrival<'a> {
     /// Whether its staging was counted.
     counted: bool,
     repository: &'a str,
-    media_type: Option<&'a str>,
+    kind: Kind,
 }
 
 /// Reads or writes a record one after another for each key: whoever read the database before a record was noted
@@ -548,166 +529,6 @@ fn link_key(repository: &str, digest: &Digest) -> Vec<u8> {
     let mut key = in_repository(repository);
     key.extend_from_slice(&digest.to_key());
     key
-}
-
-fn make_folders(tree: &Tree) -> Result<(), StoreError> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true).mode(0o700);
-    let folders = Algorithm::ALL.map(|a| tree.blobs(a));
-    for folder in [tree.root().to_owned(), tree.staging()].iter().chain(&folders) {
-        builder.create(folder).map_err(StoreError::io("create", folder))?;
-    }
-    let private = std::fs::Permissions::from_mode(0o700);
-    // Best effort: a folder that someone else owns may still be usable.
-    let _ = std::fs::set_permissions(tree.root(), private);
-    let mark = tree.layout_mark();
-    if !mark.exists() {
-        std::fs::write(&mark, br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(StoreError::io("write", &mark))?;
-    }
-    Ok(())
-}
-
-fn take_lock(tree: &Tree) -> Result<File, StoreError> {
-    let path = tree.lock();
-    let mut file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(StoreError::io("open", &path))?;
-    if rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
-        let mut pid = String::new();
-        let _ = file.read_to_string(&mut pid);
-        return Err(StoreError::Locked {
-            path: tree.root().to_owned(),
-            pid: pid.trim().parse().ok(),
-        });
-    }
-    let note = || -> std::io::Result<()> {
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
-    };
-    let mut note = note;
-    note().map_err(StoreError::io("write", &path))?;
-    Ok(file)
-}
-
-/// Fills the index from the database.
-fn load(database: &Database, index: &mut Index) -> Result<(), StoreError> {
-    let mut blobs = Vec::new();
-    database.scan(Table::Blobs, &[], |key, value| {
-        blobs.extend(Digest::from_key(key).zip(serde_json::from_slice::<BlobRecord>(value).ok()));
-        true
-    })?;
-    blobs.sort_by_key(|(_, record)| record.used_ms);
-    for (digest, record) in blobs {
-        index.insert(digest, record.size, record.used_ms, record.media_type);
-    }
-    let mut last: Option<Arc<str>> = None;
-    database.scan(Table::Links, &[], |key, _| {
-        let Some(end) = key.iter().position(|b| *b == 0) else {
-            return true;
-        };
-        let (Ok(name), Some(digest)) = (std::str::from_utf8(&key[..end]), Digest::from_key(&key[end + 1..])) else {
-            return true;
-        };
-        let repository = last.take().filter(|l| **l == *name).unwrap_or_else(|| name.into());
-        if index.get(&digest).is_some() {
-            index.link(&repository, &digest);
-        }
-        last = Some(repository);
-        true
-    })
-}
-
-/// Makes index and disk agree: the disk is the truth for bytes (L6).
-fn reconcile(tree: &Tree, database: &Database, index: &mut Index) -> Result<(), StoreError> {
-    let mut ops = Vec::new();
-    let mut present = std::collections::HashSet::new();
-    for algorithm in Algorithm::ALL {
-        for (name, path, meta) in files(&tree.blobs(algorithm))? {
-            let digest = Digest::from_hex(algorithm, &name).filter(|_| meta.is_file());
-            let Some(digest) = digest else {
-                tracing::warn!(path = %path.display(), "not a blob: left alone");
-                continue;
-            };
-            match index.get(&digest).map(|e| e.size) {
-                Some(size) if size == meta.len() => {}
-                Some(size) => {
-                    tracing::error!(%digest, expected = size, found = meta.len(), "a held blob has another size than it had: removed");
-                    let _ = std::fs::remove_file(&path);
-                    continue;
-                }
-                // Renamed into place, so it was verified; the crash came before the index knew.
-                // Unlinked: a repository has to show again that it holds it (L8).
-                None => {
-                    index.insert(digest, meta.len(), 0, None);
-                    let record = BlobRecord {
-                        size: meta.len(),
-                        used_ms: 0,
-                        media_type: None,
-                    };
-                    ops.extend(
-                        serde_json::to_vec(&record)
-                            .ok()
-                            .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
-                    );
-                }
-            }
-            present.insert(digest);
-        }
-    }
-    let mut gone = Vec::new();
-    database.scan(Table::Blobs, &[], |key, _| {
-        gone.extend(Digest::from_key(key).filter(|d| !present.contains(d)));
-        true
-    })?;
-    for digest in gone {
-        ops.push(Op::Delete(Table::Blobs, digest.to_key()));
-        ops.extend(
-            index
-                .remove(&digest)
-                .iter()
-                .map(|r| Op::Delete(Table::Links, link_key(r, &digest))),
-        );
-    }
-    if !ops.is_empty() {
-        database.write_durably(ops);
-    }
-    sweep_staging(tree, index)
-}
-
-/// Counts what can be resumed; removes what nobody will.
-fn sweep_staging(tree: &Tree, index: &mut Index) -> Result<(), StoreError> {
-    for (name, path, meta) in files(&tree.staging())? {
-        let young = meta
-            .modified()
-            .ok()
-            .and_then(|m| m.elapsed().ok())
-            .is_none_or(|age| age < KEEP_PARTS);
-        match Tree::part_digest(&name).filter(|_| meta.is_file() && young && meta.len() > 0) {
-            Some(digest) if index.get(&digest).is_none() => index.stage(&digest, meta.len(), false),
-            _ => {
-                let _ = std::fs::remove_file(&path);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn files(folder: &Path) -> Result<Vec<(String, PathBuf, std::fs::Metadata)>, StoreError> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(StoreError::io("list", folder))? {
-        let entry = entry.map_err(StoreError::io("list", folder))?;
-        // Gone since it was listed: nothing to say about it.
-        if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata()) {
-            found.push((name, entry.path(), meta));
-        }
-    }
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::index::Entry;
 use crate::oci::Digest;
 
 /// Milliseconds since 1970, by the wall clock: records outlive the process.
@@ -96,12 +97,30 @@ impl ListKey {
 }
 
 /// A blob as the index keeps it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct BlobRecord {
     pub(super) size: u64,
     pub(super) used_ms: u64,
+    /// The upstream that brought it, as the first part of a repository's key.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) shelf: String,
+    /// For manifests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) media_type: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) children: Vec<Digest>,
+}
+
+impl BlobRecord {
+    pub(super) fn of(entry: &Entry, repository: &str) -> BlobRecord {
+        BlobRecord {
+            size: entry.size,
+            used_ms: entry.used_ms,
+            shelf: repository.split('/').next().unwrap_or_default().to_owned(),
+            media_type: entry.kind.media_type().cloned(),
+            children: entry.kind.children().to_vec(),
+        }
+    }
 }
 
 /// The prefix of everything that belongs to a repository. NUL is in no name, so no name is another's prefix.

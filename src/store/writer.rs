@@ -6,29 +6,42 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::error::{Mismatch, StoreError};
-use super::{Arrival, Inner, on_disk};
+use super::index::Kind;
+use super::{Arrival, Inner};
 use crate::oci::{Digest, Hasher};
 
 /// A blob on its way in.
 pub struct Writer {
+    place: Place,
+    file: Arc<File>,
+    hashing: Hashing,
+    state: State,
+}
+
+/// Where a writer stages. Dropping it ends the counting.
+struct Place {
     store: Arc<Inner>,
     digest: Digest,
     path: PathBuf,
-    file: Arc<File>,
-    hasher: Hasher,
-    len: u64,
     /// Whether it has the digest's one place among what is staged and counted. Small things have none.
     counted: bool,
-    /// False for a blob that is larger than the cache: it passes through and is not kept.
-    keep: bool,
-    state: State,
+    /// Bytes that stay staged for a later writer.
+    left: Option<u64>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.counted {
+            self.store.end_staging(&self.digest, self.left);
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,32 +52,23 @@ enum State {
     Gone,
 }
 
-impl Writer {
-    /// Stages `digest`, going on with what an earlier writer left if `resumable`.
-    pub(super) fn begin(store: Arc<Inner>, digest: Digest, resumable: bool) -> Result<Writer, StoreError> {
-        let path = if resumable {
-            store.tree.part(&digest)
-        } else {
-            store.tree.temporary(&digest)
-        };
-        let (file, hasher, len) = match resumable.then(|| open_part(&path, digest)).flatten() {
-            Some(part) => part,
-            None => (create(&path)?, Hasher::new(digest.algorithm()), 0),
-        };
-        Ok(Writer {
-            store,
+/// A blob's hash as far as it has come, for bytes that the disk cannot take.
+pub struct Hashing {
+    digest: Digest,
+    hasher: Hasher,
+    len: u64,
+}
+
+impl Hashing {
+    pub fn new(digest: Digest) -> Hashing {
+        Hashing {
             digest,
-            path,
-            file: Arc::new(file),
-            hasher,
-            len,
-            counted: resumable,
-            keep: true,
-            state: State::Open,
-        })
+            hasher: Hasher::new(digest.algorithm()),
+            len: 0,
+        }
     }
 
-    /// Bytes staged so far; the offset at which the next ones belong.
+    /// Bytes hashed so far.
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -73,9 +77,64 @@ impl Writer {
         self.len == 0
     }
 
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+    }
+
+    /// Whether all of it is what the digest says.
+    pub fn verify(&self) -> Result<(), StoreError> {
+        compare(self.digest, self.hasher.clone(), self.len)
+    }
+}
+
+/// What a writer had staged when the disk gave up on it: readable and counted until this is dropped, then gone.
+pub struct Remains {
+    pub file: Arc<File>,
+    pub len: u64,
+    _place: Place,
+}
+
+impl Writer {
+    /// Stages `digest`, going on with what an earlier writer left if `resumable`.
+    pub(super) fn begin(store: Arc<Inner>, digest: Digest, resumable: bool) -> Result<Writer, StoreError> {
+        let path = if resumable {
+            store.tree.part(&digest)
+        } else {
+            store.tree.temporary(&digest)
+        };
+        let found = resumable.then(|| open_part(&path, digest)).flatten();
+        let (file, hashing) = match found {
+            Some(part) => part,
+            None => (store.create(&path)?, Hashing::new(digest)),
+        };
+        let place = Place {
+            store,
+            digest,
+            path,
+            counted: resumable,
+            left: None,
+        };
+        Ok(Writer {
+            place,
+            file: Arc::new(file),
+            hashing,
+            state: State::Open,
+        })
+    }
+
+    /// Bytes staged so far; the offset at which the next ones belong.
+    pub fn len(&self) -> u64 {
+        self.hashing.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.hashing.is_empty()
+    }
+
     /// Whether what is staged is all of it already.
     pub fn is_whole(&self) -> bool {
-        compare(self.digest, self.hasher.clone(), self.len).is_ok()
+        self.hashing.verify().is_ok()
     }
 
     /// The staged file, for readers that follow it as it grows. Stays readable after commit and cancel.
@@ -84,57 +143,75 @@ impl Writer {
     }
 
     /// Makes room for a blob of `total` bytes ahead of its bytes, evicting what was used least recently.
-    /// For one that is larger than the cache nothing is evicted: it could not be kept anyway.
-    pub fn reserve(&mut self, total: u64) {
-        if on_disk(total) > self.store.max_size {
-            self.let_pass();
-        } else if self.keep && self.counted {
-            self.store.make_room(&self.digest, total.max(self.len));
+    /// Error: `NoRoom`; nothing was evicted for what could never fit.
+    pub fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
+        if !self.place.counted || self.place.store.make_room(&self.place.digest, total.max(self.len())) {
+            return Ok(());
         }
+        Err(StoreError::NoRoom(Box::new(self.place.digest)))
     }
 
-    fn let_pass(&mut self) {
-        if self.keep && self.counted {
-            self.store.index().stop_counting(&self.digest);
-        }
-        self.keep = false;
-    }
-
-    /// Appends and hashes. On an error nothing is appended.
+    /// Appends and hashes. On an error nothing is appended, and the same bytes may go elsewhere.
     pub fn append(&mut self, pieces: &[Bytes]) -> Result<u64, StoreError> {
         let more: u64 = pieces.iter().map(|p| p.len() as u64).sum();
-        self.reserve(self.len + more);
-        if !self.keep {
-            self.store.evict_down(more);
-        }
-        let mut at = self.len;
+        self.reserve(self.len().saturating_add(more))?;
+        let (store, path) = (&self.place.store, &self.place.path);
+        let mut at = self.len();
         for piece in pieces {
-            self.file
-                .write_all_at(piece, at)
-                .map_err(StoreError::io("write", &self.path))?;
+            let written = store.disk.write_all_at(&self.file, path, piece, at);
+            written.map_err(|error| store.failed("write", path, error))?;
             at += piece.len() as u64;
         }
         for piece in pieces {
-            self.hasher.update(piece);
+            self.hashing.update(piece);
         }
-        self.len = at;
         Ok(at)
     }
 
     /// Forgets what was staged and begins at byte 0: the upstream no longer agrees with it.
     pub fn restart(&mut self) -> Result<(), StoreError> {
         // A new file, because readers may still follow the old one.
-        let _ = std::fs::remove_file(&self.path);
-        self.file = Arc::new(create(&self.path)?);
-        self.hasher = Hasher::new(self.digest.algorithm());
-        self.len = 0;
+        let _ = std::fs::remove_file(&self.place.path);
+        self.state = State::Gone;
+        self.file = Arc::new(self.place.store.create(&self.place.path)?);
+        self.hashing = Hashing::new(self.place.digest);
         self.state = State::Open;
         Ok(())
     }
 
+    /// Gives up on the disk: the hash goes on elsewhere, what is staged stays readable as long as it is needed.
+    pub fn detach(mut self) -> (Hashing, Remains) {
+        self.discard();
+        // The rest of what was announced will not be written.
+        let len = self.len();
+        if self.place.counted {
+            self.place
+                .store
+                .index()
+                .set_staged(&self.place.digest, super::on_disk(len));
+        }
+        let hashing = std::mem::replace(&mut self.hashing, Hashing::new(self.place.digest));
+        let stand_in = Place {
+            store: self.place.store.clone(),
+            digest: self.place.digest,
+            path: PathBuf::new(),
+            counted: false,
+            left: None,
+        };
+        let place = std::mem::replace(&mut self.place, stand_in);
+        (
+            hashing,
+            Remains {
+                file: self.file.clone(),
+                len,
+                _place: place,
+            },
+        )
+    }
+
     /// Whether the staged bytes are what the digest says. On a mismatch they are gone from disk.
     pub fn verify(&mut self) -> Result<(), StoreError> {
-        let verdict = compare(self.digest, self.hasher.clone(), self.len);
+        let verdict = self.hashing.verify();
         match verdict {
             Ok(()) => self.state = State::Verified,
             Err(_) => self.discard(),
@@ -142,31 +219,40 @@ impl Writer {
         verdict
     }
 
-    /// Makes verified bytes held: on disk for good, in the index, linked to `repository` (L6).
-    /// Returns whether they are held; not if the blob is larger than the cache.
-    pub fn commit(mut self, repository: &str, media_type: Option<&str>) -> Result<bool, StoreError> {
+    /// Makes verified bytes held as a blob: on disk for good, in the index, linked to `repository` (L6).
+    pub fn commit(self, repository: &str) -> Result<(), StoreError> {
+        self.commit_as(repository, Kind::Blob)
+    }
+
+    pub(super) fn commit_as(mut self, repository: &str, kind: Kind) -> Result<(), StoreError> {
         if self.state != State::Verified {
             self.verify()?;
         }
-        if !self.keep {
-            self.discard();
-            return Ok(false);
-        }
-        self.file.sync_all().map_err(StoreError::io("sync", &self.path))?;
-        let noted = self.store.admit(&Arrival {
-            digest: self.digest,
-            size: self.len,
-            path: &self.path,
-            counted: self.counted,
+        let (store, path, digest) = (self.place.store.clone(), self.place.path.clone(), self.place.digest);
+        store
+            .disk
+            .sync(&self.file, &path)
+            .map_err(|error| store.failed("sync", &path, error))?;
+        let (size, counted) = (self.len(), self.place.counted);
+        let arrival = Arrival {
+            digest,
+            size,
+            path: &path,
+            counted,
             repository,
-            media_type,
-        })?;
+            kind,
+        };
+        let noted = store.admit(&arrival).inspect_err(|error| store.note_trouble(error))?;
         self.state = State::Gone;
-        self.counted = false;
-        sync_folder(self.store.tree.blob(&self.digest).parent().unwrap_or(Path::new(".")))?;
+        self.place.counted = false;
+        let place = store.tree.blob(&digest);
+        store
+            .disk
+            .sync_folder_of(&place)
+            .map_err(|error| store.failed("sync the folder of", &place, error))?;
         // Nothing more can be done if it cannot be written down; the file is found again at the next start.
         let _ = noted.recv();
-        Ok(true)
+        Ok(())
     }
 
     /// Throws the staged bytes away.
@@ -176,7 +262,7 @@ impl Writer {
 
     fn discard(&mut self) {
         if self.state != State::Gone {
-            let _ = std::fs::remove_file(&self.path);
+            let _ = std::fs::remove_file(&self.place.path);
             self.state = State::Gone;
         }
     }
@@ -184,13 +270,25 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if !(self.keep && self.counted) {
+        if !self.place.counted {
             self.discard();
         }
-        if self.counted {
-            let left = (self.state != State::Gone).then_some(self.len);
-            self.store.end_staging(&self.digest, left);
-        }
+        self.place.left = (self.state != State::Gone).then_some(self.hashing.len);
+    }
+}
+
+impl Inner {
+    fn create(&self, path: &Path) -> Result<File, StoreError> {
+        self.disk
+            .create(path)
+            .map_err(|error| self.failed("create", path, error))
+    }
+
+    /// An error of the disk, noted.
+    fn failed(&self, doing: &'static str, path: &Path, error: std::io::Error) -> StoreError {
+        let error = StoreError::io(doing, path)(error);
+        self.note_trouble(&error);
+        error
     }
 }
 
@@ -211,7 +309,7 @@ fn compare(expected: Digest, hasher: Hasher, bytes: u64) -> Result<(), StoreErro
 }
 
 /// A regular file that an earlier transfer left, hashed; what is no such thing or cannot be read is removed.
-fn open_part(path: &Path, digest: Digest) -> Option<(File, Hasher, u64)> {
+fn open_part(path: &Path, digest: Digest) -> Option<(File, Hashing)> {
     let open = || {
         let file = OpenOptions::new()
             .read(true)
@@ -221,9 +319,9 @@ fn open_part(path: &Path, digest: Digest) -> Option<(File, Hasher, u64)> {
         if !file.metadata()?.is_file() {
             return Err(std::io::ErrorKind::InvalidInput.into());
         }
-        let mut hasher = Hasher::new(digest.algorithm());
-        let len = hash_file(&file, &mut hasher)?;
-        Ok::<_, std::io::Error>((file, hasher, len))
+        let mut hashing = Hashing::new(digest);
+        hash_file(&file, &mut hashing)?;
+        Ok::<_, std::io::Error>((file, hashing))
     };
     match open() {
         Ok(part) => Some(part),
@@ -234,33 +332,12 @@ fn open_part(path: &Path, digest: Digest) -> Option<(File, Hasher, u64)> {
     }
 }
 
-fn create(path: &Path) -> Result<File, StoreError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(StoreError::io("create", path))
-}
-
-fn hash_file(mut file: &File, hasher: &mut Hasher) -> std::io::Result<u64> {
+pub(super) fn hash_file(mut file: &File, hashing: &mut Hashing) -> std::io::Result<()> {
     let mut buffer = vec![0; 1 << 20];
-    let mut len = 0;
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok(len),
-            n => {
-                hasher.update(&buffer[..n]);
-                len += n as u64;
-            }
+            0 => return Ok(()),
+            n => hashing.update(&buffer[..n]),
         }
     }
-}
-
-/// Makes a rename last through a power cut.
-fn sync_folder(path: &Path) -> Result<(), StoreError> {
-    File::open(path)
-        .and_then(|folder| folder.sync_all())
-        .map_err(StoreError::io("sync", path))
 }

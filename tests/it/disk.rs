@@ -38,7 +38,8 @@ async fn what_cannot_be_staged_passes_through() {
     assert_eq!(middle.header("content-range"), Some("bytes 1000-200000/300000"));
     assert_eq!(middle.body, bytes[1000..=200_000]);
     assert_eq!(ask("bytes=-5").await.expect(206).body, bytes[299_995..]);
-    ask("bytes=0-1,5-6").await.expect_content(&large);
+    let parts = ask("bytes=0-1,200000-200001").await.expect(206);
+    assert!(parts.body.windows(2).any(|two| two == &bytes[200_000..=200_001]));
     upstream.on(On::Blob(large).get()).cut_after(120_000);
     larder.get(blob(REPO, large)).await.expect_content(&large);
     upstream.on(On::Blob(large).get()).cut_after(120_000);
@@ -58,10 +59,10 @@ async fn what_passes_through_is_verified() {
     for digest in &digests {
         wrong(digest);
         let whole = larder.get(blob(REPO, digest)).await;
-        assert_ne!(whole.end, End::Complete, "{whole:?}");
+        assert!(whole.status >= 500 || whole.end != End::Complete, "{whole:?}");
         let part = Ask::get(blob(REPO, digest)).range("bytes=600-800");
         let part = part.send(larder.registry()).await;
-        assert_ne!(part.end, End::Complete, "{part:?}");
+        assert!(part.status >= 500 || part.end != End::Complete, "{part:?}");
     }
 }
 
@@ -80,5 +81,5 @@ async fn a_disk_that_fills_up_under_a_transfer() {
     for _ in 0..2 {
         larder.get(blob(REPO, digest)).await.expect_content(&digest);
     }
-    larder.wait_for_log("going on without the disk").await;
+    larder.wait_for_log("passed through, not kept").await;
 }

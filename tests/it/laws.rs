@@ -167,10 +167,16 @@ async fn l1_no_200_before_the_upstream_answered() {
 
 #[tokio::test]
 async fn l2_no_complete_answer_with_wrong_bytes() {
-    let size = 400_000;
+    // Small ones are verified before the status line, large ones on the way.
+    for size in [5_000, SIZE] {
+        wrong_bytes_of(size).await;
+    }
+}
+
+async fn wrong_bytes_of(size: usize) {
     for spoil in [
         vec![Fault::FlipByte(0)],
-        vec![Fault::FlipByte(200_000)],
+        vec![Fault::FlipByte(size / 2)],
         vec![Fault::FlipByte(size - 1)],
         vec![Fault::FlipByte(size - 1), Fault::Chunked],
         vec![Fault::FlipByte(size - 1), Fault::CloseDelimited],
@@ -189,7 +195,6 @@ async fn l2_no_complete_answer_with_wrong_bytes() {
     ] {
         let upstream = Upstream::start().await;
         let digest = upstream.blob(REPO, size);
-        // The manifest tells how large the blob should be, as in every real pull.
         let larder = Larder::start(&upstream, |_| {}).await;
         let rule = upstream.on(On::Blobs.get()).always().does(spoil.clone());
         for by_range in [false, true] {
@@ -208,6 +213,27 @@ async fn l2_no_complete_answer_with_wrong_bytes() {
         assert_eq!(held(&larder.cache()).len(), 0, "{spoil:?}: nothing is kept");
         rule.remove();
         larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    }
+}
+
+/// At once: whoever asks after a failed answer has ended shares no part of it.
+#[tokio::test]
+async fn l2_the_next_request_starts_clean() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    // Many at once, because the moment between the two is short.
+    let rounds = (0..150).map(|_| {
+        let digest = upstream.blob(REPO, 1000);
+        upstream.on(On::Blob(digest)).flip_byte(500);
+        let to = larder.registry();
+        tokio::spawn(async move {
+            let wrong = Ask::get(blob(REPO, digest)).send(to).await;
+            assert_eq!(wrong.status, 502, "{wrong:?}");
+            Ask::get(blob(REPO, digest)).send(to).await.expect_content(&digest);
+        })
+    });
+    for round in rounds.collect::<Vec<_>>() {
+        round.await.unwrap();
     }
 }
 

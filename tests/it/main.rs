@@ -9,6 +9,7 @@ mod support;
 
 mod blobs;
 mod config;
+mod demo;
 mod disk;
 mod flights;
 mod laws;

@@ -484,7 +484,8 @@ impl Exchange {
     }
 }
 
-/// One request by HTTP/2 without TLS. Of the headers only what came on the wire; `end` is `Reset` for a broken stream.
+/// One request by HTTP/2 without TLS. Of the headers only what came on the wire; `end` is `Reset` for a broken
+/// stream, with status 0 if the reset overtook the head: hyper then tells nothing of it.
 pub async fn http2(to: SocketAddr, ask: Ask) -> Response {
     let stream = TcpStream::connect(to).await.expect("a connection");
     let (mut sender, connection) = within(
@@ -501,9 +502,15 @@ pub async fn http2(to: SocketAddr, ask: Ask) -> Response {
         request = request.header(name, value);
     }
     let request = request.body(Empty::<Bytes>::new()).expect("a request");
-    let response = within("an answer by HTTP/2", sender.send_request(request))
-        .await
-        .expect("an answer by HTTP/2");
+    let answer = within("an answer by HTTP/2", sender.send_request(request)).await;
+    let Ok(response) = answer else {
+        return Response {
+            status: 0,
+            headers: Headers::default(),
+            body: Vec::new(),
+            end: End::Reset,
+        };
+    };
     let (head, mut body) = response.into_parts();
     let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let headers: Vec<(String, String)> = head.headers.iter().map(|(n, v)| (n.to_string(), text(v))).collect();

@@ -1,0 +1,267 @@
+//! Where a transfer's bytes go: to the disk; or, where the disk cannot take them, through memory.
+//!
+//! A blob that does not fit, a full disk, a disk that fails: none of them fails a pull (L5). The bytes then pass
+//! through a [`Window`] of fixed size that all followers read from. It moves on with the slowest of them; one that
+//! stands still is left behind after a while, so that it cannot hold up the others for ever (R-W3).
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+use crate::oci::Digest;
+use crate::store::{Hashing, Remains, Writer};
+
+/// Bytes in memory for one transfer that passes through.
+const WINDOW_BYTES: usize = 16 << 20;
+
+/// One or the other.
+pub(super) enum Sink {
+    Disk(Writer),
+    Memory(Passage),
+}
+
+/// A transfer that passes through memory.
+pub(super) struct Passage {
+    pub(super) hashing: Hashing,
+    pub(super) window: Arc<Window>,
+    /// What the disk had taken before it gave up; followers behind the window read it.
+    remains: Option<Remains>,
+}
+
+impl Sink {
+    /// From byte 0, without the disk.
+    pub(super) fn memory(digest: Digest) -> Sink {
+        Sink::Memory(Passage {
+            hashing: Hashing::new(digest),
+            window: Window::starting_at(0),
+            remains: None,
+        })
+    }
+
+    /// The same transfer, from now on without the disk.
+    pub(super) fn detach(writer: Writer) -> Passage {
+        let (hashing, remains) = writer.detach();
+        let window = Window::starting_at(remains.len);
+        Passage {
+            hashing,
+            window,
+            remains: Some(remains),
+        }
+    }
+
+    /// Bytes taken so far; the offset at which the next ones belong.
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Sink::Disk(writer) => writer.len(),
+            Sink::Memory(passage) => passage.hashing.len(),
+        }
+    }
+
+    pub(super) fn file(&self) -> Option<Arc<File>> {
+        match self {
+            Sink::Disk(writer) => Some(writer.file()),
+            Sink::Memory(passage) => passage.remains.as_ref().map(|remains| remains.file.clone()),
+        }
+    }
+
+    pub(super) fn window(&self) -> Option<Arc<Window>> {
+        match self {
+            Sink::Disk(_) => None,
+            Sink::Memory(passage) => Some(passage.window.clone()),
+        }
+    }
+}
+
+/// The last bytes of a transfer, in memory.
+#[derive(Debug)]
+pub struct Window {
+    /// Where it began: bytes before are in a file, if anywhere.
+    base: u64,
+    held: Mutex<HeldBytes>,
+}
+
+#[derive(Debug)]
+struct HeldBytes {
+    start: u64,
+    len: usize,
+    pieces: VecDeque<Bytes>,
+}
+
+impl Window {
+    fn starting_at(base: u64) -> Arc<Window> {
+        let held = HeldBytes {
+            start: base,
+            len: 0,
+            pieces: VecDeque::new(),
+        };
+        Arc::new(Window {
+            base,
+            held: Mutex::new(held),
+        })
+    }
+
+    /// Whether the byte at `at` is for the window to give, not for the file.
+    pub(super) fn covers(&self, at: u64) -> bool {
+        at >= self.base
+    }
+
+    pub(super) fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Whether everything that ever came into it is still there.
+    pub(super) fn is_whole(&self) -> bool {
+        self.lock().start == self.base
+    }
+
+    /// At most `want` bytes from `at`; `None` if they have gone by.
+    pub(super) fn read(&self, at: u64, want: usize) -> Option<Bytes> {
+        let held = self.lock();
+        let mut skip = usize::try_from(at.checked_sub(held.start)?).ok()?;
+        for piece in &held.pieces {
+            if skip < piece.len() {
+                let end = skip.saturating_add(want).min(piece.len());
+                return Some(piece.slice(skip..end));
+            }
+            skip -= piece.len();
+        }
+        None
+    }
+
+    /// Takes a piece in if there is room, having let go of what all readers have passed.
+    fn push(&self, piece: &Bytes, slowest: u64) -> bool {
+        let mut held = self.lock();
+        while let Some(first) = held.pieces.front().map(Bytes::len)
+            && held.start + first as u64 <= slowest
+        {
+            held.pieces.pop_front();
+            held.start += first as u64;
+            held.len -= first;
+        }
+        let fits = held.len == 0 || held.len + piece.len() <= WINDOW_BYTES;
+        if fits {
+            held.len += piece.len();
+            held.pieces.push_back(piece.clone());
+        }
+        fits
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HeldBytes> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How far each follower of a transfer has read.
+#[derive(Debug, Default)]
+pub(super) struct Positions {
+    at: Mutex<(u64, HashMap<u64, u64>)>,
+    moved: Notify,
+}
+
+impl Positions {
+    /// A new reader, at byte 0 until it says otherwise.
+    pub(super) fn enter(&self) -> u64 {
+        let mut at = self.lock();
+        at.0 += 1;
+        let id = at.0;
+        at.1.insert(id, 0);
+        id
+    }
+
+    pub(super) fn leave(&self, id: u64) {
+        self.lock().1.remove(&id);
+        self.moved.notify_one();
+    }
+
+    /// A reader that was left behind stays so.
+    pub(super) fn advance(&self, id: u64, to: u64) {
+        if let Some(at) = self.lock().1.get_mut(&id) {
+            *at = to;
+        }
+        self.moved.notify_one();
+    }
+
+    fn slowest(&self) -> u64 {
+        self.lock().1.values().copied().min().unwrap_or(u64::MAX)
+    }
+
+    fn leave_behind_slowest(&self) {
+        let mut at = self.lock();
+        if let Some(slowest) = at.1.values().copied().min() {
+            at.1.retain(|_, position| *position > slowest);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, u64>)> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Passage {
+    /// Hashes and passes a piece on, waiting for the slowest reader: at most `patience` for each step it makes.
+    pub(super) async fn pass(&mut self, piece: &Bytes, positions: &Positions, patience: Duration) {
+        while !self.window.push(piece, positions.slowest()) {
+            let before = positions.slowest();
+            let moved = async {
+                while positions.slowest() == before {
+                    positions.moved.notified().await;
+                }
+            };
+            if tokio::time::timeout(patience, moved).await.is_err() {
+                tracing::warn!("a reader stands still while a blob passes through: it is left behind");
+                positions.leave_behind_slowest();
+            }
+        }
+        self.hashing.update(piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(n: u8, len: usize) -> Bytes {
+        Bytes::from(vec![n; len])
+    }
+
+    #[test]
+    fn a_window_moves_with_its_slowest_reader() {
+        let window = Window::starting_at(100);
+        let half = WINDOW_BYTES / 2;
+        assert!(window.push(&piece(1, half), 0) && window.push(&piece(2, half), 0));
+        assert!(!window.push(&piece(3, 1), 100), "full");
+        assert!(window.is_whole() && window.covers(100) && !window.covers(99));
+        assert_eq!(window.read(100, 5).unwrap(), piece(1, 5));
+        assert_eq!(window.read(100 + half as u64, 5).unwrap(), piece(2, 5));
+        assert!(window.push(&piece(3, 1), 100 + half as u64));
+        assert!(!window.is_whole());
+        assert_eq!(window.read(100, 5), None, "gone by");
+        assert_eq!(window.read(100 + WINDOW_BYTES as u64, 5).unwrap(), piece(3, 1));
+        assert_eq!(window.read(101 + WINDOW_BYTES as u64, 5), None, "not there yet");
+    }
+
+    /// R-W3: a reader that stands still is left behind; the others go on, and nobody else is harmed.
+    #[tokio::test(start_paused = true)]
+    async fn who_stands_still_is_left_behind() {
+        let Sink::Memory(mut passage) = Sink::memory(Digest::sha256(b"")) else {
+            panic!("memory")
+        };
+        let positions = Positions::default();
+        let (slow, quick) = (positions.enter(), positions.enter());
+        for n in 0..40u8 {
+            let bytes = piece(n, 1 << 20);
+            passage.pass(&bytes, &positions, Duration::from_secs(30)).await;
+            assert_eq!(passage.window.read(u64::from(n) << 20, 1 << 20).as_ref(), Some(&bytes));
+            positions.advance(quick, passage.hashing.len());
+        }
+        assert_eq!(passage.window.read(0, 1), None);
+        positions.advance(slow, 5);
+        assert_eq!(positions.slowest(), 40 << 20, "left behind for good");
+        positions.leave(quick);
+        assert_eq!(positions.slowest(), u64::MAX);
+    }
+}

@@ -1,0 +1,193 @@
+//! Room: counted, reserved before it is used, kept by evicting (L5).
+//!
+//! Counted are held blobs, transfers (with all they have announced) and the index's own file.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use super::database::{Op, Table};
+use super::error::StoreError;
+use super::index::{Index, Kind, Scope, Victim, on_disk};
+use super::records::{BlobRecord, unix_ms};
+use super::{Arrival, Inner, link_key, unlink};
+use crate::oci::Digest;
+
+impl Inner {
+    pub(super) fn index(&self) -> MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes on disk: blobs, transfers, index.
+    pub(super) fn used_bytes(&self, index: &Index) -> u64 {
+        index.used_bytes().saturating_add(self.database.bytes())
+    }
+
+    /// Counts `bytes` for a transfer and evicts until that fits. `false` if it cannot: then the count is as before,
+    /// and what the transfer brings may not be written. For what can never fit nothing is evicted.
+    pub(super) fn make_room(&self, digest: &Digest, bytes: u64) -> bool {
+        let before = {
+            let mut index = self.index();
+            let (before, shelf) = index.staged(digest);
+            // Writers of small things stage under their own temporary name and are not counted.
+            if !index.is_staging(digest) || on_disk(bytes) <= before {
+                return true;
+            }
+            let most = index.shelf_limit(shelf).unwrap_or(u64::MAX).min(self.max_size);
+            if bytes > most || on_disk(bytes).saturating_add(self.database.bytes()) > self.max_size {
+                return false;
+            }
+            index.stage(digest, bytes, true, shelf);
+            before
+        };
+        let fits = self.evict_down(on_disk(bytes) - before);
+        if !fits {
+            self.index().set_staged(digest, before);
+        }
+        fits
+    }
+
+    /// Evicts until every limit holds and `growth` more bytes leave `min_free` of the file system. `false` if
+    /// nothing more may go before that.
+    pub(super) fn evict_down(&self, growth: u64) -> bool {
+        let mut lacking = self.lacking_free(growth);
+        loop {
+            let gone = {
+                let mut index = self.index();
+                let crowded = (0..index.shelves().len()).find(|shelf| index.over_limit(*shelf) > 0);
+                let (scope, reason) = match crowded {
+                    _ if self.used_bytes(&index) > self.max_size => (Scope::All, "max_size"),
+                    Some(shelf) => (Scope::Shelf(shelf), "upstream max_size"),
+                    None if lacking > 0 => (Scope::All, "min_free"),
+                    None => return true,
+                };
+                let before = index.used_bytes();
+                let Some((victim, links)) = index.evict(scope) else {
+                    return false;
+                };
+                lacking = lacking.saturating_sub(before - index.used_bytes());
+                metrics::counter!("larder_evictions_total", "reason" => reason).increment(1);
+                metrics::counter!("larder_evicted_bytes_total").increment(before - index.used_bytes());
+                self.take_away(&victim, &links)
+            };
+            unlink(gone);
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes that must go so that `min_free` stays free after `growth` more.
+    fn lacking_free(&self, growth: u64) -> u64 {
+        let Ok(stat) = rustix::fs::statvfs(self.tree.root()) else {
+            return 0;
+        };
+        (self.min_free.saturating_add(growth)).saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    /// Moves what the index has just let go of out of the way, and gives the place to unlink it from: that takes
+    /// long for large files. Called with the index locked, so that nobody stages or admits the same digest
+    /// before its file is out of there. Open readers keep their handle.
+    pub(super) fn take_away(&self, victim: &Victim, links: &BTreeSet<Arc<str>>) -> Option<PathBuf> {
+        let (digest, place) = match victim {
+            Victim::Part(digest) => (digest, self.tree.part(digest)),
+            Victim::Blob(digest) => {
+                self.manifests.invalidate(digest);
+                let mut ops = vec![Op::Delete(Table::Blobs, digest.to_key())];
+                ops.extend(
+                    links
+                        .iter()
+                        .map(|repository| Op::Delete(Table::Links, link_key(repository, digest))),
+                );
+                self.database.write(ops);
+                (digest, self.tree.blob(digest))
+            }
+        };
+        let aside = self.tree.temporary(digest);
+        std::fs::rename(&place, &aside).is_ok().then_some(aside)
+    }
+
+    /// Lets go of an entry and its file.
+    pub(super) fn drop_entry(&self, index: &mut Index, digest: &Digest) {
+        let links = index.remove(digest);
+        unlink(self.take_away(&Victim::Blob(*digest), &links));
+    }
+
+    /// Lets go of an entry whose file is not there.
+    pub(super) fn forget_if_gone(&self, digest: &Digest) {
+        let mut index = self.index();
+        let is_gone =
+            std::fs::metadata(self.tree.blob(digest)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        if is_gone && index.get(digest).is_some() {
+            tracing::warn!(%digest, "a held blob is gone from the disk: forgotten");
+            self.drop_entry(&mut index, digest);
+        }
+    }
+
+    /// Moves a verified blob into its place and enters it, in one: whoever evicts it takes away this file and no
+    /// other. What it returns tells when the database has it too.
+    pub(super) fn admit(&self, arrival: &Arrival<'_>) -> Result<Receiver<bool>, StoreError> {
+        let now = unix_ms();
+        let (digest, repository) = (&arrival.digest, arrival.repository);
+        let place = self.tree.blob(digest);
+        let noted = {
+            let mut index = self.index();
+            self.disk
+                .rename(arrival.path, &place)
+                .map_err(StoreError::io("move into place", &place))?;
+            if arrival.counted {
+                index.unstage(digest);
+            }
+            let shelf = index.shelf(repository);
+            index.insert(*digest, arrival.size, now, arrival.kind.clone(), shelf);
+            index.link(&repository.into(), digest);
+            let record = index.get(digest).map(|entry| BlobRecord::of(entry, repository));
+            let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
+            ops.extend(
+                record
+                    .and_then(|r| serde_json::to_vec(&r).ok())
+                    .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
+            );
+            self.database.write_noted(ops)
+        };
+        self.evict_down(0);
+        Ok(noted)
+    }
+
+    /// A writer is done with `digest`; `left` bytes stay staged.
+    pub(super) fn end_staging(&self, digest: &Digest, left: Option<u64>) {
+        let mut index = self.index();
+        let (_, shelf) = index.staged(digest);
+        match left {
+            Some(bytes) if bytes > 0 => index.stage(digest, bytes, false, shelf),
+            _ => index.unstage(digest),
+        }
+    }
+
+    /// Notes that the disk failed: for readiness, and for the log once a minute.
+    pub(super) fn note_trouble(&self, error: &StoreError) {
+        metrics::counter!("larder_store_errors_total").increment(1);
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = std::time::Instant::now();
+        let told = trouble
+            .as_ref()
+            .is_some_and(|t| now.duration_since(t.told) < super::TELL_EVERY);
+        if !told {
+            tracing::error!(%error, "the disk fails: what cannot be kept passes through");
+        }
+        let told = trouble.as_ref().filter(|_| told).map_or(now, |t| t.told);
+        *trouble = Some(super::Trouble {
+            told,
+            seen: now,
+            text: error.to_string(),
+        });
+    }
+}
+
+/// The kind of a manifest.
+pub(super) fn manifest_kind(media_type: &str, children: &[Digest]) -> Kind {
+    Kind::Manifest {
+        media_type: media_type.into(),
+        children: children.into(),
+    }
+}
