@@ -4,6 +4,7 @@
 //! also share `desk`, which finds the proxy or opens its folder, and `table`, which shows figures to people.
 
 mod check_config;
+mod client_config;
 mod demo;
 mod desk;
 mod du;
@@ -57,6 +58,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Print what to write where, so that a client pulls through this proxy
+    ClientConfig(client_config::Args),
     /// Run the proxy; prints the addresses it listens on
     Serve,
     /// Say what the configuration means, or what is wrong with it
@@ -106,6 +109,7 @@ where
     let config = || Config::load(cli.config.as_deref(), &Environment::of_process());
     match cli.command {
         Command::Serve => serve::run(config()),
+        Command::ClientConfig(args) => client_config::run(&args, config()),
         Command::CheckConfig(args) => check_config::run(&args, config()),
         Command::Demo(_) if cli.config.is_some() => {
             complain("the tour has a configuration of its own: leave out --config");

@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -152,6 +153,8 @@ pub enum Place {
 pub enum Run {
     File(Arc<File>),
     Window(Arc<Window>),
+    /// Taken out of the window, to wait for the verdict.
+    Kept(Bytes),
 }
 
 /// A place among a flight's followers.
@@ -199,6 +202,13 @@ impl Follower {
     /// `at` itself means that there are no more.
     pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Run, u64), PullError> {
         self.flight.positions.advance(self.id, at);
+        if let Some(end) = end
+            && let Some(kept) = self.keep_end(at, end).await?
+        {
+            self.wait_for(|s| matches!(s.phase, Phase::Verified)).await?;
+            let upto = at + kept.len() as u64;
+            return Ok((Run::Kept(kept), upto));
+        }
         let state = self
             .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
             .await?;
@@ -209,6 +219,43 @@ impl Follower {
             (None, Some(file)) => Ok((Run::File(file), upto)),
             (_, None) => Err(PullError::Internal("a transfer without a file")),
         }
+    }
+
+    /// What is left of a response that ends at `end` and may not go out before the verdict, if the blob passes through
+    /// memory: it is taken along, so that the window moves on without this reader. Else it would wait for a
+    /// verdict that itself keeps from coming.
+    async fn keep_end(&mut self, at: u64, end: u64) -> Result<Option<Bytes>, PullError> {
+        let state = self
+            .wait_for(|s| {
+                let passes_by = s.window.is_some() && s.written >= end;
+                matches!(s.phase, Phase::Verified) || s.released(Some(end)) > at || passes_by
+            })
+            .await?;
+        let (false, Some(window)) = (
+            matches!(state.phase, Phase::Verified) || state.released(Some(end)) > at,
+            state.window,
+        ) else {
+            return Ok(None);
+        };
+        let mut kept = BytesMut::new();
+        if let Some(file) = state.file.filter(|_| !window.covers(at)) {
+            // At most what is held back, and just written: no disk is waited for.
+            kept.resize(usize::try_from(end.min(window.base()) - at).unwrap_or_default(), 0);
+            file.read_exact_at(&mut kept, at)
+                .map_err(|_| PullError::Internal("a staged blob could not be read"))?;
+        }
+        while let Some(left) = end.checked_sub(at + kept.len() as u64).filter(|left| *left > 0) {
+            let want = usize::try_from(left).unwrap_or(usize::MAX);
+            let piece = window.read(at + kept.len() as u64, want);
+            kept.extend_from_slice(&piece.ok_or(PullError::LeftBehind)?);
+        }
+        self.flight.positions.advance(self.id, u64::MAX);
+        Ok(Some(kept.freeze()))
+    }
+
+    /// Whether the bytes pass through memory, once and in their order.
+    pub fn is_passing(&self) -> bool {
+        self.flight.is_passing()
     }
 
     async fn wait_for(&mut self, done: impl Fn(&State) -> bool) -> Result<State, PullError> {

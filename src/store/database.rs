@@ -6,15 +6,21 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use redb::{Database as Redb, ReadableDatabase, TableDefinition};
 
 use super::error::StoreError;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+/// When to try again what could not be written.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Changes kept for that.
+const MAX_BACKLOG: usize = 100_000;
 
 /// The tables. Keys are digests, or `repository NUL rest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,10 +227,20 @@ fn file_bytes(path: &Path) -> u64 {
 }
 
 fn write_loop(redb: &Redb, messages: &Receiver<Message>, written: impl Fn()) {
+    let mut backlog = Vec::new();
     let mut stop = false;
     while !stop {
-        let Ok(first) = messages.recv() else { break };
-        let mut ops = Vec::new();
+        // What could not be written is tried again, with what has come since or after a while.
+        let first = match backlog.is_empty() {
+            true => messages.recv().ok(),
+            false => match messages.recv_timeout(RETRY_AFTER) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => Some(Message::Write(Vec::new(), None)),
+                Err(RecvTimeoutError::Disconnected) => None,
+            },
+        };
+        let Some(first) = first else { break };
+        let mut ops = std::mem::take(&mut backlog);
         let mut waiting = Vec::new();
         for message in std::iter::once(first).chain(messages.try_iter()) {
             match message {
@@ -237,12 +253,16 @@ fn write_loop(redb: &Redb, messages: &Receiver<Message>, written: impl Fn()) {
         }
         let outcome = if ops.is_empty() { Ok(()) } else { apply(redb, &ops) };
         written();
-        if let Err(error) = &outcome {
-            // The blobs are on disk and found again at the next start; tags are asked for again.
-            tracing::error!(%error, "the index could not be written");
-        }
         for done in waiting {
             let _ = done.send(outcome.is_ok());
+        }
+        if let Err(error) = outcome {
+            tracing::error!(%error, changes = ops.len(), "the index could not be written: it is tried again");
+            // A disk that never comes back may not fill the memory. The blobs are found again at the next start.
+            if ops.len() > MAX_BACKLOG {
+                ops.drain(..ops.len() - MAX_BACKLOG);
+            }
+            backlog = ops;
         }
     }
 }
