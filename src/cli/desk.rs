@@ -27,7 +27,7 @@ const LOG_LEVEL: &str = "error,larder::store::verify=off";
 /// What all operators' commands take.
 #[derive(clap::Args)]
 pub struct Place {
-    /// The admin address of a running proxy, such as http://larder.example:5001 [default: admin.listen]
+    /// The admin address of a running proxy, such as larder.example:5001 [default: admin.listen]
     #[arg(long, value_name = "URL", value_parser = admin_url)]
     admin: Option<Url>,
     /// Print data for programs in place of text

@@ -53,7 +53,7 @@ pub struct Progress {
     pub bytes_total: u64,
     pub bad: u64,
     pub repaired: u64,
-    /// The first [`MOST_FOUND`] damaged blobs.
+    /// The first thousand damaged blobs.
     pub found: Vec<Found>,
 }
 
