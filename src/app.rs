@@ -15,7 +15,7 @@ use crate::http::server::{self, BindError};
 use crate::http::v2;
 use crate::oci::HostPort;
 use crate::pull::{Pull, Timing};
-use crate::store::{Store, StoreError};
+use crate::store::{Faults, Store, StoreError};
 use crate::telemetry::metrics::{self, InstallError};
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
@@ -61,14 +61,20 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     start_with(config, Timing::default()).await
 }
 
-/// Starts. Ports are bound first, so that a second proxy fails before it touches anything.
+/// Starts with other patience.
 pub async fn start_with(config: Config, timing: Timing) -> Result<Running, StartError> {
+    start_full(config, timing, None).await
+}
+
+/// Starts, on a disk that fails when it is told to (for tests). Ports are bound first, so that a second proxy fails
+/// before it touches anything.
+pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) -> Result<Running, StartError> {
     let handle = metrics::install()?;
     let registry = server::bind(&config.server.listen).await?;
     let admin = server::bind(&config.admin.listen).await?;
     let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
     let at = config.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open(&at))
+    let store = tokio::task::spawn_blocking(move || Store::open_with(&at, faults))
         .await
         .map_err(|_| StartError::Task)??;
     let clients = Clients::new(&config)?;

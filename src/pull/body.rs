@@ -1,5 +1,6 @@
 //! A response's bytes, from a held blob or one that is still coming: the reader cannot tell.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::error::PullError;
-use super::flight::{Follower, Run};
+use super::flight::{Follower, Release, Run};
 use crate::oci::Digest;
 use crate::store::Held;
 
@@ -32,11 +33,15 @@ impl Source {
 
     /// The bytes from `start` to `end`; to the end of the blob when `end` is `None`.
     pub fn body(self, digest: Digest, start: u64, end: Option<u64>) -> Body {
+        if let Source::Growing(follower) = &self {
+            follower.begin(start, end);
+        }
         Body {
             source: self,
             digest,
             at: start,
             end,
+            tail: VecDeque::new(),
         }
     }
 }
@@ -47,15 +52,37 @@ pub struct Body {
     digest: Digest,
     at: u64,
     end: Option<u64>,
+    /// The last bytes of a part of what passes through memory, read in time, until the verdict (L2). At most
+    /// [`super::flight::HOLD_BACK_BYTES`].
+    tail: VecDeque<Bytes>,
 }
 
 impl Body {
     /// The next bytes, at most 256 KiB; `None` at the end. An error ends the response short (L2).
     pub async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
-        let (run, upto) = match &mut self.source {
+        while self.tail.is_empty() || self.end.is_some_and(|end| self.at < end) {
+            match self.read().await? {
+                None => break,
+                Some((bytes, Release::Now)) if self.tail.is_empty() => return Ok(Some(bytes)),
+                Some((bytes, _)) => self.tail.push_back(bytes),
+            }
+        }
+        if let Source::Growing(follower) = &mut self.source
+            && !self.tail.is_empty()
+        {
+            follower.advance(self.at);
+            follower.verified().await?;
+        }
+        Ok(self.tail.pop_front())
+    }
+
+    /// The next bytes, and whether they may be sent at once.
+    async fn read(&mut self) -> Result<Option<(Bytes, Release)>, PullError> {
+        let (run, upto, release) = match &mut self.source {
             Source::Held(held) => (
                 Run::File(held.file.clone()),
                 self.end.unwrap_or(held.size).min(held.size),
+                Release::Now,
             ),
             Source::Growing(follower) => follower.readable(self.at, self.end).await?,
         };
@@ -75,7 +102,7 @@ impl Body {
             return Err(PullError::Internal("a blob's file ends early"));
         }
         self.at += bytes.len() as u64;
-        Ok(Some(bytes))
+        Ok(Some((bytes, release)))
     }
 }
 

@@ -154,6 +154,13 @@ pub enum Run {
     Window(Arc<Window>),
 }
 
+/// When bytes that were read may be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    Now,
+    AfterVerdict,
+}
+
 /// A place among a flight's followers.
 pub struct Follower {
     flight: Arc<Flight>,
@@ -184,6 +191,21 @@ impl Follower {
         *self.flight.began != *key
     }
 
+    /// Says that this follower reads these bytes and no others.
+    pub(super) fn begin(&self, from: u64, end: Option<u64>) {
+        self.flight.positions.begin(self.id, from, end);
+    }
+
+    /// Notes that it has what comes before `at`.
+    pub(super) fn advance(&self, at: u64) {
+        self.flight.positions.advance(self.id, at);
+    }
+
+    /// Waits for the verdict.
+    pub(super) async fn verified(&mut self) -> Result<(), PullError> {
+        self.wait_for(|s| matches!(s.phase, Phase::Verified)).await.map(|_| ())
+    }
+
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
@@ -197,16 +219,23 @@ impl Follower {
 
     /// Waits until bytes from `at` may be sent in a response that ends at `end`; gives where they are and up to where.
     /// `at` itself means that there are no more.
-    pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Run, u64), PullError> {
-        self.flight.positions.advance(self.id, at);
+    ///
+    /// Of what passes through, the end of a part would have gone by when the verdict comes: bytes that may be read but
+    /// not sent yet come as [`Release::AfterVerdict`].
+    pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Run, u64, Release), PullError> {
+        self.advance(at);
+        let passing = |s: &State| s.window.is_some() && end.is_some() && s.written > at;
         let state = self
-            .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
+            .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at || passing(s))
             .await?;
-        let upto = state.released(end).max(at);
+        let (upto, release) = match state.released(end) {
+            released if released > at || matches!(state.phase, Phase::Verified) => (released.max(at), Release::Now),
+            _ => (state.written.min(end.unwrap_or(at)), Release::AfterVerdict),
+        };
         match (state.window, state.file) {
-            (Some(window), _) if window.covers(at) => Ok((Run::Window(window), upto)),
-            (Some(window), Some(file)) => Ok((Run::File(file), upto.min(window.base()))),
-            (None, Some(file)) => Ok((Run::File(file), upto)),
+            (Some(window), _) if window.covers(at) => Ok((Run::Window(window), upto, release)),
+            (Some(window), Some(file)) => Ok((Run::File(file), upto.min(window.base()), release)),
+            (None, Some(file)) => Ok((Run::File(file), upto, release)),
             (_, None) => Err(PullError::Internal("a transfer without a file")),
         }
     }
@@ -471,7 +500,7 @@ impl Transfer {
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
         let Sink::Disk(writer) = sink else {
-            tracing::info!(digest = %flight.digest, total, "passed through, not kept: there is no room for it");
+            tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
             return;
         };
         let key = self.order.key.clone();
@@ -482,7 +511,7 @@ impl Transfer {
                     self.store.link(&repository, &flight.digest);
                 }
             }
-            Err(error) => tracing::error!(digest = %flight.digest, %error, "served but not kept"),
+            Err(error) => tell_not_kept(&flight.digest, &error),
         }
     }
 
@@ -909,6 +938,16 @@ fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
     let cut = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len());
     *skip -= cut as u64;
     piece.split_off(cut)
+}
+
+/// What has been served could not be kept. A disk that fails, or is full, is told of by the store, and not each time.
+pub(super) fn tell_not_kept(digest: &Digest, error: &PullError) {
+    match error {
+        PullError::Store(StoreError::Io { .. } | StoreError::NoRoom(_)) => {
+            tracing::debug!(%digest, %error, "served but not kept");
+        }
+        _ => tracing::error!(%digest, %error, "served but not kept"),
+    }
 }
 
 /// Runs disk work off the async threads.

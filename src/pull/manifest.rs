@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::error::PullError;
-use super::flight::blocking;
+use super::flight::{blocking, tell_not_kept};
 use super::freshness::{Freshness, judge, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;
@@ -440,7 +440,7 @@ impl Pull {
         let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &children, &body.bytes)).await;
         if let Err(error) = kept {
             // The bytes are right and in hand: a disk that cannot keep them is no reason to refuse them (L5).
-            tracing::error!(%digest, %error, "served but not kept");
+            tell_not_kept(&digest, &error);
         }
         Ok(ManifestAnswer {
             digest,

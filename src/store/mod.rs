@@ -36,7 +36,7 @@ use crate::config::Config;
 use crate::oci::Digest;
 use database::{Database, Op, Table};
 use disk::Disk;
-use index::{Index, Kind, on_disk};
+use index::{Index, Kind, Staging, on_disk};
 use keys::Tree;
 use records::{BlobRecord, in_repository};
 
@@ -63,6 +63,10 @@ struct Inner {
     max_size: u64,
     min_free: u64,
     index: Mutex<Index>,
+    /// Held while room is made.
+    room: Mutex<()>,
+    /// Bytes of what was found damaged and put aside.
+    aside: AtomicU64,
     database: Database,
     manifests: moka::sync::Cache<Digest, Manifest>,
     tags: moka::sync::Cache<Vec<u8>, Option<Arc<TagRecord>>>,
@@ -112,7 +116,7 @@ pub struct Manifest {
 /// What the disk holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Blobs, transfers and the index's own file.
+    /// Blobs, transfers, the index's own file and what was found damaged and put aside: what `du` finds of files.
     pub used_bytes: u64,
     /// Of these, transfers: staged or announced.
     pub staged_bytes: u64,
@@ -153,6 +157,8 @@ impl Store {
             max_size: cache.max_size,
             min_free: cache.min_free,
             index: Mutex::new(index),
+            room: Mutex::default(),
+            aside: AtomicU64::new(0),
             database,
             manifests: moka::sync::Cache::builder()
                 .weigher(|_: &Digest, m: &Manifest| u32::try_from(m.bytes.len() + 256).unwrap_or(u32::MAX))
@@ -175,7 +181,8 @@ impl Store {
             _lock: lock,
         };
         // A limit that was lowered since the last run is kept from the first moment.
-        inner.evict_down(0);
+        inner.aside.store(inner.trim_aside(), Ordering::Relaxed);
+        inner.evict_down();
         Ok(Store { inner: Arc::new(inner) })
     }
 
@@ -290,16 +297,19 @@ impl Store {
 
     /// Begins or resumes a blob for `repository`. Blocking: what was staged before is hashed again.
     ///
-    /// Errors: `Busy` while another writer has this digest.
+    /// Errors: `Busy` while another writer has this digest, `NoRoom` while one that gave up on the disk is still read.
     pub fn stage(&self, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
         {
             let mut index = self.inner.index();
-            if index.is_staging(digest) {
-                return Err(StoreError::Busy(Box::new(*digest)));
+            match index.staging(digest) {
+                Some(Staging::Active) => return Err(StoreError::Busy(Box::new(*digest))),
+                // For as long as somebody reads what the disk did take of it.
+                Some(Staging::Detached) => return Err(StoreError::NoRoom(Box::new(*digest))),
+                Some(Staging::Idle) | None => {}
             }
             let (staged, _) = index.staged(digest);
             let shelf = index.shelf(repository);
-            index.stage(digest, staged, true, shelf);
+            index.stage(digest, staged, Staging::Active, shelf);
         }
         Writer::begin(self.inner.clone(), *digest, true).inspect_err(|_| self.inner.end_staging(digest, None))
     }
@@ -488,8 +498,10 @@ struct Arrival<'a> {
     size: u64,
     /// Where it is staged.
     path: &'a Path,
-    /// Whether its staging was counted.
+    /// Whether its staging was counted under its digest.
     counted: bool,
+    /// Bytes that were counted for it without a name.
+    small: u64,
     repository: &'a str,
     kind: Kind,
 }

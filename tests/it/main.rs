@@ -14,6 +14,7 @@ mod flights;
 mod laws;
 mod manifests;
 mod naming;
+mod pressure;
 mod referrers;
 mod serving;
 mod support_works;
