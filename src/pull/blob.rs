@@ -152,9 +152,11 @@ impl Pull {
         let mut pending = self.blob_heads.join((target.key.clone(), *digest), || async move {
             Ok(client.head_blob(&repository, &wanted).await?.size)
         });
-        pending
+        let size = pending
             .wait()
             .await
-            .inspect_err(|error| self.note_negative(target, question, error))
+            .inspect_err(|error| self.note_negative(target, question, error))?;
+        self.note_privacy(target);
+        Ok(size)
     }
 }

@@ -557,7 +557,7 @@ impl Transfer {
             ..
         } = &self.order;
         match client.head_blob(repository, digest).await {
-            Ok(_) => {}
+            Ok(_) => self.note_privacy(),
             // R-U27: HEAD is where upstreams differ. The GET will tell.
             Err(error)
                 if matches!(
@@ -643,6 +643,16 @@ impl Transfer {
         Ok(Sink::memory(self.order.digest))
     }
 
+    fn note_privacy(&self) {
+        let Order {
+            client,
+            repository,
+            key,
+            ..
+        } = &self.order;
+        self.store.set_private(key, client.has_credentials(repository));
+    }
+
     /// Asks the upstream once, from where the sink stands.
     async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
         let Order {
@@ -660,7 +670,10 @@ impl Transfer {
             answer = client.get_blob(&repository, &digest, 0).await;
         }
         match answer {
-            Ok(stream) => self.pour(sink, stream).await,
+            Ok(stream) => {
+                self.note_privacy();
+                self.pour(sink, stream).await
+            }
             Err(error) => Ok((sink, judge(error, self.streaming))),
         }
     }

@@ -150,7 +150,10 @@ impl Pull {
             .head_manifest(&target.repository, &Reference::Tag(tag.clone()))
             .await
         {
-            Ok(head) => head,
+            Ok(head) => {
+                self.note_privacy(target);
+                head
+            }
             // HEAD is where upstreams differ; only a GET can be believed (R-U27).
             Err(error) if doubts_head(&error) => {
                 let outcome = if record.is_some() {
@@ -343,7 +346,10 @@ impl Pull {
                 .map_err(PullError::from)
         });
         let head = match pending.wait().await {
-            Ok(head) => head,
+            Ok(head) => {
+                self.note_privacy(target);
+                head
+            }
             Err(PullError::Upstream(error)) if doubts_head(&error) => {
                 return self.fetch_by_digest(target, digest).await;
             }
@@ -422,6 +428,7 @@ impl Pull {
         body: ManifestBody,
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
+        self.note_privacy(target);
         let size = body.bytes.len() as u64;
         let bytes = body.bytes.clone();
         store::verify(&digest, &bytes)?;

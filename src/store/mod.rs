@@ -10,6 +10,7 @@ mod error;
 mod images;
 mod index;
 mod keys;
+mod privacy;
 mod records;
 mod space;
 mod startup;
@@ -74,6 +75,7 @@ struct Inner {
     evicted: AtomicU64,
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
+    private: privacy::Marks,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
 }
@@ -152,6 +154,7 @@ impl Store {
         }
         startup::load(&database, &mut index)?;
         startup::sweep_staging(&tree, &mut index)?;
+        let private = privacy::load(&database)?;
         let inner = Inner {
             tree,
             max_size: cache.max_size,
@@ -178,6 +181,7 @@ impl Store {
             evicted: AtomicU64::new(0),
             disk: Disk::with(faults),
             trouble: Mutex::default(),
+            private,
             _lock: lock,
         };
         // A limit that was lowered since the last run is kept from the first moment.

@@ -15,6 +15,7 @@ mod laws;
 mod manifests;
 mod naming;
 mod pressure;
+mod privacy;
 mod referrers;
 mod serving;
 mod support_works;
