@@ -3,6 +3,7 @@
 //! Here are what all commands share: `--config`, the exit status and writing to standard output.
 
 mod check_config;
+mod client_config;
 mod demo;
 mod serve;
 
@@ -47,6 +48,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Print what to write where, so that a client pulls through this proxy
+    ClientConfig(client_config::Args),
     /// Run the proxy; prints the addresses it listens on
     Serve,
     /// Say what the configuration means, or what is wrong with it
@@ -73,6 +76,7 @@ where
     let config = || Config::load(cli.config.as_deref(), &Environment::of_process());
     match cli.command {
         Command::Serve => serve::run(config()),
+        Command::ClientConfig(args) => client_config::run(&args, config()),
         Command::CheckConfig(args) => check_config::run(&args, config()),
         Command::Demo(_) if cli.config.is_some() => {
             complain("the tour has a configuration of its own: leave out --config");

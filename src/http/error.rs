@@ -145,9 +145,9 @@ impl ApiError {
 
     /// 416 with the size that would have been (R-S13).
     pub fn unsatisfiable(total: u64) -> Response<Body> {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
-        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+        let message = format!("the blob has {total} bytes: nothing of it lies in the range that was asked for");
+        let error = ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported, message);
+        let mut response = error.into_response();
         if let Ok(value) = HeaderValue::from_str(&format!("bytes */{total}")) {
             response.headers_mut().insert(CONTENT_RANGE, value);
         }

@@ -1,6 +1,5 @@
 //! A response's bytes, from a held blob or one that is still coming: the reader cannot tell.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::error::PullError;
-use super::flight::{Follower, Release, Run};
+use super::flight::{Follower, Run};
 use crate::oci::Digest;
 use crate::store::Held;
 
@@ -31,6 +30,11 @@ impl Source {
         }
     }
 
+    /// Whether the bytes can be had only once and in their order.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Source::Growing(follower) if follower.is_passing())
+    }
+
     /// The bytes from `start` to `end`; to the end of the blob when `end` is `None`.
     pub fn body(self, digest: Digest, start: u64, end: Option<u64>) -> Body {
         if let Source::Growing(follower) = &self {
@@ -41,7 +45,6 @@ impl Source {
             digest,
             at: start,
             end,
-            tail: VecDeque::new(),
         }
     }
 }
@@ -52,37 +55,15 @@ pub struct Body {
     digest: Digest,
     at: u64,
     end: Option<u64>,
-    /// The last bytes of a part of what passes through memory, read in time, until the verdict (L2). At most
-    /// [`super::flight::HOLD_BACK_BYTES`].
-    tail: VecDeque<Bytes>,
 }
 
 impl Body {
     /// The next bytes, at most 256 KiB; `None` at the end. An error ends the response short (L2).
     pub async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
-        while self.tail.is_empty() || self.end.is_some_and(|end| self.at < end) {
-            match self.read().await? {
-                None => break,
-                Some((bytes, Release::Now)) if self.tail.is_empty() => return Ok(Some(bytes)),
-                Some((bytes, _)) => self.tail.push_back(bytes),
-            }
-        }
-        if let Source::Growing(follower) = &mut self.source
-            && !self.tail.is_empty()
-        {
-            follower.advance(self.at);
-            follower.verified().await?;
-        }
-        Ok(self.tail.pop_front())
-    }
-
-    /// The next bytes, and whether they may be sent at once.
-    async fn read(&mut self) -> Result<Option<(Bytes, Release)>, PullError> {
-        let (run, upto, release) = match &mut self.source {
+        let (run, upto) = match &mut self.source {
             Source::Held(held) => (
                 Run::File(held.file.clone()),
                 self.end.unwrap_or(held.size).min(held.size),
-                Release::Now,
             ),
             Source::Growing(follower) => follower.readable(self.at, self.end).await?,
         };
@@ -94,6 +75,7 @@ impl Body {
         }
         let bytes = match run {
             Run::File(file) => read_at(file, self.at, want).await?,
+            Run::Kept(bytes) => bytes,
             Run::Window(window) => window.read(self.at, want).ok_or(PullError::LeftBehind)?,
         };
         if bytes.is_empty() {
@@ -102,7 +84,7 @@ impl Body {
             return Err(PullError::Internal("a blob's file ends early"));
         }
         self.at += bytes.len() as u64;
-        Ok(Some((bytes, release)))
+        Ok(Some(bytes))
     }
 }
 

@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -152,13 +153,8 @@ pub enum Place {
 pub enum Run {
     File(Arc<File>),
     Window(Arc<Window>),
-}
-
-/// When bytes that were read may be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Release {
-    Now,
-    AfterVerdict,
+    /// Taken out of the window, to wait for the verdict.
+    Kept(Bytes),
 }
 
 /// A place among a flight's followers.
@@ -196,16 +192,6 @@ impl Follower {
         self.flight.positions.begin(self.id, from, end);
     }
 
-    /// Notes that it has what comes before `at`.
-    pub(super) fn advance(&self, at: u64) {
-        self.flight.positions.advance(self.id, at);
-    }
-
-    /// Waits for the verdict.
-    pub(super) async fn verified(&mut self) -> Result<(), PullError> {
-        self.wait_for(|s| matches!(s.phase, Phase::Verified)).await.map(|_| ())
-    }
-
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
@@ -219,25 +205,62 @@ impl Follower {
 
     /// Waits until bytes from `at` may be sent in a response that ends at `end`; gives where they are and up to where.
     /// `at` itself means that there are no more.
-    ///
-    /// Of what passes through, the end of a part would have gone by when the verdict comes: bytes that may be read but
-    /// not sent yet come as [`Release::AfterVerdict`].
-    pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Run, u64, Release), PullError> {
-        self.advance(at);
-        let passing = |s: &State| s.window.is_some() && end.is_some() && s.written > at;
+    pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Run, u64), PullError> {
+        self.flight.positions.advance(self.id, at);
+        if let Some(end) = end
+            && let Some(kept) = self.keep_end(at, end).await?
+        {
+            self.wait_for(|s| matches!(s.phase, Phase::Verified)).await?;
+            let upto = at + kept.len() as u64;
+            return Ok((Run::Kept(kept), upto));
+        }
         let state = self
-            .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at || passing(s))
+            .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
             .await?;
-        let (upto, release) = match state.released(end) {
-            released if released > at || matches!(state.phase, Phase::Verified) => (released.max(at), Release::Now),
-            _ => (state.written.min(end.unwrap_or(at)), Release::AfterVerdict),
-        };
+        let upto = state.released(end).max(at);
         match (state.window, state.file) {
-            (Some(window), _) if window.covers(at) => Ok((Run::Window(window), upto, release)),
-            (Some(window), Some(file)) => Ok((Run::File(file), upto.min(window.base()), release)),
-            (None, Some(file)) => Ok((Run::File(file), upto, release)),
+            (Some(window), _) if window.covers(at) => Ok((Run::Window(window), upto)),
+            (Some(window), Some(file)) => Ok((Run::File(file), upto.min(window.base()))),
+            (None, Some(file)) => Ok((Run::File(file), upto)),
             (_, None) => Err(PullError::Internal("a transfer without a file")),
         }
+    }
+
+    /// What is left of a response that ends at `end` and may not go out before the verdict, if the blob passes through
+    /// memory: it is taken along, so that the window moves on without this reader. Else it would wait for a
+    /// verdict that itself keeps from coming.
+    async fn keep_end(&mut self, at: u64, end: u64) -> Result<Option<Bytes>, PullError> {
+        let state = self
+            .wait_for(|s| {
+                let passes_by = s.window.is_some() && s.written >= end;
+                matches!(s.phase, Phase::Verified) || s.released(Some(end)) > at || passes_by
+            })
+            .await?;
+        let (false, Some(window)) = (
+            matches!(state.phase, Phase::Verified) || state.released(Some(end)) > at,
+            state.window,
+        ) else {
+            return Ok(None);
+        };
+        let mut kept = BytesMut::new();
+        if let Some(file) = state.file.filter(|_| !window.covers(at)) {
+            // At most what is held back, and just written: no disk is waited for.
+            kept.resize(usize::try_from(end.min(window.base()) - at).unwrap_or_default(), 0);
+            file.read_exact_at(&mut kept, at)
+                .map_err(|_| PullError::Internal("a staged blob could not be read"))?;
+        }
+        while let Some(left) = end.checked_sub(at + kept.len() as u64).filter(|left| *left > 0) {
+            let want = usize::try_from(left).unwrap_or(usize::MAX);
+            let piece = window.read(at + kept.len() as u64, want);
+            kept.extend_from_slice(&piece.ok_or(PullError::LeftBehind)?);
+        }
+        self.flight.positions.advance(self.id, u64::MAX);
+        Ok(Some(kept.freeze()))
+    }
+
+    /// Whether the bytes pass through memory, once and in their order.
+    pub fn is_passing(&self) -> bool {
+        self.flight.is_passing()
     }
 
     async fn wait_for(&mut self, done: impl Fn(&State) -> bool) -> Result<State, PullError> {

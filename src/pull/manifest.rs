@@ -208,8 +208,24 @@ impl Pull {
         Some((media_type.into(), head.size?))
     }
 
-    /// GET by tag: whatever comes is what the tag points at.
+    /// GET by tag, once for all who ask, whether for the bytes or where a HEAD was no help (L1).
     async fn fetch_by_tag(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        outcome: Outcome,
+    ) -> Result<ManifestAnswer, PullError> {
+        let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
+        let mut pending = self.tag_bodies.join((target.key.clone(), tag.clone()), || async move {
+            pull.get_by_tag(&to, &asked, outcome).await
+        });
+        let joined = pending.joined;
+        let answer = pending.wait().await?;
+        Ok(if joined { collapsed(answer) } else { answer })
+    }
+
+    /// Whatever comes is what the tag points at.
+    async fn get_by_tag(
         self: &Arc<Pull>,
         target: &Target,
         tag: &Tag,
@@ -252,7 +268,8 @@ impl Pull {
         want: Want,
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
-        if want == Want::Head {
+        // Offline, what is not held is not there: a HEAD promises no more than a GET keeps.
+        if want == Want::Head && !self.is_offline(target) {
             return Ok(ManifestAnswer {
                 digest: record.digest,
                 media_type: record.media_type.clone(),
@@ -355,6 +372,16 @@ impl Pull {
             }
             Err(error) => return Err(error),
         };
+        // An answer about something else shows nothing (L8).
+        if let Some(said) = head
+            .digest
+            .filter(|said| said != digest && said.algorithm() == digest.algorithm())
+        {
+            return Err(PullError::Upset {
+                upstream: target.upstream.name.to_string(),
+                what: format!("a manifest {said}, where {digest} was asked for"),
+            });
+        }
         if self.store.media_type(digest).is_some() {
             self.store.link(&target.key, digest);
             if let Some(held) = self.held(target, digest, want).await? {
@@ -381,6 +408,10 @@ impl Pull {
         let client = self.client(target)?.clone();
         let (pull, to, digest) = (self.clone(), target.clone(), *digest);
         let mut pending = self.manifest_bodies.join((target.key.clone(), digest), || async move {
+            // It may have come between the look into the store and this question.
+            if let Some(held) = pull.held(&to, &digest, Want::Body).await? {
+                return Ok(held);
+            }
             let body = client.get_manifest(&to.repository, &Reference::Digest(digest)).await?;
             pull.keep(&to, digest, body, Outcome::Stored).await
         });

@@ -372,7 +372,12 @@ impl Store {
         tags
     }
 
-    /// A list as an upstream gave it.
+    /// Whether [`Store::list`] would answer from memory.
+    pub fn is_hot_list(&self, repository: &str, which: &ListKey) -> bool {
+        self.inner.lists.contains_key(&which.to_key(repository))
+    }
+
+    /// A list as an upstream gave it. From memory when hot; else a blocking read of at most some 16 MiB.
     pub fn list(&self, repository: &str, which: &ListKey) -> Option<Arc<ListRecord>> {
         let key = which.to_key(repository);
         if let Some(hot) = self.inner.lists.get(&key) {
@@ -382,6 +387,7 @@ impl Store {
         upsert(&self.inner.lists, &key, |known| known.unwrap_or_else(read))
     }
 
+    /// Notes a list. Blocking for as long as it takes to write it out.
     pub fn put_list(&self, repository: &str, which: &ListKey, record: ListRecord) -> Arc<ListRecord> {
         let record = Arc::new(record);
         let key = which.to_key(repository);

@@ -195,11 +195,23 @@ fn a_damaged_index_is_rebuilt_from_the_blobs() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 12);
     let digest = put(&store, "r", b"held");
+    let text = format!(r#"{{"schemaVersion":2,"layers":[{{"digest":"{digest}","size":4}}],"config":{{}}}}"#);
+    let (bytes, config) = (
+        Bytes::from(text.clone()),
+        Bytes::from_static(br#"{"architecture":"amd64"}"#),
+    );
+    let manifest = Digest::sha256(&bytes);
+    store.put_manifest("r", &manifest, "x/y", &[digest], &bytes).unwrap();
+    let config = put(&store, "r", &config);
     drop(store);
     std::fs::write(folder.path().join("index.redb"), b"not a database at all").unwrap();
     let store = open(folder.path(), 12);
     assert_eq!(read(&store, &digest).as_deref(), Some(&b"held"[..]));
     assert!(folder.path().join("index.redb.damaged").exists());
+    // Manifests are told by what they say of themselves; links have to be shown again (L8).
+    assert_eq!(store.manifest(&manifest).unwrap().bytes, text);
+    assert_eq!(store.media_type(&config), None);
+    assert!(!store.linked("r", &manifest));
 }
 
 /// A manifest may be fetched as a blob at the same time: the small writer leaves the large one's place alone.
