@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use larder::oci::Digest;
 use larder::pull::Timing;
-use larder::store::{DiskOp, Fault as DiskFault, Faults};
+use larder::store::{DiskOp, Fault as DiskFault, Faults, TagRecord};
 
 use crate::support::client::{Ask, Connection, End};
 use crate::support::disk::{Sampler, SmallDisk, du, free};
@@ -537,6 +537,22 @@ async fn a_full_disk() {
         }
     }
     get(&larder, &held).await;
+    // More than the index's file has room for as it is.
+    let (store, noted) = (larder.store(), image.manifest);
+    let tags = tokio::task::spawn_blocking(move || {
+        for n in 0..4_000 {
+            let record = TagRecord {
+                digest: noted,
+                media_type: "x/y".into(),
+                size: 1,
+                checked_ms: n,
+                moves: Vec::new(),
+            };
+            store.put_tag("docker.io/many/tags", &format!("v{n}"), record);
+        }
+    });
+    tags.await.unwrap();
+    larder.until_idle().await;
     std::fs::remove_file(filler).unwrap();
     larder.until_idle().await;
     larder
@@ -556,6 +572,7 @@ async fn a_full_disk() {
     );
     let larder = larder.restart().await;
     upstream.go_down().await;
+    assert_eq!(larder.store().known_tags("docker.io/many/tags").len(), 4_000);
     larder
         .get(manifest(REPO, "latest"))
         .await
