@@ -187,14 +187,14 @@ impl Store {
 
     /// Bytes of a held blob. Memory only.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        self.inner.index().get(digest).map(|e| e.size)
+        self.inner.index().held(digest).map(|e| e.size)
     }
 
     /// Media type of a held manifest. Memory only.
     pub fn media_type(&self, digest: &Digest) -> Option<Arc<str>> {
         self.inner
             .index()
-            .get(digest)
+            .held(digest)
             .and_then(|e| e.kind.media_type().cloned())
     }
 

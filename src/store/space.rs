@@ -125,7 +125,7 @@ impl Inner {
     }
 
     /// Moves a verified blob into its place and enters it, in one: whoever evicts it takes away this file and no
-    /// other. What it returns tells when the database has it too.
+    /// other. What it returns tells when the database has it too; then it is to be shown.
     pub(super) fn admit(&self, arrival: &Arrival<'_>) -> Result<Receiver<bool>, StoreError> {
         let now = unix_ms();
         let (digest, repository) = (&arrival.digest, arrival.repository);
@@ -139,8 +139,11 @@ impl Inner {
                 index.unstage(digest);
             }
             let shelf = index.shelf(repository);
+            let is_new = index.get(digest).is_none();
             index.insert(*digest, arrival.size, now, arrival.kind.clone(), shelf);
-            index.link(&repository.into(), digest);
+            if is_new {
+                index.set_hidden(digest, true);
+            }
             let record = index.get(digest).map(|entry| BlobRecord::of(entry, repository));
             let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
             ops.extend(
@@ -152,6 +155,19 @@ impl Inner {
         };
         self.evict_down(0);
         Ok(noted)
+    }
+
+    /// From now on it is served as held, to `repository`. Not before the database has it: a crash would leave a
+    /// file that is linked to nobody, and what was just answered as a hit would need the upstream again (L6).
+    pub(super) fn show(&self, digest: &Digest, repository: &str) {
+        let mut index = self.index();
+        if index.set_hidden(digest, false) {
+            index.link(&repository.into(), digest);
+        } else {
+            // Evicted meanwhile, by somebody who knew nothing of this link.
+            self.database
+                .write(vec![Op::Delete(Table::Links, link_key(repository, digest))]);
+        }
     }
 
     /// A writer is done with `digest`; `left` bytes stay staged.

@@ -574,3 +574,30 @@ fn a_noted_tag_is_seen_at_once() {
         assert_eq!(store.tag("r", &tag).map(|r| r.checked_ms), Some(round));
     }
 }
+
+/// L6: nobody is told that something is held before a crash would leave it so; else what was a hit a moment
+/// ago would need its upstream again. Found by tests/crash.
+#[test]
+fn nothing_is_held_before_it_is_written_down() {
+    use std::sync::OnceLock;
+    let folder = tempfile::tempdir().unwrap();
+    let digest = Digest::sha256(b"some bytes");
+    let (asked, seen) = (Arc::new(OnceLock::<Store>::new()), Arc::new(Mutex::new(Vec::new())));
+    let faults: Faults = {
+        let (asked, seen) = (asked.clone(), seen.clone());
+        Arc::new(move |op, _: &Path| {
+            // It is in its place now, and counted.
+            if let (DiskOp::SyncFolder, Some(store)) = (op, asked.get()) {
+                assert_eq!(used(store), 4096);
+                let held = (store.size(&digest), store.linked("r", &digest));
+                seen.lock().unwrap().push((held, read(store, &digest)));
+            }
+            None
+        })
+    };
+    let store = Store::open_with(&room(folder.path(), 4), Some(faults)).unwrap();
+    assert!(asked.set(store.clone()).is_ok());
+    assert_eq!(put(&store, "r", b"some bytes"), digest);
+    assert_eq!(*seen.lock().unwrap(), [((None, false), None)]);
+    assert!(store.size(&digest).is_some() && store.linked("r", &digest));
+}

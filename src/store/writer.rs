@@ -246,13 +246,14 @@ impl Writer {
         self.state = State::Gone;
         self.place.counted = false;
         let place = store.tree.blob(&digest);
-        store
+        let synced = store
             .disk
             .sync_folder_of(&place)
-            .map_err(|error| store.failed("sync the folder of", &place, error))?;
+            .map_err(|error| store.failed("sync the folder of", &place, error));
         // Nothing more can be done if it cannot be written down; the file is found again at the next start.
         let _ = noted.recv();
-        Ok(())
+        store.show(&digest, repository);
+        synced
     }
 
     /// Throws the staged bytes away.
