@@ -396,6 +396,12 @@ impl Store {
         }
     }
 
+    /// Evicts for what the index has grown by: tags, links and lists come in without anything being admitted (L5).
+    /// Blocking.
+    pub fn keep_limit(&self) {
+        self.inner.evict_for_index();
+    }
+
     /// How the disk failed, if it did in the last minute.
     pub fn trouble(&self) -> Option<String> {
         let trouble = self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner);

@@ -77,6 +77,15 @@ impl Inner {
         }
     }
 
+    /// Evicts for what the index itself has grown by. Blocking.
+    pub(super) fn evict_for_index(&self) {
+        let is_over = || self.used_bytes(&self.index()) > self.max_size;
+        // What is evicted has to be written down too; that takes less each time.
+        while is_over() && self.evict_down(0) {
+            self.database.settle();
+        }
+    }
+
     /// Bytes that must go so that `min_free` stays free after `growth` more.
     fn lacking_free(&self, growth: u64) -> u64 {
         let Ok(stat) = rustix::fs::statvfs(self.tree.root()) else {
@@ -130,7 +139,7 @@ impl Inner {
         let now = unix_ms();
         let (digest, repository) = (&arrival.digest, arrival.repository);
         let place = self.tree.blob(digest);
-        let noted = {
+        {
             let mut index = self.index();
             self.disk
                 .rename(arrival.path, &place)
@@ -151,10 +160,11 @@ impl Inner {
                     .and_then(|r| serde_json::to_vec(&r).ok())
                     .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
             );
-            self.database.write_noted(ops)
-        };
+            self.database.write(ops);
+        }
         self.evict_down(0);
-        Ok(noted)
+        // Behind the record and behind what went for it: the index is as large then as all that makes it.
+        Ok(self.database.write_noted(Vec::new()))
     }
 
     /// From now on it is served as held, to `repository`. Not before the database has it: a crash would leave a

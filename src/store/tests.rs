@@ -601,3 +601,31 @@ fn nothing_is_held_before_it_is_written_down() {
     assert_eq!(*seen.lock().unwrap(), [((None, false), None)]);
     assert!(store.size(&digest).is_some() && store.linked("r", &digest));
 }
+
+/// L5: the index's own file counts, also when it grows by what is not admitted. Found by tests/crash.
+#[test]
+fn what_the_index_grows_by_is_evicted_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = room(folder.path(), 2);
+    config.cache.max_size = 4 << 20;
+    let over = |store: &Store| store.usage().used_bytes.saturating_sub(config.cache.max_size);
+    let store = Store::open(&config).unwrap();
+    for n in 0..1100u32 {
+        put(&store, "r", &n.to_le_bytes());
+        assert_eq!(over(&store), 0, "after {n}");
+    }
+    let long = serde_json::Value::String("x".repeat(1 << 20));
+    let items = vec![long];
+    store.put_list("r", &ListKey::Tags, ListRecord { checked_ms: 1, items });
+    store.inner.database.settle();
+    assert!(over(&store) > 0, "nothing grew");
+    store.keep_limit();
+    assert_eq!(over(&store), 0);
+    drop(store);
+    // Found again, one by one, by a start that knows of none of them.
+    std::fs::remove_file(folder.path().join("index.redb")).unwrap();
+    let store = Store::open(&config).unwrap();
+    store.reconcile().unwrap();
+    assert_eq!(over(&store), 0);
+    assert!(store.usage().blobs > 100);
+}

@@ -253,6 +253,7 @@ impl Writer {
         // Nothing more can be done if it cannot be written down; the file is found again at the next start.
         let _ = noted.recv();
         store.show(&digest, repository);
+        store.evict_for_index();
         synced
     }
 
