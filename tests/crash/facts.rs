@@ -35,11 +35,6 @@ impl Facts {
         history.iter().rposition(|d| d == digest)
     }
 
-    pub fn history_of(&self, repo: &str, tag: &str) -> BTreeSet<Digest> {
-        let history = self.history.get(&(repo.to_owned(), tag.to_owned()));
-        history.into_iter().flatten().copied().collect()
-    }
-
     /// What a tag points at now.
     pub fn current(&self, repo: &str, tag: &str) -> Option<Digest> {
         let history = self.history.get(&(repo.to_owned(), tag.to_owned()))?;

@@ -28,6 +28,9 @@ pub struct Life {
     /// `held` at the moment at which the index was saved.
     saved: Option<BTreeMap<Item, Hit>>,
     pub max_size: u64,
+    /// Whether there was ever less room than the world needs.
+    pub was_tight: bool,
+    always_roomy: bool,
     /// Evictions of the running process that `held` knows of.
     pub evictions: u64,
 }
@@ -43,7 +46,8 @@ enum Ending {
 }
 
 impl Life {
-    pub async fn new(folder: Folder, tally: Arc<Tally>, mut rng: Rng) -> Life {
+    /// `always_roomy`: nothing is ever evicted, so nothing may ever be missing.
+    pub async fn new(folder: Folder, tally: Arc<Tally>, mut rng: Rng, always_roomy: bool) -> Life {
         Life {
             world: Arc::new(World::new(&mut rng).await),
             folder,
@@ -52,6 +56,8 @@ impl Life {
             held: BTreeMap::new(),
             saved: None,
             max_size: ROOMY,
+            was_tight: false,
+            always_roomy,
             evictions: 0,
         }
     }
@@ -100,11 +106,9 @@ impl Life {
     }
 
     fn change_limits(&mut self) {
-        self.max_size = if self.rng.bool() {
-            ROOMY
-        } else {
-            self.rng.u64(6..16) << 20
-        };
+        let is_tight = self.rng.bool() && !self.always_roomy;
+        self.was_tight |= is_tight;
+        self.max_size = if is_tight { self.rng.u64(6..16) << 20 } else { ROOMY };
     }
 
     /// Clients pull while the upstream misbehaves, until the end.

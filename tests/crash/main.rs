@@ -104,7 +104,7 @@ fn live(seed: u64, number: u64, rounds: u64, tally: &Arc<Tally>) -> Result<(), S
         .expect("a folder");
     let rng = |round| Rng::with_seed(seed ^ (number << 32) ^ (round << 48));
     let lived = runtime.block_on(async {
-        let mut life = Life::new(Folder::new(home.path()), tally.clone(), rng(0)).await;
+        let mut life = Life::new(Folder::new(home.path()), tally.clone(), rng(0), number % 3 == 0).await;
         let mut server = None;
         for round in 1..=rounds {
             let outcome = AssertUnwindSafe(life.round(server.take(), rng(round)))
