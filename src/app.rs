@@ -20,7 +20,7 @@ use crate::telemetry::metrics::{self, InstallError};
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
 
-/// Gauges are brought up to date, and histograms folded, this often.
+/// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why Larder did not start. Each names what to change.
@@ -222,6 +222,8 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         handle.upkeep();
+        let store = pull.store().clone();
+        let _ = tokio::task::spawn_blocking(move || store.keep_limit()).await;
         tokio::select! {
             () = tokio::time::sleep(UPKEEP) => {}
             () = stop.cancelled() => return,

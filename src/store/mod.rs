@@ -198,14 +198,14 @@ impl Store {
 
     /// Bytes of a held blob. Memory only.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        self.inner.index().get(digest).map(|e| e.size)
+        self.inner.index().held(digest).map(|e| e.size)
     }
 
     /// Media type of a held manifest. Memory only.
     pub fn media_type(&self, digest: &Digest) -> Option<Arc<str>> {
         self.inner
             .index()
-            .get(digest)
+            .held(digest)
             .and_then(|e| e.kind.media_type().cloned())
     }
 
@@ -414,6 +414,12 @@ impl Store {
             evicted: self.inner.evicted.load(Ordering::Relaxed),
             shelves: index.shelves(),
         }
+    }
+
+    /// Evicts for what the index has grown by: tags, links and lists come in without anything being admitted (L5).
+    /// Blocking.
+    pub fn keep_limit(&self) {
+        self.inner.evict_for_index();
     }
 
     /// How the disk failed, if it did in the last minute.
