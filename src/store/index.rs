@@ -230,8 +230,26 @@ impl Index {
         self.entries.keys()
     }
 
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Digest, &Entry)> {
+        self.entries.iter()
+    }
+
     pub(super) fn count(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Whether a response is being sent from it.
+    pub(super) fn is_leased(&self, digest: &Digest) -> bool {
+        self.entries.get(digest).is_some_and(|entry| entry.leases > 0)
+    }
+
+    /// Bytes staged by transfers that nobody goes on with: the first to go.
+    pub(super) fn idle_staged_bytes(&self) -> u64 {
+        self.staged
+            .values()
+            .filter(|s| s.state == Staging::Idle)
+            .map(|s| s.bytes)
+            .sum()
     }
 
     /// Bytes on disk: held blobs, and staged or reserved ones.
@@ -369,6 +387,11 @@ impl Index {
 
     pub(super) fn linked(&self, repository: &str, digest: &Digest) -> bool {
         self.links.get(digest).is_some_and(|set| set.contains(repository))
+    }
+
+    /// The repositories that have shown that they hold it, in byte order.
+    pub(super) fn links_of(&self, digest: &Digest) -> impl Iterator<Item = &Arc<str>> {
+        self.links.get(digest).into_iter().flatten()
     }
 
     /// Whether any repository but `repository` is linked to it.

@@ -365,14 +365,17 @@ fn a_removal_frees_what_it_says() {
         images.iter().map(Image::held_bytes).collect::<Vec<_>>(),
         [3 * 4096, 2 * 4096]
     );
-    assert_eq!(Store::exclusive_bytes(&images), [2 * 4096, 4096]);
+    let survey = store.survey();
+    let exclusive: Vec<u64> = survey.rows.iter().map(|row| row.exclusive_bytes).collect();
+    assert_eq!((exclusive, survey.shared_bytes), (vec![2 * 4096, 4096], 4096));
     let before = used(&store);
     let removed = store.remove_image("r", "1").unwrap();
     assert_eq!(
         removed,
         Removed {
             blobs: 2,
-            bytes: 2 * 4096
+            bytes: 2 * 4096,
+            later_bytes: 0
         }
     );
     assert_eq!(before - used(&store), removed.bytes);
@@ -380,6 +383,73 @@ fn a_removal_frees_what_it_says() {
     assert!(store.tag("r", "1").is_none() && store.remove_image("r", "1").is_none());
     drop(store);
     assert!(open(folder.path(), 4).tag("r", "1").is_none());
+}
+
+/// What was pulled by digest, and where a tag pointed before it moved, is an image too.
+#[test]
+fn images_without_a_tag() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 4);
+    let (layer, base) = (put(&store, "r", b"layer"), put(&store, "r", b"base"));
+    let document = |repository: &str, text: &'static [u8], children: &[Digest]| {
+        let digest = Digest::sha256(text);
+        let bytes = Bytes::from_static(text);
+        store
+            .put_manifest(repository, &digest, "x/y", children, &bytes)
+            .unwrap();
+        digest
+    };
+    let (old, new) = (document("r", b"old", &[layer, base]), document("r", b"new", &[base]));
+    // A manifest that an index of the same repository names is the index's; in another repository it stands alone.
+    let index = document("r", b"index", &[new]);
+    document("s", b"new", &[base]);
+    store.put_tag("r", "1", record(old, 1));
+    store.put_tag("r", "1", record(index, 2));
+    let names: Vec<String> = store.images().iter().map(|image| image.name.to_string()).collect();
+    assert_eq!(names, ["r:1".to_owned(), format!("r@{old}"), format!("s@{new}")]);
+    assert!(store.image("r", &index.to_string()).is_some() && store.image("s", &index.to_string()).is_none());
+    assert!(store.pin("s", &new.to_string()) && !store.pin("s", &old.to_string()));
+    // The base layer and the manifest stay: the pin in the other repository reaches them.
+    let removed = store.remove_image("r", &index.to_string()).unwrap();
+    assert_eq!(removed.bytes, 4096);
+    assert!(store.tag("r", "1").is_none() && store.size(&base).is_some() && store.size(&new).is_some());
+    let removed = store.remove_image("r", &old.to_string()).unwrap();
+    assert_eq!((removed.blobs, store.size(&layer)), (2, None));
+    drop(store);
+    let store = open(folder.path(), 4);
+    assert!(store.image("s", &new.to_string()).unwrap().pinned);
+    assert_eq!(store.survey().loose_blobs, 0);
+}
+
+/// Bytes that a response is being sent from are the disk's again only when it has ended.
+#[test]
+fn a_removal_says_what_comes_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 4);
+    let layer = put(&store, "r", b"layer");
+    let bytes = Bytes::from_static(b"{}");
+    let digest = Digest::sha256(&bytes);
+    store.put_manifest("r", &digest, "x/y", &[layer], &bytes).unwrap();
+    store.put_tag("r", "1", record(digest, 1));
+    let reading = store.open_blob(&layer).unwrap();
+    let survey = store.survey();
+    assert_eq!((survey.leased_bytes, survey.evictable_bytes), (4096, 4096));
+    let removed = store.remove_image("r", "1").unwrap();
+    assert_eq!((removed.bytes, removed.later_bytes), (8192, 4096));
+    drop(reading);
+}
+
+/// A look at a folder evicts nothing, whatever limit the looker was told.
+#[test]
+fn a_look_evicts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 4);
+    let digest = put(&store, "r", &vec![7; UNIT_BYTES]);
+    drop(store);
+    let mut small = room(folder.path(), 4);
+    small.cache.max_size = 1;
+    let store = Store::open_at_rest(&small).unwrap();
+    assert_eq!(store.size(&digest), Some(UNIT));
 }
 
 #[test]

@@ -7,7 +7,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin;
 mod blobs;
+mod commands;
 mod config;
 mod demo;
 mod disk;
