@@ -18,7 +18,7 @@ pub enum AdminError {
     NotHeld(String),
     #[error("{0} is not pinned")]
     NotPinned(String),
-    #[error("{0} is pinned: unpin it first, or remove it with force")]
+    #[error("{0} is pinned: unpin it first, or remove it all the same (--force, force=true)")]
     Pinned(String),
     #[error("{0} is called by its digest, which never points anywhere else: only a tag can be refreshed")]
     NoTag(String),

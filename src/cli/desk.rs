@@ -312,7 +312,7 @@ mod tests {
             "http://larder.example:5001/"
         );
         assert_eq!(admin_url("https://x/y").unwrap().as_str(), "https://x/y");
-        for bad in ["", "ftp://x", "unix:/x", "http://"] {
+        for bad in ["", "ftp://x", "http://"] {
             assert!(admin_url(bad).is_err(), "{bad}");
         }
     }

@@ -40,7 +40,10 @@ fn text(view: &DuView) -> String {
     line(
         "  by no image",
         view.loose_bytes,
-        format!("{}, the first to be of no use", count(view.loose_blobs, "blob")),
+        format!(
+            "{}: pulled alone, or their manifest is gone",
+            count(view.loose_blobs, "blob")
+        ),
     );
     line(
         "  transfers",

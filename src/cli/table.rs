@@ -145,7 +145,7 @@ mod tests {
         table.row(["a\u{1b}[2J".to_owned(), "1 B".to_owned(), String::new()]);
         table.row(["bb".to_owned(), "10.0 KiB".to_owned(), "x".to_owned()]);
         let text = table.text();
-        let expected = "NAME              SIZE\na\\u{1b}[2J       1 B\nbb            10.0 KiB  x\n";
+        let expected = "NAME            SIZE\na\\u{1b}[2J       1 B\nbb          10.0 KiB  x\n";
         assert_eq!(text, expected);
     }
 }

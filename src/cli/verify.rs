@@ -73,6 +73,10 @@ impl Bar {
     }
 
     fn show(&mut self, view: &VerifyView) {
+        // What there is to do is not known yet.
+        if view.bytes_total == 0 {
+            return;
+        }
         let line = progress(view, self.begun.elapsed());
         let mut err = std::io::stderr().lock();
         if self.is_terminal {

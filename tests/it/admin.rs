@@ -57,6 +57,13 @@ async fn pull(larder: &Larder, image: &Image, tag: &str) {
         larder.get(&path).await.expect_content(&digest);
         larder.until_held(&path).await;
     }
+    // A transfer is counted until a moment after its blob is held.
+    within("the transfers to end", async {
+        while api(larder, "/stats").await["transfers"] != 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 /// Bytes that the files below `folder` take on disk.

@@ -21,6 +21,7 @@ mod pressure;
 mod privacy;
 mod questions;
 mod referrers;
+mod rot;
 mod serving;
 mod support_works;
 mod tags;
