@@ -23,12 +23,12 @@ use crate::http::{admin as api, v2};
 use crate::jobs::{Pace, Verifier};
 use crate::oci::HostPort;
 use crate::pull::{Pull, Timing};
-use crate::store::{Store, StoreError};
+use crate::store::{Faults, Store, StoreError};
 use crate::telemetry::metrics::{self, InstallError};
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
 
-/// Gauges are brought up to date, and histograms folded, this often.
+/// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why Larder did not start. Each names what to change.
@@ -79,14 +79,20 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     start_with(config, Timing::default()).await
 }
 
-/// Starts. Ports are bound first, so that a second proxy fails before it touches anything.
+/// Starts with other patience.
 pub async fn start_with(config: Config, timing: Timing) -> Result<Running, StartError> {
+    start_full(config, timing, None).await
+}
+
+/// Starts, on a disk that fails when it is told to (for tests). Ports are bound first, so that a second proxy fails
+/// before it touches anything.
+pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) -> Result<Running, StartError> {
     let handle = metrics::install()?;
     let registry = server::bind(&config.server.listen).await?;
     let admin = server::bind(&config.admin.listen).await?;
     let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
     let at = config.clone();
-    let store = tokio::task::spawn_blocking(move || Store::open(&at))
+    let store = tokio::task::spawn_blocking(move || Store::open_with(&at, faults))
         .await
         .map_err(|_| StartError::Task)??;
     let clients = Clients::new(&config)?;
@@ -254,6 +260,8 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         handle.upkeep();
+        let store = pull.store().clone();
+        let _ = tokio::task::spawn_blocking(move || store.keep_limit()).await;
         tokio::select! {
             () = tokio::time::sleep(UPKEEP) => {}
             () = stop.cancelled() => return,

@@ -80,14 +80,14 @@ const EXCUSES: &[Excuse] = &[
         because: "the log is set up before there is an app",
     },
     Excuse {
-        file: "cli/desk.rs",
-        may_import: &["telemetry"],
-        because: "the log is set up before a folder is opened",
-    },
-    Excuse {
         file: "cli/client_config.rs",
         may_import: &["oci"],
         because: "an address is checked by the grammar of names",
+    },
+    Excuse {
+        file: "cli/desk.rs",
+        may_import: &["telemetry"],
+        because: "the log is set up before a folder is opened",
     },
     Excuse {
         file: "cli/check_config/json.rs",

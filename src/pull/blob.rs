@@ -164,9 +164,11 @@ impl Pull {
                 Err(error) => Err(error.into()),
             }
         });
-        pending
+        let size = pending
             .wait()
             .await
-            .inspect_err(|error| self.note_negative(target, question, error))
+            .inspect_err(|error| self.note_negative(target, question, error))?;
+        self.note_privacy(target);
+        Ok(size)
     }
 }

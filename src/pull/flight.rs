@@ -187,6 +187,11 @@ impl Follower {
         *self.flight.began != *key
     }
 
+    /// Says that this follower reads these bytes and no others.
+    pub(super) fn begin(&self, from: u64, end: Option<u64>) {
+        self.flight.positions.begin(self.id, from, end);
+    }
+
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
@@ -533,7 +538,7 @@ impl Transfer {
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
         let Sink::Disk(writer) = sink else {
-            tracing::info!(digest = %flight.digest, total, "passed through, not kept: there is no room for it");
+            tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
             return;
         };
         let key = self.order.key.clone();
@@ -544,7 +549,7 @@ impl Transfer {
                     self.store.link(&repository, &flight.digest);
                 }
             }
-            Err(error) => tracing::error!(digest = %flight.digest, %error, "served but not kept"),
+            Err(error) => tell_not_kept(&flight.digest, &error),
         }
     }
 
@@ -590,7 +595,7 @@ impl Transfer {
             ..
         } = &self.order;
         match client.head_blob(repository, digest).await {
-            Ok(_) => {}
+            Ok(_) => self.note_privacy(),
             // R-U27: HEAD is where upstreams differ. The GET will tell.
             Err(error)
                 if matches!(
@@ -676,6 +681,16 @@ impl Transfer {
         Ok(Sink::memory(self.order.digest))
     }
 
+    fn note_privacy(&self) {
+        let Order {
+            client,
+            repository,
+            key,
+            ..
+        } = &self.order;
+        self.store.set_private(key, client.has_credentials(repository));
+    }
+
     /// Asks the upstream once, from where the sink stands.
     async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
         let Order {
@@ -693,7 +708,10 @@ impl Transfer {
             answer = client.get_blob(&repository, &digest, 0).await;
         }
         match answer {
-            Ok(stream) => self.pour(sink, stream).await,
+            Ok(stream) => {
+                self.note_privacy();
+                self.pour(sink, stream).await
+            }
             Err(error) => Ok((sink, judge(error, self.streaming))),
         }
     }
@@ -971,6 +989,16 @@ fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
     let cut = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len());
     *skip -= cut as u64;
     piece.split_off(cut)
+}
+
+/// What has been served could not be kept. A disk that fails, or is full, is told of by the store, and not each time.
+pub(super) fn tell_not_kept(digest: &Digest, error: &PullError) {
+    match error {
+        PullError::Store(StoreError::Io { .. } | StoreError::NoRoom(_)) => {
+            tracing::debug!(%digest, %error, "served but not kept");
+        }
+        _ => tracing::error!(%digest, %error, "served but not kept"),
+    }
 }
 
 /// Runs disk work off the async threads.

@@ -180,6 +180,14 @@ impl Pull {
             .insert((target.key.clone(), question), (error.clone(), Instant::now() + time));
     }
 
+    /// After an answer: whether the repository gave it to these credentials only is kept with it (R-X7).
+    fn note_privacy(&self, target: &Target) {
+        if let Some(client) = self.clients.get(&target.upstream.name) {
+            let private = client.has_credentials(&target.repository);
+            self.store.set_private(&target.key, private);
+        }
+    }
+
     /// How long a client that could be served something stale waits for the upstream, and what it is told when
     /// that time is over. An upstream in trouble is asked all the same, but nobody waits for it (R-W9).
     fn patience(&self, target: &Target) -> (Duration, &'static str) {

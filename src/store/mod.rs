@@ -10,6 +10,7 @@ mod error;
 mod images;
 mod index;
 mod keys;
+mod privacy;
 mod records;
 mod space;
 mod startup;
@@ -38,7 +39,7 @@ use crate::config::Config;
 use crate::oci::Digest;
 use database::{Database, Op, Table};
 use disk::Disk;
-use index::{Index, Kind, on_disk};
+use index::{Index, Kind, Staging, on_disk};
 use keys::Tree;
 use records::{BlobRecord, in_repository};
 
@@ -65,6 +66,10 @@ struct Inner {
     max_size: u64,
     min_free: u64,
     index: Mutex<Index>,
+    /// Held while room is made.
+    room: Mutex<()>,
+    /// Bytes of what was found damaged and put aside.
+    aside: AtomicU64,
     database: Database,
     manifests: moka::sync::Cache<Digest, Manifest>,
     tags: moka::sync::Cache<Vec<u8>, Option<Arc<TagRecord>>>,
@@ -72,6 +77,7 @@ struct Inner {
     evicted: AtomicU64,
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
+    private: privacy::Marks,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
 }
@@ -114,7 +120,7 @@ pub struct Manifest {
 /// What the disk holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Blobs, transfers and the index's own file.
+    /// Blobs, transfers, the index's own file and what was found damaged and put aside: what `du` finds of files.
     pub used_bytes: u64,
     /// Of these, transfers: staged or announced.
     pub staged_bytes: u64,
@@ -161,11 +167,14 @@ impl Store {
         }
         startup::load(&database, &mut index)?;
         startup::sweep_staging(&tree, &mut index)?;
+        let private = privacy::load(&database)?;
         let inner = Inner {
             tree,
             max_size: cache.max_size,
             min_free: cache.min_free,
             index: Mutex::new(index),
+            room: Mutex::default(),
+            aside: AtomicU64::new(0),
             database,
             manifests: moka::sync::Cache::builder()
                 .weigher(|_: &Digest, m: &Manifest| u32::try_from(m.bytes.len() + 256).unwrap_or(u32::MAX))
@@ -185,10 +194,12 @@ impl Store {
             evicted: AtomicU64::new(0),
             disk: Disk::with(faults),
             trouble: Mutex::default(),
+            private,
             _lock: lock,
         };
         // A limit that was lowered since the last run is kept from the first moment.
-        inner.evict_down(0);
+        inner.aside.store(inner.trim_aside(), Ordering::Relaxed);
+        inner.evict_down();
         Ok(Store { inner: Arc::new(inner) })
     }
 
@@ -200,14 +211,14 @@ impl Store {
 
     /// Bytes of a held blob. Memory only.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        self.inner.index().get(digest).map(|e| e.size)
+        self.inner.index().held(digest).map(|e| e.size)
     }
 
     /// Media type of a held manifest. Memory only.
     pub fn media_type(&self, digest: &Digest) -> Option<Arc<str>> {
         self.inner
             .index()
-            .get(digest)
+            .held(digest)
             .and_then(|e| e.kind.media_type().cloned())
     }
 
@@ -303,16 +314,19 @@ impl Store {
 
     /// Begins or resumes a blob for `repository`. Blocking: what was staged before is hashed again.
     ///
-    /// Errors: `Busy` while another writer has this digest.
+    /// Errors: `Busy` while another writer has this digest, `NoRoom` while one that gave up on the disk is still read.
     pub fn stage(&self, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
         {
             let mut index = self.inner.index();
-            if index.is_staging(digest) {
-                return Err(StoreError::Busy(Box::new(*digest)));
+            match index.staging(digest) {
+                Some(Staging::Active) => return Err(StoreError::Busy(Box::new(*digest))),
+                // For as long as somebody reads what the disk did take of it.
+                Some(Staging::Detached) => return Err(StoreError::NoRoom(Box::new(*digest))),
+                Some(Staging::Idle) | None => {}
             }
             let (staged, _) = index.staged(digest);
             let shelf = index.shelf(repository);
-            index.stage(digest, staged, true, shelf);
+            index.stage(digest, staged, Staging::Active, shelf);
         }
         Writer::begin(self.inner.clone(), *digest, true).inspect_err(|_| self.inner.end_staging(digest, None))
     }
@@ -415,6 +429,12 @@ impl Store {
         }
     }
 
+    /// Evicts for what the index has grown by: tags, links and lists come in without anything being admitted (L5).
+    /// Blocking.
+    pub fn keep_limit(&self) {
+        self.inner.evict_for_index();
+    }
+
     /// How the disk failed, if it did in the last minute.
     pub fn trouble(&self) -> Option<String> {
         let trouble = self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -507,8 +527,10 @@ struct Arrival<'a> {
     size: u64,
     /// Where it is staged.
     path: &'a Path,
-    /// Whether its staging was counted.
+    /// Whether its staging was counted under its digest.
     counted: bool,
+    /// Bytes that were counted for it without a name.
+    small: u64,
     repository: &'a str,
     kind: Kind,
 }

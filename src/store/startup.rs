@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::Inner;
 use super::database::{Database, Op, Table};
 use super::error::StoreError;
-use super::index::{Index, Kind};
+use super::index::{Index, Kind, Staging};
 use super::keys::Tree;
 use super::records::BlobRecord;
 use crate::oci::manifest::{MAX_MANIFEST_BYTES, Manifest};
@@ -126,7 +126,9 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     for digest in indexed.into_iter().filter(|d| !present.contains(d)) {
         inner.forget_if_gone(&digest);
     }
-    inner.evict_down(0);
+    inner.evict_down();
+    inner.database.settle();
+    inner.evict_for_index();
     Ok(())
 }
 
@@ -188,7 +190,7 @@ pub(super) fn sweep_staging(tree: &Tree, index: &mut Index) -> Result<(), StoreE
         match Tree::part_digest(&name).filter(|_| meta.is_file() && young && meta.len() > 0) {
             Some(digest) if index.get(&digest).is_none() => {
                 let shelf = index.shelf("");
-                index.stage(&digest, meta.len(), false, shelf);
+                index.stage(&digest, meta.len(), Staging::Idle, shelf);
             }
             _ => {
                 let _ = std::fs::remove_file(&path);

@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::sync::atomic::Ordering;
 
 use super::database::{Op, Table};
+use super::index::on_disk;
 use super::writer::Hashing;
-use super::{Store, unlink};
+use super::{Inner, Store, unlink};
 use crate::oci::Digest;
 
 /// How a held blob was found.
@@ -43,10 +45,37 @@ const CURSOR: &[u8] = b"verify-cursor";
 const FINISHED: &[u8] = b"verify-finished";
 /// Damaged blobs kept for a look at what happened to them.
 const QUARANTINED: usize = 4;
-/// What a small cache may spend on them: a hundredth of this.
-const SMALL_BYTES: u64 = 64 << 20;
 /// Bytes hashed between two looks at whether to go on.
 const STEP_BYTES: usize = 1 << 20;
+
+impl Inner {
+    /// Deletes what is put aside but for the last few small ones. Gives the bytes on disk that are left, a damaged
+    /// index among them.
+    pub(super) fn trim_aside(&self) -> u64 {
+        let room = self.max_size / 100;
+        let mut kept: Vec<_> = std::fs::read_dir(self.tree.quarantine())
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let meta = entry.metadata().ok()?;
+                Some((meta.modified().ok()?, entry.path(), meta.len()))
+            })
+            .collect();
+        kept.sort();
+        let mut excess = kept.len().saturating_sub(QUARANTINED);
+        kept.retain(|(_, path, len)| {
+            let goes = excess > 0 || *len > room;
+            if goes {
+                excess = excess.saturating_sub(1);
+                unlink(Some(path.clone()));
+            }
+            !goes
+        });
+        let blobs: u64 = kept.iter().map(|(_, _, len)| on_disk(*len)).sum();
+        blobs + std::fs::metadata(self.tree.damaged_index()).map_or(0, |meta| on_disk(meta.len()))
+    }
+}
 
 /// One held blob being hashed, a step at a time, so that whoever does it can pause, slow down or stop.
 pub struct Check {
@@ -150,27 +179,11 @@ impl Store {
         let aside = self.inner.tree.quarantine();
         let _ = std::fs::create_dir(&aside);
         let place = self.inner.tree.quarantined(digest);
-        let moved = std::fs::rename(self.inner.tree.blob(digest), &place).is_ok();
+        let _ = std::fs::rename(self.inner.tree.blob(digest), &place);
+        // Counted before the entry is not any more.
+        let kept = self.inner.trim_aside();
+        self.inner.aside.store(kept, Ordering::Relaxed);
         self.remove(digest);
-        // What lies there is not counted, so there is never much of it.
-        let room = self.inner.max_size.min(self.usage().used_bytes.max(SMALL_BYTES)) / 100;
-        if moved && std::fs::metadata(&place).is_ok_and(|m| m.len() > room) {
-            unlink(Some(place));
-        }
-        let mut kept: Vec<_> = std::fs::read_dir(&aside)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| {
-                entry
-                    .ok()
-                    .and_then(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
-            })
-            .collect();
-        kept.sort();
-        let excess = kept.len().saturating_sub(QUARANTINED);
-        for (_, path) in kept.drain(..excess) {
-            unlink(Some(path));
-        }
     }
 
     /// Held digests in an order that does not change, after `last`; for walks that go on after a restart.

@@ -17,6 +17,8 @@ mod flights;
 mod laws;
 mod manifests;
 mod naming;
+mod pressure;
+mod privacy;
 mod questions;
 mod referrers;
 mod rot;

@@ -31,6 +31,16 @@ impl Toml {
         self
     }
 
+    /// As if it had never been set.
+    pub fn unset(&mut self, section: &[&str], key: &str) -> &mut Toml {
+        let mut table = Some(&mut self.0);
+        for name in section {
+            table = table.and_then(|t| t.get_mut(*name)?.as_table_mut());
+        }
+        table.and_then(|table| table.remove(key));
+        self
+    }
+
     pub fn server(&mut self, key: &str, value: impl Into<::toml::Value>) -> &mut Toml {
         self.set(&["server"], key, value)
     }
