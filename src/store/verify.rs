@@ -193,6 +193,8 @@ impl Store {
             index
                 .digests()
                 .filter(|d| last.is_none_or(|last| *d > last))
+                // What is not for good yet was verified a moment ago.
+                .filter(|d| index.held(d).is_some())
                 .copied()
                 .collect()
         };

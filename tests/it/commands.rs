@@ -60,17 +60,10 @@ async fn pull(larder: &LarderProcess, image: &Image, tag: &str) {
     for digest in image.blobs() {
         larder.get(blob(&image.repo, digest)).await.expect_content(&digest);
     }
+    // A transfer is counted until what it brought is held for good.
     within("all of it to be kept", async {
-        loop {
-            let path = format!("/api/v1/images/{}:{tag}", image.repo);
-            let view = crate::support::client::Ask::get(path)
-                .send(larder.admin())
-                .await
-                .expect(200)
-                .json();
-            if view["missing"] == 0 {
-                return;
-            }
+        let stats = || crate::support::client::Ask::get("/api/v1/stats").send(larder.admin());
+        while stats().await.expect(200).json()["transfers"] != 0 {
             tokio::task::yield_now().await;
         }
     })
