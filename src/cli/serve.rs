@@ -27,6 +27,9 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
         }
     };
     runtime.block_on(async {
+        // A limit on file sizes (`ulimit -f`) is an error of one write, not the end of the process: having a handler
+        // of its own is all it takes.
+        let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
         let described = describe(&config);
         match app::start(config).await {
             Ok(running) => {

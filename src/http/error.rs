@@ -1,6 +1,8 @@
 //! An error as clients see it: the specification's JSON body, and headers that a client can act on (R-S3).
 //!
-//! The only room that turns an error into a status.
+//! The only room that turns an error into a status; `operators` is its door to the operators' address.
+
+pub mod operators;
 
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
@@ -145,9 +147,9 @@ impl ApiError {
 
     /// 416 with the size that would have been (R-S13).
     pub fn unsatisfiable(total: u64) -> Response<Body> {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = StatusCode::RANGE_NOT_SATISFIABLE;
-        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(0));
+        let message = format!("the blob has {total} bytes: nothing of it lies in the range that was asked for");
+        let error = ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported, message);
+        let mut response = error.into_response();
         if let Ok(value) = HeaderValue::from_str(&format!("bytes */{total}")) {
             response.headers_mut().insert(CONTENT_RANGE, value);
         }

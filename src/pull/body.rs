@@ -30,8 +30,16 @@ impl Source {
         }
     }
 
+    /// Whether the bytes can be had only once and in their order.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Source::Growing(follower) if follower.is_passing())
+    }
+
     /// The bytes from `start` to `end`; to the end of the blob when `end` is `None`.
     pub fn body(self, digest: Digest, start: u64, end: Option<u64>) -> Body {
+        if let Source::Growing(follower) = &self {
+            follower.begin(start, end);
+        }
         Body {
             source: self,
             digest,
@@ -67,6 +75,7 @@ impl Body {
         }
         let bytes = match run {
             Run::File(file) => read_at(file, self.at, want).await?,
+            Run::Kept(bytes) => bytes,
             Run::Window(window) => window.read(self.at, want).ok_or(PullError::LeftBehind)?,
         };
         if bytes.is_empty() {

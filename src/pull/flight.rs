@@ -6,11 +6,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -152,6 +153,8 @@ pub enum Place {
 pub enum Run {
     File(Arc<File>),
     Window(Arc<Window>),
+    /// Taken out of the window, to wait for the verdict.
+    Kept(Bytes),
 }
 
 /// A place among a flight's followers.
@@ -184,6 +187,11 @@ impl Follower {
         *self.flight.began != *key
     }
 
+    /// Says that this follower reads these bytes and no others.
+    pub(super) fn begin(&self, from: u64, end: Option<u64>) {
+        self.flight.positions.begin(self.id, from, end);
+    }
+
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
@@ -199,6 +207,13 @@ impl Follower {
     /// `at` itself means that there are no more.
     pub async fn readable(&mut self, at: u64, end: Option<u64>) -> Result<(Run, u64), PullError> {
         self.flight.positions.advance(self.id, at);
+        if let Some(end) = end
+            && let Some(kept) = self.keep_end(at, end).await?
+        {
+            self.wait_for(|s| matches!(s.phase, Phase::Verified)).await?;
+            let upto = at + kept.len() as u64;
+            return Ok((Run::Kept(kept), upto));
+        }
         let state = self
             .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
             .await?;
@@ -209,6 +224,43 @@ impl Follower {
             (None, Some(file)) => Ok((Run::File(file), upto)),
             (_, None) => Err(PullError::Internal("a transfer without a file")),
         }
+    }
+
+    /// What is left of a response that ends at `end` and may not go out before the verdict, if the blob passes through
+    /// memory: it is taken along, so that the window moves on without this reader. Else it would wait for a
+    /// verdict that itself keeps from coming.
+    async fn keep_end(&mut self, at: u64, end: u64) -> Result<Option<Bytes>, PullError> {
+        let state = self
+            .wait_for(|s| {
+                let passes_by = s.window.is_some() && s.written >= end;
+                matches!(s.phase, Phase::Verified) || s.released(Some(end)) > at || passes_by
+            })
+            .await?;
+        let (false, Some(window)) = (
+            matches!(state.phase, Phase::Verified) || state.released(Some(end)) > at,
+            state.window,
+        ) else {
+            return Ok(None);
+        };
+        let mut kept = BytesMut::new();
+        if let Some(file) = state.file.filter(|_| !window.covers(at)) {
+            // At most what is held back, and just written: no disk is waited for.
+            kept.resize(usize::try_from(end.min(window.base()) - at).unwrap_or_default(), 0);
+            file.read_exact_at(&mut kept, at)
+                .map_err(|_| PullError::Internal("a staged blob could not be read"))?;
+        }
+        while let Some(left) = end.checked_sub(at + kept.len() as u64).filter(|left| *left > 0) {
+            let want = usize::try_from(left).unwrap_or(usize::MAX);
+            let piece = window.read(at + kept.len() as u64, want);
+            kept.extend_from_slice(&piece.ok_or(PullError::LeftBehind)?);
+        }
+        self.flight.positions.advance(self.id, u64::MAX);
+        Ok(Some(kept.freeze()))
+    }
+
+    /// Whether the bytes pass through memory, once and in their order.
+    pub fn is_passing(&self) -> bool {
+        self.flight.is_passing()
     }
 
     async fn wait_for(&mut self, done: impl Fn(&State) -> bool) -> Result<State, PullError> {
@@ -280,6 +332,8 @@ pub struct Order {
 /// The transfers under way.
 pub struct Flights {
     running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    /// Told whenever one leaves the list.
+    ended: watch::Sender<()>,
     store: Store,
     timing: Arc<Timing>,
     tasks: TaskTracker,
@@ -290,6 +344,7 @@ impl Flights {
     pub fn new(store: Store, timing: Timing, tasks: TaskTracker, stop: CancellationToken) -> Flights {
         Flights {
             running: Arc::default(),
+            ended: watch::Sender::new(()),
             store,
             timing: Arc::new(timing),
             tasks,
@@ -300,6 +355,15 @@ impl Flights {
     /// Transfers under way.
     pub fn count(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Waits until no transfer of this digest is under way; what it brought is held by then, if it could be kept.
+    pub async fn ended(&self, digest: &Digest) {
+        let mut ended = self.ended.subscribe();
+        while self.lock().contains_key(digest) {
+            // Never closed: the sender is ours.
+            let _ = ended.changed().await;
+        }
     }
 
     /// Joins the transfer of this digest, or begins it, unless it is held. `shown`: the order's repository has made
@@ -347,6 +411,7 @@ impl Flights {
         let follower = flight.follow(false);
         let entry = Entry {
             running: self.running.clone(),
+            ended: self.ended.clone(),
             flight: flight.clone(),
         };
         let transfer = Transfer {
@@ -371,6 +436,7 @@ impl Flights {
 /// A flight's line in the list. Dropped, also by a panic, it is off the list and nobody is left waiting.
 struct Entry {
     running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    ended: watch::Sender<()>,
     flight: Arc<Flight>,
 }
 
@@ -385,6 +451,7 @@ impl Entry {
         let goes = listed && may_go(&self.flight);
         if goes {
             running.remove(&self.flight.digest);
+            self.ended.send_replace(());
         }
         goes
     }
@@ -471,7 +538,7 @@ impl Transfer {
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
         let Sink::Disk(writer) = sink else {
-            tracing::info!(digest = %flight.digest, total, "passed through, not kept: there is no room for it");
+            tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
             return;
         };
         let key = self.order.key.clone();
@@ -482,7 +549,7 @@ impl Transfer {
                     self.store.link(&repository, &flight.digest);
                 }
             }
-            Err(error) => tracing::error!(digest = %flight.digest, %error, "served but not kept"),
+            Err(error) => tell_not_kept(&flight.digest, &error),
         }
     }
 
@@ -528,7 +595,7 @@ impl Transfer {
             ..
         } = &self.order;
         match client.head_blob(repository, digest).await {
-            Ok(_) => {}
+            Ok(_) => self.note_privacy(),
             // R-U27: HEAD is where upstreams differ. The GET will tell.
             Err(error)
                 if matches!(
@@ -614,6 +681,16 @@ impl Transfer {
         Ok(Sink::memory(self.order.digest))
     }
 
+    fn note_privacy(&self) {
+        let Order {
+            client,
+            repository,
+            key,
+            ..
+        } = &self.order;
+        self.store.set_private(key, client.has_credentials(repository));
+    }
+
     /// Asks the upstream once, from where the sink stands.
     async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
         let Order {
@@ -631,7 +708,10 @@ impl Transfer {
             answer = client.get_blob(&repository, &digest, 0).await;
         }
         match answer {
-            Ok(stream) => self.pour(sink, stream).await,
+            Ok(stream) => {
+                self.note_privacy();
+                self.pour(sink, stream).await
+            }
             Err(error) => Ok((sink, judge(error, self.streaming))),
         }
     }
@@ -909,6 +989,16 @@ fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
     let cut = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len());
     *skip -= cut as u64;
     piece.split_off(cut)
+}
+
+/// What has been served could not be kept. A disk that fails, or is full, is told of by the store, and not each time.
+pub(super) fn tell_not_kept(digest: &Digest, error: &PullError) {
+    match error {
+        PullError::Store(StoreError::Io { .. } | StoreError::NoRoom(_)) => {
+            tracing::debug!(%digest, %error, "served but not kept");
+        }
+        _ => tracing::error!(%digest, %error, "served but not kept"),
+    }
 }
 
 /// Runs disk work off the async threads.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::error::PullError;
+use super::flight::blocking;
 use super::freshness::{Freshness, judge, may_be_stale};
 use super::manifest::Want;
 use super::names::Target;
@@ -28,15 +29,12 @@ pub struct Listing {
 impl Pull {
     /// Every tag of a repository, in byte order (R-S17).
     pub async fn tags(self: &Arc<Pull>, target: &Target) -> Result<Listing, PullError> {
-        let known = self.store.list(&target.key, &ListKey::Tags);
+        let known = self.known_list(target, &ListKey::Tags).await?;
         // Nobody may be asked: the tags that were seen one by one are the list.
         if known.is_none() && self.is_offline(target) {
-            let items: Vec<Value> = self
-                .store
-                .known_tags(&target.key)
-                .into_iter()
-                .map(Value::String)
-                .collect();
+            let (store, key) = (self.store.clone(), target.key.clone());
+            let tags = blocking(move || Ok(store.known_tags(&key))).await?;
+            let items: Vec<Value> = tags.into_iter().map(Value::String).collect();
             if items.is_empty() {
                 return Err(PullError::NotInMirror(target.key.to_string()));
             }
@@ -63,7 +61,7 @@ impl Pull {
     }
 
     async fn list(self: &Arc<Pull>, target: &Target, which: ListKey, ttl: Duration) -> Result<Listing, PullError> {
-        let known = self.store.list(&target.key, &which);
+        let known = self.known_list(target, &which).await?;
         let checked = known.as_ref().map(|k| k.checked_ms);
         let freshness = judge(checked, unix_ms(), ttl, self.is_offline(target));
         if let (Freshness::Fresh, Some(items)) = (freshness, known.clone()) {
@@ -89,11 +87,15 @@ impl Pull {
                     ListKey::Referrers(subject) => pull.ask_referrers(&to, subject).await,
                 };
                 pull.note_verdict(&to, asking.as_ref().err(), begun.elapsed());
+                if asking.is_ok() {
+                    pull.note_privacy(&to);
+                }
                 let record = ListRecord {
                     checked_ms: unix_ms(),
                     items: asking?,
                 };
-                Ok(pull.store.put_list(&to.key, &asked, record))
+                let store = pull.store.clone();
+                blocking(move || Ok(store.put_list(&to.key, &asked, record))).await
             });
         let joined = pending.joined;
         let fetched = |items| {
@@ -126,6 +128,14 @@ impl Pull {
         })
     }
 
+    async fn known_list(&self, target: &Target, which: &ListKey) -> Result<Option<Arc<ListRecord>>, PullError> {
+        if self.store.is_hot_list(&target.key, which) {
+            return Ok(self.store.list(&target.key, which));
+        }
+        let (store, key, which) = (self.store.clone(), target.key.clone(), which.clone());
+        blocking(move || Ok(store.list(&key, &which))).await
+    }
+
     async fn ask_tags(&self, target: &Target) -> Result<Vec<Value>, PullError> {
         let mut tags = self.client(target)?.tags(&target.repository).await?;
         tags.sort_unstable();
@@ -151,6 +161,13 @@ impl Pull {
             }
             Err(error) => return Err(error),
         };
+        // A list made of it would count as confirmed.
+        if let Outcome::Stale { reason, .. } = answer.outcome {
+            return Err(PullError::Upset {
+                upstream: target.upstream.name.to_string(),
+                what: format!("no confirmation of {tag} ({reason})"),
+            });
+        }
         let index: Value = serde_json::from_slice(&answer.bytes.unwrap_or_default()).unwrap_or_default();
         match index.get("manifests") {
             Some(Value::Array(items)) => Ok(items.clone()),

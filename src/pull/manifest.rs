@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::error::PullError;
-use super::flight::blocking;
+use super::flight::{blocking, tell_not_kept};
 use super::freshness::{Freshness, judge, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;
@@ -116,7 +116,7 @@ impl Pull {
     }
 
     /// The question itself, asked once for all. Its result is written down before it is told.
-    async fn resolve_tag(
+    pub(super) async fn resolve_tag(
         self: &Arc<Pull>,
         target: &Target,
         tag: &Tag,
@@ -150,7 +150,10 @@ impl Pull {
             .head_manifest(&target.repository, &Reference::Tag(tag.clone()))
             .await
         {
-            Ok(head) => head,
+            Ok(head) => {
+                self.note_privacy(target);
+                head
+            }
             // HEAD is where upstreams differ; only a GET can be believed (R-U27).
             Err(error) if doubts_head(&error) => {
                 let outcome = if record.is_some() {
@@ -205,8 +208,24 @@ impl Pull {
         Some((media_type.into(), head.size?))
     }
 
-    /// GET by tag: whatever comes is what the tag points at.
+    /// GET by tag, once for all who ask, whether for the bytes or where a HEAD was no help (L1).
     async fn fetch_by_tag(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        outcome: Outcome,
+    ) -> Result<ManifestAnswer, PullError> {
+        let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
+        let mut pending = self.tag_bodies.join((target.key.clone(), tag.clone()), || async move {
+            pull.get_by_tag(&to, &asked, outcome).await
+        });
+        let joined = pending.joined;
+        let answer = pending.wait().await?;
+        Ok(if joined { collapsed(answer) } else { answer })
+    }
+
+    /// Whatever comes is what the tag points at.
+    async fn get_by_tag(
         self: &Arc<Pull>,
         target: &Target,
         tag: &Tag,
@@ -249,7 +268,8 @@ impl Pull {
         want: Want,
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
-        if want == Want::Head {
+        // Offline, what is not held is not there: a HEAD promises no more than a GET keeps.
+        if want == Want::Head && !self.is_offline(target) {
             return Ok(ManifestAnswer {
                 digest: record.digest,
                 media_type: record.media_type.clone(),
@@ -343,12 +363,25 @@ impl Pull {
                 .map_err(PullError::from)
         });
         let head = match pending.wait().await {
-            Ok(head) => head,
+            Ok(head) => {
+                self.note_privacy(target);
+                head
+            }
             Err(PullError::Upstream(error)) if doubts_head(&error) => {
                 return self.fetch_by_digest(target, digest).await;
             }
             Err(error) => return Err(error),
         };
+        // An answer about something else shows nothing (L8).
+        if let Some(said) = head
+            .digest
+            .filter(|said| said != digest && said.algorithm() == digest.algorithm())
+        {
+            return Err(PullError::Upset {
+                upstream: target.upstream.name.to_string(),
+                what: format!("a manifest {said}, where {digest} was asked for"),
+            });
+        }
         if self.store.media_type(digest).is_some() {
             self.store.link(&target.key, digest);
             if let Some(held) = self.held(target, digest, want).await? {
@@ -375,6 +408,10 @@ impl Pull {
         let client = self.client(target)?.clone();
         let (pull, to, digest) = (self.clone(), target.clone(), *digest);
         let mut pending = self.manifest_bodies.join((target.key.clone(), digest), || async move {
+            // It may have come between the look into the store and this question.
+            if let Some(held) = pull.held(&to, &digest, Want::Body).await? {
+                return Ok(held);
+            }
             let body = client.get_manifest(&to.repository, &Reference::Digest(digest)).await?;
             pull.keep(&to, digest, body, Outcome::Stored).await
         });
@@ -422,6 +459,7 @@ impl Pull {
         body: ManifestBody,
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
+        self.note_privacy(target);
         let size = body.bytes.len() as u64;
         let bytes = body.bytes.clone();
         store::verify(&digest, &bytes)?;
@@ -440,7 +478,7 @@ impl Pull {
         let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &children, &body.bytes)).await;
         if let Err(error) = kept {
             // The bytes are right and in hand: a disk that cannot keep them is no reason to refuse them (L5).
-            tracing::error!(%digest, %error, "served but not kept");
+            tell_not_kept(&digest, &error);
         }
         Ok(ManifestAnswer {
             digest,

@@ -33,11 +33,13 @@ pub struct Du {
     pub blobs: u64,
     pub staging: u64,
     pub index: u64,
+    /// Damaged blobs, and an index that was put aside.
+    pub aside: u64,
 }
 
 impl Du {
     pub fn sum(&self) -> u64 {
-        self.blobs + self.staging + self.index
+        self.blobs + self.staging + self.index + self.aside
     }
 }
 
@@ -129,6 +131,9 @@ impl Folder {
             blobs: blocks(self.files("blobs/sha256")) + blocks(self.files("blobs/sha512")),
             staging: blocks(self.files("staging")),
             index: std::fs::metadata(self.index()).map_or(0, |meta| meta.blocks() * 512),
+            aside: blocks(self.files("quarantine"))
+                + std::fs::metadata(self.cache().join("index.redb.damaged"))
+                    .map_or(0, |m| m.len().div_ceil(4096) * 4096),
         }
     }
 

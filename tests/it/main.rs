@@ -7,14 +7,21 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin;
 mod blobs;
+mod commands;
 mod config;
 mod demo;
+mod disk;
 mod flights;
 mod laws;
 mod manifests;
 mod naming;
+mod pressure;
+mod privacy;
+mod questions;
 mod referrers;
+mod rot;
 mod serving;
 mod support_works;
 mod tags;

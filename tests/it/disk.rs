@@ -1,0 +1,109 @@
+//! A disk that fails: pulls go on without it (L5).
+
+use larder::oci::Digest;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use crate::support::client::{Ask, End};
+use crate::support::gate::Gate;
+use crate::support::larder::Larder;
+use crate::support::process::LarderProcess;
+use crate::support::upstream::{On, Upstream};
+use crate::support::{blob, manifest};
+
+const REPO: &str = "library/alpine";
+
+/// Nothing can be staged from now on.
+fn break_staging(larder: &Larder) {
+    let staging = larder.cache().join("staging");
+    std::fs::remove_dir_all(&staging).unwrap();
+    std::fs::write(staging, "in the way").unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_staged_passes_through() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[100, 300_000]);
+    let empty = upstream.put_blob(REPO, "");
+    let larder = Larder::start(&upstream, |_| {}).await;
+    break_staging(&larder);
+    larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
+    for digest in image.blobs().into_iter().chain([empty]) {
+        let response = larder.get(blob(REPO, digest)).await;
+        assert_eq!(response.header("cache-status"), Some("larder; fwd=miss"));
+        response.expect_content(&digest);
+    }
+    let large = image.layers[1];
+    let bytes = upstream.bytes(&large);
+    let ask = |range: &str| Ask::get(blob(REPO, large)).range(range).send(larder.registry());
+    let middle = ask("bytes=1000-200000").await.expect(206);
+    assert_eq!(middle.header("content-range"), Some("bytes 1000-200000/300000"));
+    assert_eq!(middle.body, bytes[1000..=200_000]);
+    assert_eq!(ask("bytes=-5").await.expect(206).body, bytes[299_995..]);
+    ask("bytes=0-1,5-6").await.expect_content(&large);
+    upstream.on(On::Blob(large).get()).cut_after(120_000);
+    larder.get(blob(REPO, large)).await.expect_content(&large);
+    upstream.on(On::Blob(large).get()).cut_after(120_000);
+    upstream.on(On::Blob(large).ranged()).ignore_range();
+    larder.get(blob(REPO, large)).await.expect_content(&large);
+    larder.get(blob("library/other", large)).await.expect(404);
+}
+
+/// A part of a blob waits for the verdict on all of it, and holds up nobody meanwhile.
+#[tokio::test]
+async fn a_range_of_what_passes_through() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 40 << 20);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    break_staging(&larder);
+    let gate = Gate::closed();
+    upstream.on(On::Blob(digest).get()).stall_after(1 << 20, &gate);
+    let ask = |range: &str| Ask::get(blob(REPO, digest)).range(range).open(larder.registry());
+    let mut parts = Vec::new();
+    for range in ["bytes=0-99", "bytes=1000-500000", "bytes=20000000-20000009"] {
+        parts.push(ask(range).await);
+    }
+    let mut whole = Ask::get(blob(REPO, digest)).open(larder.registry()).await;
+    gate.open();
+    whole.read_to_end().await;
+    whole.rest().await.expect_content(&digest);
+    let bytes = upstream.bytes(&digest);
+    for (part, range) in parts.into_iter().zip([0..100, 1000..500_001, 20_000_000..20_000_010]) {
+        assert_eq!(part.rest().await.expect(206).body, bytes[range]);
+    }
+}
+
+/// L2 does not need the disk.
+#[tokio::test]
+async fn what_passes_through_is_verified() {
+    let upstream = Upstream::start().await;
+    let digests = [1_000, 20_000, 300_000].map(|length| upstream.blob(REPO, length));
+    let larder = Larder::start(&upstream, |_| {}).await;
+    break_staging(&larder);
+    let wrong = |digest: &Digest| upstream.on(On::Blob(*digest).get()).always().flip_byte(500);
+    for digest in &digests {
+        wrong(digest);
+        let whole = larder.get(blob(REPO, digest)).await;
+        assert!(whole.status >= 500 || whole.end != End::Complete, "{whole:?}");
+        let part = Ask::get(blob(REPO, digest)).range("bytes=600-800");
+        let part = part.send(larder.registry()).await;
+        assert!(part.status >= 500 || part.end != End::Complete, "{part:?}");
+    }
+}
+
+/// In the middle of an answer: the client does not notice.
+#[tokio::test]
+async fn a_disk_that_fills_up_under_a_transfer() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 12 << 20);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let most = Rlimit {
+        current: Some(8 << 20),
+        maximum: Some(8 << 20),
+    };
+    let pid = i32::try_from(larder.pid()).ok().and_then(Pid::from_raw);
+    prlimit(pid, Resource::Fsize, most).unwrap();
+    for _ in 0..2 {
+        larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    }
+    larder.wait_for_log("what cannot be kept passes through").await;
+}
