@@ -16,7 +16,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::labels::{ClientAddr, Outcome, Route, UpstreamName};
+use super::labels::{ClientAddr, Outcome, Route, SendsFiles, UpstreamName};
 
 /// The outermost layer: `router.layer(axum::middleware::from_fn(access_log::record))`.
 pub async fn record(request: Request, next: Next) -> Response {
@@ -122,6 +122,7 @@ struct Line {
     outcome: &'static str,
     upstream: Option<UpstreamName>,
     declared: Option<u64>,
+    outbox: Option<SendsFiles>,
     sent: u64,
     ended: Ended,
 }
@@ -135,6 +136,7 @@ impl Line {
             outcome: "-",
             upstream: None,
             declared: None,
+            outbox: request.extensions().get().cloned(),
             sent: 0,
             ended: Ended::Aborted,
         }
@@ -154,6 +156,13 @@ impl Line {
             self.ended = Ended::Complete;
         }
         self.count(head.extensions.get::<Route>().map_or("other", |r| r.0));
+    }
+
+    fn length(&self, data: &Bytes) -> u64 {
+        match &self.outbox {
+            Some(outbox) => outbox.0.length(data),
+            None => data.len() as u64,
+        }
     }
 
     fn count(&self, route: &'static str) {
@@ -177,6 +186,9 @@ impl Drop for Line {
         // A sender that has all the declared bytes need not ask for the end that follows them.
         if self.ended == Ended::Aborted && self.declared == Some(self.sent) {
             self.ended = Ended::Complete;
+        }
+        if let (Ended::Aborted, Some(outbox)) = (self.ended, &self.outbox) {
+            self.sent = self.sent.saturating_sub(outbox.0.unsent());
         }
         let upstream = self.upstream.as_ref().map(|name| name.0.clone());
         if self.sent > 0 {
@@ -216,7 +228,7 @@ impl http_body::Body for Logged {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => self.line.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => self.line.sent += frame.data_ref().map_or(0, |data| self.line.length(data)),
             Some(Err(error)) => {
                 tracing::debug!(path = self.line.asked.path, %error, "a response broke off");
                 self.line.ended = Ended::Broken;

@@ -16,12 +16,14 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, WARNING};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 
 use self::route::{Name, Query, Route, What};
 use super::error::{API_VERSION, ApiError, Subject};
+use super::outbox::Outbox;
 use super::{access_log, labels};
 use crate::oci::Digest;
 use crate::pull::{Outcome, Pull, PullError, Target};
@@ -54,6 +56,8 @@ struct Ask {
     path: String,
     headers: HeaderMap,
     is_head: bool,
+    /// Where files can be handed to, if the connection takes them.
+    outbox: Option<Arc<Outbox>>,
 }
 
 impl Ask {
@@ -77,7 +81,7 @@ async fn answer(State(pull): State<Arc<Pull>>, request: Request) -> Response {
             Route::Root => text_page(is_head),
             Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| pull.is_upstream(p)) => json("{}".to_owned()),
             Route::Catalog => tags::catalog(&pull, &query).unwrap_or_else(IntoResponse::into_response),
-            Route::Repository { name, what } => repository(pull, name, what, query, path, parts.headers, is_head).await,
+            Route::Repository { name, what } => repository(pull, name, what, query, path, parts).await,
             Route::Malformed => ApiError::bad_path(&path).into_response(),
             Route::Ping { .. } | Route::Unknown => ApiError::no_such_endpoint(&path).into_response(),
         }
@@ -91,15 +95,7 @@ async fn answer(State(pull): State<Arc<Pull>>, request: Request) -> Response {
     response
 }
 
-async fn repository(
-    pull: Arc<Pull>,
-    name: Name,
-    what: What,
-    query: Query,
-    path: String,
-    headers: HeaderMap,
-    is_head: bool,
-) -> Response {
+async fn repository(pull: Arc<Pull>, name: Name, what: What, query: Query, path: String, parts: Parts) -> Response {
     let subject = subject(&what);
     let unknown_prefix = name.prefix.as_ref().filter(|p| !pull.is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
@@ -119,8 +115,9 @@ async fn repository(
         target,
         query,
         path,
-        headers,
-        is_head,
+        is_head: parts.method == Method::HEAD,
+        outbox: parts.extensions.get::<labels::SendsFiles>().map(|o| o.0.clone()),
+        headers: parts.headers,
     };
     let answering = async {
         match &what {
