@@ -149,6 +149,7 @@ async fn files_count_as_they_are_sent() {
     use crate::http::outbox::{Outbox, Piece};
     use bytes::Buf;
 
+    crate::telemetry::metrics::install().unwrap();
     for (sends, bytes, ended) in [(0, 0, "aborted"), (3, 3, "aborted"), (10, 10, "complete")] {
         let outbox = Arc::new(Outbox::default());
         let at_work = outbox.clone();

@@ -24,5 +24,5 @@ pub struct Outcome(pub &'static str);
 pub struct Route(pub &'static str);
 
 /// On a response: the configured upstream whose content it is. Only configured names: it labels a metric.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamName(pub Arc<str>);

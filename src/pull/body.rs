@@ -19,8 +19,8 @@ const CHUNK_BYTES: usize = 256 * 1024;
 const RUN_BYTES: usize = 1024 * 1024;
 /// A shorter run is read: that costs less than to send it by itself.
 const MIN_RUN_BYTES: usize = 64 * 1024;
-/// How far apart the bytes are that tell whether a run is in memory: no further than the kernel reads ahead.
-const PROBE_BYTES: usize = 128 * 1024;
+/// How far apart the bytes are that tell whether a run is in memory. Each costs a system call.
+const PROBE_BYTES: usize = 512 * 1024;
 
 /// Some of a blob's bytes.
 pub enum Chunk {

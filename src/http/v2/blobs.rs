@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use axum::body::Body;
-use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
-};
+use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
@@ -21,7 +19,7 @@ use crate::pull::{self, Chunk, OpenBlob, PullError, Source};
 
 pub(super) async fn answer(ask: &Ask, digest: &str) -> Result<Response, ApiError> {
     let digest: Digest = digest.parse().map_err(|error| ApiError::bad_digest(&error))?;
-    let answered = if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(&digest)) {
+    let answered = if ask.has(&digest) {
         unchanged(ask, &digest).await
     } else if ask.is_head {
         head(ask, &digest).await
