@@ -9,7 +9,7 @@ use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question};
 use crate::oci::Digest;
-use crate::upstream::Client;
+use crate::upstream::{Client, ErrorKind, UpstreamError};
 
 /// Transfers of other repositories that may fail under a client before it is told.
 const FOREIGN_FAILURES: u32 = 4;
@@ -150,11 +150,25 @@ impl Pull {
         let client = self.client(target)?.clone();
         let (repository, wanted) = (target.repository.clone(), *digest);
         let mut pending = self.blob_heads.join((target.key.clone(), *digest), || async move {
-            Ok(client.head_blob(&repository, &wanted).await?.size)
+            match client.head_blob(&repository, &wanted).await {
+                Ok(head) => Ok(head.size),
+                // R-U27: where HEAD is not understood only a GET can be believed. Its bytes are not needed.
+                Err(UpstreamError {
+                    kind:
+                        ErrorKind::Status {
+                            status: 400 | 405 | 501,
+                            ..
+                        },
+                    ..
+                }) => Ok(client.get_blob(&repository, &wanted, 0).await?.total),
+                Err(error) => Err(error.into()),
+            }
         });
-        pending
+        let size = pending
             .wait()
             .await
-            .inspect_err(|error| self.note_negative(target, question, error))
+            .inspect_err(|error| self.note_negative(target, question, error))?;
+        self.note_privacy(target);
+        Ok(size)
     }
 }

@@ -52,6 +52,9 @@ impl Source {
 
     /// The bytes from `start` to `end`; to the end of the blob when `end` is `None`.
     pub fn body(self, digest: Digest, start: u64, end: Option<u64>) -> Body {
+        if let Source::Growing(follower) = &self {
+            follower.begin(start, end);
+        }
         Body {
             source: self,
             digest,

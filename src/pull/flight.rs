@@ -187,6 +187,11 @@ impl Follower {
         *self.flight.began != *key
     }
 
+    /// Says that this follower reads these bytes and no others.
+    pub(super) fn begin(&self, from: u64, end: Option<u64>) {
+        self.flight.positions.begin(self.id, from, end);
+    }
+
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
@@ -327,6 +332,8 @@ pub struct Order {
 /// The transfers under way.
 pub struct Flights {
     running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    /// Told whenever one leaves the list.
+    ended: watch::Sender<()>,
     store: Store,
     timing: Arc<Timing>,
     tasks: TaskTracker,
@@ -337,6 +344,7 @@ impl Flights {
     pub fn new(store: Store, timing: Timing, tasks: TaskTracker, stop: CancellationToken) -> Flights {
         Flights {
             running: Arc::default(),
+            ended: watch::Sender::new(()),
             store,
             timing: Arc::new(timing),
             tasks,
@@ -347,6 +355,15 @@ impl Flights {
     /// Transfers under way.
     pub fn count(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Waits until no transfer of this digest is under way; what it brought is held by then, if it could be kept.
+    pub async fn ended(&self, digest: &Digest) {
+        let mut ended = self.ended.subscribe();
+        while self.lock().contains_key(digest) {
+            // Never closed: the sender is ours.
+            let _ = ended.changed().await;
+        }
     }
 
     /// Joins the transfer of this digest, or begins it, unless it is held. `shown`: the order's repository has made
@@ -394,6 +411,7 @@ impl Flights {
         let follower = flight.follow(false);
         let entry = Entry {
             running: self.running.clone(),
+            ended: self.ended.clone(),
             flight: flight.clone(),
         };
         let transfer = Transfer {
@@ -418,6 +436,7 @@ impl Flights {
 /// A flight's line in the list. Dropped, also by a panic, it is off the list and nobody is left waiting.
 struct Entry {
     running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    ended: watch::Sender<()>,
     flight: Arc<Flight>,
 }
 
@@ -432,6 +451,7 @@ impl Entry {
         let goes = listed && may_go(&self.flight);
         if goes {
             running.remove(&self.flight.digest);
+            self.ended.send_replace(());
         }
         goes
     }
@@ -518,7 +538,7 @@ impl Transfer {
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
         let Sink::Disk(writer) = sink else {
-            tracing::info!(digest = %flight.digest, total, "passed through, not kept: there is no room for it");
+            tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
             return;
         };
         let key = self.order.key.clone();
@@ -529,7 +549,7 @@ impl Transfer {
                     self.store.link(&repository, &flight.digest);
                 }
             }
-            Err(error) => tracing::error!(digest = %flight.digest, %error, "served but not kept"),
+            Err(error) => tell_not_kept(&flight.digest, &error),
         }
     }
 
@@ -575,7 +595,7 @@ impl Transfer {
             ..
         } = &self.order;
         match client.head_blob(repository, digest).await {
-            Ok(_) => {}
+            Ok(_) => self.note_privacy(),
             // R-U27: HEAD is where upstreams differ. The GET will tell.
             Err(error)
                 if matches!(
@@ -661,6 +681,16 @@ impl Transfer {
         Ok(Sink::memory(self.order.digest))
     }
 
+    fn note_privacy(&self) {
+        let Order {
+            client,
+            repository,
+            key,
+            ..
+        } = &self.order;
+        self.store.set_private(key, client.has_credentials(repository));
+    }
+
     /// Asks the upstream once, from where the sink stands.
     async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
         let Order {
@@ -678,7 +708,10 @@ impl Transfer {
             answer = client.get_blob(&repository, &digest, 0).await;
         }
         match answer {
-            Ok(stream) => self.pour(sink, stream).await,
+            Ok(stream) => {
+                self.note_privacy();
+                self.pour(sink, stream).await
+            }
             Err(error) => Ok((sink, judge(error, self.streaming))),
         }
     }
@@ -956,6 +989,16 @@ fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
     let cut = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len());
     *skip -= cut as u64;
     piece.split_off(cut)
+}
+
+/// What has been served could not be kept. A disk that fails, or is full, is told of by the store, and not each time.
+pub(super) fn tell_not_kept(digest: &Digest, error: &PullError) {
+    match error {
+        PullError::Store(StoreError::Io { .. } | StoreError::NoRoom(_)) => {
+            tracing::debug!(%digest, %error, "served but not kept");
+        }
+        _ => tracing::error!(%digest, %error, "served but not kept"),
+    }
 }
 
 /// Runs disk work off the async threads.

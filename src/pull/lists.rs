@@ -87,6 +87,9 @@ impl Pull {
                     ListKey::Referrers(subject) => pull.ask_referrers(&to, subject).await,
                 };
                 pull.note_verdict(&to, asking.as_ref().err(), begun.elapsed());
+                if asking.is_ok() {
+                    pull.note_privacy(&to);
+                }
                 let record = ListRecord {
                     checked_ms: unix_ms(),
                     items: asking?,

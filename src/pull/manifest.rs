@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::error::PullError;
-use super::flight::blocking;
+use super::flight::{blocking, tell_not_kept};
 use super::freshness::{Freshness, judge, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;
@@ -116,7 +116,7 @@ impl Pull {
     }
 
     /// The question itself, asked once for all. Its result is written down before it is told.
-    async fn resolve_tag(
+    pub(super) async fn resolve_tag(
         self: &Arc<Pull>,
         target: &Target,
         tag: &Tag,
@@ -150,7 +150,10 @@ impl Pull {
             .head_manifest(&target.repository, &Reference::Tag(tag.clone()))
             .await
         {
-            Ok(head) => head,
+            Ok(head) => {
+                self.note_privacy(target);
+                head
+            }
             // HEAD is where upstreams differ; only a GET can be believed (R-U27).
             Err(error) if doubts_head(&error) => {
                 let outcome = if record.is_some() {
@@ -360,7 +363,10 @@ impl Pull {
                 .map_err(PullError::from)
         });
         let head = match pending.wait().await {
-            Ok(head) => head,
+            Ok(head) => {
+                self.note_privacy(target);
+                head
+            }
             Err(PullError::Upstream(error)) if doubts_head(&error) => {
                 return self.fetch_by_digest(target, digest).await;
             }
@@ -453,6 +459,7 @@ impl Pull {
         body: ManifestBody,
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
+        self.note_privacy(target);
         let size = body.bytes.len() as u64;
         let bytes = body.bytes.clone();
         store::verify(&digest, &bytes)?;
@@ -471,7 +478,7 @@ impl Pull {
         let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &children, &body.bytes)).await;
         if let Err(error) = kept {
             // The bytes are right and in hand: a disk that cannot keep them is no reason to refuse them (L5).
-            tracing::error!(%digest, %error, "served but not kept");
+            tell_not_kept(&digest, &error);
         }
         Ok(ManifestAnswer {
             digest,

@@ -132,10 +132,14 @@ impl Window {
         None
     }
 
-    /// Takes a piece in if there is room, having let go of what all readers have passed.
-    fn push(&self, piece: &Bytes, slowest: u64) -> bool {
+    /// Takes a piece in if there is room, letting go of what all readers have passed as far as that is needed: who
+    /// comes late finds as much as there can be. Who has entered before it looks whether the window is whole finds it
+    /// whole for good: the slowest is asked for in here.
+    fn push(&self, piece: &Bytes, slowest: impl FnOnce() -> u64) -> bool {
         let mut held = self.lock();
-        while let Some(first) = held.pieces.front().map(Bytes::len)
+        let slowest = slowest();
+        while held.len + piece.len() > WINDOW_BYTES
+            && let Some(first) = held.pieces.front().map(Bytes::len)
             && held.start + first as u64 <= slowest
         {
             held.pieces.pop_front();
@@ -155,65 +159,93 @@ impl Window {
     }
 }
 
-/// How far each follower of a transfer has read.
+/// What each follower of a transfer has still to read.
 #[derive(Debug, Default)]
 pub(super) struct Positions {
-    at: Mutex<(u64, HashMap<u64, u64>)>,
+    readers: Mutex<Readers>,
     moved: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Readers {
+    last_id: u64,
+    /// From where to where.
+    wants: HashMap<u64, (u64, u64)>,
+}
+
+impl Readers {
+    /// The first byte that somebody wants of a window that begins at `base`. Who wants only what is in the file, or
+    /// has all it wants, holds up nobody.
+    fn slowest(&self, base: u64) -> Option<u64> {
+        let wanting = self.wants.values().filter(|(at, end)| at < end && *end > base);
+        wanting.map(|(at, _)| *at).min()
+    }
+}
+
 impl Positions {
-    /// A new reader, at byte 0 until it says otherwise.
+    /// A new reader, who wants everything until it says otherwise.
     pub(super) fn enter(&self) -> u64 {
-        let mut at = self.lock();
-        at.0 += 1;
-        let id = at.0;
-        at.1.insert(id, 0);
+        let mut readers = self.lock();
+        readers.last_id += 1;
+        let id = readers.last_id;
+        readers.wants.insert(id, (0, u64::MAX));
         id
     }
 
     pub(super) fn leave(&self, id: u64) {
-        self.lock().1.remove(&id);
+        self.lock().wants.remove(&id);
         self.moved.notify_one();
+    }
+
+    /// A reader wants these bytes and no others.
+    pub(super) fn begin(&self, id: u64, from: u64, end: Option<u64>) {
+        self.change(id, |wants| *wants = (from, end.unwrap_or(u64::MAX)));
     }
 
     /// A reader that was left behind stays so.
     pub(super) fn advance(&self, id: u64, to: u64) {
-        if let Some(at) = self.lock().1.get_mut(&id) {
-            *at = to;
+        self.change(id, |wants| wants.0 = to);
+    }
+
+    fn change(&self, id: u64, change: impl FnOnce(&mut (u64, u64))) {
+        if let Some(wants) = self.lock().wants.get_mut(&id) {
+            change(wants);
         }
         self.moved.notify_one();
     }
 
-    fn slowest(&self) -> u64 {
-        self.lock().1.values().copied().min().unwrap_or(u64::MAX)
+    fn slowest(&self, base: u64) -> u64 {
+        self.lock().slowest(base).unwrap_or(u64::MAX)
     }
 
-    fn leave_behind_slowest(&self) {
-        let mut at = self.lock();
-        if let Some(slowest) = at.1.values().copied().min() {
-            at.1.retain(|_, position| *position > slowest);
+    fn leave_behind_slowest(&self, base: u64) {
+        let mut readers = self.lock();
+        if let Some(slowest) = readers.slowest(base) {
+            readers
+                .wants
+                .retain(|_, (at, end)| *at > slowest || at >= end || *end <= base);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, (u64, HashMap<u64, u64>)> {
-        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Readers> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Passage {
     /// Hashes and passes a piece on, waiting for the slowest reader: at most `patience` for each step it makes.
     pub(super) async fn pass(&mut self, piece: &Bytes, positions: &Positions, patience: Duration) {
-        while !self.window.push(piece, positions.slowest()) {
-            let before = positions.slowest();
+        let base = self.window.base;
+        while !self.window.push(piece, || positions.slowest(base)) {
+            let before = positions.slowest(base);
             let moved = async {
-                while positions.slowest() == before {
+                while positions.slowest(base) == before {
                     positions.moved.notified().await;
                 }
             };
             if tokio::time::timeout(patience, moved).await.is_err() {
                 tracing::warn!("a reader stands still while a blob passes through: it is left behind");
-                positions.leave_behind_slowest();
+                positions.leave_behind_slowest(base);
             }
         }
         self.hashing.update(piece);
@@ -232,16 +264,32 @@ mod tests {
     fn a_window_moves_with_its_slowest_reader() {
         let window = Window::starting_at(100);
         let half = WINDOW_BYTES / 2;
-        assert!(window.push(&piece(1, half), 0) && window.push(&piece(2, half), 0));
-        assert!(!window.push(&piece(3, 1), 100), "full");
+        assert!(window.push(&piece(1, half), || 0) && window.push(&piece(2, half), || 0));
+        assert!(!window.push(&piece(3, 1), || 100), "full");
         assert!(window.is_whole() && window.covers(100) && !window.covers(99));
         assert_eq!(window.read(100, 5).unwrap(), piece(1, 5));
         assert_eq!(window.read(100 + half as u64, 5).unwrap(), piece(2, 5));
-        assert!(window.push(&piece(3, 1), 100 + half as u64));
+        assert!(window.push(&piece(3, 1), || 100 + half as u64));
         assert!(!window.is_whole());
         assert_eq!(window.read(100, 5), None, "gone by");
         assert_eq!(window.read(100 + WINDOW_BYTES as u64, 5).unwrap(), piece(3, 1));
         assert_eq!(window.read(101 + WINDOW_BYTES as u64, 5), None, "not there yet");
+    }
+
+    /// Who wants none of the window's bytes, or no more of them, holds up nobody.
+    #[test]
+    fn the_slowest_is_who_wants_the_first_byte() {
+        let positions = Positions::default();
+        let [all, file, part] = [(); 3].map(|()| positions.enter());
+        positions.begin(file, 0, Some(50));
+        positions.begin(part, 70, Some(90));
+        assert_eq!(positions.slowest(60), 0);
+        positions.advance(all, 200);
+        assert_eq!((positions.slowest(60), positions.slowest(40)), (70, 0));
+        positions.advance(part, 90);
+        assert_eq!(positions.slowest(60), 200);
+        positions.leave_behind_slowest(60);
+        assert_eq!((positions.slowest(60), positions.slowest(0)), (u64::MAX, 0));
     }
 
     /// R-W3: a reader that stands still is left behind; the others go on, and nobody else is harmed.
@@ -260,8 +308,8 @@ mod tests {
         }
         assert_eq!(passage.window.read(0, 1), None);
         positions.advance(slow, 5);
-        assert_eq!(positions.slowest(), 40 << 20, "left behind for good");
+        assert_eq!(positions.slowest(0), 40 << 20, "left behind for good");
         positions.leave(quick);
-        assert_eq!(positions.slowest(), u64::MAX);
+        assert_eq!(positions.slowest(0), u64::MAX);
     }
 }

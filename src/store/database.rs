@@ -6,15 +6,22 @@
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use redb::{Database as Redb, ReadableDatabase, TableDefinition};
 
+use super::TELL_EVERY;
 use super::error::StoreError;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+/// When to try again what could not be written.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Changes kept for that.
+const MAX_BACKLOG: usize = 100_000;
 
 /// The tables. Keys are digests, or `repository NUL rest`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +68,12 @@ enum Message {
     Stop,
 }
 
+/// `None` while it cannot be opened again after a failure.
+type Shared = Arc<RwLock<Option<Redb>>>;
+
 pub(super) struct Database {
     path: PathBuf,
-    redb: Arc<Redb>,
+    redb: Shared,
     queue: Sender<Message>,
     /// Bytes of the file, as of the last transaction.
     bytes: Arc<AtomicU64>,
@@ -84,14 +94,17 @@ impl Database {
             }
             Err(error) => return Err(index_error(path, error)),
         };
-        let redb = Arc::new(redb);
+        let redb: Shared = Arc::new(RwLock::new(Some(redb)));
         let (queue, messages) = mpsc::channel();
         let bytes = Arc::new(AtomicU64::new(file_bytes(path)));
         let thread = {
             let (redb, bytes, file) = (redb.clone(), bytes.clone(), path.to_owned());
             std::thread::Builder::new()
                 .name("larder-index".to_owned())
-                .spawn(move || write_loop(&redb, &messages, || bytes.store(file_bytes(&file), Ordering::Relaxed)))
+                .spawn(move || {
+                    let written = || bytes.store(file_bytes(&file), Ordering::Relaxed);
+                    write_loop(&redb, &file, &messages, written);
+                })
                 .map_err(StoreError::io("start the writer thread of", path))?
         };
         Ok(Database {
@@ -133,7 +146,7 @@ impl Database {
 
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
         let read = || -> Result<_, redb::Error> {
-            let table = self.redb.begin_read()?.open_table(table.definition())?;
+            let table = self.begin_read()?.open_table(table.definition())?;
             Ok(table.get(key)?.map(|value| value.value().to_vec()))
         };
         read().map_err(|e| index_error(&self.path, e))
@@ -147,7 +160,7 @@ impl Database {
         mut each: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
         let mut read = || -> Result<(), redb::Error> {
-            let table = self.redb.begin_read()?.open_table(table.definition())?;
+            let table = self.begin_read()?.open_table(table.definition())?;
             for pair in table.range(prefix..)? {
                 let (key, value) = pair?;
                 if !key.value().starts_with(prefix) || !each(key.value(), value.value()) {
@@ -159,14 +172,16 @@ impl Database {
         read().map_err(|e| index_error(&self.path, e))
     }
 
+    fn begin_read(&self) -> Result<redb::ReadTransaction, redb::Error> {
+        let redb = self.redb.read().unwrap_or_else(PoisonError::into_inner);
+        let redb = redb.as_ref().ok_or(redb::Error::PreviousIo)?;
+        Ok(redb.begin_read()?)
+    }
+
     /// Writes what is queued and ends the thread. Blocking.
     pub(super) fn stop(&self) {
         let _ = self.queue.send(Message::Stop);
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
@@ -220,11 +235,22 @@ fn file_bytes(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
-fn write_loop(redb: &Redb, messages: &Receiver<Message>, written: impl Fn()) {
+fn write_loop(redb: &Shared, path: &Path, messages: &Receiver<Message>, written: impl Fn()) {
+    let mut backlog = Vec::new();
+    let mut told: Option<Instant> = None;
     let mut stop = false;
     while !stop {
-        let Ok(first) = messages.recv() else { break };
-        let mut ops = Vec::new();
+        // What could not be written is tried again, with what has come since or after a while.
+        let first = match backlog.is_empty() {
+            true => messages.recv().ok(),
+            false => match messages.recv_timeout(RETRY_AFTER) {
+                Ok(message) => Some(message),
+                Err(RecvTimeoutError::Timeout) => Some(Message::Write(Vec::new(), None)),
+                Err(RecvTimeoutError::Disconnected) => None,
+            },
+        };
+        let Some(first) = first else { break };
+        let mut ops = std::mem::take(&mut backlog);
         let mut waiting = Vec::new();
         for message in std::iter::once(first).chain(messages.try_iter()) {
             match message {
@@ -235,15 +261,45 @@ fn write_loop(redb: &Redb, messages: &Receiver<Message>, written: impl Fn()) {
                 Message::Stop => stop = true,
             }
         }
-        let outcome = if ops.is_empty() { Ok(()) } else { apply(redb, &ops) };
+        let outcome = match ops.is_empty() {
+            true => Ok(()),
+            false => apply_or_reopen(redb, path, &ops),
+        };
         written();
-        if let Err(error) = &outcome {
-            // The blobs are on disk and found again at the next start; tags are asked for again.
-            tracing::error!(%error, "the index could not be written");
-        }
         for done in waiting {
             let _ = done.send(outcome.is_ok());
         }
+        if let Err(error) = outcome {
+            if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                tracing::error!(%error, changes = ops.len(), "the index could not be written: it is tried again");
+                told = Some(Instant::now());
+            }
+            // A disk that never comes back may not fill the memory. The blobs are found again at the next start.
+            if ops.len() > MAX_BACKLOG {
+                ops.drain(..ops.len() - MAX_BACKLOG);
+            }
+            backlog = ops;
+        }
+    }
+}
+
+/// After a failed write redb refuses everything, also when the disk is well again: it has to be opened anew. Then
+/// what was written before can be read, and the next attempt has a chance.
+fn apply_or_reopen(shared: &Shared, path: &Path, ops: &[Op]) -> Result<(), redb::Error> {
+    let applied = {
+        let redb = shared.read().unwrap_or_else(PoisonError::into_inner);
+        redb.as_ref().map(|redb| apply(redb, ops))
+    };
+    if let Some(Ok(())) = applied {
+        return Ok(());
+    }
+    let mut redb = shared.write().unwrap_or_else(PoisonError::into_inner);
+    // First closed: two of them on one file exclude each other.
+    *redb = None;
+    let opened = redb.insert(open_redb(path)?);
+    match applied {
+        Some(failed) => failed,
+        None => apply(opened, ops),
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Entry {
     tick: u64,
     /// Responses that are being sent from it.
     leases: u32,
+    /// Counted and in its place, but not in the database yet: nobody is told that it is held.
+    hidden: bool,
 }
 
 /// One upstream's part of the cache. The store knows only its name: a repository's key up to its first slash.
@@ -67,6 +69,10 @@ struct Shelf {
     max_bytes: Option<u64>,
     held_bytes: u64,
     manifest_bytes: u64,
+    /// Bytes of transfers.
+    staged_bytes: u64,
+    /// Held bytes of what may go.
+    loose_bytes: u64,
     /// What may go, oldest first.
     blobs: BTreeMap<u64, Digest>,
     manifests: BTreeMap<u64, Digest>,
@@ -75,8 +81,21 @@ struct Shelf {
 #[derive(Clone, Copy, Debug)]
 struct Staged {
     bytes: u64,
-    active: bool,
+    /// Of these, what is in the file by now.
+    written: u64,
+    state: Staging,
     shelf: usize,
+}
+
+/// What becomes of staged bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Staging {
+    /// A writer is at it.
+    Active,
+    /// The disk was given up on: what is there is still being read, and then gone.
+    Detached,
+    /// For a later writer to go on with; goes first when room is needed.
+    Idle,
 }
 
 /// What has to be deleted from disk to make room.
@@ -102,6 +121,12 @@ pub(super) struct Index {
     repositories: BTreeMap<Arc<str>, usize>,
     staged: HashMap<Digest, Staged>,
     staged_bytes: u64,
+    /// Of all staged bytes, those that are announced but not in a file yet.
+    unwritten_bytes: u64,
+    /// Staged bytes that can be let go of.
+    idle_bytes: u64,
+    /// Small things on their way in.
+    small_bytes: u64,
     held_bytes: u64,
     /// Pinned by name: what each pin points at.
     pins: BTreeMap<Arc<str>, Digest>,
@@ -139,8 +164,39 @@ impl Index {
             return 0;
         };
         let Some(max) = shelf_ref.max_bytes else { return 0 };
-        let staged: u64 = self.staged.values().filter(|s| s.shelf == shelf).map(|s| s.bytes).sum();
-        (shelf_ref.held_bytes + staged).saturating_sub(max)
+        (shelf_ref.held_bytes + shelf_ref.staged_bytes).saturating_sub(max)
+    }
+
+    /// A shelf, other than those to skip, that holds more than its own limit allows.
+    pub(super) fn crowded(&self, skip: &[usize]) -> Option<usize> {
+        (0..self.shelves.len()).find(|shelf| self.over_limit(*shelf) > 0 && !skip.contains(shelf))
+    }
+
+    /// Whether `more` bytes could stand on a shelf once all that may go from it has gone.
+    pub(super) fn could_stand(&self, shelf: usize, more: u64) -> bool {
+        let Some(max) = self.shelf_limit(shelf) else {
+            return true;
+        };
+        let counted = self.shelves.get(shelf).map_or(0, |s| s.held_bytes + s.staged_bytes);
+        counted
+            .saturating_sub(self.loose_bytes(Scope::Shelf(shelf)))
+            .saturating_add(more)
+            <= max
+    }
+
+    /// Bytes of all that may go.
+    pub(super) fn loose_bytes(&self, scope: Scope) -> u64 {
+        let idle = |shelf: usize| -> u64 {
+            let idle = self
+                .staged
+                .values()
+                .filter(|s| s.state == Staging::Idle && s.shelf == shelf);
+            idle.map(|s| s.bytes).sum()
+        };
+        match scope {
+            Scope::All => self.shelves.iter().map(|s| s.loose_bytes).sum::<u64>() + self.idle_bytes,
+            Scope::Shelf(id) => self.shelves.get(id).map_or(0, |s| s.loose_bytes) + idle(id),
+        }
     }
 
     pub(super) fn shelf_limit(&self, shelf: usize) -> Option<u64> {
@@ -165,32 +221,71 @@ impl Index {
         self.entries.get(digest)
     }
 
+    /// The same, if a crash at this moment would not lose it.
+    pub(super) fn held(&self, digest: &Digest) -> Option<&Entry> {
+        self.get(digest).filter(|entry| !entry.hidden)
+    }
+
     pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
         self.entries.keys()
+    }
+
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Digest, &Entry)> {
+        self.entries.iter()
     }
 
     pub(super) fn count(&self) -> usize {
         self.entries.len()
     }
 
+    /// Whether a response is being sent from it.
+    pub(super) fn is_leased(&self, digest: &Digest) -> bool {
+        self.entries.get(digest).is_some_and(|entry| entry.leases > 0)
+    }
+
+    /// Bytes staged by transfers that nobody goes on with: the first to go.
+    pub(super) fn idle_staged_bytes(&self) -> u64 {
+        self.staged
+            .values()
+            .filter(|s| s.state == Staging::Idle)
+            .map(|s| s.bytes)
+            .sum()
+    }
+
     /// Bytes on disk: held blobs, and staged or reserved ones.
     pub(super) fn used_bytes(&self) -> u64 {
-        self.held_bytes.saturating_add(self.staged_bytes)
+        self.held_bytes
+            .saturating_add(self.staged_bytes)
+            .saturating_add(self.small_bytes)
     }
 
     pub(super) fn staged_bytes(&self) -> u64 {
-        self.staged_bytes
+        self.staged_bytes + self.small_bytes
+    }
+
+    /// Bytes that are counted but not on the disk yet.
+    pub(super) fn unwritten_bytes(&self) -> u64 {
+        self.unwritten_bytes + self.small_bytes
+    }
+
+    /// Counts a small thing that is on its way in, beside what is staged by digest.
+    pub(super) fn add_small(&mut self, bytes: u64) {
+        self.small_bytes += bytes;
+    }
+
+    pub(super) fn sub_small(&mut self, bytes: u64) {
+        self.small_bytes = self.small_bytes.saturating_sub(bytes);
     }
 
     /// Admits a blob at the young end, or tells it anew. It stays on the shelf that had it first.
     pub(super) fn insert(&mut self, digest: Digest, size: u64, used_ms: u64, kind: Kind, shelf: usize) {
         let old = self.take_out(&digest);
         let was_manifest = old.as_ref().is_some_and(|old| old.kind != Kind::Blob);
-        let (kind, shelf, leases) = match old {
+        let (kind, shelf, leases, hidden) = match old {
             // A manifest that is also fetched as a blob stays a manifest.
-            Some(old) if kind == Kind::Blob => (old.kind, old.shelf, old.leases),
-            Some(old) => (kind, old.shelf, old.leases),
-            None => (kind, shelf, 0),
+            Some(old) if kind == Kind::Blob => (old.kind, old.shelf, old.leases, old.hidden),
+            Some(old) => (kind, old.shelf, old.leases, old.hidden),
+            None => (kind, shelf, 0, false),
         };
         let tick = self.tick();
         let children = kind.children();
@@ -204,6 +299,7 @@ impl Index {
                 shelf,
                 tick,
                 leases,
+                hidden,
             },
         );
         self.enlist(&digest);
@@ -213,6 +309,12 @@ impl Index {
                 self.pin_tree(child, i64::from(pins));
             }
         }
+    }
+
+    /// Keeps an entry from [`Index::held`] until it is shown. Returns whether it is there.
+    pub(super) fn set_hidden(&mut self, digest: &Digest, hidden: bool) -> bool {
+        let entry = self.entries.get_mut(digest);
+        entry.map(|entry| entry.hidden = hidden).is_some()
     }
 
     /// Moves an entry to the young end, and with a manifest what it names. Returns whether it is held.
@@ -285,6 +387,11 @@ impl Index {
 
     pub(super) fn linked(&self, repository: &str, digest: &Digest) -> bool {
         self.links.get(digest).is_some_and(|set| set.contains(repository))
+    }
+
+    /// The repositories that have shown that they hold it, in byte order.
+    pub(super) fn links_of(&self, digest: &Digest) -> impl Iterator<Item = &Arc<str>> {
+        self.links.get(digest).into_iter().flatten()
     }
 
     /// Whether any repository but `repository` is linked to it.
@@ -364,24 +471,25 @@ impl Index {
     // --- transfers ----------------------------------------------------------------------------------
 
     /// Counts `size` bytes for a transfer. Grows, never shrinks, while it runs.
-    pub(super) fn stage(&mut self, digest: &Digest, size: u64, active: bool, shelf: usize) {
+    pub(super) fn stage(&mut self, digest: &Digest, size: u64, state: Staging, shelf: usize) {
         let bytes = on_disk(size);
-        let slot = self.staged.entry(*digest).or_insert(Staged {
-            bytes: 0,
-            active,
+        let old = self.take_staged(digest);
+        let running = old.filter(|old| state == Staging::Active && old.state == Staging::Active);
+        let staged = Staged {
+            bytes: running.map_or(bytes, |old| old.bytes.max(bytes)),
+            written: match state {
+                Staging::Active => old.map_or(0, |old| old.written),
+                Staging::Detached | Staging::Idle => bytes,
+            },
+            state,
             shelf,
-        });
-        let bytes = if active && slot.active {
-            bytes.max(slot.bytes)
-        } else {
-            bytes
         };
-        self.staged_bytes = self.staged_bytes - slot.bytes + bytes;
-        *slot = Staged { bytes, active, shelf };
+        self.put_staged(*digest, staged);
     }
 
-    pub(super) fn is_staging(&self, digest: &Digest) -> bool {
-        self.staged.get(digest).is_some_and(|s| s.active)
+    /// Whether its one place among what is staged is taken.
+    pub(super) fn staging(&self, digest: &Digest) -> Option<Staging> {
+        self.staged.get(digest).map(|s| s.state)
     }
 
     /// Bytes counted for a transfer, and its shelf.
@@ -391,15 +499,49 @@ impl Index {
 
     /// Counts a transfer anew, more or less than before.
     pub(super) fn set_staged(&mut self, digest: &Digest, bytes: u64) {
-        if let Some(staged) = self.staged.get_mut(digest) {
-            self.staged_bytes = self.staged_bytes - staged.bytes + bytes;
-            staged.bytes = bytes;
+        if let Some(staged) = self.take_staged(digest) {
+            self.put_staged(*digest, Staged { bytes, ..staged });
+        }
+    }
+
+    /// Notes how much of a transfer is in its file.
+    pub(super) fn set_written(&mut self, digest: &Digest, size: u64) {
+        if let Some(staged) = self.take_staged(digest) {
+            let written = on_disk(size);
+            self.put_staged(*digest, Staged { written, ..staged });
         }
     }
 
     pub(super) fn unstage(&mut self, digest: &Digest) {
-        if let Some(staged) = self.staged.remove(digest) {
-            self.staged_bytes -= staged.bytes;
+        self.take_staged(digest);
+    }
+
+    fn put_staged(&mut self, digest: Digest, staged: Staged) {
+        self.count_staged(&staged, true);
+        self.staged.insert(digest, staged);
+    }
+
+    fn take_staged(&mut self, digest: &Digest) -> Option<Staged> {
+        let staged = self.staged.remove(digest)?;
+        self.count_staged(&staged, false);
+        Some(staged)
+    }
+
+    fn count_staged(&mut self, staged: &Staged, add: bool) {
+        let change = |count: &mut u64, bytes: u64| {
+            *count = if add {
+                *count + bytes
+            } else {
+                count.saturating_sub(bytes)
+            }
+        };
+        change(&mut self.staged_bytes, staged.bytes);
+        change(&mut self.unwritten_bytes, staged.bytes.saturating_sub(staged.written));
+        if staged.state == Staging::Idle {
+            change(&mut self.idle_bytes, staged.bytes);
+        }
+        if let Some(shelf) = self.shelves.get_mut(staged.shelf) {
+            change(&mut shelf.staged_bytes, staged.bytes);
         }
     }
 
@@ -408,12 +550,14 @@ impl Index {
     /// The next thing to delete. Already taken out of the index when this returns.
     pub(super) fn evict(&mut self, scope: Scope) -> Option<(Victim, BTreeSet<Arc<str>>)> {
         let in_scope = |shelf: usize| scope == Scope::All || scope == Scope::Shelf(shelf);
-        let idle = self
-            .staged
-            .iter()
-            .find(|(_, s)| !s.active && in_scope(s.shelf))
-            .map(|(d, _)| *d);
-        if let Some(digest) = idle {
+        let idle = || {
+            let mut staged = self.staged.iter();
+            let found = staged.find(|(_, s)| s.state == Staging::Idle && in_scope(s.shelf));
+            found.map(|(digest, _)| *digest)
+        };
+        if self.idle_bytes > 0
+            && let Some(digest) = idle()
+        {
             self.unstage(&digest);
             return Some((Victim::Part(digest), BTreeSet::new()));
         }
@@ -488,7 +632,9 @@ impl Index {
             } else {
                 &mut shelf.manifests
             };
-            list.insert(entry.tick, *digest);
+            if list.insert(entry.tick, *digest).is_none() {
+                shelf.loose_bytes += on_disk(entry.size);
+            }
         }
     }
 
@@ -500,7 +646,9 @@ impl Index {
             } else {
                 &mut shelf.manifests
             };
-            list.remove(&entry.tick);
+            if list.remove(&entry.tick).is_some() {
+                shelf.loose_bytes = shelf.loose_bytes.saturating_sub(on_disk(entry.size));
+            }
         }
     }
 
@@ -708,7 +856,7 @@ mod tests {
                         prop_assert_eq!(index.unpin(&format!("p{p}")), model.pins.remove(&p).map(digest));
                     }
                     Op::Stage(d, size) => {
-                        index.stage(&digest(d), u64::from(size), true, shelves[0]);
+                        index.stage(&digest(d), u64::from(size), Staging::Active, shelves[0]);
                         let bytes = model.staged.entry(d).or_default();
                         *bytes = (*bytes).max(on_disk(u64::from(size)));
                     }
@@ -761,8 +909,8 @@ mod tests {
         let mut index = Index::default();
         let shelf = index.shelf("r");
         index.insert(digest(1), 10, 1, Kind::Blob, shelf);
-        index.stage(&digest(2), 10_000, true, shelf);
-        index.stage(&digest(3), 5_000, false, shelf);
+        index.stage(&digest(2), 10_000, Staging::Active, shelf);
+        index.stage(&digest(3), 5_000, Staging::Idle, shelf);
         assert_eq!(index.used_bytes(), 4096 + 12_288 + 8192);
         assert_eq!(victim(&mut index), Some(Victim::Part(digest(3))));
         assert_eq!(victim(&mut index), Some(Victim::Blob(digest(1))));
@@ -778,7 +926,7 @@ mod tests {
         let (ghcr, hub) = (index.shelf("ghcr.io/a/b"), index.shelf("docker.io/library/a"));
         index.insert(digest(1), 1, 0, Kind::Blob, hub);
         index.insert(digest(2), 1, 0, Kind::Blob, ghcr);
-        index.stage(&digest(3), 1, true, ghcr);
+        index.stage(&digest(3), 1, Staging::Active, ghcr);
         assert_eq!((index.over_limit(ghcr), index.over_limit(hub)), (4096, 0));
         assert_eq!(
             index.evict(Scope::Shelf(ghcr)).map(|v| v.0),

@@ -39,6 +39,11 @@ impl Tree {
         self.root.join("index.redb")
     }
 
+    /// Where [`super::database`] puts an index that it cannot read.
+    pub(super) fn damaged_index(&self) -> PathBuf {
+        self.root.join("index.redb.damaged")
+    }
+
     pub(super) fn layout_mark(&self) -> PathBuf {
         self.root.join("oci-layout")
     }

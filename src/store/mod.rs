@@ -10,9 +10,11 @@ mod error;
 mod images;
 mod index;
 mod keys;
+mod privacy;
 mod records;
 mod space;
 mod startup;
+mod survey;
 mod verify;
 mod writer;
 
@@ -27,16 +29,17 @@ use bytes::Bytes;
 
 pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
-pub use images::{Image, Part, Removed};
+pub use images::{Image, ImageName, Part, Removed};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
-pub use verify::Verdict;
+pub use survey::{Row, Survey};
+pub use verify::{Check, Verdict};
 pub use writer::{Hashing, Remains, Writer, verify};
 
 use crate::config::Config;
 use crate::oci::Digest;
 use database::{Database, Op, Table};
 use disk::Disk;
-use index::{Index, Kind, on_disk};
+use index::{Index, Kind, Staging, on_disk};
 use keys::Tree;
 use records::{BlobRecord, in_repository};
 
@@ -63,6 +66,10 @@ struct Inner {
     max_size: u64,
     min_free: u64,
     index: Mutex<Index>,
+    /// Held while room is made.
+    room: Mutex<()>,
+    /// Bytes of what was found damaged and put aside.
+    aside: AtomicU64,
     database: Database,
     manifests: moka::sync::Cache<Digest, Manifest>,
     tags: moka::sync::Cache<Vec<u8>, Option<Arc<TagRecord>>>,
@@ -70,6 +77,7 @@ struct Inner {
     evicted: AtomicU64,
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
+    private: privacy::Marks,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
 }
@@ -112,7 +120,7 @@ pub struct Manifest {
 /// What the disk holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Blobs, transfers and the index's own file.
+    /// Blobs, transfers, the index's own file and what was found damaged and put aside: what `du` finds of files.
     pub used_bytes: u64,
     /// Of these, transfers: staged or announced.
     pub staged_bytes: u64,
@@ -133,7 +141,18 @@ impl Store {
         Store::open_with(config, None)
     }
 
-    /// The same on a disk that fails when it is told to; for tests.
+    /// Opens a folder that no proxy runs on, for a look or for repairs: whatever the limits are, nothing is evicted.
+    /// The proxy may have had others than this process was told.
+    pub fn open_at_rest(config: &Config) -> Result<Store, StoreError> {
+        let mut config = config.clone();
+        (config.cache.max_size, config.cache.min_free) = (u64::MAX, 0);
+        for upstream in &mut config.upstreams {
+            upstream.max_size = None;
+        }
+        Store::open(&config)
+    }
+
+    /// [`Store::open`] on a disk that fails when it is told to; for tests.
     pub fn open_with(config: &Config, faults: Option<Faults>) -> Result<Store, StoreError> {
         let cache = &config.cache;
         let tree = Tree::new(&cache.path);
@@ -148,11 +167,14 @@ impl Store {
         }
         startup::load(&database, &mut index)?;
         startup::sweep_staging(&tree, &mut index)?;
+        let private = privacy::load(&database)?;
         let inner = Inner {
             tree,
             max_size: cache.max_size,
             min_free: cache.min_free,
             index: Mutex::new(index),
+            room: Mutex::default(),
+            aside: AtomicU64::new(0),
             database,
             manifests: moka::sync::Cache::builder()
                 .weigher(|_: &Digest, m: &Manifest| u32::try_from(m.bytes.len() + 256).unwrap_or(u32::MAX))
@@ -172,10 +194,12 @@ impl Store {
             evicted: AtomicU64::new(0),
             disk: Disk::with(faults),
             trouble: Mutex::default(),
+            private,
             _lock: lock,
         };
         // A limit that was lowered since the last run is kept from the first moment.
-        inner.evict_down(0);
+        inner.aside.store(inner.trim_aside(), Ordering::Relaxed);
+        inner.evict_down();
         Ok(Store { inner: Arc::new(inner) })
     }
 
@@ -187,14 +211,14 @@ impl Store {
 
     /// Bytes of a held blob. Memory only.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        self.inner.index().get(digest).map(|e| e.size)
+        self.inner.index().held(digest).map(|e| e.size)
     }
 
     /// Media type of a held manifest. Memory only.
     pub fn media_type(&self, digest: &Digest) -> Option<Arc<str>> {
         self.inner
             .index()
-            .get(digest)
+            .held(digest)
             .and_then(|e| e.kind.media_type().cloned())
     }
 
@@ -290,16 +314,19 @@ impl Store {
 
     /// Begins or resumes a blob for `repository`. Blocking: what was staged before is hashed again.
     ///
-    /// Errors: `Busy` while another writer has this digest.
+    /// Errors: `Busy` while another writer has this digest, `NoRoom` while one that gave up on the disk is still read.
     pub fn stage(&self, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
         {
             let mut index = self.inner.index();
-            if index.is_staging(digest) {
-                return Err(StoreError::Busy(Box::new(*digest)));
+            match index.staging(digest) {
+                Some(Staging::Active) => return Err(StoreError::Busy(Box::new(*digest))),
+                // For as long as somebody reads what the disk did take of it.
+                Some(Staging::Detached) => return Err(StoreError::NoRoom(Box::new(*digest))),
+                Some(Staging::Idle) | None => {}
             }
             let (staged, _) = index.staged(digest);
             let shelf = index.shelf(repository);
-            index.stage(digest, staged, true, shelf);
+            index.stage(digest, staged, Staging::Active, shelf);
         }
         Writer::begin(self.inner.clone(), *digest, true).inspect_err(|_| self.inner.end_staging(digest, None))
     }
@@ -402,6 +429,12 @@ impl Store {
         }
     }
 
+    /// Evicts for what the index has grown by: tags, links and lists come in without anything being admitted (L5).
+    /// Blocking.
+    pub fn keep_limit(&self) {
+        self.inner.evict_for_index();
+    }
+
     /// How the disk failed, if it did in the last minute.
     pub fn trouble(&self) -> Option<String> {
         let trouble = self.inner.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -494,8 +527,10 @@ struct Arrival<'a> {
     size: u64,
     /// Where it is staged.
     path: &'a Path,
-    /// Whether its staging was counted.
+    /// Whether its staging was counted under its digest.
     counted: bool,
+    /// Bytes that were counted for it without a name.
+    small: u64,
     repository: &'a str,
     kind: Kind,
 }

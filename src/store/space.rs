@@ -10,62 +10,112 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::database::{Op, Table};
 use super::error::StoreError;
-use super::index::{Index, Kind, Scope, Victim, on_disk};
+use super::index::{Index, Kind, Scope, Staging, Victim, on_disk};
 use super::records::{BlobRecord, unix_ms};
 use super::{Arrival, Inner, link_key, unlink};
 use crate::oci::Digest;
+
+/// At most so much of the limit is kept for the index to grow into.
+const INDEX_SLACK: u64 = 64 << 20;
 
 impl Inner {
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes on disk: blobs, transfers, index.
+    /// Bytes on disk: blobs, transfers, index, and what is put aside.
     pub(super) fn used_bytes(&self, index: &Index) -> u64 {
-        index.used_bytes().saturating_add(self.database.bytes())
+        index
+            .used_bytes()
+            .saturating_add(self.database.bytes())
+            .saturating_add(self.aside.load(Ordering::Relaxed))
+    }
+
+    /// Up to where room is given out: the index's file grows behind that, when what was noted is written down.
+    fn limit(&self) -> u64 {
+        self.max_size - (self.max_size / 64).min(INDEX_SLACK)
     }
 
     /// Counts `bytes` for a transfer and evicts until that fits. `false` if it cannot: then the count is as before,
-    /// and what the transfer brings may not be written. For what can never fit nothing is evicted.
+    /// and what the transfer brings may not be written. For what cannot fit nothing is evicted.
     pub(super) fn make_room(&self, digest: &Digest, bytes: u64) -> bool {
-        let before = {
+        let has_it = |index: &Index| {
+            // Writers of small things stage under their own temporary name and are not counted here.
+            index.staging(digest) != Some(Staging::Active) || on_disk(bytes) <= index.staged(digest).0
+        };
+        if has_it(&self.index()) {
+            return true;
+        }
+        let room = self.room();
+        let (before, shelf) = {
             let mut index = self.index();
             let (before, shelf) = index.staged(digest);
-            // Writers of small things stage under their own temporary name and are not counted.
-            if !index.is_staging(digest) || on_disk(bytes) <= before {
-                return true;
-            }
-            let most = index.shelf_limit(shelf).unwrap_or(u64::MAX).min(self.max_size);
-            if bytes > most || on_disk(bytes).saturating_add(self.database.bytes()) > self.max_size {
+            if !self.could_fit(&index, Some(shelf), on_disk(bytes).saturating_sub(before)) {
                 return false;
             }
-            index.stage(digest, bytes, true, shelf);
-            before
+            index.stage(digest, bytes, Staging::Active, shelf);
+            (before, shelf)
         };
-        let fits = self.evict_down(on_disk(bytes) - before);
+        let fits = self.evict_in(&room, Some(shelf));
         if !fits {
             self.index().set_staged(digest, before);
         }
         fits
     }
 
-    /// Evicts until every limit holds and `growth` more bytes leave `min_free` of the file system. `false` if
-    /// nothing more may go before that.
-    pub(super) fn evict_down(&self, growth: u64) -> bool {
-        let mut lacking = self.lacking_free(growth);
+    /// The same for a small thing, which is counted without a name.
+    pub(super) fn make_small_room(&self, more: u64) -> bool {
+        let room = self.room();
+        {
+            let mut index = self.index();
+            if !self.could_fit(&index, None, more) {
+                return false;
+            }
+            index.add_small(more);
+        }
+        let fits = self.evict_in(&room, None);
+        if !fits {
+            self.index().sub_small(more);
+        }
+        fits
+    }
+
+    /// Whether `more` bytes fit once everything that may go has gone.
+    fn could_fit(&self, index: &Index, shelf: Option<usize>, more: u64) -> bool {
+        let loose = index.loose_bytes(Scope::All);
+        self.used_bytes(index).saturating_sub(loose).saturating_add(more) <= self.limit()
+            && self.lacking_free(index, more) <= loose
+            && shelf.is_none_or(|shelf| index.could_stand(shelf, more))
+    }
+
+    /// One at a time: what one evicts is off the disk before another may fill its room.
+    fn room(&self) -> MutexGuard<'_, ()> {
+        self.room.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Evicts until every limit holds. `false` if nothing more may go before that.
+    pub(super) fn evict_down(&self) -> bool {
+        self.evict_in(&self.room(), None)
+    }
+
+    /// The same for who has the room. A shelf that stays over its limit is a refusal only to who asks for that shelf.
+    fn evict_in(&self, _room: &MutexGuard<'_, ()>, shelf: Option<usize>) -> bool {
+        let mut lacking = self.lacking_free(&self.index(), 0);
+        let mut stuck = Vec::new();
         loop {
             let gone = {
                 let mut index = self.index();
-                let crowded = (0..index.shelves().len()).find(|shelf| index.over_limit(*shelf) > 0);
-                let (scope, reason) = match crowded {
-                    _ if self.used_bytes(&index) > self.max_size => (Scope::All, "max_size"),
+                let (scope, reason) = match index.crowded(&stuck) {
+                    _ if self.used_bytes(&index) > self.limit() => (Scope::All, "max_size"),
                     Some(shelf) => (Scope::Shelf(shelf), "upstream max_size"),
                     None if lacking > 0 => (Scope::All, "min_free"),
-                    None => return true,
+                    None => return shelf.is_none_or(|shelf| !stuck.contains(&shelf)),
                 };
                 let before = index.used_bytes();
                 let Some((victim, links)) = index.evict(scope) else {
-                    return false;
+                    let Scope::Shelf(shelf) = scope else { return false };
+                    stuck.push(shelf);
+                    continue;
                 };
                 lacking = lacking.saturating_sub(before - index.used_bytes());
                 metrics::counter!("larder_evictions_total", "reason" => reason).increment(1);
@@ -77,12 +127,25 @@ impl Inner {
         }
     }
 
-    /// Bytes that must go so that `min_free` stays free after `growth` more.
-    fn lacking_free(&self, growth: u64) -> u64 {
+    /// Evicts for what the index itself has grown by. Blocking.
+    pub(super) fn evict_for_index(&self) {
+        let is_over = || self.used_bytes(&self.index()) > self.max_size;
+        // What is evicted has to be written down too; that takes less each time.
+        while is_over() && self.evict_down() {
+            self.database.settle();
+        }
+    }
+
+    /// Bytes that must go so that `min_free` stays free after `more`, and after all that has been promised already.
+    fn lacking_free(&self, index: &Index, more: u64) -> u64 {
         let Ok(stat) = rustix::fs::statvfs(self.tree.root()) else {
             return 0;
         };
-        (self.min_free.saturating_add(growth)).saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize))
+        let wanted = self
+            .min_free
+            .saturating_add(index.unwritten_bytes())
+            .saturating_add(more);
+        wanted.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Moves what the index has just let go of out of the way, and gives the place to unlink it from: that takes
@@ -125,12 +188,12 @@ impl Inner {
     }
 
     /// Moves a verified blob into its place and enters it, in one: whoever evicts it takes away this file and no
-    /// other. What it returns tells when the database has it too.
+    /// other. What it returns tells when the database has it too; then it is to be shown.
     pub(super) fn admit(&self, arrival: &Arrival<'_>) -> Result<Receiver<bool>, StoreError> {
         let now = unix_ms();
         let (digest, repository) = (&arrival.digest, arrival.repository);
         let place = self.tree.blob(digest);
-        let noted = {
+        {
             let mut index = self.index();
             self.disk
                 .rename(arrival.path, &place)
@@ -138,9 +201,13 @@ impl Inner {
             if arrival.counted {
                 index.unstage(digest);
             }
+            index.sub_small(arrival.small);
             let shelf = index.shelf(repository);
+            let is_new = index.get(digest).is_none();
             index.insert(*digest, arrival.size, now, arrival.kind.clone(), shelf);
-            index.link(&repository.into(), digest);
+            if is_new {
+                index.set_hidden(digest, true);
+            }
             let record = index.get(digest).map(|entry| BlobRecord::of(entry, repository));
             let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
             ops.extend(
@@ -148,10 +215,24 @@ impl Inner {
                     .and_then(|r| serde_json::to_vec(&r).ok())
                     .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
             );
-            self.database.write_noted(ops)
-        };
-        self.evict_down(0);
-        Ok(noted)
+            self.database.write(ops);
+        }
+        self.evict_down();
+        // Behind the record and behind what went for it: the index is as large then as all that makes it.
+        Ok(self.database.write_noted(Vec::new()))
+    }
+
+    /// From now on it is served as held, to `repository`. Not before the database has it: a crash would leave a
+    /// file that is linked to nobody, and what was just answered as a hit would need the upstream again (L6).
+    pub(super) fn show(&self, digest: &Digest, repository: &str) {
+        let mut index = self.index();
+        if index.set_hidden(digest, false) {
+            index.link(&repository.into(), digest);
+        } else {
+            // Evicted meanwhile, by somebody who knew nothing of this link.
+            self.database
+                .write(vec![Op::Delete(Table::Links, link_key(repository, digest))]);
+        }
     }
 
     /// A writer is done with `digest`; `left` bytes stay staged.
@@ -159,20 +240,25 @@ impl Inner {
         let mut index = self.index();
         let (_, shelf) = index.staged(digest);
         match left {
-            Some(bytes) if bytes > 0 => index.stage(digest, bytes, false, shelf),
+            Some(bytes) if bytes > 0 => index.stage(digest, bytes, Staging::Idle, shelf),
             _ => index.unstage(digest),
         }
     }
 
-    /// Notes that the disk failed: for readiness, and for the log once a minute.
+    /// Notes that the disk failed, or has no room: for readiness, and for the log once a minute.
     pub(super) fn note_trouble(&self, error: &StoreError) {
-        metrics::counter!("larder_store_errors_total").increment(1);
+        let full = matches!(error, StoreError::NoRoom(_));
+        if !full {
+            metrics::counter!("larder_store_errors_total").increment(1);
+        }
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         let now = std::time::Instant::now();
         let told = trouble
             .as_ref()
             .is_some_and(|t| now.duration_since(t.told) < super::TELL_EVERY);
-        if !told {
+        if !told && full {
+            tracing::warn!(%error, cache = %self.tree.root().display(), "the cache is full of what may not go, or too small: what cannot be kept passes through");
+        } else if !told {
             tracing::error!(%error, "the disk fails: what cannot be kept passes through");
         }
         let told = trouble.as_ref().filter(|_| told).map_or(now, |t| t.told);

@@ -12,9 +12,10 @@ use std::sync::Arc;
 use super::Inner;
 use super::database::{Database, Op, Table};
 use super::error::StoreError;
-use super::index::{Index, Kind};
+use super::index::{Index, Kind, Staging};
 use super::keys::Tree;
 use super::records::BlobRecord;
+use crate::oci::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use crate::oci::{Algorithm, Digest};
 
 /// Staged bytes that nobody asked for again for so long are dropped at start.
@@ -125,13 +126,18 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     for digest in indexed.into_iter().filter(|d| !present.contains(d)) {
         inner.forget_if_gone(&digest);
     }
-    inner.evict_down(0);
+    inner.evict_down();
+    inner.database.settle();
+    inner.evict_for_index();
     Ok(())
 }
 
 /// A file in a blob's place. One that the index does not know was renamed there, so it was verified, and the crash
-/// came before the index knew. It is linked to nothing: a repository has to show again that it holds it (L8).
+/// came before the index knew; or the index is a new one. It is linked to nothing: a repository has to show again that
+/// it holds it (L8).
 fn adopt(inner: &Inner, digest: &Digest, path: &Path) {
+    let is_known = inner.index().get(digest).is_some();
+    let kind = if is_known { Kind::Blob } else { kind_of(path) };
     // With the index held still: a blob may be admitted or evicted at this moment.
     let mut index = inner.index();
     let Ok(len) = std::fs::metadata(path).map(|meta| meta.len()) else {
@@ -145,20 +151,32 @@ fn adopt(inner: &Inner, digest: &Digest, path: &Path) {
         }
         None => {
             let shelf = index.shelf("");
-            index.insert(*digest, len, 0, Kind::Blob, shelf);
-            let record = BlobRecord {
-                size: len,
-                ..BlobRecord::default()
-            };
-            inner.database.write(
-                serde_json::to_vec(&record)
-                    .ok()
-                    .map(|v| Op::Put(Table::Blobs, digest.to_key(), v))
-                    .into_iter()
-                    .collect(),
-            );
+            index.insert(*digest, len, 0, kind, shelf);
+            let record = index.get(digest).map(|entry| BlobRecord::of(entry, ""));
+            let value = record.and_then(|record| serde_json::to_vec(&record).ok());
+            let op = value.map(|value| Op::Put(Table::Blobs, digest.to_key(), value));
+            inner.database.write(op.into_iter().collect());
         }
     }
+}
+
+/// What a blob of unknown kind is, by its own word: a manifest says so in its first bytes.
+fn kind_of(path: &Path) -> Kind {
+    let read = || {
+        let mut file = File::open(path).ok()?;
+        let mut bytes = vec![0];
+        file.read_exact(&mut bytes).ok()?;
+        let small = file.metadata().ok()?.len() <= MAX_MANIFEST_BYTES as u64;
+        if bytes != b"{" || !small {
+            return None;
+        }
+        file.read_to_end(&mut bytes).ok()?;
+        Manifest::parse(&bytes, None).ok()
+    };
+    read().map_or(Kind::Blob, |manifest| Kind::Manifest {
+        media_type: manifest.media_type.into(),
+        children: manifest.descriptors.iter().map(|child| child.digest).collect(),
+    })
 }
 
 /// Counts what can be resumed; removes what nobody will.
@@ -172,7 +190,7 @@ pub(super) fn sweep_staging(tree: &Tree, index: &mut Index) -> Result<(), StoreE
         match Tree::part_digest(&name).filter(|_| meta.is_file() && young && meta.len() > 0) {
             Some(digest) if index.get(&digest).is_none() => {
                 let shelf = index.shelf("");
-                index.stage(&digest, meta.len(), false, shelf);
+                index.stage(&digest, meta.len(), Staging::Idle, shelf);
             }
             _ => {
                 let _ = std::fs::remove_file(&path);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::error::{Mismatch, StoreError};
-use super::index::Kind;
+use super::index::{Kind, Staging};
 use super::{Arrival, Inner};
 use crate::oci::{Digest, Hasher};
 
@@ -32,6 +32,8 @@ struct Place {
     path: PathBuf,
     /// Whether it has the digest's one place among what is staged and counted. Small things have none.
     counted: bool,
+    /// Bytes counted for a small thing.
+    small: u64,
     /// Bytes that stay staged for a later writer.
     left: Option<u64>,
 }
@@ -40,6 +42,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         if self.counted {
             self.store.end_staging(&self.digest, self.left);
+        }
+        if self.small > 0 {
+            self.store.index().sub_small(self.small);
         }
     }
 }
@@ -113,6 +118,7 @@ impl Writer {
             digest,
             path,
             counted: resumable,
+            small: 0,
             left: None,
         };
         Ok(Writer {
@@ -145,10 +151,22 @@ impl Writer {
     /// Makes room for a blob of `total` bytes ahead of its bytes, evicting what was used least recently.
     /// Error: `NoRoom`; nothing was evicted for what could never fit.
     pub fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
-        if !self.place.counted || self.place.store.make_room(&self.place.digest, total.max(self.len())) {
+        let place = &mut self.place;
+        let total = total.max(self.hashing.len);
+        let fits = if place.counted {
+            place.store.make_room(&place.digest, total)
+        } else {
+            let more = super::on_disk(total).saturating_sub(place.small);
+            let fits = more == 0 || place.store.make_small_room(more);
+            place.small += if fits { more } else { 0 };
+            fits
+        };
+        if fits {
             return Ok(());
         }
-        Err(StoreError::NoRoom(Box::new(self.place.digest)))
+        let error = StoreError::NoRoom(Box::new(place.digest));
+        place.store.note_trouble(&error);
+        Err(error)
     }
 
     /// Appends and hashes. On an error nothing is appended, and the same bytes may go elsewhere.
@@ -164,6 +182,9 @@ impl Writer {
         }
         for piece in pieces {
             self.hashing.update(piece);
+        }
+        if self.place.counted {
+            store.index().set_written(&self.place.digest, at);
         }
         Ok(at)
     }
@@ -185,10 +206,9 @@ impl Writer {
         // The rest of what was announced will not be written.
         let len = self.len();
         if self.place.counted {
-            self.place
-                .store
-                .index()
-                .set_staged(&self.place.digest, super::on_disk(len));
+            let mut index = self.place.store.index();
+            let (_, shelf) = index.staged(&self.place.digest);
+            index.stage(&self.place.digest, len, Staging::Detached, shelf);
         }
         let hashing = std::mem::replace(&mut self.hashing, Hashing::new(self.place.digest));
         let stand_in = Place {
@@ -196,6 +216,7 @@ impl Writer {
             digest: self.place.digest,
             path: PathBuf::new(),
             counted: false,
+            small: 0,
             left: None,
         };
         let place = std::mem::replace(&mut self.place, stand_in);
@@ -229,30 +250,36 @@ impl Writer {
             self.verify()?;
         }
         let (store, path, digest) = (self.place.store.clone(), self.place.path.clone(), self.place.digest);
-        store
-            .disk
-            .sync(&self.file, &path)
-            .map_err(|error| store.failed("sync", &path, error))?;
-        let (size, counted) = (self.len(), self.place.counted);
+        if let Err(error) = store.disk.sync(&self.file, &path) {
+            // Nobody can say what of it is on the disk: the kernel tells of a lost write once, and calls the next
+            // sync a success. What is staged is no good to go on with.
+            self.discard();
+            return Err(store.failed("sync", &path, error));
+        }
+        let (size, counted, small) = (self.len(), self.place.counted, self.place.small);
         let arrival = Arrival {
             digest,
             size,
             path: &path,
             counted,
+            small,
             repository,
             kind,
         };
         let noted = store.admit(&arrival).inspect_err(|error| store.note_trouble(error))?;
         self.state = State::Gone;
         self.place.counted = false;
+        self.place.small = 0;
         let place = store.tree.blob(&digest);
-        store
+        let synced = store
             .disk
             .sync_folder_of(&place)
-            .map_err(|error| store.failed("sync the folder of", &place, error))?;
+            .map_err(|error| store.failed("sync the folder of", &place, error));
         // Nothing more can be done if it cannot be written down; the file is found again at the next start.
         let _ = noted.recv();
-        Ok(())
+        store.show(&digest, repository);
+        store.evict_for_index();
+        synced
     }
 
     /// Throws the staged bytes away.

@@ -65,35 +65,227 @@ fn build() -> Result<Handle, InstallError> {
     Ok(handle)
 }
 
-fn describe() {
-    describe_counter!(
+/// Counters only grow; gauges are the moment's; histograms are of seconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+impl Kind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+}
+
+/// What a metric is called, and what it tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str], help: &'static str) -> Metric {
+    Metric {
+        name,
+        kind,
+        labels,
+        help,
+    }
+}
+
+/// Every metric there is. `deploy/metrics.md`, the dashboard and the alerts are held to it by a test.
+pub const METRICS: &[Metric] = &[
+    metric(
         "larder_requests_total",
-        "Requests answered, by route, method, status and outcome."
-    );
-    describe_counter!(
-        "larder_response_bytes_total",
-        Unit::Bytes,
-        "Body bytes sent to clients, by upstream."
-    );
-    describe_histogram!(
+        Kind::Counter,
+        &["route", "method", "status", "outcome"],
+        "Requests answered.",
+    ),
+    metric(
         "larder_request_seconds",
-        Unit::Seconds,
-        "Time until the answer's headers, by route."
-    );
-    describe_counter!(
+        Kind::Histogram,
+        &["route"],
+        "Time until the answer's headers.",
+    ),
+    metric(
+        "larder_response_bytes_total",
+        Kind::Counter,
+        &["upstream"],
+        "Body bytes sent to clients.",
+    ),
+    metric(
         "larder_requests_refused_total",
-        "Requests refused before any route saw them, by status."
-    );
-    describe_gauge!("larder_connections", "Open client connections.");
-    describe_counter!("larder_connections_total", "Client connections accepted.");
-    describe_counter!(
+        Kind::Counter,
+        &["status"],
+        "Requests refused before any route saw them.",
+    ),
+    metric("larder_connections", Kind::Gauge, &[], "Open client connections."),
+    metric(
+        "larder_connections_total",
+        Kind::Counter,
+        &[],
+        "Client connections accepted.",
+    ),
+    metric(
         "larder_connections_refused_total",
-        "Client connections turned away, by reason."
-    );
-    describe_counter!(
+        Kind::Counter,
+        &["reason"],
+        "Client connections turned away.",
+    ),
+    metric(
         "larder_connections_ended_total",
-        "Client connections that Larder ended, by reason."
-    );
+        Kind::Counter,
+        &["reason"],
+        "Client connections that Larder ended.",
+    ),
+    metric(
+        "larder_transfers_in_flight",
+        Kind::Gauge,
+        &[],
+        "Blobs coming from upstreams now.",
+    ),
+    metric(
+        "larder_transfers_total",
+        Kind::Counter,
+        &["result"],
+        "Blob transfers that ended; ok, or what failed.",
+    ),
+    metric(
+        "larder_transfers_resumed_total",
+        Kind::Counter,
+        &["upstream"],
+        "Transfers that broke off and went on by Range.",
+    ),
+    metric(
+        "larder_transfers_passed_through_total",
+        Kind::Counter,
+        &[],
+        "Transfers that the disk had no room for.",
+    ),
+    metric(
+        "larder_upstream_requests_total",
+        Kind::Counter,
+        &["upstream", "kind", "status"],
+        "Requests sent to upstreams, redirects included.",
+    ),
+    metric(
+        "larder_upstream_bytes_total",
+        Kind::Counter,
+        &["upstream"],
+        "Body bytes received from upstreams.",
+    ),
+    metric(
+        "larder_upstream_token_requests_total",
+        Kind::Counter,
+        &["upstream"],
+        "Tokens asked for.",
+    ),
+    metric(
+        "larder_upstream_redirects_refused_total",
+        Kind::Counter,
+        &["upstream"],
+        "Redirects, realms and links that were not followed.",
+    ),
+    metric(
+        "larder_upstream_ratelimit_limit",
+        Kind::Gauge,
+        &["upstream"],
+        "Pulls that the upstream allows in its window, as it said last.",
+    ),
+    metric(
+        "larder_upstream_ratelimit_remaining",
+        Kind::Gauge,
+        &["upstream"],
+        "Pulls that are left, as it said last.",
+    ),
+    metric(
+        "larder_cache_used_bytes",
+        Kind::Gauge,
+        &[],
+        "Bytes on disk: blobs, transfers, index.",
+    ),
+    metric("larder_cache_max_bytes", Kind::Gauge, &[], "The limit of that."),
+    metric(
+        "larder_cache_staged_bytes",
+        Kind::Gauge,
+        &[],
+        "Of the used bytes, transfers: staged or announced.",
+    ),
+    metric(
+        "larder_cache_index_bytes",
+        Kind::Gauge,
+        &[],
+        "Of the used bytes, the index's own file.",
+    ),
+    metric("larder_cache_blobs", Kind::Gauge, &[], "Blobs and manifests held."),
+    metric(
+        "larder_evictions_total",
+        Kind::Counter,
+        &["reason"],
+        "Blobs and abandoned transfers that made room.",
+    ),
+    metric(
+        "larder_evicted_bytes_total",
+        Kind::Counter,
+        &[],
+        "Bytes that they gave back.",
+    ),
+    metric(
+        "larder_damaged_total",
+        Kind::Counter,
+        &["found"],
+        "Held blobs found damaged or gone.",
+    ),
+    metric(
+        "larder_verified_blobs_total",
+        Kind::Counter,
+        &[],
+        "Held blobs that were hashed again.",
+    ),
+    metric(
+        "larder_verified_bytes_total",
+        Kind::Counter,
+        &[],
+        "Bytes that were hashed again.",
+    ),
+    metric(
+        "larder_verify_bad_total",
+        Kind::Counter,
+        &["found"],
+        "Damaged blobs that hashing found: wrong or missing.",
+    ),
+    metric(
+        "larder_verified_blobs_total",
+        Kind::Counter,
+        &[],
+        "Held blobs hashed again.",
+    ),
+    metric("larder_verified_bytes_total", Kind::Counter, &[], "Their bytes."),
+    metric(
+        "larder_verify_bad_total",
+        Kind::Counter,
+        &["found"],
+        "Held blobs that hashing found wrong or missing.",
+    ),
+    metric("larder_store_errors_total", Kind::Counter, &[], "Failures of the disk."),
+];
+
+fn describe() {
+    for metric in METRICS {
+        match metric.kind {
+            Kind::Counter => describe_counter!(metric.name, metric.help),
+            Kind::Gauge => describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => describe_histogram!(metric.name, Unit::Seconds, metric.help),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -107,6 +299,75 @@ mod tests {
         metrics::counter!("larder_telemetry_test_total").increment(2);
         assert!(first.render().contains("larder_telemetry_test_total 2"));
         assert!(second.render().contains("larder_telemetry_test_total 2"));
+    }
+
+    /// Names that the sources count under, and names that operators are given: all of the table, and nothing else.
+    #[test]
+    fn the_table_is_the_truth() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let known: std::collections::BTreeSet<&str> = METRICS.iter().map(|metric| metric.name).collect();
+        assert_eq!(known.len(), METRICS.len(), "a name twice");
+        let mut used = std::collections::BTreeSet::new();
+        let mut folders = vec![root.join("src")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path != root.join("src/telemetry/metrics.rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    used.extend(counted_in(&text));
+                }
+            }
+        }
+        let used: std::collections::BTreeSet<&str> = used.iter().map(String::as_str).collect();
+        assert_eq!(used, known);
+        let reference = std::fs::read_to_string(root.join("deploy/metrics.md")).unwrap();
+        for metric in METRICS {
+            let labels = match metric.labels {
+                [] => "–".to_owned(),
+                labels => labels.join(", "),
+            };
+            let row = format!(
+                "| `{}` | {} | {labels} | {} |",
+                metric.name,
+                metric.kind.as_str(),
+                metric.help
+            );
+            assert!(
+                reference.contains(&row),
+                "deploy/metrics.md lacks or changes the row\n{row}"
+            );
+        }
+        for file in ["deploy/metrics.md", "deploy/alerts.yaml", "deploy/grafana.json"] {
+            let text = std::fs::read_to_string(root.join(file)).unwrap();
+            let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+            for word in words.filter(|word| word.starts_with("larder_")) {
+                let base = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|end| word.strip_suffix(end))
+                    .unwrap_or(word);
+                assert!(
+                    known.contains(word) || known.contains(base),
+                    "{file} names {word}, which is no metric"
+                );
+            }
+        }
+    }
+
+    /// What follows `counter!(`, `gauge!(` and `histogram!(`.
+    fn counted_in(text: &str) -> Vec<String> {
+        ["counter!(", "gauge!(", "histogram!("]
+            .iter()
+            .flat_map(|call| text.split(*call).skip(1))
+            .filter_map(|rest| {
+                rest.trim_start()
+                    .strip_prefix('"')?
+                    .split('"')
+                    .next()
+                    .map(str::to_owned)
+            })
+            .collect()
     }
 
     #[test]

@@ -815,6 +815,22 @@ async fn l8_who_shows_it_gets_it() {
     larder.get(blob("a/two", layer)).await.expect_content(&layer);
 }
 
+/// R-U27: nor does an upstream that does not understand HEAD keep anybody out.
+#[tokio::test]
+async fn l8_shown_without_head() {
+    let upstream = Upstream::start().await;
+    let layer = upstream.blob("a/one", 100_000);
+    upstream.mount(&layer, "a/two");
+    let other = upstream.blob("b/three", 1);
+    upstream.on(On::Blobs).always().no_head(405);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    larder.get(blob("a/one", layer)).await.expect_content(&layer);
+    larder.until_held(&blob("a/one", layer)).await;
+    larder.get(blob("a/two", layer)).await.expect_content(&layer);
+    larder.get(blob("b/three", layer)).await.expect(404);
+    larder.get(blob("b/three", other)).await.expect_content(&other);
+}
+
 /// Nor does a running transfer let another repository in that does not hold the blob.
 #[tokio::test]
 async fn l8_a_running_transfer_is_no_door() {

@@ -7,7 +7,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin;
 mod blobs;
+mod commands;
 mod config;
 mod demo;
 mod disk;
@@ -15,8 +17,11 @@ mod flights;
 mod laws;
 mod manifests;
 mod naming;
+mod pressure;
+mod privacy;
 mod questions;
 mod referrers;
+mod rot;
 mod serving;
 mod support_works;
 mod tags;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use larder::pull::Timing;
+use larder::store::{Faults, Store};
 use tempfile::TempDir;
 
 use super::client::{Ask, Response};
@@ -25,6 +26,7 @@ pub fn quick() -> Timing {
 pub struct Larder {
     text: String,
     timing: Timing,
+    faults: Option<Faults>,
     folder: TempDir,
     running: Option<larder::app::Running>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -38,7 +40,7 @@ impl Larder {
         let folder = tempfile::tempdir().expect("a folder");
         let mut toml = Toml::new(&folder.path().join("cache"), upstream);
         change(&mut toml);
-        Larder::start_in(folder, toml.text(), quick()).await
+        Larder::start_in(folder, toml.text(), quick(), None).await
     }
 
     /// With other patience than [`quick`].
@@ -46,10 +48,18 @@ impl Larder {
         let folder = tempfile::tempdir().expect("a folder");
         let mut toml = Toml::new(&folder.path().join("cache"), upstream);
         change(&mut toml);
-        Larder::start_in(folder, toml.text(), timing).await
+        Larder::start_in(folder, toml.text(), timing, None).await
     }
 
-    async fn start_in(folder: TempDir, text: String, timing: Timing) -> Larder {
+    /// On a disk that fails when it is told to.
+    pub async fn start_faulty(upstream: &Upstream, faults: Faults, change: impl FnOnce(&mut Toml)) -> Larder {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut toml = Toml::new(&folder.path().join("cache"), upstream);
+        change(&mut toml);
+        Larder::start_in(folder, toml.text(), quick(), Some(faults)).await
+    }
+
+    async fn start_in(folder: TempDir, text: String, timing: Timing, faults: Option<Faults>) -> Larder {
         let config = match larder::config::Config::from_toml(&text) {
             Ok(config) => config,
             Err(error) => panic!("the configuration is refused: {error}\n{text}"),
@@ -60,7 +70,7 @@ impl Larder {
             .enable_all()
             .build()
             .expect("a runtime");
-        let starting = runtime.spawn(larder::app::start_with(config, timing.clone()));
+        let starting = runtime.spawn(larder::app::start_full(config, timing.clone(), faults.clone()));
         let running = match within("Larder to start", starting)
             .await
             .expect("a start without a panic")
@@ -74,6 +84,7 @@ impl Larder {
             admin: first(&running.admin),
             text,
             timing,
+            faults,
             folder,
             running: Some(running),
             runtime: Some(runtime),
@@ -91,6 +102,33 @@ impl Larder {
     /// The cache folder.
     pub fn cache(&self) -> PathBuf {
         self.folder.path().join("cache")
+    }
+
+    /// Until nothing is transferred, written or sent any more.
+    pub async fn until_idle(&self) {
+        let running = self.running.as_ref().expect("a Larder that runs");
+        within("the transfers to end", async {
+            while running.pull().transfers() > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        })
+        .await;
+        let store = self.store();
+        // Asking for tags waits for what is queued.
+        let settled = tokio::task::spawn_blocking(move || store.known_tags(""));
+        within("the index to be written", settled)
+            .await
+            .expect("a settled index");
+    }
+
+    /// What it stores in, from inside.
+    pub fn store(&self) -> Store {
+        self.running
+            .as_ref()
+            .expect("a Larder that runs")
+            .pull()
+            .store()
+            .clone()
     }
 
     pub async fn get(&self, target: impl Into<String>) -> Response {
@@ -148,6 +186,7 @@ impl Larder {
         Stopped {
             text: std::mem::take(&mut self.text),
             timing: self.timing.clone(),
+            faults: self.faults.take(),
             folder,
         }
     }
@@ -171,6 +210,7 @@ impl Drop for Larder {
 pub struct Stopped {
     text: String,
     timing: Timing,
+    faults: Option<Faults>,
     folder: TempDir,
 }
 
@@ -183,6 +223,6 @@ impl Stopped {
     pub async fn start(self, change: impl FnOnce(&mut Toml)) -> Larder {
         let mut toml = Toml::parse(&self.text);
         change(&mut toml);
-        Larder::start_in(self.folder, toml.text(), self.timing).await
+        Larder::start_in(self.folder, toml.text(), self.timing, self.faults).await
     }
 }

@@ -9,8 +9,10 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod client;
+pub mod disk;
 pub mod gate;
 pub mod larder;
+pub mod logged;
 pub mod process;
 pub mod toml;
 pub mod upstream;

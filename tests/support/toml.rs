@@ -31,6 +31,16 @@ impl Toml {
         self
     }
 
+    /// As if it had never been set.
+    pub fn unset(&mut self, section: &[&str], key: &str) -> &mut Toml {
+        let mut table = Some(&mut self.0);
+        for name in section {
+            table = table.and_then(|t| t.get_mut(*name)?.as_table_mut());
+        }
+        table.and_then(|table| table.remove(key));
+        self
+    }
+
     pub fn server(&mut self, key: &str, value: impl Into<::toml::Value>) -> &mut Toml {
         self.set(&["server"], key, value)
     }
@@ -46,6 +56,11 @@ impl Toml {
     /// A key of one upstream: `t.upstream("ghcr.io", "url", ghcr.url())`.
     pub fn upstream(&mut self, name: &str, key: &str, value: impl Into<::toml::Value>) -> &mut Toml {
         self.set(&["upstream", name], key, value)
+    }
+
+    pub fn remove_upstream(&mut self, name: &str) {
+        let upstreams = self.0.get_mut("upstream").and_then(::toml::Value::as_table_mut);
+        upstreams.expect("upstreams").remove(name).expect("that upstream");
     }
 
     pub fn parse(text: &str) -> Toml {

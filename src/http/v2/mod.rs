@@ -80,6 +80,7 @@ async fn answer(State(pull): State<Arc<Pull>>, request: Request) -> Response {
     let route = route::parse(&path);
     let label = labels::Route(kind(&route));
     let ns = query.ns.clone();
+    let service = pull.clone();
     let mut response = if !matches!(parts.method, Method::GET | Method::HEAD) {
         refuse_write(&pull, &path, &query).into_response()
     } else {
@@ -99,6 +100,8 @@ async fn answer(State(pull): State<Arc<Pull>>, request: Request) -> Response {
         response.headers_mut().insert(OCI_NAMESPACE, value);
     }
     response.extensions_mut().insert(label);
+    let outcome = response.extensions().get::<labels::Outcome>();
+    service.tally().note(outcome.map(|outcome| outcome.0));
     response
 }
 

@@ -1,0 +1,289 @@
+//! L8, R-X8: a digest that one repository has shown is nothing to another. Whoever probes for it gets, to the last
+//! header, what a digest gets that exists nowhere.
+
+use bytes::Bytes;
+use larder::oci::{Digest, media_type};
+
+use crate::support::client::{Ask, Connection, Response};
+use crate::support::gate::Gate;
+use crate::support::larder::Larder;
+use crate::support::upstream::{On, Upstream};
+use crate::support::{blob, manifest, noise};
+
+const SECRET: &str = "team/secret";
+const OTHER: &str = "team/other";
+
+/// What there is to be found: in `SECRET`, or nowhere.
+#[derive(Clone, Copy)]
+struct Target {
+    blob: Digest,
+    manifest: Digest,
+}
+
+fn nowhere(seed: u64) -> Target {
+    Target {
+        blob: Digest::sha256(&noise(seed, 10)),
+        manifest: Digest::sha256(&noise(seed, 11)),
+    }
+}
+
+/// Every question that a stranger can ask with a digest in hand.
+fn questions(target: &Target) -> Vec<(&'static str, Digest, Ask)> {
+    let on_blob = |method: &str| Ask::new(method, blob(OTHER, target.blob));
+    let on_manifest = |method: &str| Ask::new(method, manifest(OTHER, target.manifest));
+    let as_manifest = |method: &str| Ask::new(method, manifest(OTHER, target.blob));
+    let as_blob = |method: &str| Ask::new(method, blob(OTHER, target.manifest));
+    let tag = format!("\"{}\"", target.blob);
+    let manifest_tag = format!("\"{}\"", target.manifest);
+    let referrers = |digest: &Digest| Ask::get(format!("/v2/{OTHER}/referrers/{digest}"));
+    vec![
+        ("HEAD blob", target.blob, on_blob("HEAD")),
+        ("GET blob", target.blob, on_blob("GET")),
+        ("range", target.blob, on_blob("GET").range("bytes=0-9")),
+        ("last bytes", target.blob, on_blob("GET").range("bytes=-1")),
+        ("several ranges", target.blob, on_blob("GET").range("bytes=0-0,5-6")),
+        ("range past it", target.blob, on_blob("GET").range("bytes=999999999-")),
+        (
+            "HEAD if-none-match",
+            target.blob,
+            on_blob("HEAD").header("If-None-Match", &tag),
+        ),
+        (
+            "GET if-none-match",
+            target.blob,
+            on_blob("GET").header("If-None-Match", &tag),
+        ),
+        (
+            "GET if-none-match *",
+            target.blob,
+            on_blob("GET").header("If-None-Match", "*"),
+        ),
+        (
+            "if-range",
+            target.blob,
+            on_blob("GET").range("bytes=0-9").header("If-Range", &tag),
+        ),
+        ("HEAD manifest", target.manifest, on_manifest("HEAD")),
+        ("GET manifest", target.manifest, on_manifest("GET")),
+        (
+            "manifest if-none-match",
+            target.manifest,
+            on_manifest("GET").header("If-None-Match", &manifest_tag),
+        ),
+        ("HEAD blob as manifest", target.blob, as_manifest("HEAD")),
+        ("GET blob as manifest", target.blob, as_manifest("GET")),
+        ("HEAD manifest as blob", target.manifest, as_blob("HEAD")),
+        ("GET manifest as blob", target.manifest, as_blob("GET")),
+        ("referrers", target.manifest, referrers(&target.manifest)),
+        ("referrers of blob", target.blob, referrers(&target.blob)),
+    ]
+}
+
+/// An answer without what is different each time.
+fn shape(response: &Response, digest: &Digest) -> String {
+    let mut text = format!("{} {:?}\n", response.status, response.end);
+    for (name, value) in &response.headers.0 {
+        if !name.eq_ignore_ascii_case("date") {
+            text += &format!("{name}: {value}\n");
+        }
+    }
+    text += &String::from_utf8_lossy(&response.body);
+    text.replace(&digest.to_string(), "<digest>")
+        .replace(digest.hex().as_str(), "<hex>")
+}
+
+/// Asks everything of what is there and of what is not, twice: what is remembered must look the same, too.
+async fn check_same(larder: &Larder, when: &str, secret: &Target, ghost: &Target) {
+    for round in 0..2 {
+        for ((what, real, ask), (_, unreal, other)) in questions(secret).into_iter().zip(questions(ghost)) {
+            let found = shape(&ask.send(larder.registry()).await, &real);
+            let nothing = shape(&other.send(larder.registry()).await, &unreal);
+            assert_eq!(found, nothing, "{when}, {what}, round {round}");
+            let is_referrers = what.starts_with("referrers");
+            assert!(!found.starts_with("2") || is_referrers, "{when}, {what}: {found}");
+        }
+    }
+}
+
+async fn secrets(upstream: &Upstream) -> (Target, String) {
+    let image = upstream.image(SECRET, "latest", &[300_000]);
+    // The repository of the stranger exists; it just has none of this.
+    upstream.image(OTHER, "latest", &[1_000]);
+    upstream.artifact(SECRET, image.manifest, "application/x.signature");
+    let target = Target {
+        blob: image.layers[0],
+        manifest: image.manifest,
+    };
+    (target, manifest(SECRET, "latest"))
+}
+
+/// Held: with the upstream up, down, and never to be asked.
+#[tokio::test]
+async fn what_is_held_for_another() {
+    let upstream = Upstream::start().await;
+    let (secret, tagged) = secrets(&upstream).await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    larder.get(&tagged).await.expect_content(&secret.manifest);
+    larder.get(blob(SECRET, secret.blob)).await.expect_content(&secret.blob);
+    larder
+        .get(format!("/v2/{SECRET}/referrers/{}", secret.manifest))
+        .await
+        .expect(200);
+    larder.get(format!("/v2/{SECRET}/tags/list")).await.expect(200);
+    larder.until_held(&blob(SECRET, secret.blob)).await;
+    check_same(&larder, "upstream up", &secret, &nowhere(1)).await;
+
+    // From memory, and from the disk.
+    let larder = larder.restart().await;
+    check_same(&larder, "after a restart", &secret, &nowhere(1)).await;
+
+    upstream.go_down().await;
+    let larder = larder.restart().await;
+    check_same(&larder, "upstream down", &secret, &nowhere(1)).await;
+    check_lists(&larder, "upstream down").await;
+
+    let larder = larder.stop().await.start(|toml| {
+        toml.cache("offline", true);
+    });
+    let larder = larder.await;
+    check_same(&larder, "offline", &secret, &nowhere(1)).await;
+    check_lists(&larder, "offline").await;
+    // All of it is there for whom it belongs to.
+    larder.get(&tagged).await.expect_content(&secret.manifest);
+    larder.get(blob(SECRET, secret.blob)).await.expect_content(&secret.blob);
+}
+
+/// A repository that nobody has asked about has no more tags than one that does not exist, whatever is held beside it.
+async fn check_lists(larder: &Larder, when: &str) {
+    let list = async |repo: &str| {
+        let response = larder.get(format!("/v2/{repo}/tags/list")).await;
+        let mut text = format!("{}\n", response.status);
+        text += &String::from_utf8_lossy(&response.body);
+        text.replace(repo, "<repo>")
+    };
+    assert_eq!(list("team/secre").await, list("team/never").await, "{when}");
+    assert_eq!(list("team").await, list("none").await, "{when}");
+}
+
+/// On its way: no door either.
+#[tokio::test]
+async fn what_is_coming_for_another() {
+    let upstream = Upstream::start().await;
+    let (secret, _) = secrets(&upstream).await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let gate = Gate::closed();
+    upstream.on(On::Blob(secret.blob).get()).stall_after(100_000, &gate);
+    let by_digest = On::Manifest(secret.manifest.to_string()).get();
+    upstream.on(by_digest).stall_headers(&gate);
+    let mut coming = Ask::get(blob(SECRET, secret.blob)).open(larder.registry()).await;
+    coming.read_at_least(1).await;
+    let document = tokio::spawn(Ask::get(manifest(SECRET, secret.manifest)).send(larder.registry()));
+    gate.wait_for_arrivals(2).await;
+    check_same(&larder, "in flight", &secret, &nowhere(1)).await;
+    gate.open();
+    coming.rest().await.expect_content(&secret.blob);
+    document.await.unwrap().expect_content(&secret.manifest);
+}
+
+/// What passes through memory, and is kept nowhere, is no door while it does.
+#[tokio::test]
+async fn what_passes_through_for_another() {
+    let upstream = Upstream::start().await;
+    let (mut secret, _) = secrets(&upstream).await;
+    secret.blob = upstream.blob(SECRET, 9 << 20);
+    let larder = Larder::start(&upstream, |toml| {
+        toml.cache("max_size", "4MiB");
+    })
+    .await;
+    let gate = Gate::closed();
+    upstream.on(On::Blob(secret.blob).get()).stall_after(1 << 20, &gate);
+    let connection = Connection::open_with_buffer(larder.registry(), 16 << 10).await;
+    let mut coming = connection.exchange(&Ask::get(blob(SECRET, secret.blob))).await;
+    coming.read_at_least(1).await;
+    check_same(&larder, "passing through", &secret, &nowhere(1)).await;
+    gate.open();
+    coming.rest().await.expect_content(&secret.blob);
+    check_same(&larder, "passed through", &secret, &nowhere(1)).await;
+}
+
+/// One repository's refusal is not another's, nor its consent.
+#[tokio::test]
+async fn a_refusal_is_one_repositorys() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    for status in [404, 403, 401] {
+        let content = upstream.blob(SECRET, 2_000);
+        let text = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[],"x":{status}}}"#,
+            media_type::OCI_INDEX
+        );
+        let document = upstream.put_manifest(SECRET, None, media_type::OCI_INDEX, Bytes::from(text));
+        upstream.on(On::Any.repo(OTHER)).always().status(status);
+        larder.get(blob(OTHER, content)).await.expect(404);
+        larder.get(manifest(OTHER, document)).await.expect(404);
+        larder.get(blob(SECRET, content)).await.expect_content(&content);
+        larder.get(manifest(SECRET, document)).await.expect_content(&document);
+        larder.get(blob(OTHER, content)).await.expect(404);
+        larder.get(manifest(OTHER, document)).await.expect(404);
+        upstream.clear_script();
+    }
+}
+
+/// R-X7: whether credentials were behind a repository's answers is known, kept, and follows the last answer.
+#[tokio::test]
+async fn private_repositories_are_marked() {
+    let (hub, private) = (Upstream::start().await, Upstream::start().await);
+    private.require_basic("me", "hidden");
+    let larder = Larder::start(&hub, |toml| {
+        toml.upstream("ghcr.io", "url", private.url());
+        toml.upstream("ghcr.io", "username", "me");
+        toml.upstream("ghcr.io", "password", "hidden");
+    })
+    .await;
+    let is_private = |larder: &Larder, key: &str| larder.store().is_private(key);
+    let public = hub.blob("team/open", 1_000);
+    larder.get(blob("team/open", public)).await.expect_content(&public);
+    let by_blob = private.blob("a/blob", 100_000);
+    let by_head = private.blob("a/head", 1_000);
+    let by_tag = private.image("a/tag", "latest", &[10]);
+    let by_digest = private.image("a/digest", "latest", &[10]);
+    private.image("a/list", "latest", &[10]);
+    larder
+        .get(blob("ghcr.io/a/blob", by_blob))
+        .await
+        .expect_content(&by_blob);
+    larder.head(blob("ghcr.io/a/head", by_head)).await.expect(200);
+    larder
+        .get(manifest("ghcr.io/a/tag", "latest"))
+        .await
+        .expect_content(&by_tag.manifest);
+    larder
+        .head(manifest("ghcr.io/a/digest", by_digest.manifest))
+        .await
+        .expect(200);
+    larder.get("/v2/ghcr.io/a/list/tags/list").await.expect(200);
+    larder.get(blob("ghcr.io/a/none", public)).await.expect(404);
+    let marked = ["a/blob", "a/head", "a/tag", "a/digest", "a/list"].map(|name| format!("ghcr.io/{name}"));
+    for key in &marked {
+        assert!(is_private(&larder, key), "{key}");
+    }
+    for key in ["docker.io/team/open", "ghcr.io/a/none", "ghcr.io/a", ""] {
+        assert!(!is_private(&larder, key), "{key}");
+    }
+    let larder = larder.restart().await;
+    for key in &marked {
+        assert!(is_private(&larder, key), "{key} after a restart");
+    }
+    // Opened to all, and asked without credentials from now on.
+    private.require_nothing();
+    let larder = larder.stop().await.start(|toml| {
+        toml.unset(&["upstream", "ghcr.io"], "username");
+        toml.unset(&["upstream", "ghcr.io"], "password");
+    });
+    let larder = larder.await;
+    let more = private.blob("a/blob", 1_000);
+    larder.get(blob("ghcr.io/a/blob", more)).await.expect_content(&more);
+    assert!(!is_private(&larder, "ghcr.io/a/blob") && is_private(&larder, "ghcr.io/a/tag"));
+    let larder = larder.restart().await;
+    assert!(!is_private(&larder, "ghcr.io/a/blob") && is_private(&larder, "ghcr.io/a/tag"));
+}
