@@ -1,4 +1,8 @@
 //! The composition root: builds everything once, runs it, stops it.
+//!
+//! [`start`] is the proxy; `rest` opens a folder that none runs on, for operators.
+
+mod rest;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,11 +12,15 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use rest::AtRest;
+
+use crate::admin::{Admin, Limits};
 use crate::config::Config;
 use crate::http::ops::{self, Readiness, ReadinessCheck};
 use crate::http::server::tls::{Certificates, TlsError};
 use crate::http::server::{self, BindError};
-use crate::http::v2;
+use crate::http::{admin as api, v2};
+use crate::jobs::{Pace, Verifier};
 use crate::oci::HostPort;
 use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
@@ -20,7 +28,7 @@ use crate::telemetry::metrics::{self, InstallError};
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
 
-/// Gauges are brought up to date, and histograms folded, this often.
+/// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why Larder did not start. Each names what to change.
@@ -40,6 +48,16 @@ pub enum StartError {
     DefaultUpstream(HostPort),
     #[error("a start-up task ended early")]
     Task,
+}
+
+impl StartError {
+    /// Set when another larder has the folder: its pid, where the lock tells.
+    pub fn lock_holder(&self) -> Option<Option<u32>> {
+        match self {
+            StartError::Store(StoreError::Locked { pid, .. }) => Some(*pid),
+            _ => None,
+        }
+    }
 }
 
 /// A proxy that serves. Dropping it cuts it off; [`Running::stop`] lets it finish.
@@ -91,7 +109,9 @@ pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) 
 
     let (registry_at, admin_at) = (registry.addresses.clone(), admin.addresses.clone());
     let grace = config.server.shutdown_grace;
-    let ops = ops::router(readiness(&pull, &stop), handle.clone(), Vec::new());
+    let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
+    let api = api::router(Admin::new(pull.clone(), verifier.clone(), limits(&config)));
+    let ops = ops::router(readiness(&pull, &stop), handle.clone(), api, Vec::new());
     let has_tls = tls.is_some();
     let servers = vec![
         tokio::spawn(server::serve(
@@ -112,6 +132,7 @@ pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) 
             Duration::ZERO,
         )),
         tokio::spawn(keep_up(pull.clone(), handle, cut.clone())),
+        tokio::spawn(look_for_rot(verifier, cut.clone())),
     ];
     Ok(Running {
         registry: registry_at,
@@ -212,6 +233,23 @@ fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
     })
 }
 
+/// What operators are told about the limits.
+fn limits(config: &Config) -> Limits {
+    let own = |upstream: &crate::config::Upstream| Some((upstream.name.to_string(), upstream.max_size?));
+    Limits {
+        max_bytes: config.cache.max_size,
+        upstreams: config.upstreams.iter().filter_map(own).collect(),
+    }
+}
+
+async fn look_for_rot(verifier: Arc<Verifier>, stop: CancellationToken) {
+    let pace = Pace::default();
+    tokio::select! {
+        () = verifier.run_idle(&pace) => {}
+        () = stop.cancelled() => {}
+    }
+}
+
 async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationToken) {
     loop {
         let usage = pull.store().usage();
@@ -222,6 +260,8 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         handle.upkeep();
+        let store = pull.store().clone();
+        let _ = tokio::task::spawn_blocking(move || store.keep_limit()).await;
         tokio::select! {
             () = tokio::time::sleep(UPKEEP) => {}
             () = stop.cancelled() => return,

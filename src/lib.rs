@@ -12,10 +12,12 @@
 //! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry |
 //! | [`upstream`] | a client of other registries | oci config telemetry |
 //! | [`pull`] | the pull-through service | oci config telemetry store upstream |
-//! | [`http`] | listeners, routes, status codes | oci config telemetry pull, and the error types of store and upstream |
+//! | [`jobs`] | hashing what is held again, in idle hours and when asked | oci config telemetry store pull |
+//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci store pull jobs |
+//! | [`http`] | listeners, routes, status codes | oci config telemetry pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
-//! | [`cli`] | from the command line to the floors below | config app demo telemetry |
+//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config admin app demo telemetry |
 //!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
 //! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
@@ -29,19 +31,28 @@
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own; it stages and
 //!   hashes through `store::writer`; every client, the first included, reads the growing file (`pull::body`); the last
 //!   16 KiB of every response wait for the verdict; commit = digest right → fsync → rename → index → links.
-//! - **Blob, hot**: link check and size from memory → open file → range → body.
+//! - **Blob, hot**: link check and size from memory → open file → range → body; by plain HTTP/1.1 the body hands out
+//!   tickets for runs of the file (`http::outbox`), which the socket's side (`http::server::wire`) sends by `sendfile`.
 //! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target
 //!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again.
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations
 //!   (`demo::tour`) that pull over HTTP (`demo::client`), measure on both sides and check each claim.
+//! - **Operators**: `cli::desk` finds the proxy by its admin address, or opens the folder when none runs; either way
+//!   [`admin`] answers with the same views. Over HTTP, `http::admin` is between them, and only there are routes and
+//!   status codes.
+//! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
+//!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
+//!   it, or at once if repair was asked for.
 //! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle.
 
+pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod http;
+pub mod jobs;
 pub mod oci;
 pub mod pull;
 pub mod store;

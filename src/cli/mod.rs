@@ -1,18 +1,28 @@
 //! From the command line to the floors below: one module a command.
 //!
-//! Here are what all commands share: `--config`, the exit status and writing to standard output.
+//! Here are what all commands share: `--config`, the exit status and writing to standard output. Operators' commands
+//! also share `desk`, which finds the proxy or opens its folder, and `table`, which shows figures to people.
 
 mod check_config;
 mod client_config;
 mod demo;
+mod desk;
+mod du;
+mod inspect;
+mod keep;
+mod ls;
+mod remote;
 mod serve;
+mod stats;
+mod table;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Environment};
 
@@ -56,6 +66,29 @@ enum Command {
     CheckConfig(check_config::Args),
     /// Show what Larder does, without the internet: a tour with an upstream on this machine
     Demo(demo::Args),
+    /// List the images that are held
+    Ls(ls::Args),
+    /// Say what the cache costs: by image, shared layers explained, and in all
+    Du(du::Args),
+    /// Say how the proxy is doing: requests, transfers, upstreams
+    Stats(stats::Args),
+    /// Show everything that is known of an image
+    Inspect(inspect::Args),
+    /// Keep images: eviction passes them by
+    Pin(keep::Args),
+    /// Let pinned images go when their time comes
+    Unpin(keep::Args),
+    /// Forget images and free what only they need
+    Rm(keep::RemoveArgs),
+    /// Ask the upstream again, now, where tags point
+    Refresh(keep::Args),
+    /// Hash everything that is held again
+    Verify(verify::Args),
+    /// Print completions for a shell
+    Completions {
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
 }
 
 /// Runs the command that `args` ask for; the first of them is the program's name.
@@ -83,6 +116,20 @@ where
             Exit::Usage
         }
         Command::Demo(args) => demo::run(&args),
+        Command::Ls(args) => ls::run(&args, config()),
+        Command::Du(args) => du::run(&args, config()),
+        Command::Stats(args) => stats::run(&args, config()),
+        Command::Inspect(args) => inspect::run(&args, config()),
+        Command::Pin(args) => keep::pin(&args, config()),
+        Command::Unpin(args) => keep::unpin(&args, config()),
+        Command::Rm(args) => keep::remove(&args, config()),
+        Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::Verify(args) => verify::run(&args, config()),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
+            print(&String::from_utf8_lossy(&text))
+        }
     }
 }
 
@@ -105,6 +152,17 @@ fn print(text: &str) -> Exit {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Done,
         Err(error) => {
             complain(&format!("cannot write to standard output: {error}"));
+            Exit::Failed
+        }
+    }
+}
+
+/// The outcome as data.
+fn print_json<T: serde::Serialize>(value: &T) -> Exit {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => print(&(text + "\n")),
+        Err(error) => {
+            complain(&format!("the outcome cannot be written as JSON: {error}"));
             Exit::Failed
         }
     }

@@ -1,6 +1,8 @@
 //! An error as clients see it: the specification's JSON body, and headers that a client can act on (R-S3).
 //!
-//! The only room that turns an error into a status.
+//! The only room that turns an error into a status; `operators` is its door to the operators' address.
+
+pub mod operators;
 
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 
+use super::error::operators::OperatorError;
 use crate::telemetry::metrics;
 
 /// Whether requests should be sent here, and why (not).
@@ -33,17 +34,19 @@ struct Ops {
     metrics: metrics::Handle,
 }
 
-/// The routes. `hosts` are names, beside IP addresses and `localhost`, by which operators reach this address.
-pub fn router(readiness: ReadinessCheck, metrics: metrics::Handle, hosts: Vec<String>) -> Router {
+/// The routes, and those of the API. `hosts` are names, beside IP addresses and `localhost`, by which operators reach
+/// this address.
+pub fn router(readiness: ReadinessCheck, metrics: metrics::Handle, api: Router, hosts: Vec<String>) -> Router {
     let hosts: Arc<[String]> = hosts.into_iter().map(|h| h.to_ascii_lowercase()).collect();
     Router::new()
         .route("/", get(index))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(render))
-        .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
+        .method_not_allowed_fallback(read_only)
         .with_state(Ops { readiness, metrics })
+        .merge(api)
+        .fallback(unknown)
         .layer(from_fn_with_state(hosts, known_host))
 }
 
@@ -53,6 +56,7 @@ Larder, the operators' address.
 /healthz  200 as long as the process lives
 /readyz   200 if requests should come here, else 503; says why
 /metrics  counters in the Prometheus text format
+/api/v1/  what is held and what to do about it; /api/v1/openapi.json describes it
 ";
 
 async fn index() -> Response {
@@ -93,11 +97,12 @@ async fn render(State(ops): State<Ops>) -> Response {
         .into_response()
 }
 
-async fn unknown() -> Response {
-    plain_json(
-        StatusCode::NOT_FOUND,
-        &json!({"error": "no such path; / lists those that exist"}),
-    )
+async fn unknown() -> OperatorError {
+    OperatorError::no_such_path()
+}
+
+async fn read_only() -> OperatorError {
+    OperatorError::wrong_method("GET".to_owned())
 }
 
 fn plain_json(status: StatusCode, value: &serde_json::Value) -> Response {
@@ -109,10 +114,7 @@ fn plain_json(status: StatusCode, value: &serde_json::Value) -> Response {
 /// through its visitor's browser (R-X16). Browsers always send a Host; what sends none is no browser.
 async fn known_host(State(hosts): State<Arc<[String]>>, request: Request, next: Next) -> Response {
     match host_of(request.uri(), request.headers()) {
-        Some(host) if !is_known(&host, &hosts) => plain_json(
-            StatusCode::MISDIRECTED_REQUEST,
-            &json!({"error": "this address answers to IP addresses, localhost and configured names only"}),
-        ),
+        Some(host) if !is_known(&host, &hosts) => OperatorError::unknown_host().into_response(),
         _ => next.run(request).await,
     }
 }
@@ -151,7 +153,12 @@ mod tests {
             ready,
             checks: vec![("disk".to_owned(), ready, "2 GiB free".to_owned())],
         });
-        let router = router(check, metrics::install().unwrap(), vec!["Ops.Example".to_owned()]);
+        let router = router(
+            check,
+            metrics::install().unwrap(),
+            Router::new(),
+            vec!["Ops.Example".to_owned()],
+        );
         let request = Request::builder()
             .uri(path)
             .header(HOST, host)

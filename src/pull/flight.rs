@@ -332,6 +332,8 @@ pub struct Order {
 /// The transfers under way.
 pub struct Flights {
     running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    /// Told whenever one leaves the list.
+    ended: watch::Sender<()>,
     store: Store,
     timing: Arc<Timing>,
     tasks: TaskTracker,
@@ -342,6 +344,7 @@ impl Flights {
     pub fn new(store: Store, timing: Timing, tasks: TaskTracker, stop: CancellationToken) -> Flights {
         Flights {
             running: Arc::default(),
+            ended: watch::Sender::new(()),
             store,
             timing: Arc::new(timing),
             tasks,
@@ -352,6 +355,15 @@ impl Flights {
     /// Transfers under way.
     pub fn count(&self) -> usize {
         self.lock().len()
+    }
+
+    /// Waits until no transfer of this digest is under way; what it brought is held by then, if it could be kept.
+    pub async fn ended(&self, digest: &Digest) {
+        let mut ended = self.ended.subscribe();
+        while self.lock().contains_key(digest) {
+            // Never closed: the sender is ours.
+            let _ = ended.changed().await;
+        }
     }
 
     /// Joins the transfer of this digest, or begins it, unless it is held. `shown`: the order's repository has made
@@ -399,6 +411,7 @@ impl Flights {
         let follower = flight.follow(false);
         let entry = Entry {
             running: self.running.clone(),
+            ended: self.ended.clone(),
             flight: flight.clone(),
         };
         let transfer = Transfer {
@@ -423,6 +436,7 @@ impl Flights {
 /// A flight's line in the list. Dropped, also by a panic, it is off the list and nobody is left waiting.
 struct Entry {
     running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    ended: watch::Sender<()>,
     flight: Arc<Flight>,
 }
 
@@ -437,6 +451,7 @@ impl Entry {
         let goes = listed && may_go(&self.flight);
         if goes {
             running.remove(&self.flight.digest);
+            self.ended.send_replace(());
         }
         goes
     }

@@ -116,7 +116,7 @@ impl Pull {
     }
 
     /// The question itself, asked once for all. Its result is written down before it is told.
-    async fn resolve_tag(
+    pub(super) async fn resolve_tag(
         self: &Arc<Pull>,
         target: &Target,
         tag: &Tag,

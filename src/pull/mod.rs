@@ -2,7 +2,7 @@
 //!
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question; `flight` is one
 //! transfer per digest and `single` one question at a time; `freshness` decides about time, without I/O;
-//! `outcome` says how it went.
+//! `outcome` says how it went and `tally` counts that; `operate` is what operators ask for.
 
 mod blob;
 mod body;
@@ -12,9 +12,11 @@ mod freshness;
 mod lists;
 mod manifest;
 mod names;
+mod operate;
 mod outcome;
 mod single;
 mod sink;
+mod tally;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,13 +26,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use blob::{BlobStat, OpenBlob};
-pub use body::{Body, Source};
+pub use body::{Body, Chunk, Source};
 pub use error::PullError;
 pub use flight::Timing;
 pub use lists::Listing;
 pub use manifest::{ManifestAnswer, Want};
 pub use names::{Names, Target};
 pub use outcome::Outcome;
+pub use tally::Tally;
 
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};
@@ -64,6 +67,7 @@ pub struct Pull {
     hints: moka::sync::Cache<(Arc<str>, Digest), u64>,
     /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
     troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
+    tally: Tally,
 }
 
 /// What was asked, as the key of a negative answer.
@@ -106,6 +110,7 @@ impl Pull {
                 .build(),
             hints: moka::sync::Cache::new(200_000),
             troubled: Mutex::default(),
+            tally: Tally::default(),
         }))
     }
 

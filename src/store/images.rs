@@ -1,21 +1,56 @@
 //! What is held, as images: a name and everything it reaches. For operators; nothing here is on a hit's way.
+//!
+//! A name is a repository with a tag, or with a digest that no tag of it points at and none of its manifests names:
+//! what clients pulled by digest, and where a tag pointed before it moved. `survey` says what they cost together.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::database::{Op, Table};
-use super::index::Index;
+use super::index::{Index, Kind};
 use super::records::in_repository;
 use super::{Store, TagRecord, link_key, tag_key};
 use crate::oci::Digest;
 
-/// A tag and what it points at.
+/// How an image is called.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageName {
+    pub repository: Arc<str>,
+    /// A tag, or a digest: the one with a colon.
+    pub reference: String,
+}
+
+impl ImageName {
+    pub fn new(repository: &str, reference: &str) -> ImageName {
+        ImageName {
+            repository: repository.into(),
+            reference: reference.to_owned(),
+        }
+    }
+
+    fn digest(&self) -> Option<Digest> {
+        self.reference.parse().ok()
+    }
+}
+
+/// `docker.io/library/alpine:3.22` or `docker.io/library/alpine@sha256:…`; pins are called so too.
+impl std::fmt::Display for ImageName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let joint = if self.reference.contains(':') { '@' } else { ':' };
+        write!(f, "{}{joint}{}", self.repository, self.reference)
+    }
+}
+
+/// A name and what it points at.
 #[derive(Clone, Debug)]
 pub struct Image {
-    pub repository: String,
-    pub tag: String,
-    pub record: TagRecord,
+    pub name: ImageName,
+    pub digest: Digest,
+    /// `None` for what is called by its digest.
+    pub record: Option<Arc<TagRecord>>,
     pub pinned: bool,
+    /// The last use of its manifest that was written down, Unix milliseconds; `None` if that is not held.
+    pub used_ms: Option<u64>,
     /// Everything its manifest reaches and names, itself first.
     pub parts: Vec<Part>,
 }
@@ -36,6 +71,16 @@ pub struct Removed {
     pub blobs: usize,
     /// Bytes on disk.
     pub bytes: u64,
+    /// Of these, bytes that the disk gets back only when the responses that are being sent have ended.
+    pub later_bytes: u64,
+}
+
+/// The parts of an image that others reach.
+#[derive(Default)]
+struct Reached {
+    /// Other images of the same repository.
+    here: HashSet<Digest>,
+    elsewhere: HashSet<Digest>,
 }
 
 impl Image {
@@ -47,66 +92,131 @@ impl Image {
     pub fn is_held(&self) -> bool {
         self.parts.first().is_some_and(|p| p.held.is_some())
     }
-}
 
-/// How a pin is called.
-pub fn pin_name(repository: &str, tag: &str) -> String {
-    format!("{repository}:{tag}")
+    /// How many of its parts are not held.
+    pub fn missing(&self) -> usize {
+        self.parts.iter().filter(|p| p.held.is_none()).count()
+    }
 }
 
 impl Store {
-    /// Every tag that is known, by name. Blocking: reads the whole table.
-    pub fn images(&self) -> Vec<Image> {
+    /// Every name that is known and what it points at, by name. Blocking: reads the whole table of tags.
+    pub fn image_names(&self) -> Vec<(ImageName, Digest)> {
+        let mut names = self.tagged();
+        let mut tagged: HashMap<Digest, BTreeSet<Arc<str>>> = HashMap::new();
+        for (name, digest) in &names {
+            tagged.entry(*digest).or_default().insert(name.repository.clone());
+        }
+        names.extend(self.untagged(&tagged));
+        names.sort_unstable();
+        names
+    }
+
+    fn tagged(&self) -> Vec<(ImageName, Digest)> {
         // What was noted a moment ago counts too.
         self.inner.database.settle();
-        let mut records = Vec::new();
+        let mut names = Vec::new();
+        let mut last: Arc<str> = "".into();
         let scan = self.inner.database.scan(Table::Tags, &[], |key, value| {
-            let name = key.iter().position(|b| *b == 0).and_then(|end| {
-                let (repository, tag) = (&key[..end], &key[end + 1..]);
-                Some((
-                    std::str::from_utf8(repository).ok()?.to_owned(),
-                    std::str::from_utf8(tag).ok()?.to_owned(),
-                ))
-            });
-            records.extend(name.zip(serde_json::from_slice::<TagRecord>(value).ok()));
+            let Some(end) = key.iter().position(|b| *b == 0) else {
+                return true;
+            };
+            let (Ok(repository), Ok(tag), Ok(record)) = (
+                std::str::from_utf8(&key[..end]),
+                std::str::from_utf8(&key[end + 1..]),
+                serde_json::from_slice::<TagRecord>(value),
+            ) else {
+                return true;
+            };
+            if *last != *repository {
+                last = repository.into();
+            }
+            let reference = tag.to_owned();
+            let name = ImageName {
+                repository: last.clone(),
+                reference,
+            };
+            names.push((name, record.digest));
             true
         });
         self.report(scan);
-        let index = self.inner.index();
-        let image = |((repository, tag), record): ((String, String), TagRecord)| {
-            let pinned = index.pin_of(&pin_name(&repository, &tag)).is_some();
-            let parts = parts(&index, &record.digest);
-            Image {
-                repository,
-                tag,
-                record,
-                pinned,
-                parts,
-            }
-        };
-        records.into_iter().map(image).collect()
+        names
     }
 
-    /// One tag.
-    pub fn image(&self, repository: &str, tag: &str) -> Option<Image> {
-        let record = (*self.tag(repository, tag)?).clone();
+    /// Held manifests of a repository that none of its tags points at and none of its manifests names.
+    fn untagged(&self, tagged: &HashMap<Digest, BTreeSet<Arc<str>>>) -> Vec<(ImageName, Digest)> {
+        let index = self.inner.index();
+        let manifests = || index.entries().filter(|(_, entry)| entry.kind != Kind::Blob);
+        let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
+        for (digest, entry) in manifests() {
+            for child in entry.kind.children().iter() {
+                if index.get(child).is_some_and(|child| child.kind != Kind::Blob) {
+                    parents.entry(*child).or_default().push(*digest);
+                }
+            }
+        }
+        let mut names = Vec::new();
+        for (digest, _) in manifests() {
+            for repository in index.links_of(digest) {
+                let is_tagged = tagged.get(digest).is_some_and(|set| set.contains(repository));
+                let is_named = || {
+                    let parents = parents.get(digest).into_iter().flatten();
+                    parents.into_iter().any(|parent| index.linked(repository, parent))
+                };
+                if !is_tagged && !is_named() {
+                    let name = ImageName {
+                        repository: repository.clone(),
+                        reference: digest.to_string(),
+                    };
+                    names.push((name, *digest));
+                }
+            }
+        }
+        names
+    }
+
+    /// Every image, by name. Blocking.
+    pub fn images(&self) -> Vec<Image> {
+        let names = self.image_names();
+        names
+            .iter()
+            .filter_map(|(name, _)| self.image(&name.repository, &name.reference))
+            .collect()
+    }
+
+    /// One image, by tag or by digest. `None` if nothing is known of it. Blocking, briefly.
+    pub fn image(&self, repository: &str, reference: &str) -> Option<Image> {
+        let name = ImageName::new(repository, reference);
+        let (digest, record) = self.target_of(&name)?;
         let index = self.inner.index();
         Some(Image {
-            repository: repository.to_owned(),
-            tag: tag.to_owned(),
-            pinned: index.pin_of(&pin_name(repository, tag)).is_some(),
-            parts: parts(&index, &record.digest),
+            pinned: index.pin_of(&name.to_string()).is_some(),
+            used_ms: index.get(&digest).map(|entry| entry.used_ms),
+            parts: parts(&index, &digest),
+            name,
+            digest,
             record,
         })
     }
 
-    /// Pins an image: what its tag reaches stays until [`Store::unpin`]. When the tag moves the pin moves with it.
-    /// `false` if the tag is not known.
-    pub fn pin(&self, repository: &str, tag: &str) -> bool {
-        let Some(record) = self.tag(repository, tag) else {
+    fn target_of(&self, name: &ImageName) -> Option<(Digest, Option<Arc<TagRecord>>)> {
+        let Some(digest) = name.digest() else {
+            let record = self.tag(&name.repository, &name.reference)?;
+            return Some((record.digest, Some(record)));
+        };
+        let index = self.inner.index();
+        let is_held = index.get(&digest).is_some() && index.linked(&name.repository, &digest);
+        (is_held || index.pin_of(&name.to_string()).is_some()).then_some((digest, None))
+    }
+
+    /// Pins an image, by tag or digest: what it reaches stays until [`Store::unpin`]. When a tag moves its pin moves
+    /// with it. `false` if nothing is known of it.
+    pub fn pin(&self, repository: &str, reference: &str) -> bool {
+        let name = ImageName::new(repository, reference);
+        let Some((digest, _)) = self.target_of(&name) else {
             return false;
         };
-        self.set_pin(&pin_name(repository, tag), record.digest);
+        self.set_pin(&name.to_string(), digest);
         true
     }
 
@@ -119,8 +229,8 @@ impl Store {
     }
 
     /// Lets go of a pin. `false` if there was none.
-    pub fn unpin(&self, repository: &str, tag: &str) -> bool {
-        let name = pin_name(repository, tag);
+    pub fn unpin(&self, repository: &str, reference: &str) -> bool {
+        let name = ImageName::new(repository, reference).to_string();
         let mut index = self.inner.index();
         let gone = index.unpin(&name).is_some();
         if gone {
@@ -131,9 +241,14 @@ impl Store {
         gone
     }
 
+    /// Waits until what was noted is on disk. Blocking. For answers that promise something.
+    pub fn settle(&self) {
+        self.inner.database.settle();
+    }
+
     /// Moves the pin of a tag that has moved.
     pub(super) fn move_pin(&self, repository: &str, tag: &str, digest: &Digest) {
-        let name = pin_name(repository, tag);
+        let name = ImageName::new(repository, tag).to_string();
         let moved = self.inner.index().pin_of(&name).is_some_and(|pinned| pinned != digest);
         if moved {
             self.set_pin(&name, *digest);
@@ -145,30 +260,70 @@ impl Store {
         self.inner.index().is_pinned(digest)
     }
 
-    /// Forgets a tag and deletes what no other tag reaches. Blocking. `None` if the tag is not known.
+    /// Tags of a repository that point at `digest`, in byte order. Blocking.
+    pub fn tags_at(&self, repository: &str, digest: &Digest) -> Vec<String> {
+        let mut tags = self.known_tags(repository);
+        tags.retain(|tag| self.tag(repository, tag).is_some_and(|record| record.digest == *digest));
+        tags
+    }
+
+    /// Forgets an image, by a tag or by its digest and then with every tag that points at that, and deletes what no
+    /// other image reaches. Blocking. `None` if nothing is known of it.
     ///
     /// What another repository also holds, and what is pinned, stays; the count says what really went.
-    pub fn remove_image(&self, repository: &str, tag: &str) -> Option<Removed> {
-        let record = self.tag(repository, tag)?;
-        self.unpin(repository, tag);
-        self.inner.tags.insert(tag_key(repository, tag), None);
-        self.inner
-            .database
-            .write_durably(vec![Op::Delete(Table::Tags, tag_key(repository, tag))]);
-        let others: BTreeSet<Digest> = self
-            .images()
-            .iter()
-            .flat_map(|image| image.parts.iter().map(|part| part.digest))
-            .collect();
+    pub fn remove_image(&self, repository: &str, reference: &str) -> Option<Removed> {
+        let name = ImageName::new(repository, reference);
+        let (root, _) = self.target_of(&name)?;
+        let tags = match name.digest() {
+            Some(digest) => self.tags_at(repository, &digest),
+            None => vec![reference.to_owned()],
+        };
+        self.unpin(repository, reference);
+        let mut ops = Vec::new();
+        for tag in tags {
+            self.unpin(repository, &tag);
+            self.inner.tags.insert(tag_key(repository, &tag), None);
+            ops.push(Op::Delete(Table::Tags, tag_key(repository, &tag)));
+        }
+        self.inner.database.write_durably(ops);
+        let others = self.reached_by_others(&ImageName::new(repository, &root.to_string()), &root);
+        let removed = self.drop_parts(repository, &root, &others);
+        // Lists of a repository of which nothing is left are of no use.
+        if self.known_tags(repository).is_empty() {
+            self.forget_lists(repository);
+        }
+        self.settle();
+        Some(removed)
+    }
+
+    fn reached_by_others(&self, own: &ImageName, root: &Digest) -> Reached {
+        let wanted: HashSet<Digest> = parts(&self.inner.index(), root).iter().map(|p| p.digest).collect();
+        let mut reached = Reached::default();
+        for (name, digest) in self.image_names() {
+            if name == *own {
+                continue;
+            }
+            let parts = parts(&self.inner.index(), &digest);
+            let parts = parts.iter().map(|p| p.digest).filter(|d| wanted.contains(d));
+            match name.repository == own.repository {
+                true => reached.here.extend(parts),
+                false => reached.elsewhere.extend(parts),
+            }
+        }
+        reached
+    }
+
+    fn drop_parts(&self, repository: &str, root: &Digest, others: &Reached) -> Removed {
         let mut removed = Removed::default();
         let mut index = self.inner.index();
-        for part in parts(&index, &record.digest) {
+        for part in parts(&index, root) {
             let Some(bytes) = part.held else { continue };
-            if others.contains(&part.digest) || index.is_pinned(&part.digest) {
+            if others.here.contains(&part.digest) {
                 continue;
             }
             // Held through another repository too: this one's claim goes, the bytes stay.
-            if index.linked_elsewhere(repository, &part.digest) {
+            let elsewhere = others.elsewhere.contains(&part.digest) || index.linked_elsewhere(repository, &part.digest);
+            if elsewhere || index.is_pinned(&part.digest) {
                 if index.unlink(repository, &part.digest) {
                     self.inner
                         .database
@@ -176,16 +331,14 @@ impl Store {
                 }
                 continue;
             }
+            if index.is_leased(&part.digest) {
+                removed.later_bytes += bytes;
+            }
             self.inner.drop_entry(&mut index, &part.digest);
             removed.blobs += 1;
             removed.bytes += bytes;
         }
-        drop(index);
-        // Lists of a repository of which nothing is left are of no use.
-        if self.known_tags(repository).is_empty() {
-            self.forget_lists(repository);
-        }
-        Some(removed)
+        removed
     }
 
     fn forget_lists(&self, repository: &str) {
@@ -204,29 +357,20 @@ impl Store {
             .write(keys.into_iter().map(|key| Op::Delete(Table::Lists, key)).collect());
     }
 
-    /// Bytes that only one image reaches, for each, and those that several share. In the order of `images`.
-    pub fn exclusive_bytes(images: &[Image]) -> Vec<u64> {
-        let mut owners: BTreeMap<Digest, u32> = BTreeMap::new();
-        for image in images {
-            let own: BTreeSet<Digest> = image.parts.iter().map(|p| p.digest).collect();
-            for digest in own {
-                *owners.entry(digest).or_default() += 1;
-            }
-        }
-        let exclusive = |image: &Image| {
-            let mut seen = BTreeSet::new();
-            let own = image
-                .parts
-                .iter()
-                .filter(|p| owners.get(&p.digest) == Some(&1) && seen.insert(p.digest));
-            own.filter_map(|p| p.held).sum()
-        };
-        images.iter().map(exclusive).collect()
+    /// Bytes on disk of a digest and all that it reaches.
+    pub fn held_bytes_of(&self, digest: &Digest) -> u64 {
+        let parts = parts(&self.inner.index(), digest);
+        parts.iter().filter_map(|part| part.held).sum()
+    }
+
+    /// The repositories that have shown that they hold a digest, in byte order.
+    pub fn links(&self, digest: &Digest) -> Vec<Arc<str>> {
+        self.inner.index().links_of(digest).cloned().collect()
     }
 }
 
 /// A digest and all it reaches and names, each once, itself first.
-fn parts(index: &Index, root: &Digest) -> Vec<Part> {
+pub(super) fn parts(index: &Index, root: &Digest) -> Vec<Part> {
     let mut seen = BTreeSet::from([*root]);
     let mut queue = vec![*root];
     let mut at = 0;

@@ -58,6 +58,8 @@ pub(super) struct Entry {
     tick: u64,
     /// Responses that are being sent from it.
     leases: u32,
+    /// Counted and in its place, but not in the database yet: nobody is told that it is held.
+    hidden: bool,
 }
 
 /// One upstream's part of the cache. The store knows only its name: a repository's key up to its first slash.
@@ -223,12 +225,35 @@ impl Index {
         self.entries.get(digest)
     }
 
+    /// The same, if a crash at this moment would not lose it.
+    pub(super) fn held(&self, digest: &Digest) -> Option<&Entry> {
+        self.get(digest).filter(|entry| !entry.hidden)
+    }
+
     pub(super) fn digests(&self) -> impl Iterator<Item = &Digest> {
         self.entries.keys()
     }
 
+    pub(super) fn entries(&self) -> impl Iterator<Item = (&Digest, &Entry)> {
+        self.entries.iter()
+    }
+
     pub(super) fn count(&self) -> usize {
         self.entries.len()
+    }
+
+    /// Whether a response is being sent from it.
+    pub(super) fn is_leased(&self, digest: &Digest) -> bool {
+        self.entries.get(digest).is_some_and(|entry| entry.leases > 0)
+    }
+
+    /// Bytes staged by transfers that nobody goes on with: the first to go.
+    pub(super) fn idle_staged_bytes(&self) -> u64 {
+        self.staged
+            .values()
+            .filter(|s| s.state == Staging::Idle)
+            .map(|s| s.bytes)
+            .sum()
     }
 
     /// Bytes on disk: held blobs, and staged or reserved ones.
@@ -260,11 +285,11 @@ impl Index {
     pub(super) fn insert(&mut self, digest: Digest, size: u64, used_ms: u64, kind: Kind, shelf: usize) {
         let old = self.take_out(&digest);
         let was_manifest = old.as_ref().is_some_and(|old| old.kind != Kind::Blob);
-        let (kind, shelf, leases) = match old {
+        let (kind, shelf, leases, hidden) = match old {
             // A manifest that is also fetched as a blob stays a manifest.
-            Some(old) if kind == Kind::Blob => (old.kind, old.shelf, old.leases),
-            Some(old) => (kind, old.shelf, old.leases),
-            None => (kind, shelf, 0),
+            Some(old) if kind == Kind::Blob => (old.kind, old.shelf, old.leases, old.hidden),
+            Some(old) => (kind, old.shelf, old.leases, old.hidden),
+            None => (kind, shelf, 0, false),
         };
         let tick = self.tick();
         let children = kind.children();
@@ -278,6 +303,7 @@ impl Index {
                 shelf,
                 tick,
                 leases,
+                hidden,
             },
         );
         self.enlist(&digest);
@@ -287,6 +313,12 @@ impl Index {
                 self.pin_tree(child, i64::from(pins));
             }
         }
+    }
+
+    /// Keeps an entry from [`Index::held`] until it is shown. Returns whether it is there.
+    pub(super) fn set_hidden(&mut self, digest: &Digest, hidden: bool) -> bool {
+        let entry = self.entries.get_mut(digest);
+        entry.map(|entry| entry.hidden = hidden).is_some()
     }
 
     /// Moves an entry to the young end, and with a manifest what it names. Returns whether it is held.
@@ -359,6 +391,11 @@ impl Index {
 
     pub(super) fn linked(&self, repository: &str, digest: &Digest) -> bool {
         self.links.get(digest).is_some_and(|set| set.contains(repository))
+    }
+
+    /// The repositories that have shown that they hold it, in byte order.
+    pub(super) fn links_of(&self, digest: &Digest) -> impl Iterator<Item = &Arc<str>> {
+        self.links.get(digest).into_iter().flatten()
     }
 
     /// Whether any repository but `repository` is linked to it.

@@ -14,6 +14,7 @@ mod privacy;
 mod records;
 mod space;
 mod startup;
+mod survey;
 mod verify;
 mod writer;
 
@@ -28,9 +29,10 @@ use bytes::Bytes;
 
 pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
-pub use images::{Image, Part, Removed};
+pub use images::{Image, ImageName, Part, Removed};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
-pub use verify::Verdict;
+pub use survey::{Row, Survey};
+pub use verify::{Check, Verdict};
 pub use writer::{Hashing, Remains, Writer, verify};
 
 use crate::config::Config;
@@ -139,7 +141,18 @@ impl Store {
         Store::open_with(config, None)
     }
 
-    /// The same on a disk that fails when it is told to; for tests.
+    /// Opens a folder that no proxy runs on, for a look or for repairs: whatever the limits are, nothing is evicted.
+    /// The proxy may have had others than this process was told.
+    pub fn open_at_rest(config: &Config) -> Result<Store, StoreError> {
+        let mut config = config.clone();
+        (config.cache.max_size, config.cache.min_free) = (u64::MAX, 0);
+        for upstream in &mut config.upstreams {
+            upstream.max_size = None;
+        }
+        Store::open(&config)
+    }
+
+    /// [`Store::open`] on a disk that fails when it is told to; for tests.
     pub fn open_with(config: &Config, faults: Option<Faults>) -> Result<Store, StoreError> {
         let cache = &config.cache;
         let tree = Tree::new(&cache.path);
@@ -198,14 +211,14 @@ impl Store {
 
     /// Bytes of a held blob. Memory only.
     pub fn size(&self, digest: &Digest) -> Option<u64> {
-        self.inner.index().get(digest).map(|e| e.size)
+        self.inner.index().held(digest).map(|e| e.size)
     }
 
     /// Media type of a held manifest. Memory only.
     pub fn media_type(&self, digest: &Digest) -> Option<Arc<str>> {
         self.inner
             .index()
-            .get(digest)
+            .held(digest)
             .and_then(|e| e.kind.media_type().cloned())
     }
 
@@ -414,6 +427,12 @@ impl Store {
             evicted: self.inner.evicted.load(Ordering::Relaxed),
             shelves: index.shelves(),
         }
+    }
+
+    /// Evicts for what the index has grown by: tags, links and lists come in without anything being admitted (L5).
+    /// Blocking.
+    pub fn keep_limit(&self) {
+        self.inner.evict_for_index();
     }
 
     /// How the disk failed, if it did in the last minute.

@@ -122,6 +122,15 @@ impl Inner {
         }
     }
 
+    /// Evicts for what the index itself has grown by. Blocking.
+    pub(super) fn evict_for_index(&self) {
+        let is_over = || self.used_bytes(&self.index()) > self.max_size;
+        // What is evicted has to be written down too; that takes less each time.
+        while is_over() && self.evict_down() {
+            self.database.settle();
+        }
+    }
+
     /// Bytes that must go so that `min_free` stays free after `more`, and after all that has been promised already.
     fn lacking_free(&self, index: &Index, more: u64) -> u64 {
         let Ok(stat) = rustix::fs::statvfs(self.tree.root()) else {
@@ -174,12 +183,12 @@ impl Inner {
     }
 
     /// Moves a verified blob into its place and enters it, in one: whoever evicts it takes away this file and no
-    /// other. What it returns tells when the database has it too.
+    /// other. What it returns tells when the database has it too; then it is to be shown.
     pub(super) fn admit(&self, arrival: &Arrival<'_>) -> Result<Receiver<bool>, StoreError> {
         let now = unix_ms();
         let (digest, repository) = (&arrival.digest, arrival.repository);
         let place = self.tree.blob(digest);
-        let noted = {
+        {
             let mut index = self.index();
             self.disk
                 .rename(arrival.path, &place)
@@ -189,8 +198,11 @@ impl Inner {
             }
             index.sub_small(arrival.small);
             let shelf = index.shelf(repository);
+            let is_new = index.get(digest).is_none();
             index.insert(*digest, arrival.size, now, arrival.kind.clone(), shelf);
-            index.link(&repository.into(), digest);
+            if is_new {
+                index.set_hidden(digest, true);
+            }
             let record = index.get(digest).map(|entry| BlobRecord::of(entry, repository));
             let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
             ops.extend(
@@ -198,10 +210,24 @@ impl Inner {
                     .and_then(|r| serde_json::to_vec(&r).ok())
                     .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
             );
-            self.database.write_noted(ops)
-        };
+            self.database.write(ops);
+        }
         self.evict_down();
-        Ok(noted)
+        // Behind the record and behind what went for it: the index is as large then as all that makes it.
+        Ok(self.database.write_noted(Vec::new()))
+    }
+
+    /// From now on it is served as held, to `repository`. Not before the database has it: a crash would leave a
+    /// file that is linked to nobody, and what was just answered as a hit would need the upstream again (L6).
+    pub(super) fn show(&self, digest: &Digest, repository: &str) {
+        let mut index = self.index();
+        if index.set_hidden(digest, false) {
+            index.link(&repository.into(), digest);
+        } else {
+            // Evicted meanwhile, by somebody who knew nothing of this link.
+            self.database
+                .write(vec![Op::Delete(Table::Links, link_key(repository, digest))]);
+        }
     }
 
     /// A writer is done with `digest`; `left` bytes stay staged.

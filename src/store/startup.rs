@@ -127,6 +127,8 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
         inner.forget_if_gone(&digest);
     }
     inner.evict_down();
+    inner.database.settle();
+    inner.evict_for_index();
     Ok(())
 }
 

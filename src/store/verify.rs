@@ -1,11 +1,13 @@
 //! Looking for rot: what is held, hashed again.
 
 use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use super::database::{Op, Table};
 use super::index::on_disk;
-use super::writer::{Hashing, hash_file};
+use super::writer::Hashing;
 use super::{Inner, Store, unlink};
 use crate::oci::Digest;
 
@@ -39,8 +41,12 @@ impl Verdict {
 
 /// Where a background pass has come to, in [`Table::Meta`].
 const CURSOR: &[u8] = b"verify-cursor";
+/// When the last full pass ended, in [`Table::Meta`].
+const FINISHED: &[u8] = b"verify-finished";
 /// Damaged blobs kept for a look at what happened to them.
 const QUARANTINED: usize = 4;
+/// Bytes hashed between two looks at whether to go on.
+const STEP_BYTES: usize = 1 << 20;
 
 impl Inner {
     /// Deletes what is put aside but for the last few small ones. Gives the bytes on disk that are left, a damaged
@@ -71,30 +77,99 @@ impl Inner {
     }
 }
 
-impl Store {
-    /// Hashes one held blob. Blocking, for as long as that takes.
-    pub fn check(&self, digest: &Digest) -> Verdict {
-        let Some(size) = self.size(digest) else {
-            return Verdict::Gone;
-        };
-        let path = self.inner.tree.blob(digest);
-        let mut hashing = Hashing::new(*digest);
-        let hashed = File::open(&path).and_then(|file| hash_file(&file, &mut hashing));
-        let verdict = match hashed {
-            Ok(()) if hashing.len() == size && hashing.verify().is_ok() => Verdict::Right,
-            Ok(()) => Verdict::Wrong,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Verdict::Missing,
+/// One held blob being hashed, a step at a time, so that whoever does it can pause, slow down or stop.
+pub struct Check {
+    store: Store,
+    digest: Digest,
+    size: u64,
+    opened: std::io::Result<(File, u64)>,
+    hashing: Hashing,
+    buffer: Vec<u8>,
+}
+
+impl Check {
+    /// Hashes on. Blocking, briefly. Gives how many bytes; 0 at the end, which may be an early one.
+    pub fn step(&mut self) -> u64 {
+        let Ok((file, _)) = &mut self.opened else { return 0 };
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; STEP_BYTES];
+        }
+        match file.read(&mut self.buffer) {
+            Ok(n) => {
+                self.hashing.update(&self.buffer[..n]);
+                n as u64
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => self.step(),
             Err(error) => {
-                tracing::error!(%digest, path = %path.display(), %error, "a held blob cannot be read");
-                Verdict::Wrong
+                self.opened = Err(error);
+                0
+            }
+        }
+    }
+
+    /// What came of it, once a step gave 0.
+    pub fn finish(self) -> Verdict {
+        let path = self.store.inner.tree.blob(&self.digest);
+        let (verdict, inode) = match &self.opened {
+            Ok((_, inode)) if self.hashing.len() == self.size && self.hashing.verify().is_ok() => {
+                (Verdict::Right, Some(*inode))
+            }
+            Ok((_, inode)) => (Verdict::Wrong, Some(*inode)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (Verdict::Missing, None),
+            Err(error) => {
+                tracing::error!(digest = %self.digest, path = %path.display(), %error, "a held blob cannot be read");
+                (Verdict::Wrong, None)
             }
         };
-        // Evicted while it was hashed: nothing can be said, and nothing is wrong.
-        if verdict.is_bad() && self.size(digest).is_none() {
+        if !verdict.is_bad() {
+            return verdict;
+        }
+        // Evicted, or evicted and fetched again, while it was hashed: what was read is not what is held.
+        let now = std::fs::metadata(&path).ok().map(|meta| meta.ino());
+        let is_another = match verdict {
+            Verdict::Missing => now.is_some(),
+            _ => inode.is_some() && now.is_some() && now != inode,
+        };
+        if is_another || self.store.size(&self.digest).is_none() {
             Verdict::Gone
         } else {
             verdict
         }
+    }
+}
+
+impl Store {
+    /// Opens a held blob to hash it. `None` if it is not held. Does not count as a use. Blocking, briefly.
+    pub fn begin_check(&self, digest: &Digest) -> Option<Check> {
+        let size = self.size(digest)?;
+        let opened = File::open(self.inner.tree.blob(digest)).and_then(|file| {
+            let inode = file.metadata()?.ino();
+            Ok((file, inode))
+        });
+        Some(Check {
+            store: self.clone(),
+            digest: *digest,
+            size,
+            opened,
+            hashing: Hashing::new(*digest),
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Hashes one held blob. Blocking, for as long as that takes.
+    pub fn check(&self, digest: &Digest) -> Verdict {
+        let Some(mut check) = self.begin_check(digest) else {
+            return Verdict::Gone;
+        };
+        while check.step() > 0 {}
+        check.finish()
+    }
+
+    /// A held manifest's bytes, read without counting as a use. `None` if it is not held or not right. Blocking.
+    pub fn peek_manifest(&self, digest: &Digest) -> Option<Vec<u8>> {
+        self.media_type(digest)?;
+        let bytes = std::fs::read(self.inner.tree.blob(digest)).ok()?;
+        super::verify(digest, &bytes).is_ok().then_some(bytes)
     }
 
     /// Lets go of a damaged blob: it is put aside and fetched again when somebody asks for it. Blocking.
@@ -135,10 +210,29 @@ impl Store {
         Digest::from_key(&key)
     }
 
-    pub fn set_verify_cursor(&self, digest: Option<&Digest>) {
-        self.inner.database.write(vec![match digest {
-            Some(digest) => Op::Put(Table::Meta, CURSOR.to_vec(), digest.to_key()),
-            None => Op::Delete(Table::Meta, CURSOR.to_vec()),
-        }]);
+    pub fn set_verify_cursor(&self, digest: &Digest) {
+        let op = Op::Put(Table::Meta, CURSOR.to_vec(), digest.to_key());
+        self.inner.database.write(vec![op]);
+    }
+
+    /// When everything held had been hashed for the last time, Unix milliseconds.
+    pub fn verify_finished_ms(&self) -> Option<u64> {
+        let value = self.inner.database.get(Table::Meta, FINISHED).ok()??;
+        Some(u64::from_le_bytes(value.try_into().ok()?))
+    }
+
+    /// Notes that a full pass has ended; the next one begins at the first blob. Blocking.
+    pub fn set_verify_finished(&self, now_ms: u64) {
+        self.inner.database.write_durably(vec![
+            Op::Put(Table::Meta, FINISHED.to_vec(), now_ms.to_le_bytes().to_vec()),
+            Op::Delete(Table::Meta, CURSOR.to_vec()),
+        ]);
+    }
+
+    /// How many blobs are put aside, and what they take.
+    pub(super) fn quarantined(&self) -> (usize, u64) {
+        let entries = std::fs::read_dir(self.inner.tree.quarantine()).into_iter().flatten();
+        let sizes = entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.blocks() * 512));
+        sizes.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes))
     }
 }

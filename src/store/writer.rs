@@ -271,13 +271,15 @@ impl Writer {
         self.place.counted = false;
         self.place.small = 0;
         let place = store.tree.blob(&digest);
-        store
+        let synced = store
             .disk
             .sync_folder_of(&place)
-            .map_err(|error| store.failed("sync the folder of", &place, error))?;
+            .map_err(|error| store.failed("sync the folder of", &place, error));
         // Nothing more can be done if it cannot be written down; the file is found again at the next start.
         let _ = noted.recv();
-        Ok(())
+        store.show(&digest, repository);
+        store.evict_for_index();
+        synced
     }
 
     /// Throws the staged bytes away.

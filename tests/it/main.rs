@@ -7,7 +7,9 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admin;
 mod blobs;
+mod commands;
 mod config;
 mod demo;
 mod disk;
@@ -19,6 +21,7 @@ mod pressure;
 mod privacy;
 mod questions;
 mod referrers;
+mod rot;
 mod serving;
 mod support_works;
 mod tags;

@@ -71,6 +71,13 @@ impl Ask {
         self.open(to).await.rest().await
     }
 
+    /// The answer's head, from a server that may go away at any time.
+    pub async fn try_open(self, to: SocketAddr) -> io::Result<Exchange> {
+        let mut connection = Connection::try_open(to).await?;
+        within("the request to be taken", connection.stream.write_all(&self.encode(to))).await?;
+        connection.try_answer(self.method == "HEAD").await
+    }
+
     /// The answer's head; its body as the test asks for it.
     pub async fn open(self, to: SocketAddr) -> Exchange {
         Connection::open(to).await.exchange(&self).await
@@ -269,7 +276,15 @@ impl Connection {
     }
 
     /// The head of the answer to what was written.
-    pub async fn answer(mut self, to_head: bool) -> Exchange {
+    pub async fn answer(self, to_head: bool) -> Exchange {
+        match self.try_answer(to_head).await {
+            Ok(exchange) => exchange,
+            Err(error) => panic!("no answer: {error}"),
+        }
+    }
+
+    /// The same, where the server may go away before there is any.
+    async fn try_answer(mut self, to_head: bool) -> io::Result<Exchange> {
         let what = format!("an answer from {}", self.to);
         let head = loop {
             if let Some(at) = self.buffer.windows(4).position(|four| four == b"\r\n\r\n") {
@@ -281,10 +296,9 @@ impl Connection {
                 }
                 break text;
             }
-            match within(&what, self.stream.read_buf(&mut self.buffer)).await {
-                Ok(0) => panic!("the connection was closed without an answer; got {:?}", self.buffer),
-                Ok(_) => {}
-                Err(error) => panic!("no answer: {error}; got {:?}", self.buffer),
+            if within(&what, self.stream.read_buf(&mut self.buffer)).await? == 0 {
+                let got = format!("the connection was closed without an answer; got {:?}", self.buffer);
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, got));
             }
         };
         let mut lines = head.split("\r\n");
@@ -300,7 +314,7 @@ impl Connection {
         };
         let headers = Headers(lines.map(split).collect());
         let left = framing(status, &headers, to_head);
-        Exchange {
+        Ok(Exchange {
             connection: self,
             status,
             headers,
@@ -308,7 +322,7 @@ impl Connection {
             left,
             end: None,
             to_head,
-        }
+        })
     }
 }
 

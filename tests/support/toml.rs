@@ -58,6 +58,11 @@ impl Toml {
         self.set(&["upstream", name], key, value)
     }
 
+    pub fn remove_upstream(&mut self, name: &str) {
+        let upstreams = self.0.get_mut("upstream").and_then(::toml::Value::as_table_mut);
+        upstreams.expect("upstreams").remove(name).expect("that upstream");
+    }
+
     pub fn parse(text: &str) -> Toml {
         Toml(text.parse().expect("a configuration in TOML"))
     }

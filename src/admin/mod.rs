@@ -1,0 +1,298 @@
+//! What an operator may ask of Larder: plain functions, and views of what they give. No HTTP.
+//!
+//! [`Admin`] stands in front of store, service and verification; `views` is what it shows, `show` makes those from
+//! what the floors below say, `names` reads what images are called, `error` says why not.
+
+pub mod error;
+mod names;
+mod pattern;
+mod show;
+pub mod views;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use error::AdminError;
+
+use crate::jobs::{Progress, Verifier};
+use crate::oci::Reference;
+use crate::pull::Pull;
+use crate::store::{ImageName, Store};
+use names::Wanted;
+use views::{
+    DuView, ImageList, ImageRow, ImageView, PinView, RefreshView, RemovedView, StatsView, UpstreamView, VerifyView,
+};
+
+/// Longest page (R-X20).
+pub const MOST_ROWS: usize = 1000;
+
+/// Limits that are shown in place of the store's own, which are lifted while a folder is at rest.
+#[derive(Clone, Debug, Default)]
+pub struct Limits {
+    pub max_bytes: u64,
+    /// By the upstream's name.
+    pub upstreams: BTreeMap<String, u64>,
+}
+
+/// The operators' counter. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pull: Arc<Pull>,
+    verifier: Arc<Verifier>,
+    limits: Limits,
+    started: Instant,
+}
+
+impl Admin {
+    pub fn new(pull: Arc<Pull>, verifier: Arc<Verifier>, limits: Limits) -> Admin {
+        Admin {
+            inner: Arc::new(Inner {
+                pull,
+                verifier,
+                limits,
+                started: Instant::now(),
+            }),
+        }
+    }
+
+    fn store(&self) -> &Store {
+        self.inner.pull.store()
+    }
+
+    /// Runs disk work off the async threads.
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce(&Admin) -> T + Send + 'static) -> Result<T, AdminError> {
+        let admin = self.clone();
+        let working = tokio::task::spawn_blocking(move || work(&admin));
+        working.await.map_err(|_| AdminError::Dropped)
+    }
+
+    /// Images whose name fits `pattern`, in the order of names, after `after`; at most `limit`, and [`MOST_ROWS`].
+    pub async fn images(
+        &self,
+        pattern: Option<String>,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<ImageList, AdminError> {
+        let limit = limit.clamp(1, MOST_ROWS);
+        let (pattern, after) = (pattern.unwrap_or_default(), after.unwrap_or_default());
+        self.work(move |admin| {
+            let mut names: Vec<(String, ImageName)> = admin
+                .store()
+                .image_names()
+                .into_iter()
+                .map(|(name, _)| (name.to_string(), name))
+                .filter(|(shown, _)| *shown > after && pattern::fits(&pattern, shown))
+                .collect();
+            names.sort_unstable();
+            let more = names.len() > limit;
+            names.truncate(limit);
+            let next = names.last().filter(|_| more).map(|(shown, _)| shown.clone());
+            let image = |(_, name): &(String, ImageName)| admin.store().image(&name.repository, &name.reference);
+            let images = names.iter().filter_map(image);
+            ImageList {
+                images: images.map(|image| ImageRow::of(&image)).collect(),
+                next,
+            }
+        })
+        .await
+    }
+
+    pub async fn inspect(&self, text: &str) -> Result<ImageView, AdminError> {
+        let wanted = self.wanted(text).await?;
+        self.work(move |admin| {
+            let image = admin.store().image(&wanted.key, &wanted.reference());
+            let image = image.ok_or_else(|| AdminError::NotHeld(wanted.to_string()))?;
+            Ok(ImageView::of(admin.store(), &image))
+        })
+        .await?
+    }
+
+    /// The totals, and the largest images; at most `limit`, and [`MOST_ROWS`].
+    pub async fn du(&self, limit: usize) -> Result<DuView, AdminError> {
+        let limit = limit.clamp(1, MOST_ROWS);
+        self.work(move |admin| {
+            let (usage, survey) = (admin.store().usage(), admin.store().survey());
+            let mut view = DuView::of(&usage, survey, limit);
+            view.max_bytes = admin.inner.limits.max_bytes;
+            view.path = admin.store().path().display().to_string();
+            view
+        })
+        .await
+    }
+
+    pub fn stats(&self) -> StatsView {
+        let usage = self.store().usage();
+        let pull = &self.inner.pull;
+        let paused: BTreeMap<String, u64> = pull
+            .paused()
+            .iter()
+            .map(|(name, left)| (name.to_string(), left.as_secs().max(1)))
+            .collect();
+        let troubles: BTreeMap<String, &str> = pull.troubles().into_iter().collect();
+        let limits = &self.inner.limits;
+        let held: BTreeMap<String, u64> = usage
+            .shelves
+            .iter()
+            .filter(|(name, ..)| !name.is_empty())
+            .map(|(name, bytes, _)| (name.to_string(), *bytes))
+            .collect();
+        let mut names: Vec<&String> = held
+            .keys()
+            .chain(paused.keys())
+            .chain(troubles.keys())
+            .chain(limits.upstreams.keys())
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        let upstream = |name: &String| UpstreamView {
+            held_bytes: held.get(name).copied().unwrap_or(0),
+            max_bytes: limits.upstreams.get(name).copied(),
+            paused_seconds: paused.get(name).copied(),
+            trouble: troubles.get(name).map(|why| (*why).to_owned()),
+            name: name.clone(),
+        };
+        StatsView {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: self.inner.started.elapsed().as_secs(),
+            path: self.store().path().display().to_string(),
+            used_bytes: usage.used_bytes,
+            max_bytes: limits.max_bytes,
+            staged_bytes: usage.staged_bytes,
+            index_bytes: usage.index_bytes,
+            blobs: usage.blobs,
+            evicted: usage.evicted,
+            requests: pull.tally().counts().map(|(word, n)| (word.to_owned(), n)).collect(),
+            transfers: pull.transfers(),
+            upstreams: names.into_iter().map(upstream).collect(),
+            disk_trouble: self.store().trouble(),
+            verify: self.verification(),
+        }
+    }
+
+    pub async fn pin(&self, text: &str) -> Result<PinView, AdminError> {
+        self.set_pin(text, true).await
+    }
+
+    pub async fn unpin(&self, text: &str) -> Result<PinView, AdminError> {
+        self.set_pin(text, false).await
+    }
+
+    async fn set_pin(&self, text: &str, pinned: bool) -> Result<PinView, AdminError> {
+        let wanted = self.wanted(text).await?;
+        self.work(move |admin| {
+            let (store, key, reference) = (admin.store(), &wanted.key, wanted.reference());
+            // Looked at first: what was pinned and is gone is not known any more once it is let go of.
+            let image = store.image(key, &reference);
+            let done = match pinned {
+                true => store.pin(key, &reference),
+                false => store.unpin(key, &reference),
+            };
+            if !done {
+                return Err(match image {
+                    Some(_) => AdminError::NotPinned(wanted.to_string()),
+                    None => AdminError::NotHeld(wanted.to_string()),
+                });
+            }
+            // A pin is a promise: it is on disk before it is given.
+            store.settle();
+            Ok(PinView {
+                name: wanted.to_string(),
+                pinned,
+                held_bytes: image.as_ref().map_or(0, |image| image.held_bytes()),
+                missing: image.map_or(0, |image| image.missing()),
+            })
+        })
+        .await?
+    }
+
+    /// Forgets an image and frees what only it reaches. A pinned one goes only by `force`.
+    pub async fn remove(&self, text: &str, force: bool) -> Result<RemovedView, AdminError> {
+        let wanted = self.wanted(text).await?;
+        self.work(move |admin| {
+            let (store, key, reference) = (admin.store(), &wanted.key, wanted.reference());
+            let not_held = || AdminError::NotHeld(wanted.to_string());
+            let image = store.image(key, &reference).ok_or_else(not_held)?;
+            if !force {
+                // By its digest an image goes with every tag that points at it.
+                let tags = match wanted.reference {
+                    Reference::Digest(digest) => store.tags_at(key, &digest),
+                    Reference::Tag(_) => Vec::new(),
+                };
+                let pinned_tag = tags
+                    .iter()
+                    .find(|tag| store.image(key, tag).is_some_and(|image| image.pinned))
+                    .map(|tag| ImageName::new(key, tag).to_string());
+                if let Some(name) = pinned_tag.or(image.pinned.then(|| wanted.to_string())) {
+                    return Err(AdminError::Pinned(name));
+                }
+            }
+            let removed = store.remove_image(key, &reference).ok_or_else(not_held)?;
+            Ok(RemovedView {
+                name: wanted.to_string(),
+                freed_bytes: removed.bytes,
+                blobs: removed.blobs,
+                later_bytes: removed.later_bytes,
+            })
+        })
+        .await?
+    }
+
+    /// Asks the upstream about a tag now. What is held stays held, whatever it says.
+    pub async fn refresh(&self, text: &str) -> Result<RefreshView, AdminError> {
+        let Wanted { target, reference, key } = self.wanted(text).await?;
+        let name = ImageName::new(&key, &reference.to_string()).to_string();
+        let Reference::Tag(tag) = reference else {
+            return Err(AdminError::NoTag(name));
+        };
+        let target = target.map_err(AdminError::Name)?;
+        let (repository, asked) = (key.clone(), tag.clone());
+        let before = self
+            .work(move |admin| admin.store().tag(&repository, asked.as_str()))
+            .await?
+            .map(|record| record.digest);
+        let answer = self.inner.pull.refresh(&target, &tag).await;
+        let answer = answer.map_err(|error| AdminError::Refresh {
+            image: name.clone(),
+            error,
+        })?;
+        Ok(RefreshView {
+            name,
+            moved: before.is_some_and(|before| before != answer.digest),
+            before: before.map(|digest| digest.to_string()),
+            digest: answer.digest.to_string(),
+        })
+    }
+
+    /// Starts hashing everything held, or joins who does.
+    pub fn verify(&self, repair: bool) -> Result<VerifyView, AdminError> {
+        self.inner.verifier.start(repair)?;
+        Ok(self.verification())
+    }
+
+    /// How far that has come.
+    pub fn verification(&self) -> VerifyView {
+        self.show(&self.inner.verifier.progress())
+    }
+
+    /// Ends it before its end.
+    pub fn cancel_verify(&self) -> VerifyView {
+        self.inner.verifier.cancel();
+        self.verification()
+    }
+
+    /// The next change of [`Admin::verification`].
+    pub async fn verification_changed(&self) {
+        // Never closed: the sender is the verifier's, and that is ours.
+        let _ = self.inner.verifier.watch().changed().await;
+    }
+
+    fn show(&self, progress: &Progress) -> VerifyView {
+        VerifyView::of(progress, self.inner.verifier.idle(), self.store().verify_finished_ms())
+    }
+}

@@ -1,0 +1,214 @@
+//! Views, made from what store and jobs say.
+
+use std::sync::atomic::Ordering;
+
+use serde::Deserialize;
+
+use super::views::{
+    BackgroundView, DuRow, DuView, FoundView, ImageRow, ImageView, LayerView, MoveView, PlatformView, VerifyView,
+};
+use crate::jobs::{Found, Idle, Phase, Progress, Repair};
+use crate::oci::Digest;
+use crate::oci::manifest::Manifest;
+use crate::store::{Image, Row, Store, Survey, Usage};
+
+impl ImageRow {
+    pub(super) fn of(image: &Image) -> ImageRow {
+        ImageRow {
+            name: image.name.to_string(),
+            digest: image.digest.to_string(),
+            held_bytes: image.held_bytes(),
+            parts: image.parts.len() - image.missing(),
+            missing: image.missing(),
+            pinned: image.pinned,
+            checked_ms: image.record.as_ref().map(|record| record.checked_ms),
+            used_ms: image.used_ms.filter(|ms| *ms > 0),
+        }
+    }
+}
+
+impl ImageView {
+    /// Blocking: reads manifests.
+    pub(super) fn of(store: &Store, image: &Image) -> ImageView {
+        let row = ImageRow::of(image);
+        let document = store.peek_manifest(&image.digest);
+        let media_type = store
+            .media_type(&image.digest)
+            .or_else(|| image.record.as_ref().map(|record| record.media_type.clone()));
+        let platforms = document.as_deref().map(|bytes| platforms(store, bytes));
+        let platforms = platforms.unwrap_or_default();
+        let is_index = !platforms.is_empty();
+        let moves = image.record.iter().flat_map(|record| &record.moves);
+        ImageView {
+            held: image.is_held(),
+            media_type: media_type.map(|text| text.to_string()),
+            layers: match &document {
+                Some(bytes) if !is_index => layers(store, bytes),
+                _ => Vec::new(),
+            },
+            platforms,
+            moves: moves
+                .map(|earlier| MoveView {
+                    digest: earlier.digest.to_string(),
+                    until_ms: earlier.until_ms,
+                    held: store.size(&earlier.digest).is_some(),
+                })
+                .collect(),
+            links: store.links(&image.digest).iter().map(ToString::to_string).collect(),
+            name: row.name,
+            digest: row.digest,
+            held_bytes: row.held_bytes,
+            parts: row.parts,
+            missing: row.missing,
+            pinned: row.pinned,
+            checked_ms: row.checked_ms,
+            used_ms: row.used_ms,
+        }
+    }
+}
+
+/// What `inspect` reads of an index beside what everybody reads.
+#[derive(Deserialize)]
+struct Index {
+    #[serde(default)]
+    manifests: Vec<Entry>,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    digest: String,
+    platform: Option<Platform>,
+}
+
+#[derive(Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    variant: Option<String>,
+}
+
+impl Platform {
+    fn show(&self) -> String {
+        let words = [self.os.as_str(), &self.architecture];
+        let words = words.into_iter().chain(self.variant.as_deref());
+        words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("/")
+    }
+}
+
+/// Empty for everything that is no index.
+fn platforms(store: &Store, bytes: &[u8]) -> Vec<PlatformView> {
+    let Ok(index) = serde_json::from_slice::<Index>(bytes) else {
+        return Vec::new();
+    };
+    let view = |entry: Entry| {
+        let digest: Digest = entry.digest.parse().ok()?;
+        let document = store.peek_manifest(&digest);
+        Some(PlatformView {
+            platform: entry.platform.map(|platform| platform.show()).unwrap_or_default(),
+            digest: entry.digest,
+            held: store.size(&digest).is_some(),
+            held_bytes: store.held_bytes_of(&digest),
+            layers: document.map(|bytes| layers(store, &bytes)).unwrap_or_default(),
+        })
+    };
+    index.manifests.into_iter().filter_map(view).collect()
+}
+
+fn layers(store: &Store, bytes: &[u8]) -> Vec<LayerView> {
+    let Ok(manifest) = Manifest::parse(bytes, None) else {
+        return Vec::new();
+    };
+    let view = |descriptor: crate::oci::manifest::Descriptor| LayerView {
+        held: store.size(&descriptor.digest).is_some(),
+        digest: descriptor.digest.to_string(),
+        media_type: descriptor.media_type,
+        size: descriptor.size,
+    };
+    manifest.descriptors.into_iter().map(view).collect()
+}
+
+impl DuView {
+    pub(super) fn of(usage: &Usage, survey: Survey, limit: usize) -> DuView {
+        let mut rows = survey.rows;
+        rows.sort_by_cached_key(|row| {
+            (
+                std::cmp::Reverse(row.exclusive_bytes + row.shared_bytes),
+                row.name.to_string(),
+            )
+        });
+        let more = rows.len().saturating_sub(limit);
+        DuView {
+            used_bytes: usage.used_bytes,
+            staged_bytes: usage.staged_bytes,
+            index_bytes: usage.index_bytes,
+            held_bytes: survey.held_bytes,
+            shared_bytes: survey.shared_bytes,
+            exclusive_bytes: rows.iter().map(|row| row.exclusive_bytes).sum(),
+            loose_bytes: survey.loose_bytes,
+            loose_blobs: survey.loose_blobs,
+            pinned_bytes: survey.pinned_bytes,
+            leased_bytes: survey.leased_bytes,
+            evictable_bytes: survey.evictable_bytes,
+            quarantine_bytes: survey.quarantine_bytes,
+            quarantined: survey.quarantined,
+            images: rows.iter().take(limit).map(DuRow::of).collect(),
+            more,
+            ..DuView::default()
+        }
+    }
+}
+
+impl DuRow {
+    fn of(row: &Row) -> DuRow {
+        DuRow {
+            name: row.name.to_string(),
+            exclusive_bytes: row.exclusive_bytes,
+            shared_bytes: row.shared_bytes,
+            parts: row.blobs,
+            missing: row.missing,
+            pinned: row.pinned,
+        }
+    }
+}
+
+impl VerifyView {
+    pub(super) fn of(progress: &Progress, idle: &Idle, finished_ms: Option<u64>) -> VerifyView {
+        let has_run = progress.phase != Phase::Never;
+        VerifyView {
+            state: progress.phase.as_str().to_owned(),
+            repair: progress.repair,
+            started_ms: has_run.then_some(progress.started_ms),
+            finished_ms: progress.finished_ms,
+            blobs: progress.blobs,
+            blobs_total: progress.blobs_total,
+            bytes: progress.bytes,
+            bytes_total: progress.bytes_total,
+            bad: progress.bad,
+            repaired: progress.repaired,
+            found: progress.found.iter().map(FoundView::of).collect(),
+            background: BackgroundView {
+                blobs: idle.blobs.load(Ordering::Relaxed),
+                bytes: idle.bytes.load(Ordering::Relaxed),
+                bad: idle.bad.load(Ordering::Relaxed),
+                finished_ms,
+            },
+        }
+    }
+}
+
+impl FoundView {
+    fn of(found: &Found) -> FoundView {
+        FoundView {
+            digest: found.digest.to_string(),
+            found: found.verdict.as_str().to_owned(),
+            repositories: found.repositories.iter().map(ToString::to_string).collect(),
+            repaired: found.repair == Repair::Fetched,
+            error: match &found.repair {
+                Repair::Failed(why) => Some(why.clone()),
+                Repair::Left | Repair::Fetched => None,
+            },
+        }
+    }
+}

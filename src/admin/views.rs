@@ -1,0 +1,226 @@
+//! What operators are shown, as data. The same whether it comes over the admin API or straight from a folder.
+//!
+//! Bytes are those of the disk unless a name says otherwise; times are Unix milliseconds.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A page of images, in the order of their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageList {
+    pub images: Vec<ImageRow>,
+    /// Where the next page begins: its `after`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRow {
+    /// `docker.io/library/alpine:3.22`, or `…@sha256:…` for what no tag points at.
+    pub name: String,
+    pub digest: String,
+    pub held_bytes: u64,
+    /// Manifests and blobs that are held.
+    pub parts: usize,
+    /// Those that it names and that are not held; other platforms, mostly.
+    pub missing: usize,
+    pub pinned: bool,
+    /// When the upstream last confirmed the tag.
+    pub checked_ms: Option<u64>,
+    pub used_ms: Option<u64>,
+}
+
+/// One image in full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageView {
+    pub name: String,
+    pub digest: String,
+    pub media_type: Option<String>,
+    /// Whether the manifest itself is held.
+    pub held: bool,
+    pub held_bytes: u64,
+    pub parts: usize,
+    pub missing: usize,
+    pub pinned: bool,
+    pub checked_ms: Option<u64>,
+    pub used_ms: Option<u64>,
+    /// Of an index: the images that it names.
+    pub platforms: Vec<PlatformView>,
+    /// Of an image: its configuration and layers, in order.
+    pub layers: Vec<LayerView>,
+    /// Where the tag pointed before, oldest first.
+    pub moves: Vec<MoveView>,
+    /// Repositories that have shown that they hold the manifest.
+    pub links: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlatformView {
+    /// `linux/arm64/v8`; empty where the index does not say.
+    pub platform: String,
+    pub digest: String,
+    pub held: bool,
+    /// Of this platform's manifest and what it names.
+    pub held_bytes: u64,
+    pub layers: Vec<LayerView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerView {
+    pub digest: String,
+    pub media_type: Option<String>,
+    /// Its own length, as the manifest says.
+    pub size: Option<u64>,
+    pub held: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MoveView {
+    pub digest: String,
+    pub until_ms: u64,
+    pub held: bool,
+}
+
+/// What the cache costs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DuView {
+    pub path: String,
+    /// Blobs, transfers and index: what counts against the limit.
+    pub used_bytes: u64,
+    pub max_bytes: u64,
+    pub held_bytes: u64,
+    /// Transfers, with all that they have announced.
+    pub staged_bytes: u64,
+    pub index_bytes: u64,
+    pub shared_bytes: u64,
+    pub exclusive_bytes: u64,
+    /// Held, but part of no image.
+    pub loose_bytes: u64,
+    pub loose_blobs: usize,
+    pub pinned_bytes: u64,
+    /// Being sent to clients right now.
+    pub leased_bytes: u64,
+    pub evictable_bytes: u64,
+    /// Damaged and put aside; does not count against the limit.
+    pub quarantine_bytes: u64,
+    pub quarantined: usize,
+    /// The largest first.
+    pub images: Vec<DuRow>,
+    /// Images that are not listed.
+    pub more: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DuRow {
+    pub name: String,
+    /// Freed when this image is removed.
+    pub exclusive_bytes: u64,
+    /// Reached by other images too, or held through another repository.
+    pub shared_bytes: u64,
+    pub parts: usize,
+    pub missing: usize,
+    pub pinned: bool,
+}
+
+/// How the proxy is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatsView {
+    pub version: String,
+    /// Of the process that answers.
+    pub pid: u32,
+    pub uptime_seconds: u64,
+    pub path: String,
+    pub used_bytes: u64,
+    pub max_bytes: u64,
+    pub staged_bytes: u64,
+    pub index_bytes: u64,
+    pub blobs: usize,
+    /// Since the start, as everything below.
+    pub evicted: u64,
+    /// Answers by outcome.
+    pub requests: BTreeMap<String, u64>,
+    pub transfers: usize,
+    pub upstreams: Vec<UpstreamView>,
+    /// How the disk failed, if it did in the last minute.
+    pub disk_trouble: Option<String>,
+    pub verify: VerifyView,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpstreamView {
+    pub name: String,
+    pub held_bytes: u64,
+    /// Its own limit.
+    pub max_bytes: Option<u64>,
+    /// It said 429: it is not asked for so long.
+    pub paused_seconds: Option<u64>,
+    /// It failed just now: what is held is served without waiting for it.
+    pub trouble: Option<String>,
+}
+
+/// The pass that an operator started, and the background one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerifyView {
+    /// `never`, `running`, `done` or `cancelled`.
+    pub state: String,
+    pub repair: bool,
+    pub started_ms: Option<u64>,
+    pub finished_ms: Option<u64>,
+    pub blobs: u64,
+    pub blobs_total: u64,
+    pub bytes: u64,
+    pub bytes_total: u64,
+    pub bad: u64,
+    pub repaired: u64,
+    /// The first thousand.
+    pub found: Vec<FoundView>,
+    pub background: BackgroundView,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundView {
+    pub digest: String,
+    /// `wrong` or `missing`.
+    pub found: String,
+    pub repositories: Vec<String>,
+    pub repaired: bool,
+    /// Why a repair did not succeed.
+    pub error: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackgroundView {
+    /// Since the start.
+    pub blobs: u64,
+    pub bytes: u64,
+    pub bad: u64,
+    /// When everything held had been hashed for the last time, by whichever pass.
+    pub finished_ms: Option<u64>,
+}
+
+/// What was done about a pin.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinView {
+    pub name: String,
+    pub pinned: bool,
+    pub held_bytes: u64,
+    pub missing: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedView {
+    pub name: String,
+    pub freed_bytes: u64,
+    pub blobs: usize,
+    /// Of the freed ones: the disk has them back when the responses that are being sent have ended.
+    pub later_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefreshView {
+    pub name: String,
+    pub before: Option<String>,
+    pub digest: String,
+    pub moved: bool,
+}

@@ -1,0 +1,319 @@
+//! Where operators' commands are answered: at a running proxy, or at its folder when none runs.
+//!
+//! The proxy's admin address comes from the configuration, or from `--admin`. If nothing answers there the folder's
+//! lock says whether a proxy runs; if none does, the folder is opened and this process does the work.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::json;
+use url::Url;
+
+use super::remote::{CallError, Remote};
+use super::{Exit, complain, refuse};
+use crate::admin::views::{DuView, ImageList, ImageView, PinView, RefreshView, RemovedView, StatsView, VerifyView};
+use crate::app::AtRest;
+use crate::config::{Config, ConfigError};
+use crate::telemetry::log;
+
+/// Rows of a page of images: as many as there may be.
+const PAGE: usize = 1000;
+/// How often the progress of a check is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// What the store tells the log while a folder is open here; what a check finds is its own report.
+const LOG_LEVEL: &str = "error,larder::store::verify=off";
+
+/// What all operators' commands take.
+#[derive(clap::Args)]
+pub struct Place {
+    /// The admin address of a running proxy, such as larder.example:5001 [default: admin.listen]
+    #[arg(long, value_name = "URL", value_parser = admin_url)]
+    admin: Option<Url>,
+    /// Print data for programs in place of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn admin_url(text: &str) -> Result<Url, String> {
+    let with_scheme = if text.contains("://") {
+        text.to_owned()
+    } else {
+        format!("http://{text}")
+    };
+    let url: Url = with_scheme.parse().map_err(|error| format!("{error}"))?;
+    match url.scheme() {
+        "http" | "https" if url.host_str().is_some() => Ok(url),
+        _ => Err("expected http://host:port".to_owned()),
+    }
+}
+
+/// Who answers.
+pub enum Desk {
+    Proxy(Remote),
+    Folder(Box<AtRest>),
+}
+
+/// Runs a command against whoever answers.
+pub fn with_desk(
+    place: &Place,
+    config: Result<Config, ConfigError>,
+    command: impl AsyncFnOnce(&Desk) -> Result<Exit, String>,
+) -> Exit {
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => return refuse(&error),
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("cannot start: {error}"));
+            return Exit::Failed;
+        }
+    };
+    runtime.block_on(async {
+        let desk = match Desk::find(place, config).await {
+            Ok(desk) => desk,
+            Err(error) => {
+                complain(&error);
+                return Exit::Failed;
+            }
+        };
+        let exit = command(&desk).await.unwrap_or_else(|error| {
+            complain(&error);
+            Exit::Failed
+        });
+        desk.close().await;
+        exit
+    })
+}
+
+impl Desk {
+    async fn find(place: &Place, config: Config) -> Result<Desk, String> {
+        if let Some(url) = &place.admin {
+            let remote = Remote::new(url.clone())?;
+            return match remote.get::<StatsView>(&["stats"], &[]).await {
+                Ok(_) => Ok(Desk::Proxy(remote)),
+                Err(error) => Err(error.to_string()),
+            };
+        }
+        let mut silent = Vec::new();
+        for address in config.admin.listen.iter().filter(|address| address.port() != 0) {
+            let remote = Remote::new(at(*address)?)?;
+            match remote.get::<StatsView>(&["stats"], &[]).await {
+                Ok(stats) => {
+                    let own = config.cache.path.display().to_string();
+                    if stats.path != own {
+                        let base = remote.base();
+                        complain(&format!(
+                            "note: the larder at {base} keeps its cache in {}, not in {own}",
+                            stats.path
+                        ));
+                    }
+                    return Ok(Desk::Proxy(remote));
+                }
+                Err(CallError::Refused(message)) => return Err(message),
+                Err(error) => silent.push(error.to_string()),
+            }
+        }
+        Desk::open(config, &silent).await
+    }
+
+    async fn open(config: Config, silent: &[String]) -> Result<Desk, String> {
+        let path = config.cache.path.clone();
+        let silence = match silent {
+            [] => "admin.listen names no port to ask a running proxy at".to_owned(),
+            errors => errors.join("; "),
+        };
+        if !path.is_dir() {
+            let path = path.display();
+            return Err(format!(
+                "{silence}; and there is no cache folder {path}. Is this the proxy's configuration (--config), or is it on another machine (--admin)?"
+            ));
+        }
+        // Where the log cannot be set up, nothing is lost but its lines.
+        let _ = log::init(LOG_LEVEL, false);
+        match AtRest::open(config).await {
+            Ok(folder) => Ok(Desk::Folder(Box::new(folder))),
+            Err(error) => match error.lock_holder() {
+                None => Err(format!("cannot open the cache folder: {error}")),
+                Some(pid) => {
+                    let (who, how) = match pid {
+                        Some(pid) => (format!("process {pid} runs on it"), format!("kill {pid}")),
+                        None => ("another process runs on it".to_owned(), "kill its process".to_owned()),
+                    };
+                    let path = path.display();
+                    Err(format!(
+                        "the cache folder {path} is in use: {who}. Its admin API is what to ask, but {silence}. Give the address it printed at its start with --admin, or the configuration it runs with by --config; or stop it ({how}) and the folder is opened directly"
+                    ))
+                }
+            },
+        }
+    }
+
+    async fn close(self) {
+        if let Desk::Folder(folder) = self {
+            folder.close().await;
+        }
+    }
+
+    /// Every image that fits, page by page.
+    pub async fn images(&self, pattern: &str) -> Result<ImageList, String> {
+        let mut all = ImageList::default();
+        let mut after: Option<String> = None;
+        loop {
+            let page: ImageList = match self {
+                Desk::Proxy(remote) => {
+                    let mut query = vec![("pattern", pattern.to_owned()), ("n", PAGE.to_string())];
+                    query.extend(after.map(|after| ("after", after)));
+                    told(remote.get(&["images"], &query).await)?
+                }
+                Desk::Folder(folder) => told(folder.admin.images(Some(pattern.to_owned()), after, PAGE).await)?,
+            };
+            all.images.extend(page.images);
+            after = page.next;
+            if after.is_none() {
+                return Ok(all);
+            }
+        }
+    }
+
+    pub async fn inspect(&self, image: &str) -> Result<ImageView, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&image_path(image), &[]).await),
+            Desk::Folder(folder) => told(folder.admin.inspect(image).await),
+        }
+    }
+
+    pub async fn du(&self, rows: usize) -> Result<DuView, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["du"], &[("n", rows.to_string())]).await),
+            Desk::Folder(folder) => {
+                // After a crash the index may be behind the disk, and this is about the disk.
+                told(folder.reconcile().await)?;
+                told(folder.admin.du(rows).await)
+            }
+        }
+    }
+
+    pub async fn stats(&self) -> Result<StatsView, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["stats"], &[]).await),
+            Desk::Folder(folder) => Ok(folder.admin.stats()),
+        }
+    }
+
+    pub async fn pin(&self, image: &str) -> Result<PinView, String> {
+        let body = json!({ "image": image });
+        match self {
+            Desk::Proxy(remote) => told(remote.call(Method::POST, &["pins"], &[], Some(&body)).await),
+            Desk::Folder(folder) => told(folder.admin.pin(image).await),
+        }
+    }
+
+    pub async fn unpin(&self, image: &str) -> Result<PinView, String> {
+        let body = json!({ "image": image });
+        match self {
+            Desk::Proxy(remote) => told(remote.call(Method::DELETE, &["pins"], &[], Some(&body)).await),
+            Desk::Folder(folder) => told(folder.admin.unpin(image).await),
+        }
+    }
+
+    pub async fn remove(&self, image: &str, force: bool) -> Result<RemovedView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let query = [("force", force.to_string())];
+                told(remote.call(Method::DELETE, &image_path(image), &query, None).await)
+            }
+            Desk::Folder(folder) => told(folder.admin.remove(image, force).await),
+        }
+    }
+
+    pub async fn refresh(&self, image: &str) -> Result<RefreshView, String> {
+        let body = json!({ "image": image });
+        match self {
+            Desk::Proxy(remote) => told(remote.call(Method::POST, &["refresh"], &[], Some(&body)).await),
+            Desk::Folder(folder) => told(folder.admin.refresh(image).await),
+        }
+    }
+
+    pub async fn verify(&self, repair: bool) -> Result<VerifyView, String> {
+        let body = json!({ "repair": repair });
+        match self {
+            Desk::Proxy(remote) => told(remote.call(Method::POST, &["verify"], &[], Some(&body)).await),
+            Desk::Folder(folder) => told(folder.admin.verify(repair)),
+        }
+    }
+
+    pub async fn verification(&self) -> Result<VerifyView, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["verify"], &[]).await),
+            Desk::Folder(folder) => Ok(folder.admin.verification()),
+        }
+    }
+
+    pub async fn cancel_verify(&self) -> Result<VerifyView, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.call(Method::DELETE, &["verify"], &[], None).await),
+            Desk::Folder(folder) => Ok(folder.admin.cancel_verify()),
+        }
+    }
+
+    /// A moment, after which the progress is worth another look.
+    pub async fn a_moment(&self) {
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+
+    /// Whether no proxy is in between.
+    pub fn is_folder(&self) -> bool {
+        matches!(self, Desk::Folder(_))
+    }
+}
+
+fn told<T, E: std::fmt::Display>(outcome: Result<T, E>) -> Result<T, String> {
+    outcome.map_err(|error| error.to_string())
+}
+
+fn image_path(image: &str) -> Vec<&str> {
+    std::iter::once("images").chain(image.split('/')).collect()
+}
+
+/// Where a listener can be dialled from this machine.
+fn at(address: SocketAddr) -> Result<Url, String> {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let url = format!("http://{}", SocketAddr::new(ip, address.port()));
+    url.parse().map_err(|error| format!("{url}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_that_can_be_dialled() {
+        for (listen, dial) in [
+            ("127.0.0.1:5001", "http://127.0.0.1:5001/"),
+            ("0.0.0.0:5001", "http://127.0.0.1:5001/"),
+            ("[::]:5001", "http://[::1]:5001/"),
+            ("192.0.2.7:80", "http://192.0.2.7/"),
+        ] {
+            assert_eq!(at(listen.parse().unwrap()).unwrap().as_str(), dial);
+        }
+    }
+
+    #[test]
+    fn admin_addresses() {
+        assert_eq!(
+            admin_url("larder.example:5001").unwrap().as_str(),
+            "http://larder.example:5001/"
+        );
+        assert_eq!(admin_url("https://x/y").unwrap().as_str(), "https://x/y");
+        for bad in ["", "ftp://x", "http://"] {
+            assert!(admin_url(bad).is_err(), "{bad}");
+        }
+    }
+}

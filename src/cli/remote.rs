@@ -1,0 +1,124 @@
+//! A running proxy, asked over its admin API.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::Method;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use url::Url;
+
+/// On the same machine or the same network: whoever does not take a connection by then is not there.
+const CONNECT: Duration = Duration::from_secs(3);
+/// A removal or a survey of a large cache on a slow disk takes a while.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// Why a call gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// Nobody there.
+    #[error("nothing answers at {0}: {1}")]
+    Unreachable(Url, String),
+    /// The proxy's own words.
+    #[error("{0}")]
+    Refused(String),
+    #[error("what answers at {0} is no larder, or one of another version: {1}")]
+    Strange(Url, String),
+}
+
+pub struct Remote {
+    http: reqwest::Client,
+    base: Url,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorText,
+}
+
+#[derive(Deserialize)]
+struct ErrorText {
+    message: String,
+}
+
+impl Remote {
+    /// Dials nothing yet.
+    pub fn new(base: Url) -> Result<Remote, String> {
+        let mut roots = rustls::RootCertStore::empty();
+        if base.scheme() == "https" {
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT)
+            .read_timeout(SILENCE)
+            .redirect(reqwest::redirect::Policy::none())
+            // A proxy for the internet is no way to the machine beside this one.
+            .no_proxy()
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Remote { http, base })
+    }
+
+    pub fn base(&self) -> &Url {
+        &self.base
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Result<T, CallError> {
+        self.call(Method::GET, path, query, None).await
+    }
+
+    /// `path` below `/api/v1`, in pieces that are encoded here.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &[&str],
+        query: &[(&str, String)],
+        body: Option<&Value>,
+    ) -> Result<T, CallError> {
+        let strange = |why: String| CallError::Strange(self.base.clone(), why);
+        let mut url = self.base.clone();
+        match url.path_segments_mut() {
+            Ok(mut segments) => segments.pop_if_empty().extend(["api", "v1"]).extend(path),
+            Err(()) => return Err(strange("it is no address of a server".to_owned())),
+        };
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let changes = method != Method::GET;
+        let mut request = self.http.request(method, url);
+        if changes {
+            request = request.header("content-type", "application/json");
+        }
+        if let Some(body) = body {
+            request = request.body(body.to_string());
+        }
+        let unreachable = |error: reqwest::Error| CallError::Unreachable(self.base.clone(), innermost(&error));
+        let response = request.send().await.map_err(unreachable)?;
+        let status = response.status();
+        let bytes = response.bytes().await.map_err(unreachable)?;
+        if status.is_success() {
+            return serde_json::from_slice(&bytes).map_err(|error| strange(error.to_string()));
+        }
+        match serde_json::from_slice::<ErrorBody>(&bytes) {
+            Ok(body) => Err(CallError::Refused(body.error.message)),
+            Err(_) => Err(strange(format!("it answered {status}"))),
+        }
+    }
+}
+
+/// What is at the bottom of it; what is above says only that a request failed.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut source: &dyn std::error::Error = error;
+    while let Some(next) = source.source() {
+        source = next;
+    }
+    source.to_string()
+}

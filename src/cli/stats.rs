@@ -1,0 +1,127 @@
+//! `larder stats`: how the proxy is doing.
+
+use super::desk::{Desk, Place, with_desk};
+use super::table::{Align, Table, ago, printable, size, span};
+use super::{Exit, print, print_json};
+use crate::admin::views::{StatsView, UpstreamView, VerifyView};
+use crate::config::{Config, ConfigError};
+
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    place: Place,
+}
+
+pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
+    with_desk(&args.place, config, async |desk: &Desk| {
+        let view = desk.stats().await?;
+        Ok(match args.place.json {
+            true => print_json(&view),
+            false => print(&text(&view, desk.is_folder())),
+        })
+    })
+}
+
+fn text(view: &StatsView, is_folder: bool) -> String {
+    let mut text = match is_folder {
+        true => "no proxy runs: this is what lies in the folder\n".to_owned(),
+        false => {
+            let up = span(view.uptime_seconds);
+            format!("larder {}, process {}, up {up}\n", view.version, view.pid)
+        }
+    };
+    text += &format!(
+        "cache      {}: {} of {} in {} blobs; {} evicted\n",
+        view.path,
+        size(view.used_bytes),
+        size(view.max_bytes),
+        view.blobs,
+        view.evicted
+    );
+    if let Some(trouble) = &view.disk_trouble {
+        text += &format!(
+            "disk       fails, so what comes passes through: {}\n",
+            printable(trouble)
+        );
+    }
+    if !is_folder {
+        text += &format!("requests   {}\n", requests(view));
+        text += &format!(
+            "transfers  {} in flight, {} staged\n",
+            view.transfers,
+            size(view.staged_bytes)
+        );
+    }
+    text += &format!("verified   {}\n", verified(&view.verify));
+    if !view.upstreams.is_empty() {
+        text += &format!("\n{}", upstreams(&view.upstreams));
+    }
+    text
+}
+
+/// With the part that no upstream was asked for.
+fn requests(view: &StatsView) -> String {
+    let of = |word: &str| view.requests.get(word).copied().unwrap_or(0);
+    let all: u64 = view.requests.values().sum();
+    if all == 0 {
+        return "none yet".to_owned();
+    }
+    let words = [
+        "hit",
+        "miss",
+        "collapsed",
+        "revalidated",
+        "refreshed",
+        "pass",
+        "stale",
+        "error",
+    ];
+    let words: Vec<String> = words
+        .iter()
+        .filter(|word| of(word) > 0)
+        .map(|word| format!("{} {word}", of(word)))
+        .collect();
+    let share = of("hit") as f64 * 100.0 / all as f64;
+    format!("{all}: {}; {share:.1} % without asking an upstream", words.join(", "))
+}
+
+fn verified(view: &VerifyView) -> String {
+    let whole = match view.background.finished_ms {
+        Some(_) => format!("everything, {}", ago(view.background.finished_ms)),
+        None => "not everything yet".to_owned(),
+    };
+    let idle = &view.background;
+    let mut text = format!(
+        "{whole}; since the start {} in {} blobs, {} damaged",
+        size(idle.bytes),
+        idle.blobs,
+        idle.bad
+    );
+    if view.state == "running" {
+        text += &format!("; a check is at {} of {}", size(view.bytes), size(view.bytes_total));
+    }
+    text
+}
+
+fn upstreams(list: &[UpstreamView]) -> String {
+    let mut table = Table::new(&[
+        ("UPSTREAM", Align::Left),
+        ("HELD", Align::Right),
+        ("LIMIT", Align::Right),
+        ("", Align::Left),
+    ]);
+    for upstream in list {
+        let paused = upstream
+            .paused_seconds
+            .map(|left| format!("rate-limited: not asked for another {}", span(left)));
+        let trouble = upstream.trouble.as_ref().map(|why| format!("in trouble: {why}"));
+        let notes: Vec<String> = paused.into_iter().chain(trouble).collect();
+        table.row([
+            upstream.name.clone(),
+            size(upstream.held_bytes),
+            upstream.max_bytes.map_or_else(|| "-".to_owned(), size),
+            notes.join("; "),
+        ]);
+    }
+    table.text()
+}

@@ -1,0 +1,112 @@
+//! An error as operators and their programs see it: `{"error": {"code": …, "message": …}}`, one shape for the whole
+//! operators' address.
+
+use axum::body::Body;
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderValue, Response, StatusCode};
+use axum::response::IntoResponse;
+use serde_json::json;
+
+use crate::admin::AdminError;
+use crate::pull::PullError;
+
+/// One error, ready to be sent.
+#[derive(Clone, Debug)]
+pub struct OperatorError {
+    pub status: StatusCode,
+    /// One word for programs.
+    pub code: &'static str,
+    /// What is wrong and what to do, for a person.
+    pub message: String,
+    /// For 405.
+    allow: Option<String>,
+}
+
+impl OperatorError {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> OperatorError {
+        OperatorError {
+            status,
+            code,
+            message: message.into(),
+            allow: None,
+        }
+    }
+
+    /// A question that cannot be read.
+    pub fn bad_request(message: impl Into<String>) -> OperatorError {
+        OperatorError::new(StatusCode::BAD_REQUEST, "bad-request", message)
+    }
+
+    pub fn no_such_path() -> OperatorError {
+        let message = "no such path; / lists those that exist, /api/v1/openapi.json describes the API";
+        OperatorError::new(StatusCode::NOT_FOUND, "no-such-path", message)
+    }
+
+    pub fn unknown_host() -> OperatorError {
+        let message = "this address answers to IP addresses, localhost and configured names only";
+        OperatorError::new(StatusCode::MISDIRECTED_REQUEST, "unknown-host", message)
+    }
+
+    pub fn wrong_method(allow: String) -> OperatorError {
+        let message = format!("that cannot be done to this path: it takes {allow}");
+        OperatorError {
+            allow: Some(allow),
+            ..OperatorError::new(StatusCode::METHOD_NOT_ALLOWED, "wrong-method", message)
+        }
+    }
+
+    /// R-X16: a web page can make its visitor's browser send anything but this.
+    pub fn not_json() -> OperatorError {
+        let message = "calls that change something need the header Content-Type: application/json";
+        OperatorError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not-json", message)
+    }
+
+    pub fn too_large(limit: usize) -> OperatorError {
+        let message = format!("the body is larger than {limit} bytes");
+        OperatorError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message)
+    }
+}
+
+impl From<AdminError> for OperatorError {
+    fn from(error: AdminError) -> OperatorError {
+        let status = match &error {
+            AdminError::Name(error) => of_name(error),
+            AdminError::Tag(_) | AdminError::Digest(_) | AdminError::NoTag(_) => StatusCode::BAD_REQUEST,
+            AdminError::NotHeld(_) | AdminError::NotPinned(_) => StatusCode::NOT_FOUND,
+            AdminError::Pinned(_) | AdminError::Busy(_) => StatusCode::CONFLICT,
+            AdminError::Refresh { error, .. } => of_upstream(error),
+            AdminError::Dropped => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        OperatorError::new(status, error.as_str(), error.to_string())
+    }
+}
+
+fn of_name(error: &PullError) -> StatusCode {
+    match error {
+        PullError::UnknownUpstream(_) => StatusCode::NOT_FOUND,
+        PullError::NotAllowed { .. } => StatusCode::FORBIDDEN,
+        _ => StatusCode::BAD_REQUEST,
+    }
+}
+
+/// Whose fault it is that a tag could not be confirmed.
+fn of_upstream(error: &PullError) -> StatusCode {
+    match error {
+        PullError::NotInMirror(_) => StatusCode::CONFLICT,
+        PullError::Store(_) | PullError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        error if error.is_definite() => StatusCode::NOT_FOUND,
+        _ => StatusCode::BAD_GATEWAY,
+    }
+}
+
+impl IntoResponse for OperatorError {
+    fn into_response(self) -> Response<Body> {
+        let body = json!({ "error": { "code": self.code, "message": self.message } });
+        let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
+        let mut response = (self.status, headers, format!("{body}\n")).into_response();
+        if let Some(value) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
+            response.headers_mut().insert(ALLOW, value);
+        }
+        response
+    }
+}

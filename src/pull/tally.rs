@@ -1,0 +1,96 @@
+//! How many requests were answered how, since the start; and when the last one was.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// The words of [`crate::pull::Outcome`], and one for requests that failed.
+const WORDS: [&str; 8] = [
+    "hit",
+    "miss",
+    "pass",
+    "collapsed",
+    "revalidated",
+    "refreshed",
+    "stale",
+    "error",
+];
+
+/// Counts by outcome. Nobody waits for anybody.
+#[derive(Debug)]
+pub struct Tally {
+    counts: [AtomicU64; WORDS.len()],
+    begun: Instant,
+    /// Milliseconds from `begun` to the last answer, and one; 0: there was none.
+    last: AtomicU64,
+}
+
+impl Default for Tally {
+    fn default() -> Tally {
+        Tally {
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            begun: Instant::now(),
+            last: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Tally {
+    /// An answer goes out; `None` and unknown words are answers that were nobody's pull.
+    pub fn note(&self, outcome: Option<&str>) {
+        let slot = WORDS.iter().position(|word| Some(*word) == outcome);
+        if let Some(count) = slot.and_then(|slot| self.counts.get(slot)) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.last.store(self.now_ms() + 1, Ordering::Relaxed);
+    }
+
+    /// Every word with its count.
+    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        WORDS
+            .iter()
+            .zip(&self.counts)
+            .map(|(word, count)| (*word, count.load(Ordering::Relaxed)))
+    }
+
+    /// How long nothing was answered.
+    pub fn quiet_for(&self) -> Duration {
+        match self.last.load(Ordering::Relaxed) {
+            0 => Duration::MAX,
+            last => Duration::from_millis(self.now_ms().saturating_sub(last - 1)),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_by_word() {
+        let tally = Tally::default();
+        assert_eq!(tally.quiet_for(), Duration::MAX);
+        for word in [Some("hit"), Some("hit"), Some("stale"), Some("never heard of"), None] {
+            tally.note(word);
+        }
+        let counted: Vec<_> = tally.counts().filter(|(_, n)| *n > 0).collect();
+        assert_eq!(counted, [("hit", 2), ("stale", 1)]);
+        assert!(tally.quiet_for() < Duration::MAX);
+    }
+
+    /// Every outcome there is has a place.
+    #[test]
+    fn no_outcome_is_missing() {
+        use crate::pull::Outcome::*;
+        let stale = Stale {
+            overdue_s: 1,
+            reason: "slow",
+        };
+        for outcome in [Hit, Stored, Passed, Collapsed, Revalidated, Refreshed, stale] {
+            assert!(WORDS.contains(&outcome.as_str()), "{outcome:?}");
+        }
+    }
+}

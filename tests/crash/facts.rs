@@ -1,0 +1,105 @@
+//! What the upstream holds, has ever held and has ever said: the truth that every answer is compared with.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use bytes::Bytes;
+use fastrand::Rng;
+use larder::oci::Digest;
+
+use crate::world::{Item, REPOS, What, pick};
+
+#[derive(Default)]
+pub struct Facts {
+    pub bytes: HashMap<Digest, Bytes>,
+    /// Which repository has ever held what.
+    pub holds: HashSet<(String, Digest)>,
+    /// A manifest's repository and what it names.
+    pub images: BTreeMap<Digest, (String, Vec<Digest>)>,
+    /// Everything a tag ever pointed at, in order.
+    pub history: BTreeMap<(String, String), Vec<Digest>>,
+    /// Everything a repository's tag list ever was.
+    pub lists: HashMap<String, HashSet<Vec<String>>>,
+    pub layers: Vec<Digest>,
+    /// Names what is made next.
+    pub next: u64,
+}
+
+impl Facts {
+    pub fn holds(&self, repo: &str, digest: &Digest) -> bool {
+        self.holds.contains(&(repo.to_owned(), *digest))
+    }
+
+    /// The last place in a tag's history, oldest first, at which it pointed there.
+    pub fn last_place(&self, repo: &str, tag: &str, digest: &Digest) -> Option<usize> {
+        let history = self.history.get(&(repo.to_owned(), tag.to_owned()))?;
+        history.iter().rposition(|d| d == digest)
+    }
+
+    /// What a tag points at now.
+    pub fn current(&self, repo: &str, tag: &str) -> Option<Digest> {
+        let history = self.history.get(&(repo.to_owned(), tag.to_owned()))?;
+        history.last().copied()
+    }
+
+    pub fn was_list(&self, repo: &str, tags: &[String]) -> bool {
+        self.lists.get(repo).is_some_and(|lists| lists.contains(tags))
+    }
+
+    pub fn tags_of(&self, repo: &str) -> Vec<String> {
+        let keys = self.history.keys().filter(|(r, _)| r == repo);
+        keys.map(|(_, tag)| tag.clone()).collect()
+    }
+
+    pub fn images_of(&self, repo: &str) -> Vec<Digest> {
+        let images = self.images.iter().filter(|(_, (r, _))| r == repo);
+        images.map(|(digest, _)| *digest).collect()
+    }
+
+    /// What a manifest names.
+    pub fn parts(&self, manifest: &Digest) -> Vec<Digest> {
+        self.images
+            .get(manifest)
+            .map(|(_, parts)| parts.clone())
+            .unwrap_or_default()
+    }
+
+    pub fn random_tag(&self, rng: &mut Rng) -> Item {
+        let keys: Vec<_> = self.history.keys().collect();
+        let (repo, tag) = pick(rng, &keys);
+        Item::new(repo, What::Tag(tag.clone()))
+    }
+
+    pub fn random_blob(&self, rng: &mut Rng) -> Item {
+        let images: Vec<_> = self.images.values().collect();
+        let (repo, parts) = pick(rng, &images);
+        Item::new(repo, What::Blob(*pick(rng, parts)))
+    }
+
+    /// A digest that exists, but not in this repository.
+    pub fn random_secret(&self, rng: &mut Rng) -> Option<Item> {
+        let repo = *pick(rng, &REPOS);
+        let is_foreign = |(r, d): &&(String, Digest)| REPOS.contains(&r.as_str()) && !self.holds(repo, d);
+        let foreign: BTreeSet<_> = self.holds.iter().filter(is_foreign).collect();
+        let foreign: Vec<_> = foreign.into_iter().collect();
+        let (_, digest) = foreign.get(rng.usize(..foreign.len().max(1)))?;
+        Some(self.item(repo, digest))
+    }
+
+    /// As something that a repository holds.
+    pub fn owned(&self, digest: &Digest) -> Option<Item> {
+        let repo = REPOS.iter().find(|repo| self.holds(repo, digest))?;
+        Some(self.item(repo, digest))
+    }
+
+    fn item(&self, repo: &str, digest: &Digest) -> Item {
+        let is_manifest = self.images.contains_key(digest);
+        Item::new(
+            repo,
+            if is_manifest {
+                What::Manifest(*digest)
+            } else {
+                What::Blob(*digest)
+            },
+        )
+    }
+}
