@@ -31,7 +31,8 @@
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own; it stages and
 //!   hashes through `store::writer`; every client, the first included, reads the growing file (`pull::body`); the last
 //!   16 KiB of every response wait for the verdict; commit = digest right → fsync → rename → index → links.
-//! - **Blob, hot**: link check and size from memory → open file → range → body.
+//! - **Blob, hot**: link check and size from memory → open file → range → body; by plain HTTP/1.1 the body hands out
+//!   tickets for runs of the file (`http::outbox`), which the socket's side (`http::server::wire`) sends by `sendfile`.
 //! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target
 //!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again.
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations

@@ -3,7 +3,10 @@
 //! Not when its headers left: how many bytes went out, and whether all of them did, is known only at the end.
 //! Secrets stay out: no `Authorization`, no query string but `ns` (L7, R-X17); what clients send is escaped (R-X15).
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::pin::Pin;
+use std::sync::{LazyLock, PoisonError, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
@@ -16,7 +19,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::labels::{ClientAddr, Outcome, Route, UpstreamName};
+use super::labels::{ClientAddr, Outcome, Route, SendsFiles, UpstreamName};
 
 /// The outermost layer: `router.layer(axum::middleware::from_fn(access_log::record))`.
 pub async fn record(request: Request, next: Next) -> Response {
@@ -27,6 +30,7 @@ pub async fn record(request: Request, next: Next) -> Response {
 }
 
 /// What the line says of the request.
+#[derive(Default)]
 struct Asked {
     method: Method,
     path: String,
@@ -37,8 +41,17 @@ struct Asked {
 
 impl Asked {
     fn of(request: &Request) -> Asked {
+        let method = request.method().clone();
+        // Nothing of it is written down for a log that nobody keeps.
+        let logged = tracing::enabled!(target: "larder::access", tracing::Level::INFO);
+        if !logged && !tracing::enabled!(tracing::Level::DEBUG) {
+            return Asked {
+                method,
+                ..Asked::default()
+            };
+        }
         Asked {
-            method: request.method().clone(),
+            method,
             path: path_and_ns(request.uri().path(), request.uri().query()),
             client: request.extensions().get().copied(),
             user_agent: text(request.headers(), USER_AGENT),
@@ -122,6 +135,7 @@ struct Line {
     outcome: &'static str,
     upstream: Option<UpstreamName>,
     declared: Option<u64>,
+    outbox: Option<SendsFiles>,
     sent: u64,
     ended: Ended,
 }
@@ -135,6 +149,7 @@ impl Line {
             outcome: "-",
             upstream: None,
             declared: None,
+            outbox: request.extensions().get().cloned(),
             sent: 0,
             ended: Ended::Aborted,
         }
@@ -156,16 +171,56 @@ impl Line {
         self.count(head.extensions.get::<Route>().map_or("other", |r| r.0));
     }
 
+    fn length(&self, data: &Bytes) -> u64 {
+        match &self.outbox {
+            Some(outbox) => outbox.0.length(data),
+            None => data.len() as u64,
+        }
+    }
+
     fn count(&self, route: &'static str) {
-        metrics::counter!(
-            "larder_requests_total",
-            "route" => route,
-            "method" => method_label(&self.asked.method),
-            "status" => self.status.to_string(),
-            "outcome" => self.outcome,
-        )
-        .increment(1);
-        metrics::histogram!("larder_request_seconds", "route" => route).record(self.started.elapsed().as_secs_f64());
+        let key = (route, method_label(&self.asked.method), self.status, self.outcome);
+        let (requests, seconds) = COUNTERS.get(key, |(route, method, status, outcome)| {
+            let requests = metrics::counter!(
+                "larder_requests_total",
+                "route" => route,
+                "method" => method,
+                "status" => status.to_string(),
+                "outcome" => outcome,
+            );
+            (
+                requests,
+                metrics::histogram!("larder_request_seconds", "route" => route),
+            )
+        });
+        requests.increment(1);
+        seconds.record(self.started.elapsed().as_secs_f64());
+    }
+}
+
+type Labels = (&'static str, &'static str, u16, &'static str);
+
+/// Counters by their labels: to look one up in the recorder costs some allocations each time.
+static COUNTERS: Handles<Labels, (metrics::Counter, metrics::Histogram)> = Handles::new();
+static BYTES: Handles<Option<UpstreamName>, metrics::Counter> = Handles::new();
+
+/// Handles of metrics, as many as there are combinations of labels, all of which are from small fixed sets.
+struct Handles<K, V>(LazyLock<RwLock<HashMap<K, V>>>);
+
+impl<K: Eq + Hash + Clone, V: Clone> Handles<K, V> {
+    const fn new() -> Handles<K, V> {
+        Handles(LazyLock::new(RwLock::default))
+    }
+
+    fn get(&self, key: K, make: impl FnOnce(K) -> V) -> V {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(handle) = known.get(&key) {
+            return handle.clone();
+        }
+        drop(known);
+        let handle = make(key.clone());
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        known.entry(key).or_insert(handle).clone()
     }
 }
 
@@ -178,12 +233,16 @@ impl Drop for Line {
         if self.ended == Ended::Aborted && self.declared == Some(self.sent) {
             self.ended = Ended::Complete;
         }
+        if let (Ended::Aborted, Some(outbox)) = (self.ended, &self.outbox) {
+            self.sent = self.sent.saturating_sub(outbox.0.unsent());
+        }
         let upstream = self.upstream.as_ref().map(|name| name.0.clone());
         if self.sent > 0 {
-            let label = upstream
-                .clone()
-                .map_or(metrics::SharedString::const_str("-"), metrics::SharedString::from);
-            metrics::counter!("larder_response_bytes_total", "upstream" => label).increment(self.sent);
+            let counter = BYTES.get(self.upstream.clone(), |upstream| {
+                let label = upstream.map_or(metrics::SharedString::const_str("-"), |name| name.0.into());
+                metrics::counter!("larder_response_bytes_total", "upstream" => label)
+            });
+            counter.increment(self.sent);
         }
         tracing::info!(
             target: "larder::access",
@@ -216,7 +275,7 @@ impl http_body::Body for Logged {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => self.line.sent += frame.data_ref().map_or(0, |data| data.len() as u64),
+            Some(Ok(frame)) => self.line.sent += frame.data_ref().map_or(0, |data| self.line.length(data)),
             Some(Err(error)) => {
                 tracing::debug!(path = self.line.asked.path, %error, "a response broke off");
                 self.line.ended = Ended::Broken;

@@ -142,3 +142,60 @@ fn nothing_forges_a_line() {
     assert_eq!(path_and_ns("/v2/", Some("a=1&ns=quay.io&b=2")), "/v2/?ns=quay.io");
     assert_eq!(path_and_ns("/v2/", Some("account=me")), "/v2/");
 }
+
+/// What was handed to the kernel counts, not what was handed to hyper; where it was all sent, all of it.
+#[tokio::test]
+async fn files_count_as_they_are_sent() {
+    use crate::http::outbox::{Outbox, Piece};
+    use bytes::Buf;
+
+    crate::telemetry::metrics::install().unwrap();
+    for (sends, bytes, ended) in [(0, 0, "aborted"), (3, 3, "aborted"), (10, 10, "complete")] {
+        let outbox = Arc::new(Outbox::default());
+        let at_work = outbox.clone();
+        let answer = move || async move {
+            let file = Arc::new(tempfile::tempfile().unwrap());
+            let ticket = at_work.ticket(crate::oci::Digest::sha256(b""), file, 0, 10);
+            let mut response = Response::new(Body::from_stream(futures_util::stream::iter([
+                std::io::Result::Ok(ticket.clone()),
+                Ok(Bytes::from_static(b"more")),
+            ])));
+            response.extensions_mut().insert(Held(ticket));
+            response
+        };
+        let router = Router::new()
+            .route("/file", get(answer))
+            .layer(axum::middleware::from_fn(record));
+        let mut request = Request::get("/file").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(SendsFiles(outbox.clone()));
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || writer.clone())
+            .finish();
+        async {
+            let mut response = router.oneshot(request).await.unwrap();
+            response.headers_mut().remove(CONTENT_LENGTH);
+            let frame = response.body_mut().frame().await.unwrap().unwrap();
+            let mut piece = Piece::of(frame.into_data().unwrap(), Some(&outbox), u64::MAX);
+            piece.advance(sends);
+            if sends == 10 {
+                while response.body_mut().frame().await.is_some() {}
+            }
+        }
+        .with_subscriber(subscriber)
+        .await;
+        let lines = lines.0.lock().unwrap();
+        let line: Value = serde_json::from_slice(&lines).unwrap();
+        let more = if sends == 10 { 4 } else { 0 };
+        assert_eq!(
+            (&line["bytes"], &line["ended"]),
+            (&Value::from(bytes + more), &Value::from(ended))
+        );
+    }
+}
+
+#[derive(Clone)]
+struct Held(#[expect(dead_code, reason = "held as hyper would")] Bytes);

@@ -1,7 +1,8 @@
 //! The front door: listeners, limits, routes and status codes.
 //!
 //! `server` owns sockets and knows nothing of routes; `range`, `multipart`, `error` and `labels` are the
-//! vocabulary that routes answer with; `v2` is the registry; `access_log` counts and logs what was answered; `ops` and `admin` are for operators.
+//! vocabulary that routes answer with; `v2` is the registry; `outbox` carries files past all of
+//! them to the socket; `access_log` counts and logs what was answered; `ops` and `admin` are for operators.
 
 pub mod access_log;
 pub mod admin;
@@ -9,6 +10,7 @@ pub mod error;
 pub mod labels;
 pub mod multipart;
 pub mod ops;
+pub mod outbox;
 pub mod range;
 pub mod server;
 pub mod v2;

@@ -14,6 +14,21 @@ use crate::store::Held;
 /// Bytes a reader takes at once; what a slow client costs in memory.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// Bytes of a file that are handed out at once to be sent from there. Until they are sent the log takes them for sent,
+/// and a response for running.
+const RUN_BYTES: usize = 1024 * 1024;
+/// A shorter run is read: that costs less than to send it by itself.
+const MIN_RUN_BYTES: usize = 64 * 1024;
+/// How far apart the bytes are that tell whether a run is in memory. Each costs a system call.
+const PROBE_BYTES: usize = 512 * 1024;
+
+/// Some of a blob's bytes.
+pub enum Chunk {
+    Memory(Bytes),
+    /// Where they are: so many bytes of a file from an offset, in the kernel's memory as far as one can tell.
+    File(Arc<File>, u64, u64),
+}
+
 /// Where a blob's bytes come from.
 #[derive(Clone)]
 pub enum Source {
@@ -60,6 +75,31 @@ pub struct Body {
 impl Body {
     /// The next bytes, at most 256 KiB; `None` at the end. An error ends the response short (L2).
     pub async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
+        match self.next_run().await? {
+            Some((run, upto)) => self.read(run, upto).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The same for who can send from a file: at most 1 MiB.
+    pub async fn next_chunk(&mut self) -> Result<Option<Chunk>, PullError> {
+        let Some((run, upto)) = self.next_run().await? else {
+            return Ok(None);
+        };
+        let want = self.want(upto, RUN_BYTES);
+        if let Run::File(file) = &run
+            && want >= MIN_RUN_BYTES
+            && is_in_memory(file, self.at, want)
+        {
+            let at = self.at;
+            self.at += want as u64;
+            return Ok(Some(Chunk::File(file.clone(), at, want as u64)));
+        }
+        Ok(Some(Chunk::Memory(self.read(run, upto).await?)))
+    }
+
+    /// Where the next bytes are and up to where; `None` at the end.
+    async fn next_run(&mut self) -> Result<Option<(Run, u64)>, PullError> {
         let (run, upto) = match &mut self.source {
             Source::Held(held) => (
                 Run::File(held.file.clone()),
@@ -67,12 +107,15 @@ impl Body {
             ),
             Source::Growing(follower) => follower.readable(self.at, self.end).await?,
         };
-        let want = usize::try_from(upto.saturating_sub(self.at))
-            .unwrap_or(CHUNK_BYTES)
-            .min(CHUNK_BYTES);
-        if want == 0 {
-            return Ok(None);
-        }
+        Ok((upto > self.at).then_some((run, upto)))
+    }
+
+    fn want(&self, upto: u64, most: usize) -> usize {
+        usize::try_from(upto.saturating_sub(self.at)).unwrap_or(most).min(most)
+    }
+
+    async fn read(&mut self, run: Run, upto: u64) -> Result<Bytes, PullError> {
+        let want = self.want(upto, CHUNK_BYTES);
         let bytes = match run {
             Run::File(file) => read_at(file, self.at, want).await?,
             Run::Kept(bytes) => bytes,
@@ -84,8 +127,28 @@ impl Body {
             return Err(PullError::Internal("a blob's file ends early"));
         }
         self.at += bytes.len() as u64;
-        Ok(Some(bytes))
+        Ok(bytes)
     }
+
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+}
+
+/// Whether a run can be sent without waiting for the disk, judged by some of its bytes: whoever sends it must not hold
+/// up other connections.
+fn is_in_memory(file: &File, at: u64, len: usize) -> bool {
+    let is_there = |at: u64| {
+        let mut byte = [0];
+        let read = rustix::io::preadv2(
+            file,
+            &mut [std::io::IoSliceMut::new(&mut byte)],
+            at,
+            ReadWriteFlags::NOWAIT,
+        );
+        matches!(read, Ok(1))
+    };
+    (0..len).step_by(PROBE_BYTES).all(|n| is_there(at + n as u64)) && is_there(at + len as u64 - 1)
 }
 
 /// Reads at most `want` bytes: at once if the kernel has them in memory, else off the async threads.

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use blob::{BlobStat, OpenBlob};
-pub use body::{Body, Source};
+pub use body::{Body, Chunk, Source};
 pub use error::PullError;
 pub use flight::Timing;
 pub use lists::Listing;

@@ -158,18 +158,22 @@ impl Index {
         self.shelves[id].max_bytes = Some(max_bytes);
     }
 
-    /// Bytes over the shelf's own limit, staged ones counted.
-    pub(super) fn over_limit(&self, shelf: usize) -> u64 {
+    /// Bytes over the shelf's own limit when `more` come to it, staged ones counted.
+    pub(super) fn over_limit(&self, shelf: usize, more: u64) -> u64 {
         let Some(shelf_ref) = self.shelves.get(shelf) else {
             return 0;
         };
         let Some(max) = shelf_ref.max_bytes else { return 0 };
-        (shelf_ref.held_bytes + shelf_ref.staged_bytes).saturating_sub(max)
+        (shelf_ref.held_bytes + shelf_ref.staged_bytes)
+            .saturating_add(more)
+            .saturating_sub(max)
     }
 
-    /// A shelf, other than those to skip, that holds more than its own limit allows.
-    pub(super) fn crowded(&self, skip: &[usize]) -> Option<usize> {
-        (0..self.shelves.len()).find(|shelf| self.over_limit(*shelf) > 0 && !skip.contains(shelf))
+    /// A shelf, other than those to skip, that holds more than its own limit allows, or will when `more` comes to
+    /// `growing`.
+    pub(super) fn crowded(&self, skip: &[usize], growing: Option<usize>, more: u64) -> Option<usize> {
+        let more = |shelf: usize| if growing == Some(shelf) { more } else { 0 };
+        (0..self.shelves.len()).find(|shelf| self.over_limit(*shelf, more(*shelf)) > 0 && !skip.contains(shelf))
     }
 
     /// Whether `more` bytes could stand on a shelf once all that may go from it has gone.
@@ -495,13 +499,6 @@ impl Index {
     /// Bytes counted for a transfer, and its shelf.
     pub(super) fn staged(&self, digest: &Digest) -> (u64, usize) {
         self.staged.get(digest).map_or((0, 0), |s| (s.bytes, s.shelf))
-    }
-
-    /// Counts a transfer anew, more or less than before.
-    pub(super) fn set_staged(&mut self, digest: &Digest, bytes: u64) {
-        if let Some(staged) = self.take_staged(digest) {
-            self.put_staged(*digest, Staged { bytes, ..staged });
-        }
     }
 
     /// Notes how much of a transfer is in its file.
@@ -927,12 +924,12 @@ mod tests {
         index.insert(digest(1), 1, 0, Kind::Blob, hub);
         index.insert(digest(2), 1, 0, Kind::Blob, ghcr);
         index.stage(&digest(3), 1, Staging::Active, ghcr);
-        assert_eq!((index.over_limit(ghcr), index.over_limit(hub)), (4096, 0));
+        assert_eq!((index.over_limit(ghcr, 0), index.over_limit(hub, 0)), (4096, 0));
         assert_eq!(
             index.evict(Scope::Shelf(ghcr)).map(|v| v.0),
             Some(Victim::Blob(digest(2)))
         );
         assert_eq!(index.evict(Scope::Shelf(ghcr)).map(|v| v.0), None);
-        assert_eq!(index.over_limit(ghcr), 0);
+        assert_eq!(index.over_limit(ghcr, 0), 0);
     }
 }

@@ -568,3 +568,5 @@ fn link_key(repository: &str, digest: &Digest) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_pressure;

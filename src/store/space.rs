@@ -47,41 +47,23 @@ impl Inner {
             return true;
         }
         let room = self.room();
-        let (before, shelf) = {
-            let mut index = self.index();
-            let (before, shelf) = index.staged(digest);
-            if !self.could_fit(&index, Some(shelf), on_disk(bytes).saturating_sub(before)) {
-                return false;
-            }
-            index.stage(digest, bytes, Staging::Active, shelf);
-            (before, shelf)
-        };
-        let fits = self.evict_in(&room, Some(shelf));
-        if !fits {
-            self.index().set_staged(digest, before);
-        }
-        fits
+        let (before, shelf) = self.index().staged(digest);
+        let more = on_disk(bytes).saturating_sub(before);
+        self.could_fit(Some(shelf), more)
+            && self.evict_for(&room, more, Some(shelf), |index| {
+                index.stage(digest, bytes, Staging::Active, shelf);
+            })
     }
 
     /// The same for a small thing, which is counted without a name.
     pub(super) fn make_small_room(&self, more: u64) -> bool {
         let room = self.room();
-        {
-            let mut index = self.index();
-            if !self.could_fit(&index, None, more) {
-                return false;
-            }
-            index.add_small(more);
-        }
-        let fits = self.evict_in(&room, None);
-        if !fits {
-            self.index().sub_small(more);
-        }
-        fits
+        self.could_fit(None, more) && self.evict_for(&room, more, None, |index| index.add_small(more))
     }
 
     /// Whether `more` bytes fit once everything that may go has gone.
-    fn could_fit(&self, index: &Index, shelf: Option<usize>, more: u64) -> bool {
+    fn could_fit(&self, shelf: Option<usize>, more: u64) -> bool {
+        let index = &*self.index();
         let loose = index.loose_bytes(Scope::All);
         self.used_bytes(index).saturating_sub(loose).saturating_add(more) <= self.limit()
             && self.lacking_free(index, more) <= loose
@@ -95,21 +77,34 @@ impl Inner {
 
     /// Evicts until every limit holds. `false` if nothing more may go before that.
     pub(super) fn evict_down(&self) -> bool {
-        self.evict_in(&self.room(), None)
+        self.evict_for(&self.room(), 0, None, |_| {})
     }
 
-    /// The same for who has the room. A shelf that stays over its limit is a refusal only to who asks for that shelf.
-    fn evict_in(&self, _room: &MutexGuard<'_, ()>, shelf: Option<usize>) -> bool {
-        let mut lacking = self.lacking_free(&self.index(), 0);
+    /// Evicts until `more` bytes fit as well, then lets them be counted. A shelf that stays over its limit is a refusal
+    /// only to who asks for that shelf.
+    fn evict_for(
+        &self,
+        _room: &MutexGuard<'_, ()>,
+        more: u64,
+        shelf: Option<usize>,
+        count: impl FnOnce(&mut Index),
+    ) -> bool {
+        let mut lacking = self.lacking_free(&self.index(), more);
         let mut stuck = Vec::new();
         loop {
             let gone = {
                 let mut index = self.index();
-                let (scope, reason) = match index.crowded(&stuck) {
-                    _ if self.used_bytes(&index) > self.limit() => (Scope::All, "max_size"),
+                let (scope, reason) = match index.crowded(&stuck, shelf, more) {
+                    _ if self.used_bytes(&index).saturating_add(more) > self.limit() => (Scope::All, "max_size"),
                     Some(shelf) => (Scope::Shelf(shelf), "upstream max_size"),
                     None if lacking > 0 => (Scope::All, "min_free"),
-                    None => return shelf.is_none_or(|shelf| !stuck.contains(&shelf)),
+                    None => {
+                        let fits = shelf.is_none_or(|shelf| !stuck.contains(&shelf));
+                        if fits {
+                            count(&mut index);
+                        }
+                        return fits;
+                    }
                 };
                 let before = index.used_bytes();
                 let Some((victim, links)) = index.evict(scope) else {

@@ -262,19 +262,6 @@ pub const METRICS: &[Metric] = &[
         &["found"],
         "Damaged blobs that hashing found: wrong or missing.",
     ),
-    metric(
-        "larder_verified_blobs_total",
-        Kind::Counter,
-        &[],
-        "Held blobs hashed again.",
-    ),
-    metric("larder_verified_bytes_total", Kind::Counter, &[], "Their bytes."),
-    metric(
-        "larder_verify_bad_total",
-        Kind::Counter,
-        &["found"],
-        "Held blobs that hashing found wrong or missing.",
-    ),
     metric("larder_store_errors_total", Kind::Counter, &[], "Failures of the disk."),
 ];
 

@@ -1,4 +1,4 @@
-//! What must be true of a folder that was left in the middle of something, and of the Larder that took it over.
+//! What must be true of a Larder that took over a folder that was left in the middle of something.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -15,20 +15,6 @@ const LARGE_BYTES: u64 = 200_000;
 const SAMPLE: usize = 5;
 
 impl Life {
-    /// On disk, while nobody runs.
-    pub fn at_rest(&mut self) -> Result<(), String> {
-        let bytes = self.folder.check_names()?;
-        self.tally.add("compared", "bytes of files", bytes);
-        let du = self.folder.du();
-        let over = du.sum().saturating_sub(self.max_size);
-        self.tally.most("limit", "most bytes over it at a kill", over);
-        // The index grows with what it writes down; room for that is made right after.
-        match over <= du.index {
-            true => Ok(()),
-            false => Err(format!("{du:?}: {over} bytes more than the limit (L5)")),
-        }
-    }
-
     /// After a start.
     pub async fn check(&mut self, server: &Server, rebuilt: bool) -> Result<(), String> {
         let outage = self.world.upstream.on(On::Any).always().status(503);
@@ -96,16 +82,20 @@ impl Life {
         self.evictions = evictions;
         self.tally.add("evictions", "at start-up", evictions);
         let gone: BTreeSet<_> = missing.iter().filter_map(|(item, _)| item.digest()).collect();
-        if gone.len() as u64 > evictions {
+        // An eviction is written down and then takes the file away, one after the other: each kill may have come
+        // between the two of one. Nothing else that is in its place was evicted.
+        let present = self.folder.blobs();
+        let (left, gone): (Vec<_>, Vec<_>) = gone.into_iter().partition(|digest| present.contains_key(digest));
+        let interrupted = self.interrupted;
+        if left.len() > interrupted || gone.len() as u64 > evictions {
             return Err(format!(
-                "held before the end, and not any more; {evictions} evictions (L6): {missing:?}"
+                "held before the end, and not any more; {evictions} evictions, {interrupted} interrupted (L6): {missing:?}"
             ));
         }
-        if evictions > 0 {
-            let present = self.folder.blobs();
-            self.held
-                .retain(|item, _| item.digest().is_none_or(|digest| present.contains_key(&digest)));
-        }
+        self.interrupted -= left.len();
+        self.tally.add("evictions", "interrupted", left.len() as u64);
+        let is_held = |digest| present.contains_key(&digest) && !left.contains(&digest);
+        self.held.retain(|item, _| item.digest().is_none_or(is_held));
         self.check_held_tags(server).await
     }
 

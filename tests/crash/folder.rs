@@ -1,6 +1,8 @@
 //! The cache folder as it lies there, and what a power cut could do to it.
 
 use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -55,6 +57,20 @@ impl Folder {
 
     pub fn cache(&self) -> PathBuf {
         self.home.join("cache")
+    }
+
+    /// Larder's own log, which it appends to.
+    pub fn log(&self) -> File {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.home.join("larder.log"));
+        file.expect("a log file")
+    }
+
+    /// Among Larder's own lines, for whoever has to find out what went wrong.
+    pub fn note(&self, what: &str) {
+        writeln!(self.log(), "harness: {what}").expect("a log that takes a line");
     }
 
     fn index(&self) -> PathBuf {

@@ -1,6 +1,6 @@
 //! One world and one folder, from round to round: start, pulls, kill, damage, start, check.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,8 @@ pub struct Life {
     /// Whether there was ever less room than the world needs.
     pub was_tight: bool,
     always_roomy: bool,
+    /// Processes that were killed where they might have been evicting, and did not show that they were.
+    pub interrupted: usize,
     /// Evictions of the running process that `held` knows of.
     pub evictions: u64,
 }
@@ -58,6 +60,7 @@ impl Life {
             max_size: ROOMY,
             was_tight: false,
             always_roomy,
+            interrupted: 0,
             evictions: 0,
         }
     }
@@ -76,6 +79,7 @@ impl Life {
         self.run(server).await?;
         self.at_rest()?;
         if self.rng.u8(..3) == 0 {
+            self.folder.note("the index is saved");
             self.folder.save_index();
             self.saved = Some(self.held.clone());
         }
@@ -93,7 +97,8 @@ impl Life {
     async fn start(&mut self) -> Result<Server, String> {
         self.evictions = 0;
         self.configure();
-        Starting::spawn(self.folder.home()).ready().await
+        self.folder.note(&format!("start with {} bytes", self.max_size));
+        Starting::spawn(&self.folder).ready().await
     }
 
     fn configure(&mut self) {
@@ -161,6 +166,8 @@ impl Life {
             Ending::Kill(_) => "in a transfer",
         };
         self.tally.add("kills", phase, 1);
+        self.interrupted += usize::from(!self.is_roomy());
+        self.folder.note(&format!("ended by {ending:?}, {phase}"));
         self.tally
             .add("evictions", "seen at idle kills", known_evictions.unwrap_or_default());
         self.forgive(known_evictions.map(|all| all - self.evictions))
@@ -180,39 +187,11 @@ impl Life {
         Ok(())
     }
 
-    /// What was held and is not on disk any more must have been evicted. `evictions`: how many there were, if
-    /// that is known.
-    fn forgive(&mut self, evictions: Option<u64>) -> Result<(), String> {
-        let present = self.folder.blobs();
-        let is_gone = |item: &Item| item.digest().is_some_and(|digest| !present.contains_key(&digest));
-        let gone: BTreeSet<_> = self
-            .held
-            .keys()
-            .filter(|item| is_gone(item))
-            .filter_map(Item::digest)
-            .collect();
-        let most = if self.is_roomy() { Some(0) } else { evictions };
-        if let Some(most) = most.filter(|most| gone.len() as u64 > *most) {
-            return Err(format!(
-                "{gone:?} were held and are not on disk; only {most} were evicted (L6)"
-            ));
-        }
-        // Gone for a while and back again: perhaps through another repository. Clocks of files are coarse.
-        let margin = Duration::from_millis(20);
-        let is_back = |item: &Item, hit: &Hit| {
-            let since = item.digest().and_then(|digest| present.get(&digest));
-            since.is_some_and(|since| hit.asked < *since + margin)
-        };
-        let is_roomy = self.is_roomy();
-        self.held
-            .retain(|item, hit| !is_gone(item) && (is_roomy || !is_back(item, hit)));
-        Ok(())
-    }
-
     /// Spoils the folder. Whether the index has to be built anew.
     fn damage(&mut self) -> bool {
         let (name, damage) = self.folder.damage(&mut self.rng);
         self.tally.add("damage", name, 1);
+        self.folder.note(&format!("damage: {name}"));
         match damage {
             Damage::Rubbish => {}
             Damage::OldIndex => {
@@ -237,10 +216,12 @@ impl Life {
         }
         for _ in 0..self.rng.usize(1..=3) {
             self.configure();
-            let starting = Starting::spawn(self.folder.home());
+            let starting = Starting::spawn(&self.folder);
             std::thread::sleep(Duration::from_micros(self.rng.u64(..60_000)));
             starting.kill();
+            self.folder.note("killed at start-up");
             self.tally.add("kills", "at start-up", 1);
+            self.interrupted += usize::from(!self.is_roomy());
             self.forgive(None)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! The real binary on one folder, before a scripted upstream that cuts and lies; clients pull this and that; it is
 //! killed, its folder perhaps damaged as by a power cut, and started again; then everything is compared with what
-//! is known. `world` makes the truth and `facts` keeps it, `life` a folder's rounds, `check` what must hold, `clients` judge every answer.
+//! is known. `world` makes the truth and `facts` keeps it, `life` a folder's rounds, `rest` and `check` what must hold, `clients` judge every answer.
 //!
 //! ```text
 //! LARDER_CRASH_ROUNDS   how many, 300
@@ -19,6 +19,7 @@ mod facts;
 mod faults;
 mod folder;
 mod life;
+mod rest;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;
@@ -104,7 +105,13 @@ fn live(seed: u64, number: u64, rounds: u64, tally: &Arc<Tally>) -> Result<(), S
         .expect("a folder");
     let rng = |round| Rng::with_seed(seed ^ (number << 32) ^ (round << 48));
     let lived = runtime.block_on(async {
-        let mut life = Life::new(Folder::new(home.path()), tally.clone(), rng(0), number % 3 == 0).await;
+        let mut life = Life::new(
+            Folder::new(home.path()),
+            tally.clone(),
+            rng(0),
+            number.is_multiple_of(3),
+        )
+        .await;
         let mut server = None;
         for round in 1..=rounds {
             let outcome = AssertUnwindSafe(life.round(server.take(), rng(round)))

@@ -2,12 +2,12 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::{Child, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
+use crate::folder::Folder;
 use crate::support::client::Ask;
 use crate::support::{process, within};
 
@@ -28,16 +28,13 @@ impl Drop for Reaped {
 }
 
 impl Starting {
-    /// On `home/proxy.toml`; what it has to say goes to `home/larder.log`.
-    pub fn spawn(home: &Path) -> Starting {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(home.join("larder.log"));
+    /// On the folder's `proxy.toml`; what it has to say goes to its `larder.log`.
+    pub fn spawn(folder: &Folder) -> Starting {
+        let home = folder.home();
         let mut child = process::command(home)
             .args(["serve", "--config"])
             .arg(home.join("proxy.toml"))
-            .stderr(Stdio::from(log.expect("a log file")))
+            .stderr(Stdio::from(folder.log()))
             .spawn()
             .expect("the larder binary");
         let out = child.stdout.take().expect("stdout");

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use larder::oci::Digest;
 
-use crate::support::client::{Ask, Response, http2};
+use crate::support::client::{Ask, Connection, End, Response, http2};
 use crate::support::larder::Larder;
 use crate::support::upstream::{Fault, On, Upstream};
 use crate::support::{blob, noise};
@@ -179,6 +179,83 @@ async fn several_ranges() {
             part = [b"\r\n\r\n", &bytes[from..to], b"\r\n--", boundary.as_bytes()].concat();
             assert!(contains(&response.body, &part), "wrong bytes in part {from}-{to}");
         }
+    }
+}
+
+/// Ranges around the edges of what is sent at once, of a blob that the kernel sends, and of one that it does not
+/// (HTTP/2); the log counts what went out.
+#[tokio::test]
+async fn ranges_of_a_large_one() {
+    const LEN: usize = 3 * MIB + 77;
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, LEN);
+    let bytes = upstream.bytes(&digest);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let path = blob(REPO, digest);
+    larder.get(&path).await.expect_content(&digest);
+    larder.until_held(&path).await;
+    for (from, to) in [
+        (0, LEN),
+        (0, MIB),
+        (1, MIB + 1),
+        (MIB - 1, MIB + 1),
+        (MIB, LEN),
+        (LEN - 65_536, LEN),
+        (LEN - 65_535, LEN),
+        (100, 100 + 65_536),
+        (LEN - 1, LEN),
+    ] {
+        let ask = || Ask::get(&path).range(&format!("bytes={from}-{}", to - 1));
+        let answer = ask().send(larder.registry()).await.expect(206);
+        assert!(answer.body == bytes[from..to], "{from}-{to}");
+        let answer = http2(larder.registry(), ask()).await.expect(206);
+        assert!(answer.body == bytes[from..to], "{from}-{to}");
+    }
+    let two = Ask::get(&path).range(&format!("bytes=5-{},{MIB}-{}", MIB + 5, 2 * MIB));
+    let two = two.send(larder.registry()).await.expect(206);
+    for part in [&bytes[5..MIB + 6], &bytes[MIB..2 * MIB + 1]] {
+        assert!(contains_from(&two.body, part));
+    }
+}
+
+const MIB: usize = 1 << 20;
+
+/// As [`contains`], for long parts.
+fn contains_from(all: &[u8], part: &[u8]) -> bool {
+    (0..=all.len() - part.len()).any(|at| all[at..].starts_with(part))
+}
+
+/// A response outlives its blob's file, and dies with the file's content: short, ended by FIN, and nobody else notices.
+#[tokio::test]
+async fn a_file_that_goes_while_it_is_sent() {
+    const LEN: usize = 24 * MIB;
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    for cut in [false, true] {
+        let digest = upstream.blob(REPO, LEN);
+        let path = blob(REPO, digest);
+        larder.get(&path).await.expect_content(&digest);
+        larder.until_held(&path).await;
+        let slow = Connection::open_with_buffer(larder.registry(), 64 * 1024).await;
+        let mut slow = slow.exchange(&Ask::get(&path)).await;
+        slow.read_at_least(1).await;
+        let file = larder.cache().join("blobs/sha256").join(digest.hex());
+        match cut {
+            true => std::fs::File::options()
+                .write(true)
+                .open(&file)
+                .unwrap()
+                .set_len(1000)
+                .unwrap(),
+            false => std::fs::remove_file(&file).unwrap(),
+        }
+        let slow = slow.rest().await;
+        assert_eq!(slow.end, if cut { End::Short } else { End::Complete });
+        if !cut {
+            slow.expect_content(&digest);
+        }
+        // Found out and fetched again.
+        larder.get(&path).await.expect_content(&digest);
     }
 }
 

@@ -11,6 +11,7 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
+use bytes::Buf;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -19,7 +20,8 @@ use tower::ServiceExt;
 use super::pulse::{Break, Pulse, Running};
 use crate::config::Limits;
 use crate::http::error::ApiError;
-use crate::http::labels::ClientAddr;
+use crate::http::labels::{ClientAddr, SendsFiles};
+use crate::http::outbox::{Outbox, Piece};
 use crate::oci::ErrorCode;
 
 /// Longest path and query (R-X13).
@@ -35,6 +37,7 @@ pub(super) async fn answer(
     client: SocketAddr,
     limits: Limits,
     pulse: Arc<Pulse>,
+    outbox: Option<Arc<Outbox>>,
 ) -> Result<Response<Watched>, Infallible> {
     let (mut parts, body) = request.into_parts();
     let http2 = parts.version == Version::HTTP_2;
@@ -61,6 +64,9 @@ pub(super) async fn answer(
     let running = pulse.begin();
     let version = parts.version;
     parts.extensions.insert(ClientAddr(client));
+    if let Some(outbox) = &outbox {
+        parts.extensions.insert(SendsFiles(outbox.clone()));
+    }
     let mut response = match refused {
         Some(error) => {
             // The access log stands behind the router's door.
@@ -98,6 +104,7 @@ pub(super) async fn answer(
             left,
             on_break,
             broken: false,
+            outbox,
             running,
         },
     ))
@@ -176,12 +183,13 @@ pub(super) struct Watched {
     left: Option<u64>,
     on_break: OnBreak,
     broken: bool,
+    outbox: Option<Arc<Outbox>>,
     running: Running,
 }
 
 impl Watched {
     /// Turns a failure, or an end that comes too early, into what the client is to see.
-    fn broke(&mut self, error: axum::Error) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn broke(&mut self, error: axum::Error) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
         match self.on_break {
             OnBreak::Close(how) => {
                 // hyper would drop what it has buffered if it saw the error. It sees a body that waits, flushes, and
@@ -197,16 +205,18 @@ impl Watched {
 }
 
 impl http_body::Body for Watched {
-    type Data = Bytes;
+    type Data = Piece;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
         if self.broken {
             return Poll::Pending;
         }
         match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
-                let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+                let most = self.left.unwrap_or(u64::MAX);
+                let frame = frame.map_data(|data| Piece::of(data, self.outbox.as_deref(), most));
+                let length = frame.data_ref().map_or(0, |piece| piece.remaining() as u64);
                 self.left = self.left.map(|left| left.saturating_sub(length));
                 Poll::Ready(Some(Ok(frame)))
             }

@@ -20,6 +20,7 @@ use super::answer;
 use super::pulse::{Overdue, Pulse};
 use super::wire::{self, Transport, Wire};
 use super::{LAST_WORDS, Shared};
+use crate::http::outbox::Outbox;
 
 /// A TLS record that begins a handshake.
 const CLIENT_HELLO: u8 = 0x16;
@@ -119,7 +120,9 @@ async fn preface(tcp: &mut TcpStream) -> io::Result<Bytes> {
 /// HTTP, over whatever it is.
 async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: SocketAddr, shared: &Shared) {
     let pulse = Pulse::new(http2);
-    let (wire, back) = Wire::new(stream, prefix, pulse.clone());
+    // hyper passes the tickets of an outbox on unseen in HTTP/1 only, where it writes vectored.
+    let outbox = (!http2 && stream.plain().is_some()).then(Arc::<Outbox>::default);
+    let (wire, back) = Wire::new(stream, prefix, pulse.clone(), outbox.clone());
     let io = TokioIo::new(wire);
     let service = service_fn(|request: Request<Incoming>| {
         answer::answer(
@@ -128,6 +131,7 @@ async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: Sock
             client,
             shared.limits.clone(),
             pulse.clone(),
+            outbox.clone(),
         )
     });
     // The blocks see to it that hyper's connection is gone, and the stream on its way back, before it is waited for.

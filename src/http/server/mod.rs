@@ -1,7 +1,7 @@
 //! The listeners: sockets in, requests out to a router, and everything about connections that routes need not know.
 //!
 //! An accepted connection passes `gate` (how many at once), `connection` (plain or TLS, which HTTP, when to end),
-//! `wire` (its bytes, and how it ends without a reset) and `pulse` (what it is doing, and until when it may);
+//! `wire` (its bytes, and how it ends without a reset; files by `sendfile`) and `pulse` (what it is doing, and until when it may);
 //! each of its requests passes `answer` on the way to the router. `tls` holds the certificates.
 //!
 //! hyper's own deadline for headers also counts while a connection is idle, and hyper-util's `auto` waits for the
@@ -11,6 +11,7 @@ mod answer;
 mod connection;
 mod gate;
 mod pulse;
+mod sendfile;
 pub mod tls;
 mod wire;
 

@@ -18,6 +18,8 @@ use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
 
 use super::pulse::{Break, Pulse};
+use super::sendfile;
+use crate::http::outbox::{FileRun, Outbox};
 
 /// How long, and for how many bytes, a closing socket listens to a client that is still talking.
 const LINGER: Duration = Duration::from_secs(2);
@@ -26,11 +28,20 @@ const LINGER_BYTES: usize = 4 * 1024 * 1024;
 /// What a connection runs on.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn tcp(&self) -> &TcpStream;
+
+    /// The socket, if what is written here goes out as it is.
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Transport for TcpStream {
     fn tcp(&self) -> &TcpStream {
         self
+    }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        Some(self)
     }
 }
 
@@ -47,18 +58,26 @@ pub(super) struct Wire<S> {
     /// Read already, to tell the versions apart.
     prefix: Bytes,
     pulse: Arc<Pulse>,
+    /// Where it may be found which files stand among what is to be written.
+    outbox: Option<Arc<Outbox>>,
     back: Option<oneshot::Sender<S>>,
 }
 
 impl<S> Wire<S> {
     /// The receiver gets the stream when hyper has dropped the wire.
-    pub(super) fn new(stream: S, prefix: Bytes, pulse: Arc<Pulse>) -> (Wire<S>, oneshot::Receiver<S>) {
+    pub(super) fn new(
+        stream: S,
+        prefix: Bytes,
+        pulse: Arc<Pulse>,
+        outbox: Option<Arc<Outbox>>,
+    ) -> (Wire<S>, oneshot::Receiver<S>) {
         let (back, receiver) = oneshot::channel();
         (
             Wire {
                 stream: Some(stream),
                 prefix,
                 pulse,
+                outbox,
                 back: Some(back),
             },
             receiver,
@@ -83,6 +102,34 @@ impl<S> Wire<S> {
             Poll::Ready(Err(_)) => {}
         }
         written
+    }
+}
+
+impl<S: Transport> Wire<S> {
+    /// Writes what stands before a run, and of the run what the socket takes.
+    fn poll_write_run(&self, cx: &mut Context<'_>, before: &[IoSlice<'_>], run: &FileRun) -> Poll<io::Result<usize>> {
+        let Some(tcp) = self.stream.as_ref().and_then(Transport::plain) else {
+            return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
+        };
+        let length: usize = before.iter().map(|slice| slice.len()).sum();
+        let mut sent = 0;
+        if length > 0 {
+            sent = ready!(sendfile::poll_write_more(tcp, cx, before))?;
+            if sent < length {
+                return Poll::Ready(Ok(sent));
+            }
+        }
+        match sendfile::poll_send(tcp, cx, run) {
+            Poll::Ready(Ok(n)) => Poll::Ready(Ok(sent + n)),
+            // hyper comes back for the rest, and then it waits, or meets the error.
+            _ if sent > 0 => Poll::Ready(Ok(sent)),
+            Poll::Ready(Err(error)) => {
+                tracing::error!(digest = %run.digest(), at = run.at(), %error, "a blob's file cannot be sent to its end");
+                self.pulse.break_off(Break::Short);
+                Poll::Ready(Err(error))
+            }
+            Poll::Pending => Poll::Pending,
+        }
     }
 }
 
@@ -112,7 +159,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S: Transport> AsyncWrite for Wire<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let written = self.stream()?.poll_write(cx, buf);
         self.wrote(written)
@@ -123,7 +170,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = self.stream()?.poll_write_vectored(cx, bufs);
+        let run = self.outbox.as_ref().and_then(|outbox| outbox.first(bufs));
+        let written = match run {
+            Some((at, run)) => self.poll_write_run(cx, &bufs[..at], &run),
+            None => self.stream()?.poll_write_vectored(cx, bufs),
+        };
         self.wrote(written)
     }
 

@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use axum::body::Body;
-use axum::http::header::{
-    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_NONE_MATCH, IF_RANGE, RANGE,
-};
+use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
@@ -13,14 +11,15 @@ use futures_util::stream;
 
 use super::super::error::{ApiError, Subject};
 use super::super::multipart::{self, Piece};
+use super::super::outbox::Outbox;
 use super::super::range::{self, Wanted};
 use super::{Ask, IMMUTABLE, etag, not_modified, tell_digest, tell_outcome};
 use crate::oci::{Digest, media_type};
-use crate::pull::{self, OpenBlob, PullError, Source};
+use crate::pull::{self, Chunk, OpenBlob, PullError, Source};
 
 pub(super) async fn answer(ask: &Ask, digest: &str) -> Result<Response, ApiError> {
     let digest: Digest = digest.parse().map_err(|error| ApiError::bad_digest(&error))?;
-    let answered = if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(&digest)) {
+    let answered = if ask.has(&digest) {
         unchanged(ask, &digest).await
     } else if ask.is_head {
         head(ask, &digest).await
@@ -66,18 +65,18 @@ async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
         .filter(|_| may_range)
         .and_then(|header| range::parse_unknown(Some(header)))
     {
-        None => whole(stream_of(source.body(*digest, 0, total)), digest, total),
+        None => whole(stream_of(ask, source.body(*digest, 0, total)), digest, total),
         // A Range needs the exact total (R-C42), which a cold blob may not have told yet.
         Some(spec) => {
             let total = source.total().await?;
-            by_range(source, digest, spec.resolve(total), total)
+            by_range(ask, source, digest, spec.resolve(total), total)
         }
     };
     tell_outcome(&mut response, &outcome);
     Ok(response)
 }
 
-fn by_range(source: Source, digest: &Digest, wanted: Wanted, total: u64) -> Response {
+fn by_range(ask: &Ask, source: Source, digest: &Digest, wanted: Wanted, total: u64) -> Response {
     let partial = |body: Body, length: u64, name, value: String| {
         let mut response = whole(body, digest, Some(length));
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -88,14 +87,20 @@ fn by_range(source: Source, digest: &Digest, wanted: Wanted, total: u64) -> Resp
     };
     match wanted {
         // Several runs at several places of something that passes by once; a client takes the whole as well (R-C67).
-        Wanted::Many(_) if source.is_passing() => {
-            whole(stream_of(source.body(*digest, 0, Some(total))), digest, Some(total))
-        }
-        Wanted::Whole => whole(stream_of(source.body(*digest, 0, Some(total))), digest, Some(total)),
+        Wanted::Many(_) if source.is_passing() => whole(
+            stream_of(ask, source.body(*digest, 0, Some(total))),
+            digest,
+            Some(total),
+        ),
+        Wanted::Whole => whole(
+            stream_of(ask, source.body(*digest, 0, Some(total))),
+            digest,
+            Some(total),
+        ),
         Wanted::One(Range { start, end }) => {
             let place = format!("bytes {start}-{}/{total}", end - 1);
             partial(
-                stream_of(source.body(*digest, start, Some(end))),
+                stream_of(ask, source.body(*digest, start, Some(end))),
                 end - start,
                 CONTENT_RANGE,
                 place,
@@ -105,7 +110,7 @@ fn by_range(source: Source, digest: &Digest, wanted: Wanted, total: u64) -> Resp
             let plan = multipart::plan(&ranges, total, media_type::OCTET_STREAM);
             let (length, kind) = (plan.length, plan.content_type);
             partial(
-                stream_of_parts(source, *digest, plan.pieces),
+                stream_of_parts(ask, source, *digest, plan.pieces),
                 length,
                 CONTENT_TYPE,
                 kind,
@@ -134,13 +139,26 @@ fn whole(body: Body, digest: &Digest, length: Option<u64>) -> Response {
 }
 
 /// An error ends the stream, and with it the connection, short (L2, R-C14).
-fn stream_of(body: pull::Body) -> Body {
-    Body::from_stream(stream::try_unfold(body, |mut body| async move {
-        Ok::<_, PullError>(body.next().await?.map(|bytes| (bytes, body)))
+fn stream_of(ask: &Ask, body: pull::Body) -> Body {
+    let outbox = ask.outbox.clone();
+    Body::from_stream(stream::try_unfold((body, outbox), |(mut body, outbox)| async move {
+        let next = next_of(&mut body, outbox.as_deref()).await?;
+        Ok::<_, PullError>(next.map(|bytes| (bytes, (body, outbox))))
     }))
 }
 
-fn stream_of_parts(source: Source, digest: Digest, pieces: Vec<Piece>) -> Body {
+/// The next bytes, or a ticket for them where the connection fetches them itself.
+async fn next_of(body: &mut pull::Body, outbox: Option<&Outbox>) -> Result<Option<Bytes>, PullError> {
+    let Some(outbox) = outbox else {
+        return body.next().await;
+    };
+    Ok(body.next_chunk().await?.map(|chunk| match chunk {
+        Chunk::Memory(bytes) => bytes,
+        Chunk::File(file, at, len) => outbox.ticket(*body.digest(), file, at, len),
+    }))
+}
+
+fn stream_of_parts(ask: &Ask, source: Source, digest: Digest, pieces: Vec<Piece>) -> Body {
     enum Part {
         Text(Bytes),
         Run(pull::Body),
@@ -153,15 +171,16 @@ fn stream_of_parts(source: Source, digest: Digest, pieces: Vec<Piece>) -> Body {
             Piece::Bytes(range) => Part::Run(source.clone().body(digest, range.start, Some(range.end))),
         })
         .collect();
-    Body::from_stream(stream::try_unfold(parts, |mut parts| async move {
+    let outbox = ask.outbox.clone();
+    Body::from_stream(stream::try_unfold((parts, outbox), |(mut parts, outbox)| async move {
         loop {
             match parts.pop() {
                 None => return Ok::<_, PullError>(None),
-                Some(Part::Text(text)) => return Ok(Some((text, parts))),
+                Some(Part::Text(text)) => return Ok(Some((text, (parts, outbox)))),
                 Some(Part::Run(mut run)) => {
-                    if let Some(bytes) = run.next().await? {
+                    if let Some(bytes) = next_of(&mut run, outbox.as_deref()).await? {
                         parts.push(Part::Run(run));
-                        return Ok(Some((bytes, parts)));
+                        return Ok(Some((bytes, (parts, outbox))));
                     }
                 }
             }

@@ -1,12 +1,11 @@
 //! `GET` and `HEAD` of `/v2/<name>/manifests/<reference>` (protocol 0.3; R-C4, R-C5, R-C40, R-C76).
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, IF_NONE_MATCH};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderValue, Response};
 
 use super::super::error::{ApiError, Subject};
-use super::super::range;
-use super::{Ask, IMMUTABLE, NO_CACHE, etag, not_modified, tell_digest, tell_outcome};
+use super::{Ask, IMMUTABLE, NO_CACHE, not_modified, tell_digest, tell_outcome};
 use crate::oci::Reference;
 use crate::oci::reference::ReferenceError;
 use crate::pull::Want;
@@ -28,7 +27,7 @@ pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<axum::response:
         Reference::Digest(_) => IMMUTABLE,
         Reference::Tag(_) => NO_CACHE,
     };
-    let mut response = if range::if_none_match(ask.header(IF_NONE_MATCH), &etag(&found.digest)) {
+    let mut response = if ask.has(&found.digest) {
         not_modified(&found.digest, cache_control)
     } else {
         // Content negotiation ends here: one document per tag, whatever Accept says (R-U54, R-S26).

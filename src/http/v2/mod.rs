@@ -15,14 +15,17 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, WARNING};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, WARNING};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 
 use self::route::{Name, Query, Route, What};
 use super::error::{API_VERSION, ApiError, Subject};
-use super::{access_log, labels};
+use super::outbox::Outbox;
+use super::{access_log, labels, range};
 use crate::oci::Digest;
 use crate::pull::{Outcome, Pull, PullError, Target};
 
@@ -54,9 +57,17 @@ struct Ask {
     path: String,
     headers: HeaderMap,
     is_head: bool,
+    /// Where files can be handed to, if the connection takes them.
+    outbox: Option<Arc<Outbox>>,
 }
 
 impl Ask {
+    /// Whether the client says that it has this already.
+    fn has(&self, digest: &Digest) -> bool {
+        let known = self.header(IF_NONE_MATCH);
+        known.is_some() && range::if_none_match(known, &etag(digest))
+    }
+
     fn header(&self, name: HeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
@@ -78,7 +89,7 @@ async fn answer(State(pull): State<Arc<Pull>>, request: Request) -> Response {
             Route::Root => text_page(is_head),
             Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| pull.is_upstream(p)) => json("{}".to_owned()),
             Route::Catalog => tags::catalog(&pull, &query).unwrap_or_else(IntoResponse::into_response),
-            Route::Repository { name, what } => repository(pull, name, what, query, path, parts.headers, is_head).await,
+            Route::Repository { name, what } => repository(pull, name, what, query, path, parts).await,
             Route::Malformed => ApiError::bad_path(&path).into_response(),
             Route::Ping { .. } | Route::Unknown => ApiError::no_such_endpoint(&path).into_response(),
         }
@@ -94,15 +105,7 @@ async fn answer(State(pull): State<Arc<Pull>>, request: Request) -> Response {
     response
 }
 
-async fn repository(
-    pull: Arc<Pull>,
-    name: Name,
-    what: What,
-    query: Query,
-    path: String,
-    headers: HeaderMap,
-    is_head: bool,
-) -> Response {
+async fn repository(pull: Arc<Pull>, name: Name, what: What, query: Query, path: String, parts: Parts) -> Response {
     let subject = subject(&what);
     let unknown_prefix = name.prefix.as_ref().filter(|p| !pull.is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
@@ -122,8 +125,9 @@ async fn repository(
         target,
         query,
         path,
-        headers,
-        is_head,
+        is_head: parts.method == Method::HEAD,
+        outbox: parts.extensions.get::<labels::SendsFiles>().map(|o| o.0.clone()),
+        headers: parts.headers,
     };
     let answering = async {
         match &what {
@@ -218,7 +222,11 @@ fn json(text: String) -> Response {
 fn tell_outcome(response: &mut Response, outcome: &Outcome) {
     response.extensions_mut().insert(labels::Outcome(outcome.as_str()));
     let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::from_str(&outcome.cache_status()) {
+    let value = match outcome {
+        Outcome::Hit => Ok(HeaderValue::from_static("larder; hit")),
+        other => HeaderValue::from_str(&other.cache_status()),
+    };
+    if let Ok(value) = value {
         headers.insert(CACHE_STATUS, value);
     }
     if let Some(value) = outcome.warning().and_then(|text| HeaderValue::from_str(&text).ok()) {
@@ -226,11 +234,13 @@ fn tell_outcome(response: &mut Response, outcome: &Outcome) {
     }
 }
 
-/// `Docker-Content-Digest` and the strong `ETag` made from it (R-S11, R-S27).
+/// `Docker-Content-Digest` and the strong `ETag` made from it (R-S11, R-S27), in one piece of memory.
 fn tell_digest(headers: &mut HeaderMap, digest: &Digest) {
+    let etag = Bytes::from(etag(digest));
+    let bare = etag.slice(1..etag.len() - 1);
     if let (Ok(digest), Ok(etag)) = (
-        HeaderValue::from_str(&digest.to_string()),
-        HeaderValue::from_str(&etag(digest)),
+        HeaderValue::from_maybe_shared(bare),
+        HeaderValue::from_maybe_shared(etag),
     ) {
         headers.insert(CONTENT_DIGEST, digest);
         headers.insert(ETAG, etag);

@@ -3,6 +3,7 @@
 //! Nothing here measures time: each test waits for the event itself, and a guard turns a hang into a failure.
 
 mod ends;
+mod files;
 mod limits;
 mod requests;
 mod secure;
@@ -55,6 +56,15 @@ async fn start(limits: Limits) -> Server {
 }
 
 async fn start_with(limits: Limits, tls: Option<tls::Certificates>, grace: Duration) -> Server {
+    start_router(router, limits, tls, grace).await
+}
+
+async fn start_router(
+    router: impl FnOnce(Arc<Notify>, Arc<AtomicUsize>, Arc<AtomicUsize>) -> Router,
+    limits: Limits,
+    tls: Option<tls::Certificates>,
+    grace: Duration,
+) -> Server {
     let listening = bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
     let (address, stop) = (listening.addresses[0], CancellationToken::new());
     let (gate, seen, asked_for) = <(Arc<Notify>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
