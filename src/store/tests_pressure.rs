@@ -179,12 +179,14 @@ fn reservations_add_up() {
                 });
             }
         });
-        let before = store.usage();
+        let blobs = |usage: &Usage| usage.used_bytes - usage.index_bytes;
+        let before = blobs(&store.usage());
         drop(store);
         let again = open(folder.path()).usage();
-        assert_eq!(
-            again.used_bytes - again.index_bytes,
-            before.used_bytes - before.index_bytes
-        );
+        // Opening may let the index's own file grow, and something go for it.
+        match again.evicted {
+            0 => assert_eq!(blobs(&again), before),
+            _ => assert!(blobs(&again) < before && again.used_bytes <= again.max_bytes),
+        }
     }
 }
