@@ -20,6 +20,11 @@ impl Tally {
         *most = (*most).max(n);
     }
 
+    pub fn get(&self, group: &'static str, name: &str) -> u64 {
+        let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(&(group, name.to_owned())).copied().unwrap_or_default()
+    }
+
     /// `kills: idle 12, transfer 30`, a line for each group.
     pub fn report(&self) -> String {
         let counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
