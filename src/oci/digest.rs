@@ -96,13 +96,34 @@ impl Digest {
 
     /// The reverse of [`Digest::to_key`]; `None` for bytes that no digest gives.
     pub fn from_key(key: &[u8]) -> Option<Digest> {
-        let (tag, hash) = key.split_first()?;
-        let algorithm = match tag {
-            1 => Algorithm::Sha256,
-            2 => Algorithm::Sha512,
-            _ => return None,
-        };
+        let (algorithm, hash) = Digest::split_tag(key)?;
         Digest::from_hash(algorithm, hash)
+    }
+
+    /// The key at the start of `bytes`, and what comes behind it.
+    pub fn split_key(bytes: &[u8]) -> Option<(Digest, &[u8])> {
+        let (algorithm, rest) = Digest::split_tag(bytes)?;
+        let (hash, rest) = rest.split_at_checked(algorithm.hash_len())?;
+        Some((Digest::from_hash(algorithm, hash)?, rest))
+    }
+
+    fn split_tag(key: &[u8]) -> Option<(Algorithm, &[u8])> {
+        let (tag, rest) = key.split_first()?;
+        match tag {
+            1 => Some((Algorithm::Sha256, rest)),
+            2 => Some((Algorithm::Sha512, rest)),
+            _ => None,
+        }
+    }
+
+    /// The SHA-256 digest with this hash.
+    pub fn from_sha256(sha256: [u8; 32]) -> Digest {
+        let mut hash = [0u8; 64];
+        hash[..32].copy_from_slice(&sha256);
+        Digest {
+            algorithm: Algorithm::Sha256,
+            hash,
+        }
     }
 
     /// From an algorithm and lower-case hex, as they stand in a file name.

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use redb::{Database as Redb, ReadableDatabase, TableDefinition};
+use redb::{Database as Redb, ReadableDatabase, ReadableTableMetadata, TableDefinition};
 
 use super::TELL_EVERY;
 use super::error::StoreError;
@@ -150,6 +150,13 @@ impl Database {
             Ok(table.get(key)?.map(|value| value.value().to_vec()))
         };
         read().map_err(|e| index_error(&self.path, e))
+    }
+
+    /// How many pairs a table has.
+    pub(super) fn count(&self, table: Table) -> Result<usize, StoreError> {
+        let count = || -> Result<_, redb::Error> { Ok(self.begin_read()?.open_table(table.definition())?.len()?) };
+        let count = count().map_err(|e| index_error(&self.path, e))?;
+        Ok(usize::try_from(count).unwrap_or(0))
     }
 
     /// Calls `each` with every pair whose key starts with `prefix`, in key order, until it returns false.

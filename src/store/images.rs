@@ -145,25 +145,28 @@ impl Store {
 
     /// Held manifests of a repository that none of its tags points at and none of its manifests names.
     fn untagged(&self, tagged: &HashMap<Digest, BTreeSet<Arc<str>>>) -> Vec<(ImageName, Digest)> {
-        let index = self.inner.index();
-        let manifests = || index.entries().filter(|(_, entry)| entry.kind != Kind::Blob);
+        let mut manifests: HashMap<Digest, (Kind, Vec<Arc<str>>)> = HashMap::new();
+        self.inner.walk(|index, _, entry| {
+            if entry.kind != Kind::Blob {
+                manifests.insert(entry.digest, (entry.kind.clone(), index.links_of(&entry.digest)));
+            }
+        });
         let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
-        for (digest, entry) in manifests() {
-            for child in entry.kind.children().iter() {
-                if index.get(child).is_some_and(|child| child.kind != Kind::Blob) {
-                    parents.entry(*child).or_default().push(*digest);
-                }
+        for (digest, (kind, _)) in &manifests {
+            for child in kind.children().iter().filter(|child| manifests.contains_key(child)) {
+                parents.entry(*child).or_default().push(*digest);
             }
         }
+        let linked = |repository: &Arc<str>, digest: &Digest| {
+            let links = manifests.get(digest).map(|(_, links)| links);
+            links.is_some_and(|links| links.binary_search(repository).is_ok())
+        };
         let mut names = Vec::new();
-        for (digest, _) in manifests() {
-            for repository in index.links_of(digest) {
+        for (digest, (_, links)) in &manifests {
+            for repository in links {
                 let is_tagged = tagged.get(digest).is_some_and(|set| set.contains(repository));
-                let is_named = || {
-                    let parents = parents.get(digest).into_iter().flatten();
-                    parents.into_iter().any(|parent| index.linked(repository, parent))
-                };
-                if !is_tagged && !is_named() {
+                let mut parents = parents.get(digest).into_iter().flatten();
+                if !is_tagged && !parents.any(|parent| linked(repository, parent)) {
                     let name = ImageName {
                         repository: repository.clone(),
                         reference: digest.to_string(),
@@ -365,7 +368,7 @@ impl Store {
 
     /// The repositories that have shown that they hold a digest, in byte order.
     pub fn links(&self, digest: &Digest) -> Vec<Arc<str>> {
-        self.inner.index().links_of(digest).cloned().collect()
+        self.inner.index().links_of(digest)
     }
 }
 

@@ -12,6 +12,8 @@ mod index;
 mod keys;
 mod privacy;
 mod records;
+#[doc(hidden)]
+pub mod scale;
 mod space;
 mod startup;
 mod survey;
@@ -307,7 +309,7 @@ impl Store {
             bytes: bytes.clone(),
             media_type: media_type.into(),
         };
-        writer.commit_as(repository, space::manifest_kind(media_type, children))?;
+        writer.commit_as(repository, Kind::manifest(media_type.into(), children))?;
         self.inner.manifests.insert(*digest, manifest);
         Ok(())
     }
@@ -480,14 +482,7 @@ impl Store {
             let mut ops = Vec::new();
             for digest in used {
                 index.set_used(&digest, now);
-                let record = index
-                    .get(&digest)
-                    .map(|entry| BlobRecord::of(entry, index.shelf_name(entry)));
-                ops.extend(
-                    record
-                        .and_then(|r| serde_json::to_vec(&r).ok())
-                        .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
-                );
+                ops.extend(BlobRecord::of(&index, &digest).map(|record| record.put(&digest)));
             }
             self.inner.database.write(ops);
         }

@@ -2,7 +2,6 @@
 //!
 //! Counted are held blobs, transfers (with all they have announced) and the index's own file.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
@@ -10,7 +9,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::database::{Op, Table};
 use super::error::StoreError;
-use super::index::{Index, Kind, Scope, Staging, Victim, on_disk};
+use super::index::{Entry, Index, Scope, Staging, Victim, on_disk};
 use super::records::{BlobRecord, unix_ms};
 use super::{Arrival, Inner, link_key, unlink};
 use crate::oci::Digest;
@@ -146,7 +145,7 @@ impl Inner {
     /// Moves what the index has just let go of out of the way, and gives the place to unlink it from: that takes
     /// long for large files. Called with the index locked, so that nobody stages or admits the same digest
     /// before its file is out of there. Open readers keep their handle.
-    pub(super) fn take_away(&self, victim: &Victim, links: &BTreeSet<Arc<str>>) -> Option<PathBuf> {
+    pub(super) fn take_away(&self, victim: &Victim, links: &[Arc<str>]) -> Option<PathBuf> {
         let (digest, place) = match victim {
             Victim::Part(digest) => (digest, self.tree.part(digest)),
             Victim::Blob(digest) => {
@@ -163,6 +162,19 @@ impl Inner {
         };
         let aside = self.tree.temporary(digest);
         std::fs::rename(&place, &aside).is_ok().then_some(aside)
+    }
+
+    /// Calls `each` with every entry and its place, while others come to the index every few hundred.
+    pub(super) fn walk(&self, mut each: impl FnMut(&Index, u32, &Entry)) {
+        let mut from = Some(0);
+        while let Some(place) = from {
+            let index = self.index();
+            let (entries, next) = index.page(place, 512);
+            for (place, entry) in entries {
+                each(&index, place, entry);
+            }
+            from = next;
+        }
     }
 
     /// Lets go of an entry and its file.
@@ -203,13 +215,8 @@ impl Inner {
             if is_new {
                 index.set_hidden(digest, true);
             }
-            let record = index.get(digest).map(|entry| BlobRecord::of(entry, repository));
             let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
-            ops.extend(
-                record
-                    .and_then(|r| serde_json::to_vec(&r).ok())
-                    .map(|v| Op::Put(Table::Blobs, digest.to_key(), v)),
-            );
+            ops.extend(BlobRecord::of(&index, digest).map(|record| record.put(digest)));
             self.database.write(ops);
         }
         self.evict_down();
@@ -262,13 +269,5 @@ impl Inner {
             seen: now,
             text: error.to_string(),
         });
-    }
-}
-
-/// The kind of a manifest.
-pub(super) fn manifest_kind(media_type: &str, children: &[Digest]) -> Kind {
-    Kind::Manifest {
-        media_type: media_type.into(),
-        children: children.into(),
     }
 }

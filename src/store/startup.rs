@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Inner;
-use super::database::{Database, Op, Table};
+use super::database::{Database, Table};
 use super::error::StoreError;
 use super::index::{Index, Kind, Staging};
 use super::keys::Tree;
@@ -66,40 +66,34 @@ pub(super) fn take_lock(tree: &Tree) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Fills the index from the database. What is loaded is in order of last use.
+/// Fills the index from the database. Two tables are read side by side, and joined in the order that both are in or
+/// can be put in: looking up a million links one by one would take longer than all the rest.
 pub(super) fn load(database: &Database, index: &mut Index) -> Result<(), StoreError> {
-    let mut blobs = Vec::new();
-    database.scan(Table::Blobs, &[], |key, value| {
-        blobs.extend(Digest::from_key(key).zip(serde_json::from_slice::<BlobRecord>(value).ok()));
-        true
+    let links = std::thread::scope(|scope| {
+        let links = scope.spawn(|| Links::read(database));
+        let mut loading = index.load(database.count(Table::Blobs)?);
+        let mut last = None;
+        database.scan(Table::Blobs, &[], |key, value| {
+            if let (Some(digest), Some(record)) = (Digest::from_key(key), BlobRecord::from_bytes(value)) {
+                let shelf = match &last {
+                    Some((name, shelf)) if *name == record.shelf => *shelf,
+                    _ => {
+                        let shelf = loading.shelf(&record.shelf);
+                        last = Some((record.shelf.into_owned(), shelf));
+                        shelf
+                    }
+                };
+                loading.add(digest, record.size, record.used_ms, record.kind, shelf);
+            }
+            true
+        })?;
+        loading.finish();
+        // It panics only if this code is wrong, and then there is nothing better to do.
+        links.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
-    blobs.sort_by_key(|(_, record)| record.used_ms);
-    for (digest, record) in blobs {
-        let shelf = index.shelf(&record.shelf);
-        let kind = match record.media_type {
-            Some(media_type) => Kind::Manifest {
-                media_type,
-                children: record.children.into(),
-            },
-            None => Kind::Blob,
-        };
-        index.insert(digest, record.size, record.used_ms, kind, shelf);
-    }
-    let mut last: Option<Arc<str>> = None;
-    database.scan(Table::Links, &[], |key, _| {
-        let Some(end) = key.iter().position(|b| *b == 0) else {
-            return true;
-        };
-        let (Ok(name), Some(digest)) = (std::str::from_utf8(&key[..end]), Digest::from_key(&key[end + 1..])) else {
-            return true;
-        };
-        let repository = last.take().filter(|l| **l == *name).unwrap_or_else(|| name.into());
-        if index.get(&digest).is_some() {
-            index.link(&repository, &digest);
-        }
-        last = Some(repository);
-        true
-    })?;
+    let names = &links.repositories;
+    index.link_all(names, links.common.iter().map(|link| (link.digest(), link.repository)));
+    index.link_all(names, links.rare.iter().copied());
     database.scan(Table::Pins, &[], |key, value| {
         if let (Ok(name), Some(digest)) = (std::str::from_utf8(key), Digest::from_key(value)) {
             index.pin(&name.into(), digest);
@@ -108,22 +102,84 @@ pub(super) fn load(database: &Database, index: &mut Index) -> Result<(), StoreEr
     })
 }
 
+/// The links as they were written down.
+#[derive(Default)]
+struct Links {
+    repositories: Vec<Arc<str>>,
+    /// Of SHA-256, in order.
+    common: Vec<Link>,
+    /// Of any other algorithm, with the number of the repository; in order.
+    rare: Vec<(Digest, u32)>,
+}
+
+/// Half the size of a digest with all its room: there may be a million.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Link {
+    hash: [u8; 32],
+    repository: u32,
+}
+
+impl Link {
+    fn digest(&self) -> Digest {
+        Digest::from_sha256(self.hash)
+    }
+}
+
+impl Links {
+    fn read(database: &Database) -> Result<Links, StoreError> {
+        let mut links = Links::default();
+        links.common.reserve(database.count(Table::Links)?);
+        database.scan(Table::Links, &[], |key, _| {
+            let Some(end) = key.iter().position(|b| *b == 0) else {
+                return true;
+            };
+            let (Ok(name), Some(digest)) = (std::str::from_utf8(&key[..end]), Digest::from_key(&key[end + 1..])) else {
+                return true;
+            };
+            if links.repositories.last().is_none_or(|last| **last != *name) {
+                links.repositories.push(name.into());
+            }
+            let Ok(repository) = u32::try_from(links.repositories.len() - 1) else {
+                return false;
+            };
+            match digest.hash().try_into() {
+                Ok(hash) => links.common.push(Link { hash, repository }),
+                Err(_) => links.rare.push((digest, repository)),
+            }
+            true
+        })?;
+        // As many ascending runs as repositories: what a stable sort is good at.
+        links.common.sort();
+        links.rare.sort();
+        Ok(links)
+    }
+}
+
 /// Makes index and disk agree: the disk is the truth for bytes (L6). Runs beside requests.
 pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
-    let mut present = std::collections::HashSet::new();
+    // By place in the index. A place that changes hands meanwhile does no harm: what is missing is looked for again.
+    let mut seen: Vec<bool> = Vec::new();
     for algorithm in Algorithm::ALL {
         for (name, path, meta) in files(&inner.tree.blobs(algorithm))? {
             match Digest::from_hex(algorithm, &name).filter(|_| meta.is_file()) {
                 Some(digest) => {
-                    present.insert(digest);
-                    adopt(inner, &digest, &path);
+                    let place = adopt(inner, &digest, &path, meta.len());
+                    if let Some(place) = place.and_then(|place| usize::try_from(place).ok()) {
+                        seen.resize(seen.len().max(place + 1), false);
+                        seen[place] = true;
+                    }
                 }
                 None => tracing::warn!(path = %path.display(), "not a blob: left alone"),
             }
         }
     }
-    let indexed: Vec<Digest> = inner.index().digests().copied().collect();
-    for digest in indexed.into_iter().filter(|d| !present.contains(d)) {
+    let mut missing = Vec::new();
+    inner.walk(|_, place, entry| {
+        if !usize::try_from(place).is_ok_and(|place| seen.get(place) == Some(&true)) {
+            missing.push(entry.digest);
+        }
+    });
+    for digest in missing {
         inner.forget_if_gone(&digest);
     }
     inner.evict_down();
@@ -134,15 +190,20 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
 
 /// A file in a blob's place. One that the index does not know was renamed there, so it was verified, and the crash
 /// came before the index knew; or the index is a new one. It is linked to nothing: a repository has to show again that
-/// it holds it (L8).
-fn adopt(inner: &Inner, digest: &Digest, path: &Path) {
-    let is_known = inner.index().get(digest).is_some();
-    let kind = if is_known { Kind::Blob } else { kind_of(path) };
+/// it holds it (L8). Returns its place in the index.
+fn adopt(inner: &Inner, digest: &Digest, path: &Path, len: u64) -> Option<u32> {
+    let known = {
+        let index = inner.index();
+        let entry = index.get(digest);
+        if entry.is_some_and(|entry| entry.size == len) {
+            return index.place(digest);
+        }
+        entry.is_some()
+    };
+    let kind = if known { Kind::Blob } else { kind_of(path) };
     // With the index held still: a blob may be admitted or evicted at this moment.
     let mut index = inner.index();
-    let Ok(len) = std::fs::metadata(path).map(|meta| meta.len()) else {
-        return;
-    };
+    let len = std::fs::metadata(path).ok()?.len();
     match index.get(digest).map(|entry| entry.size) {
         Some(size) if size == len => {}
         Some(size) => {
@@ -152,12 +213,11 @@ fn adopt(inner: &Inner, digest: &Digest, path: &Path) {
         None => {
             let shelf = index.shelf("");
             index.insert(*digest, len, 0, kind, shelf);
-            let record = index.get(digest).map(|entry| BlobRecord::of(entry, ""));
-            let value = record.and_then(|record| serde_json::to_vec(&record).ok());
-            let op = value.map(|value| Op::Put(Table::Blobs, digest.to_key(), value));
-            inner.database.write(op.into_iter().collect());
+            let record = BlobRecord::of(&index, digest).map(|record| record.put(digest));
+            inner.database.write(record.into_iter().collect());
         }
     }
+    index.place(digest)
 }
 
 /// What a blob of unknown kind is, by its own word: a manifest says so in its first bytes.
@@ -173,9 +233,9 @@ fn kind_of(path: &Path) -> Kind {
         file.read_to_end(&mut bytes).ok()?;
         Manifest::parse(&bytes, None).ok()
     };
-    read().map_or(Kind::Blob, |manifest| Kind::Manifest {
-        media_type: manifest.media_type.into(),
-        children: manifest.descriptors.iter().map(|child| child.digest).collect(),
+    read().map_or(Kind::Blob, |manifest| {
+        let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
+        Kind::manifest(manifest.media_type.into(), children)
     })
 }
 
@@ -200,14 +260,18 @@ pub(super) fn sweep_staging(tree: &Tree, index: &mut Index) -> Result<(), StoreE
     Ok(())
 }
 
-fn files(folder: &Path) -> Result<Vec<(String, PathBuf, std::fs::Metadata)>, StoreError> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(StoreError::io("list", folder))? {
-        let entry = entry.map_err(StoreError::io("list", folder))?;
+/// Name, path and metadata of what is in a folder, one by one: there may be a million.
+fn files(folder: &Path) -> Result<impl Iterator<Item = (String, PathBuf, std::fs::Metadata)>, StoreError> {
+    let listing = std::fs::read_dir(folder).map_err(StoreError::io("list", folder))?;
+    let folder = folder.to_owned();
+    let told = move |error: &std::io::Error| {
+        tracing::error!(folder = %folder.display(), %error, "a folder could not be listed to its end");
+    };
+    // A listing that fails goes on failing.
+    let entries = listing.map_while(move |entry| entry.inspect_err(&told).ok());
+    Ok(entries.filter_map(|entry| {
         // Gone since it was listed: nothing to say about it.
-        if let (Ok(name), Ok(meta)) = (entry.file_name().into_string(), entry.metadata()) {
-            found.push((name, entry.path(), meta));
-        }
-    }
-    Ok(found)
+        let (name, meta) = (entry.file_name().into_string().ok()?, entry.metadata().ok()?);
+        Some((name, entry.path(), meta))
+    }))
 }

@@ -105,19 +105,18 @@ impl Store {
     }
 
     fn count_entries(&self, owned: &HashMap<Digest, Owned>, survey: &mut Survey) {
-        let index = self.inner.index();
-        for (digest, entry) in index.entries() {
+        self.inner.walk(|index, _, entry| {
             let bytes = on_disk(entry.size);
             survey.held_bytes += bytes;
-            let (pinned, leased) = (index.is_pinned(digest), index.is_leased(digest));
+            let (pinned, leased) = (index.is_pinned(&entry.digest), index.is_leased(&entry.digest));
             survey.pinned_bytes += if pinned { bytes } else { 0 };
             survey.leased_bytes += if leased { bytes } else { 0 };
             survey.evictable_bytes += if pinned || leased { 0 } else { bytes };
-            if !owned.contains_key(digest) {
+            if !owned.contains_key(&entry.digest) {
                 survey.loose_blobs += 1;
                 survey.loose_bytes += bytes;
             }
-        }
-        survey.evictable_bytes += index.idle_staged_bytes();
+        });
+        survey.evictable_bytes += self.inner.index().idle_staged_bytes();
     }
 }

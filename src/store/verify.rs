@@ -188,20 +188,25 @@ impl Store {
 
     /// Held digests in an order that does not change, after `last`; for walks that go on after a restart.
     pub fn digests_after(&self, last: Option<&Digest>, limit: usize) -> Vec<Digest> {
-        let mut digests: Vec<Digest> = {
-            let index = self.inner.index();
-            index
-                .digests()
-                .filter(|d| last.is_none_or(|last| *d > last))
-                // What is not for good yet was verified a moment ago.
-                .filter(|d| index.held(d).is_some())
-                .copied()
-                .collect()
+        let mut digests: Vec<Digest> = Vec::new();
+        // The first `limit` of them, without keeping all the others.
+        let trim = |digests: &mut Vec<Digest>| {
+            if digests.len() > limit {
+                digests.select_nth_unstable(limit);
+                digests.truncate(limit);
+            }
         };
-        if digests.len() > limit {
-            digests.select_nth_unstable(limit);
-            digests.truncate(limit);
-        }
+        self.inner.walk(|index, _, entry| {
+            let is_after = last.is_none_or(|last| entry.digest > *last);
+            // What is not for good yet was verified a moment ago.
+            if is_after && index.held(&entry.digest).is_some() {
+                digests.push(entry.digest);
+            }
+            if digests.len() >= limit.saturating_mul(2).max(1024) {
+                trim(&mut digests);
+            }
+        });
+        trim(&mut digests);
         digests.sort_unstable();
         digests
     }
