@@ -188,7 +188,7 @@ impl Pull {
                 };
                 // The bytes first: a tag that moved to something that cannot be had stays where it was (L3).
                 let answer = self.serve(target, &record, want, moved).await?;
-                self.store.put_tag(&target.key, tag.as_str(), record);
+                self.note_tag(target, tag, record).await;
                 Ok(answer)
             }
             (None, _) => self.fetch_by_tag(target, tag, moved).await,
@@ -257,8 +257,16 @@ impl Pull {
             checked_ms: unix_ms(),
             moves: Vec::new(),
         };
-        self.store.put_tag(&target.key, tag.as_str(), record);
+        self.note_tag(target, tag, record).await;
         Ok(answer)
+    }
+
+    /// Writes down where a tag points, and waits until that is on disk: an answer that somebody has had may not be
+    /// taken back by a crash (L6). A disk that fails is no reason to refuse it.
+    async fn note_tag(&self, target: &Target, tag: &Tag, record: TagRecord) {
+        let (store, key, tag) = (self.store.clone(), target.key.clone(), tag.clone());
+        // Ends early only with the process.
+        let _ = blocking(move || Ok(store.put_tag_durably(&key, tag.as_str(), record))).await;
     }
 
     /// What a record points at: from the record alone for a HEAD, else from the store or by digest.

@@ -348,6 +348,33 @@ fn a_pin_follows_its_tag() {
     assert!(!store.is_pinned(&digests[0]) && store.is_pinned(&digests[1]));
 }
 
+/// L6: what `put_tag_durably` has noted is on disk, with the pin that moved; and no failing index keeps it from being
+/// seen.
+#[test]
+fn a_tag_that_moved_is_on_disk_with_its_pin() {
+    let (folder, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(folder.path(), 4);
+    let digests = [b"{\"a\":1}", b"{\"a\":2}"].map(|text| {
+        let bytes = Bytes::from_static(text);
+        let digest = Digest::sha256(&bytes);
+        store.put_manifest("r", &digest, "x/y", &[], &bytes).unwrap();
+        digest
+    });
+    store.put_tag_durably("r", "1", record(digests[0], 1));
+    store.pin("r", "1");
+    store.put_tag_durably("r", "1", record(digests[1], 2));
+    // The folder as a crash at this moment would leave it.
+    std::fs::copy(folder.path().join("index.redb"), crashed.path().join("index.redb")).unwrap();
+    let found = Store::open(&room(crashed.path(), 4)).unwrap();
+    let tag = found.tag("r", "1").unwrap();
+    assert_eq!((tag.digest, tag.moves.len()), (digests[1], 1));
+    assert!(found.is_pinned(&digests[1]) && !found.is_pinned(&digests[0]));
+
+    store.inner.database.stop();
+    store.put_tag_durably("r", "1", record(digests[0], 3));
+    assert_eq!(store.tag("r", "1").unwrap().digest, digests[0]);
+}
+
 /// `remove_image` frees what only that image reaches, and says how much.
 #[test]
 fn a_removal_frees_what_it_says() {

@@ -817,6 +817,35 @@ async fn l6_kill_9() {
     larder.get(blob(REPO, half)).await.expect_content(&half);
 }
 
+/// `kill -9` right behind the first answer of a tag, and of a tag that moved: it is answered so from then on.
+#[tokio::test]
+async fn l6_a_tag_is_not_taken_back() {
+    let upstream = Upstream::start().await;
+    let mut larder = LarderProcess::start(&upstream, |t| {
+        t.cache("tag_ttl", "0s");
+    })
+    .await;
+    let (first, second) = (upstream.image(REPO, "a", &[]), upstream.image(REPO, "b", &[]));
+    for image in [&first, &second] {
+        upstream.move_tag(REPO, "1", &image.manifest);
+        larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
+        larder.kill_9();
+        upstream.go_down().await;
+        larder = larder.restart().await;
+        larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
+        larder.kill_9();
+        upstream.come_up().await;
+        larder = larder.restart().await;
+    }
+    // Moved to something that is held already, and nothing else is written.
+    upstream.move_tag(REPO, "1", &first.manifest);
+    larder.get(manifest(REPO, "1")).await.expect_content(&first.manifest);
+    larder.kill_9();
+    upstream.go_down().await;
+    let larder = larder.restart().await;
+    larder.get(manifest(REPO, "1")).await.expect_content(&first.manifest);
+}
+
 // L8: private stays private.
 
 /// A digest learned in one repository is no key to another.
