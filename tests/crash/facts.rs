@@ -29,10 +29,31 @@ impl Facts {
         self.holds.contains(&(repo.to_owned(), *digest))
     }
 
-    /// The last place in a tag's history, oldest first, at which it pointed there.
-    pub fn last_place(&self, repo: &str, tag: &str, digest: &Digest) -> Option<usize> {
+    /// Whether a tag ever pointed there.
+    pub fn was_target(&self, repo: &str, tag: &str, digest: &Digest) -> bool {
+        let history = self.history.get(&(repo.to_owned(), tag.to_owned()));
+        history.is_some_and(|history| history.contains(digest))
+    }
+
+    /// How often a tag was pointed somewhere.
+    pub fn moves(&self, repo: &str, tag: &str) -> usize {
+        let key = (repo.to_owned(), tag.to_owned());
+        self.history.get(&key).map_or(0, Vec::len)
+    }
+
+    /// The place in a tag's history that an answer stands for: the last one before it was asked, when there were
+    /// `known`, or else the first one since.
+    pub fn place(&self, repo: &str, tag: &str, digest: &Digest, known: usize) -> Option<usize> {
         let history = self.history.get(&(repo.to_owned(), tag.to_owned()))?;
-        history.iter().rposition(|d| d == digest)
+        let (before, since) = history.split_at_checked(known)?;
+        let later = || since.iter().position(|d| d == digest).map(|at| known + at);
+        before.iter().rposition(|d| d == digest).or_else(later)
+    }
+
+    pub fn target(&self, item: &Item, place: usize) -> Option<Digest> {
+        let What::Tag(tag) = &item.what else { return None };
+        let history = self.history.get(&(item.repo.clone(), tag.clone()))?;
+        history.get(place).copied()
     }
 
     /// What a tag points at now.
