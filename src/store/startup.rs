@@ -31,10 +31,12 @@ pub(super) fn make_folders(tree: &Tree) -> Result<(), StoreError> {
     let private = std::fs::Permissions::from_mode(0o700);
     // Best effort: a folder that someone else owns may still be usable.
     let _ = std::fs::set_permissions(tree.root(), private);
-    let mark = tree.layout_mark();
-    if !mark.exists() {
-        std::fs::write(&mark, br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(StoreError::io("write", &mark))?;
+    let (mark, text) = (tree.layout_mark(), br#"{"imageLayoutVersion":"1.0.0"}"#);
+    // Not only when it is missing: a crash may have left an empty one.
+    if std::fs::read(&mark).is_ok_and(|found| found == text) {
+        return Ok(());
     }
+    std::fs::write(&mark, text).map_err(StoreError::io("write", &mark))?;
     Ok(())
 }
 
