@@ -416,12 +416,18 @@ impl Store {
         upsert(&self.inner.lists, &key, |known| known.unwrap_or_else(read))
     }
 
-    /// Notes a list. Blocking for as long as it takes to write it out.
+    /// Notes a list; if it is another than before it is on disk before anybody sees it, as a tag is. Blocking.
     pub fn put_list(&self, repository: &str, which: &ListKey, record: ListRecord) -> Arc<ListRecord> {
         let record = Arc::new(record);
         let key = which.to_key(repository);
-        upsert(&self.inner.lists, &key, |_| {
-            self.put_record(Table::Lists, key.clone(), &*record);
+        upsert(&self.inner.lists, &key, |known| {
+            let is_news = known.flatten().is_none_or(|k| k.items != record.items);
+            let value = serde_json::to_vec(&*record).ok();
+            let op = value.map(|value| Op::Put(Table::Lists, key.clone(), value));
+            let written = self.inner.database.write_noted(op.into_iter().collect());
+            if is_news {
+                let _ = written.recv();
+            }
             Some(record.clone())
         });
         record
@@ -522,12 +528,6 @@ impl Store {
             }
         };
         serde_json::from_slice(&bytes).ok()
-    }
-
-    fn put_record<T: serde::Serialize>(&self, table: Table, key: Vec<u8>, record: &T) {
-        if let Ok(value) = serde_json::to_vec(record) {
-            self.inner.database.write(vec![Op::Put(table, key, value)]);
-        }
     }
 
     fn report(&self, outcome: Result<(), StoreError>) {

@@ -370,9 +370,48 @@ fn a_tag_that_moved_is_on_disk_with_its_pin() {
     assert_eq!((tag.digest, tag.moves.len()), (digests[1], 1));
     assert!(found.is_pinned(&digests[1]) && !found.is_pinned(&digests[0]));
 
+    // A list, too.
+    let list = ListRecord {
+        checked_ms: 1,
+        items: vec!["1".into()],
+    };
+    store.put_list("r", &ListKey::Tags, list.clone());
+    drop(found);
+    std::fs::copy(folder.path().join("index.redb"), crashed.path().join("index.redb")).unwrap();
+    let found = Store::open(&room(crashed.path(), 4)).unwrap();
+    assert_eq!(found.list("r", &ListKey::Tags).as_deref(), Some(&list));
+
     store.inner.database.stop();
     store.put_tag_durably("r", "1", record(digests[0], 3));
     assert_eq!(store.tag("r", "1").unwrap().digest, digests[0]);
+}
+
+/// L8: a repository's link goes with the blob, also on disk: it does not come back when another repository brings the
+/// same bytes again.
+#[test]
+fn links_go_with_the_blob() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 2);
+    let shared = put(&store, "r/a", b"shared");
+    put(&store, "r/a", &vec![1; UNIT_BYTES]);
+    put(&store, "r/a", &vec![2; 2 * UNIT_BYTES]);
+    assert_eq!(store.size(&shared), None, "evicted");
+    assert_eq!(put(&store, "r/b", b"shared"), shared);
+    drop(store);
+    let store = open(folder.path(), 2);
+    assert!(store.linked("r/b", &shared) && !store.linked("r/a", &shared));
+}
+
+/// An empty mark, as a crash may leave it, is written anew.
+#[test]
+fn the_layout_mark_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("oci-layout");
+    for torn in ["", "{\"imageLay"] {
+        std::fs::write(&mark, torn).unwrap();
+        drop(open(folder.path(), 1));
+        assert_eq!(std::fs::read(&mark).unwrap(), br#"{"imageLayoutVersion":"1.0.0"}"#);
+    }
 }
 
 /// `remove_image` frees what only that image reaches, and says how much.
