@@ -128,9 +128,31 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     for digest in indexed.into_iter().filter(|d| !present.contains(d)) {
         inner.forget_if_gone(&digest);
     }
+    forget_loose_links(inner)?;
     inner.evict_down();
     inner.database.settle();
     inner.evict_for_index();
+    Ok(())
+}
+
+/// Links of what is not held: the crash came between an eviction and the end of the commit that it overtook. They would
+/// come to life when another repository brings the same bytes (L8).
+fn forget_loose_links(inner: &Inner) -> Result<(), StoreError> {
+    let mut loose = Vec::new();
+    inner.database.scan(Table::Links, &[], |key, _| {
+        let end = key.iter().position(|b| *b == 0);
+        let digest = end.and_then(|end| Digest::from_key(&key[end + 1..]));
+        let digest = digest.filter(|digest| inner.index().get(digest).is_none());
+        loose.extend(digest.map(|digest| (digest, key.to_vec())));
+        true
+    })?;
+    for (digest, key) in loose {
+        // With the index held still: what is admitted meanwhile brings its own link, perhaps this one.
+        let index = inner.index();
+        if index.get(&digest).is_none() {
+            inner.database.write(vec![Op::Delete(Table::Links, key)]);
+        }
+    }
     Ok(())
 }
 

@@ -402,6 +402,22 @@ fn links_go_with_the_blob() {
     assert!(store.linked("r/b", &shared) && !store.linked("r/a", &shared));
 }
 
+/// A link without its blob, as a crash may leave it, is forgotten.
+#[test]
+fn loose_links_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let digest = Digest::sha256(b"shared");
+    let store = open(folder.path(), 2);
+    let loose = Op::Put(Table::Links, link_key("r/a", &digest), Vec::new());
+    store.inner.database.write(vec![loose]);
+    drop(store);
+    let store = open(folder.path(), 2);
+    put(&store, "r/b", b"shared");
+    drop(store);
+    let store = open(folder.path(), 2);
+    assert!(store.linked("r/b", &digest) && !store.linked("r/a", &digest), "L8");
+}
+
 /// An empty mark, as a crash may leave it, is written anew.
 #[test]
 fn the_layout_mark_is_whole() {
