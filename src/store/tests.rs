@@ -768,6 +768,24 @@ fn nothing_is_held_before_it_is_written_down() {
     assert!(store.size(&digest).is_some() && store.linked("r", &digest));
 }
 
+/// L6: a power cut finds nothing in its place whose bytes are not on the disk. Killing a process cannot show that.
+#[test]
+fn bytes_are_on_the_disk_before_they_are_in_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let faults: Faults = {
+        let seen = seen.clone();
+        Arc::new(move |op, _: &Path| {
+            seen.lock().unwrap().push(op);
+            None
+        })
+    };
+    let store = Store::open_with(&room(folder.path(), 4), Some(faults)).unwrap();
+    put(&store, "r", b"some bytes");
+    use DiskOp::*;
+    assert_eq!(*seen.lock().unwrap(), [Create, Write, Sync, Rename, SyncFolder]);
+}
+
 /// L5: the index's own file counts, also when it grows by what is not admitted. Found by tests/crash.
 #[test]
 fn what_the_index_grows_by_is_evicted_for() {
