@@ -106,6 +106,11 @@ impl Life {
             .iter()
             .filter_map(|(item, hit)| Some((item.clone(), hit.place?)))
             .collect();
+        let lists = self.held.keys().filter(|item| item.what == What::Tags);
+        for item in lists.cloned().collect::<Vec<_>>() {
+            self.fetch(server, &item).await?;
+            self.tally.add("items", "lists answered as before", 1);
+        }
         for (item, place) in tags {
             let What::Tag(_) = &item.what else { continue };
             let seen = self.ask(server, &item, Part::Whole).await?;

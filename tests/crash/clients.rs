@@ -155,7 +155,8 @@ fn judge(world: &World, item: &Item, part: Part, response: &Response) -> Result<
 }
 
 /// Pulls this and that until the server is gone or it has had enough. Gives what may not be gone after that: what it saw
-/// served as a hit, as far as it can know that it is on disk, and every tag of which it has had the manifest.
+/// served as a hit, as far as it can know that it is on disk, and what it had of tags, manifests
+/// and lists.
 pub async fn pull(
     world: Arc<World>,
     tally: Arc<Tally>,
@@ -175,7 +176,7 @@ pub async fn pull(
                     };
                     match item.what {
                         // On disk before it is answered, wherever it came from.
-                        What::Tag(_) => on_disk.push((item, hit)),
+                        What::Tag(_) | What::Tags => on_disk.push((item, hit)),
                         _ if seen.hit => hits.push((item, hit)),
                         _ => {}
                     }
