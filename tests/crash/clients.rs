@@ -154,9 +154,8 @@ fn judge(world: &World, item: &Item, part: Part, response: &Response) -> Result<
     }
 }
 
-/// Pulls this and that until the server is gone or it has had enough. Gives what may not be gone after that: what it saw
-/// served as a hit, as far as it can know that it is on disk, and what it had of tags, manifests
-/// and lists.
+/// Pulls this and that until the server is gone or it has had enough. Gives what may not be gone after that: what it
+/// saw served as a hit, as far as it can know that it is on disk, and every tag's manifest and list that it has had.
 pub async fn pull(
     world: Arc<World>,
     tally: Arc<Tally>,
