@@ -104,7 +104,8 @@ fn judge(world: &World, item: &Item, part: Part, response: &Response) -> Result<
     if served && !known {
         return Err("served through a repository that does not hold it (L8)".to_owned());
     }
-    if response.status == 404 && known {
+    let may_lack = item.digest().is_some_and(|digest| facts.may_lack(&item.repo, &digest));
+    if response.status == 404 && !may_lack {
         return Err("not found, but it is there (L3)".to_owned());
     }
     if !served || !response.is_complete() {
