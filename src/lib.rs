@@ -25,9 +25,10 @@
 //! # Walks
 //!
 //! - **Manifest by tag**: `http::v2::route` parses path and query once → `http::v2::manifests` → `pull::manifest`: the
-//!   tag's record × now × policy → `pull::freshness` says Fresh, Revalidate or Fetch → store, or one question for all
-//!   who ask (`pull::single`): HEAD, then GET by digest only if that is not held. If it fails, what is held is served
-//!   stale. A hot tag touches neither disk nor database.
+//!   tag's record × what of it is held × now × policy → `pull::freshness` says Fresh, Revalidate or Fetch → store, or one
+//!   question for all who ask (`pull::single`): HEAD, then GET by digest only if that is not held. If it fails, what is
+//!   held is served stale. A tag that is new or has moved is on disk before it is answered; a hot one touches neither
+//!   disk nor database.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own; it stages and
 //!   hashes through `store::writer`; every client, the first included, reads the growing file (`pull::body`); the last
 //!   16 KiB of every response wait for the verdict; commit = digest right → fsync → rename → index → links.

@@ -13,6 +13,26 @@ pub enum Freshness {
     Fetch,
 }
 
+/// How much of a tag is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holding {
+    /// What it points at.
+    Target,
+    /// Not that, but something that it pointed at before.
+    Earlier,
+    Nothing,
+}
+
+/// [`judge`] for a tag. A record whose target is not held, because nobody but a HEAD has asked for it yet, is as good
+/// as the upstream behind it. While an earlier target is held that is no answer to trust: should the upstream fail, a
+/// GET gives the earlier one, and a HEAD may not promise another (L3). So it is asked again, by HEAD, which is free.
+pub fn judge_tag(checked_ms: Option<u64>, holding: Holding, now_ms: u64, ttl: Duration, offline: bool) -> Freshness {
+    match judge(checked_ms, now_ms, ttl, offline) {
+        Freshness::Fresh if holding == Holding::Earlier && !offline => Freshness::Revalidate,
+        judged => judged,
+    }
+}
+
 /// `checked_ms` is when the upstream last confirmed it, Unix milliseconds. When nobody may be asked, everything
 /// known is fresh.
 pub fn judge(checked_ms: Option<u64>, now_ms: u64, ttl: Duration, offline: bool) -> Freshness {
@@ -57,6 +77,27 @@ mod tests {
                 judge(checked, now, ttl, offline),
                 expected,
                 "{checked:?} {now} {ttl:?} {offline}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tag_is_trusted_as_far_as_it_is_held() {
+        use Freshness::*;
+        for (checked, holding, now, offline, expected) in [
+            (Some(0), Holding::Target, 59_999, false, Fresh),
+            (Some(0), Holding::Earlier, 59_999, false, Revalidate),
+            (Some(0), Holding::Nothing, 59_999, false, Fresh),
+            // Nobody may be asked: what is held is served without.
+            (Some(0), Holding::Earlier, 59_999, true, Fresh),
+            (Some(0), Holding::Target, 60_000, false, Revalidate),
+            (Some(0), Holding::Earlier, 60_000, false, Revalidate),
+            (None, Holding::Nothing, 0, false, Fetch),
+        ] {
+            assert_eq!(
+                judge_tag(checked, holding, now, MIN, offline),
+                expected,
+                "{checked:?} {holding:?} {now} {offline}"
             );
         }
     }

@@ -1,6 +1,6 @@
 //! Manifests, by tag and by digest.
 //!
-//! By tag: the tag's record × now × policy gives Fresh, Revalidate or Fetch (`freshness`); the upstream is asked by
+//! By tag: the tag's record × what of it is held × now × policy gives Fresh, Revalidate or Fetch (`freshness`); the upstream is asked by
 //! HEAD (which costs nothing on Docker Hub, R-U31), and by GET only for what is not held. Whatever
 //! goes wrong upstream, what is held is served within `stale_if_error` (L3).
 
@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::error::PullError;
 use super::flight::{blocking, tell_not_kept};
-use super::freshness::{Freshness, judge, may_be_stale};
+use super::freshness::{Freshness, Holding, judge_tag, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question};
@@ -57,7 +57,8 @@ impl Pull {
         let record = self.store.tag(&target.key, tag.as_str());
         let offline = self.is_offline(target);
         let checked = record.as_ref().map(|r| r.checked_ms);
-        let freshness = judge(checked, unix_ms(), target.upstream.tag_ttl, offline);
+        let holding = self.holding(target, record.as_deref());
+        let freshness = judge_tag(checked, holding, unix_ms(), target.upstream.tag_ttl, offline);
         match (freshness, record) {
             (Freshness::Fresh, Some(record)) => match self.serve(target, &record, want, Outcome::Hit).await {
                 // The upstream let go of what the tag pointed at: the tag has moved.
@@ -187,7 +188,7 @@ impl Pull {
                 };
                 // The bytes first: a tag that moved to something that cannot be had stays where it was (L3).
                 let answer = self.serve(target, &record, want, moved).await?;
-                self.store.put_tag(&target.key, tag.as_str(), record);
+                self.note_tag(target, tag, record).await;
                 Ok(answer)
             }
             (None, _) => self.fetch_by_tag(target, tag, moved).await,
@@ -256,8 +257,16 @@ impl Pull {
             checked_ms: unix_ms(),
             moves: Vec::new(),
         };
-        self.store.put_tag(&target.key, tag.as_str(), record);
+        self.note_tag(target, tag, record).await;
         Ok(answer)
+    }
+
+    /// Writes down where a tag points, and waits until that is on disk: an answer that somebody has had may not be
+    /// taken back by a crash (L6). A disk that fails is no reason to refuse it.
+    async fn note_tag(&self, target: &Target, tag: &Tag, record: TagRecord) {
+        let (store, key, tag) = (self.store.clone(), target.key.clone(), tag.clone());
+        // Ends early only with the process.
+        let _ = blocking(move || Ok(store.put_tag_durably(&key, tag.as_str(), record))).await;
     }
 
     /// What a record points at: from the record alone for a HEAD, else from the store or by digest.
@@ -294,17 +303,23 @@ impl Pull {
     fn best_stale(&self, target: &Target, record: &TagRecord) -> Option<(Digest, u64)> {
         let policy = &target.upstream;
         let overdue_s = may_be_stale(record.checked_ms, unix_ms(), policy.tag_ttl, policy.stale_if_error)?;
-        let held = |digest: &Digest| self.store.media_type(digest).is_some() && self.store.linked(&target.key, digest);
-        if held(&record.digest) {
-            return Some((record.digest, overdue_s));
+        Some((self.last_held(target, record)?, overdue_s))
+    }
+
+    /// The latest of a tag's targets that is held, and this repository's to serve. Memory only.
+    fn last_held(&self, target: &Target, record: &TagRecord) -> Option<Digest> {
+        let earlier = record.moves.iter().rev().map(|m| m.digest);
+        std::iter::once(record.digest)
+            .chain(earlier)
+            .find(|digest| self.store.media_type(digest).is_some() && self.store.linked(&target.key, digest))
+    }
+
+    fn holding(&self, target: &Target, record: Option<&TagRecord>) -> Holding {
+        match record.map(|record| (self.last_held(target, record), record.digest)) {
+            Some((Some(held), digest)) if held == digest => Holding::Target,
+            Some((Some(_), _)) => Holding::Earlier,
+            _ => Holding::Nothing,
         }
-        record
-            .moves
-            .iter()
-            .rev()
-            .map(|m| m.digest)
-            .find(held)
-            .map(|digest| (digest, overdue_s))
     }
 
     async fn stale(

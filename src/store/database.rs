@@ -3,6 +3,7 @@
 //! The thread takes whatever has queued up, writes it in one transaction and syncs once, so a herd
 //! of commits costs one fsync. Nobody on the way of a hit waits for it.
 
+use std::collections::HashSet;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,7 +25,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 const MAX_BACKLOG: usize = 100_000;
 
 /// The tables. Keys are digests, or `repository NUL rest`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Table {
     Blobs,
     Links,
@@ -58,9 +59,19 @@ impl Table {
     }
 }
 
+#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Op {
     Put(Table, Vec<u8>, Vec<u8>),
     Delete(Table, Vec<u8>),
+}
+
+impl Op {
+    /// What it changes.
+    fn place(&self) -> (Table, &[u8]) {
+        match self {
+            Op::Put(table, key, _) | Op::Delete(table, key) => (*table, key),
+        }
+    }
 }
 
 enum Message {
@@ -281,13 +292,29 @@ fn write_loop(redb: &Shared, path: &Path, messages: &Receiver<Message>, written:
                 tracing::error!(%error, changes = ops.len(), "the index could not be written: it is tried again");
                 told = Some(Instant::now());
             }
-            // A disk that never comes back may not fill the memory. The blobs are found again at the next start.
-            if ops.len() > MAX_BACKLOG {
-                ops.drain(..ops.len() - MAX_BACKLOG);
-            }
-            backlog = ops;
+            backlog = cut_short(ops, MAX_BACKLOG);
         }
     }
+}
+
+/// A disk that never comes back may not fill the memory. Of changes to one thing the last counts. Then the oldest go of
+/// what a start finds again or an upstream says again; but not what keeps anything from anybody (L8): removals, and
+/// the marks of private repositories.
+fn cut_short(ops: Vec<Op>, most: usize) -> Vec<Op> {
+    if ops.len() <= most {
+        return ops;
+    }
+    let mut seen = HashSet::new();
+    let mut kept: Vec<bool> = ops.iter().rev().map(|op| seen.insert(op.place())).collect();
+    kept.reverse();
+    let mut excess = kept.iter().filter(|kept| **kept).count().saturating_sub(most);
+    for (op, kept) in ops.iter().zip(&mut kept) {
+        if *kept && excess > 0 && matches!(op, Op::Put(table, ..) if *table != Table::Meta) {
+            (*kept, excess) = (false, excess - 1);
+        }
+    }
+    let kept = ops.into_iter().zip(kept).filter(|(_, kept)| *kept);
+    kept.map(|(op, _)| op).collect()
 }
 
 /// After a failed write redb refuses everything, also when the disk is well again: it has to be opened anew. Then
@@ -328,4 +355,36 @@ fn apply(redb: &Redb, ops: &[Op]) -> Result<(), redb::Error> {
     }
     transaction.commit()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(table: Table, key: u8, value: u8) -> Op {
+        Op::Put(table, vec![key], vec![value])
+    }
+
+    /// What is forgotten of a long list of changes gives nobody what he may not have (L8).
+    #[test]
+    fn a_backlog_is_cut_without_opening_anything() {
+        let ops = || {
+            vec![
+                put(Table::Meta, 1, 0),
+                Op::Delete(Table::Links, vec![1]),
+                put(Table::Links, 2, 0),
+                put(Table::Tags, 3, 1),
+                put(Table::Tags, 3, 2),
+                put(Table::Blobs, 4, 0),
+            ]
+        };
+        assert_eq!(cut_short(ops(), 6), ops(), "not before it has to be");
+        let mut last = ops();
+        last.remove(3);
+        assert_eq!(cut_short(ops(), 5), last);
+        last.remove(2);
+        assert_eq!(cut_short(ops(), 4), last, "the oldest");
+        last.truncate(2);
+        assert_eq!(cut_short(ops(), 0), last);
+    }
 }

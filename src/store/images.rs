@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 
 use super::database::{Op, Table};
 use super::index::{Index, Kind};
@@ -249,13 +250,18 @@ impl Store {
         self.inner.database.settle();
     }
 
-    /// Moves the pin of a tag that has moved.
-    pub(super) fn move_pin(&self, repository: &str, tag: &str, digest: &Digest) {
-        let name = ImageName::new(repository, tag).to_string();
-        let moved = self.inner.index().pin_of(&name).is_some_and(|pinned| pinned != digest);
-        if moved {
-            self.set_pin(&name, *digest);
+    /// Queues a tag's record and, if the tag is pinned, its pin in one transaction: a crash between the two would leave
+    /// the pin on what the tag pointed at before, until it moves again. What it returns tells when it is on disk.
+    pub(super) fn write_with_pin(&self, op: Option<Op>, name: &ImageName, digest: &Digest) -> Receiver<bool> {
+        let name = name.to_string();
+        let mut ops: Vec<Op> = op.into_iter().collect();
+        let mut index = self.inner.index();
+        if index.pin_of(&name).is_some_and(|pinned| pinned != digest) {
+            index.pin(&name.as_str().into(), *digest);
+            ops.push(Op::Put(Table::Pins, name.into_bytes(), digest.to_key()));
         }
+        // Queued before anybody can unpin it: what the database hears is in the index's order.
+        self.inner.database.write_noted(ops)
     }
 
     /// Whether anything pins this digest.
@@ -282,13 +288,16 @@ impl Store {
             None => vec![reference.to_owned()],
         };
         self.unpin(repository, reference);
-        let mut ops = Vec::new();
         for tag in tags {
             self.unpin(repository, &tag);
-            self.inner.tags.insert(tag_key(repository, &tag), None);
-            ops.push(Op::Delete(Table::Tags, tag_key(repository, &tag)));
+            // In one with those who note it: a record that is just being written does not come back behind this.
+            let key = tag_key(repository, &tag);
+            super::upsert(&self.inner.tags, &key, |_| {
+                self.inner.database.write(vec![Op::Delete(Table::Tags, key.clone())]);
+                None
+            });
         }
-        self.inner.database.write_durably(ops);
+        self.settle();
         let others = self.reached_by_others(&ImageName::new(repository, &root.to_string()), &root);
         let removed = self.drop_parts(repository, &root, &others);
         // Lists of a repository of which nothing is left are of no use.

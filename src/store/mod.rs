@@ -359,18 +359,34 @@ impl Store {
         upsert(&self.inner.tags, &key, |known| known.unwrap_or_else(read))
     }
 
-    /// Notes what a tag points at. Seen at once; on disk soon.
+    /// Notes what a tag points at. Seen at once; on disk soon: for what may be lost, such as that it was confirmed.
     pub fn put_tag(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
+        self.note_tag(repository, tag, record, false)
+    }
+
+    /// The same for a tag that is new or has moved: on disk before anybody sees it, so that no crash takes it back
+    /// (L6). Waits for nothing if it points where it did. Blocking. If the index fails it is seen all the same.
+    pub fn put_tag_durably(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
+        self.note_tag(repository, tag, record, true)
+    }
+
+    fn note_tag(&self, repository: &str, tag: &str, record: TagRecord, durably: bool) -> Arc<TagRecord> {
         let key = tag_key(repository, tag);
         let mut noted = None;
         upsert(&self.inner.tags, &key, |known| {
             let earlier = known.unwrap_or_else(|| self.read_record(Table::Tags, &key).map(Arc::new));
+            let is_news = earlier.as_ref().is_none_or(|e| e.digest != record.digest);
             let record = Arc::new(record.clone().after(earlier.as_deref()));
-            self.put_record(Table::Tags, key.clone(), &*record);
+            let value = serde_json::to_vec(&*record).ok();
+            let op = value.map(|value| Op::Put(Table::Tags, key.clone(), value));
+            let written = self.write_with_pin(op, &ImageName::new(repository, tag), &record.digest);
+            if durably && is_news {
+                // Who asks meanwhile sees what was there before: nobody is served by a record that may yet be lost.
+                let _ = written.recv();
+            }
             noted = Some(record.clone());
             Some(record)
         });
-        self.move_pin(repository, tag, &record.digest);
         noted.unwrap_or_else(|| Arc::new(record))
     }
 
@@ -402,12 +418,18 @@ impl Store {
         upsert(&self.inner.lists, &key, |known| known.unwrap_or_else(read))
     }
 
-    /// Notes a list. Blocking for as long as it takes to write it out.
+    /// Notes a list; if it is another than before it is on disk before anybody sees it, as a tag is. Blocking.
     pub fn put_list(&self, repository: &str, which: &ListKey, record: ListRecord) -> Arc<ListRecord> {
         let record = Arc::new(record);
         let key = which.to_key(repository);
-        upsert(&self.inner.lists, &key, |_| {
-            self.put_record(Table::Lists, key.clone(), &*record);
+        upsert(&self.inner.lists, &key, |known| {
+            let is_news = known.flatten().is_none_or(|k| k.items != record.items);
+            let value = serde_json::to_vec(&*record).ok();
+            let op = value.map(|value| Op::Put(Table::Lists, key.clone(), value));
+            let written = self.inner.database.write_noted(op.into_iter().collect());
+            if is_news {
+                let _ = written.recv();
+            }
             Some(record.clone())
         });
         record
@@ -501,12 +523,6 @@ impl Store {
             }
         };
         serde_json::from_slice(&bytes).ok()
-    }
-
-    fn put_record<T: serde::Serialize>(&self, table: Table, key: Vec<u8>, record: &T) {
-        if let Ok(value) = serde_json::to_vec(record) {
-            self.inner.database.write(vec![Op::Put(table, key, value)]);
-        }
     }
 
     fn report(&self, outcome: Result<(), StoreError>) {

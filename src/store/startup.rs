@@ -31,10 +31,12 @@ pub(super) fn make_folders(tree: &Tree) -> Result<(), StoreError> {
     let private = std::fs::Permissions::from_mode(0o700);
     // Best effort: a folder that someone else owns may still be usable.
     let _ = std::fs::set_permissions(tree.root(), private);
-    let mark = tree.layout_mark();
-    if !mark.exists() {
-        std::fs::write(&mark, br#"{"imageLayoutVersion":"1.0.0"}"#).map_err(StoreError::io("write", &mark))?;
+    let (mark, text) = (tree.layout_mark(), br#"{"imageLayoutVersion":"1.0.0"}"#);
+    // Not only when it is missing: a crash may have left an empty one.
+    if std::fs::read(&mark).is_ok_and(|found| found == text) {
+        return Ok(());
     }
+    std::fs::write(&mark, text).map_err(StoreError::io("write", &mark))?;
     Ok(())
 }
 
@@ -182,9 +184,31 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     for digest in missing {
         inner.forget_if_gone(&digest);
     }
+    forget_loose_links(inner)?;
     inner.evict_down();
     inner.database.settle();
     inner.evict_for_index();
+    Ok(())
+}
+
+/// Links of what is not held: the crash came between an eviction and the end of the commit that it overtook. They would
+/// come to life when another repository brings the same bytes (L8).
+fn forget_loose_links(inner: &Inner) -> Result<(), StoreError> {
+    let mut loose = Vec::new();
+    inner.database.scan(Table::Links, &[], |key, _| {
+        let end = key.iter().position(|b| *b == 0);
+        let digest = end.and_then(|end| Digest::from_key(&key[end + 1..]));
+        let digest = digest.filter(|digest| inner.index().get(digest).is_none());
+        loose.extend(digest.map(|digest| (digest, key.to_vec())));
+        true
+    })?;
+    for (digest, key) in loose {
+        // With the index held still: what is admitted meanwhile brings its own link, perhaps this one.
+        let index = inner.index();
+        if index.get(&digest).is_none() {
+            inner.database.write(vec![Op::Delete(Table::Links, key)]);
+        }
+    }
     Ok(())
 }
 

@@ -348,6 +348,88 @@ fn a_pin_follows_its_tag() {
     assert!(!store.is_pinned(&digests[0]) && store.is_pinned(&digests[1]));
 }
 
+/// L6: what `put_tag_durably` has noted is on disk, with the pin that moved; and no failing index keeps it from being
+/// seen.
+#[test]
+fn a_tag_that_moved_is_on_disk_with_its_pin() {
+    let (folder, crashed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let store = open(folder.path(), 4);
+    let digests = [b"{\"a\":1}", b"{\"a\":2}"].map(|text| {
+        let bytes = Bytes::from_static(text);
+        let digest = Digest::sha256(&bytes);
+        store.put_manifest("r", &digest, "x/y", &[], &bytes).unwrap();
+        digest
+    });
+    store.put_tag_durably("r", "1", record(digests[0], 1));
+    store.pin("r", "1");
+    store.put_tag_durably("r", "1", record(digests[1], 2));
+    // The folder as a crash at this moment would leave it.
+    std::fs::copy(folder.path().join("index.redb"), crashed.path().join("index.redb")).unwrap();
+    let found = Store::open(&room(crashed.path(), 4)).unwrap();
+    let tag = found.tag("r", "1").unwrap();
+    assert_eq!((tag.digest, tag.moves.len()), (digests[1], 1));
+    assert!(found.is_pinned(&digests[1]) && !found.is_pinned(&digests[0]));
+
+    // A list, too.
+    let list = ListRecord {
+        checked_ms: 1,
+        items: vec!["1".into()],
+    };
+    store.put_list("r", &ListKey::Tags, list.clone());
+    drop(found);
+    std::fs::copy(folder.path().join("index.redb"), crashed.path().join("index.redb")).unwrap();
+    let found = Store::open(&room(crashed.path(), 4)).unwrap();
+    assert_eq!(found.list("r", &ListKey::Tags).as_deref(), Some(&list));
+
+    store.inner.database.stop();
+    store.put_tag_durably("r", "1", record(digests[0], 3));
+    assert_eq!(store.tag("r", "1").unwrap().digest, digests[0]);
+}
+
+/// L8: a repository's link goes with the blob, also on disk: it does not come back when another repository brings the
+/// same bytes again.
+#[test]
+fn links_go_with_the_blob() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 2);
+    let shared = put(&store, "r/a", b"shared");
+    put(&store, "r/a", &vec![1; UNIT_BYTES]);
+    put(&store, "r/a", &vec![2; 2 * UNIT_BYTES]);
+    assert_eq!(store.size(&shared), None, "evicted");
+    assert_eq!(put(&store, "r/b", b"shared"), shared);
+    drop(store);
+    let store = open(folder.path(), 2);
+    assert!(store.linked("r/b", &shared) && !store.linked("r/a", &shared));
+}
+
+/// A link without its blob, as a crash may leave it, is forgotten.
+#[test]
+fn loose_links_are_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let digest = Digest::sha256(b"shared");
+    let store = open(folder.path(), 2);
+    let loose = Op::Put(Table::Links, link_key("r/a", &digest), Vec::new());
+    store.inner.database.write(vec![loose]);
+    drop(store);
+    let store = open(folder.path(), 2);
+    put(&store, "r/b", b"shared");
+    drop(store);
+    let store = open(folder.path(), 2);
+    assert!(store.linked("r/b", &digest) && !store.linked("r/a", &digest), "L8");
+}
+
+/// An empty mark, as a crash may leave it, is written anew.
+#[test]
+fn the_layout_mark_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let mark = folder.path().join("oci-layout");
+    for torn in ["", "{\"imageLay"] {
+        std::fs::write(&mark, torn).unwrap();
+        drop(open(folder.path(), 1));
+        assert_eq!(std::fs::read(&mark).unwrap(), br#"{"imageLayoutVersion":"1.0.0"}"#);
+    }
+}
+
 /// `remove_image` frees what only that image reaches, and says how much.
 #[test]
 fn a_removal_frees_what_it_says() {
@@ -684,6 +766,24 @@ fn nothing_is_held_before_it_is_written_down() {
     assert_eq!(put(&store, "r", b"some bytes"), digest);
     assert_eq!(*seen.lock().unwrap(), [((None, false), None)]);
     assert!(store.size(&digest).is_some() && store.linked("r", &digest));
+}
+
+/// L6: a power cut finds nothing in its place whose bytes are not on the disk. Killing a process cannot show that.
+#[test]
+fn bytes_are_on_the_disk_before_they_are_in_their_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let faults: Faults = {
+        let seen = seen.clone();
+        Arc::new(move |op, _: &Path| {
+            seen.lock().unwrap().push(op);
+            None
+        })
+    };
+    let store = Store::open_with(&room(folder.path(), 4), Some(faults)).unwrap();
+    put(&store, "r", b"some bytes");
+    use DiskOp::*;
+    assert_eq!(*seen.lock().unwrap(), [Create, Write, Sync, Rename, SyncFolder]);
 }
 
 /// L5: the index's own file counts, also when it grows by what is not admitted. Found by tests/crash.

@@ -99,33 +99,52 @@ impl Life {
         self.check_held_tags(server).await
     }
 
-    /// While the upstream fails: a tag is answered as before, or as it was later.
+    /// While the upstream fails: a tag is answered as before, or as it was later (L6).
     async fn check_held_tags(&mut self, server: &Server) -> Result<(), String> {
         let tags: Vec<(Item, usize)> = self
             .held
             .iter()
             .filter_map(|(item, hit)| Some((item.clone(), hit.place?)))
             .collect();
+        let lists = self.held.keys().filter(|item| item.what == What::Tags);
+        for item in lists.cloned().collect::<Vec<_>>() {
+            self.fetch(server, &item).await?;
+            self.tally.add("items", "lists answered as before", 1);
+        }
         for (item, place) in tags {
             let What::Tag(_) = &item.what else { continue };
             let seen = self.ask(server, &item, Part::Whole).await?;
             match seen.place {
                 Some(now) if now >= place => self.tally.add("items", "tags answered as before", 1),
-                // What it points at was evicted.
-                None if seen.status >= 500 && self.was_tight => continue,
+                // Unless what it pointed at was evicted since, or there was no room to keep it.
+                _ if self.was_tight && !self.has_target(server, &item, place).await? => continue,
                 _ => {
                     return Err(format!(
                         "{item} was answered with place {place} of its history before the end; now {seen:?} (L6)"
                     ));
                 }
             }
+            // A HEAD promises what a GET gives (L3).
             let head = self.ask(server, &item, Part::Head).await?;
-            if let Some(digest) = head.digest.filter(|_| !self.was_tight) {
+            if head.digest != seen.digest {
+                return Err(format!("{item}: a GET gave {seen:?}, a HEAD promised {head:?} (L3)"));
+            }
+            if let Some(digest) = head.digest {
                 self.fetch(server, &Item::new(&item.repo, What::Manifest(digest)))
                     .await?;
             }
         }
         Ok(())
+    }
+
+    /// While the upstream fails: whether what a tag pointed at can be had.
+    async fn has_target(&self, server: &Server, tag: &Item, place: usize) -> Result<bool, String> {
+        let target = self.world.facts().target(tag, place);
+        let Some(digest) = target else {
+            return Err(format!("{tag} has no place {place} in its history"));
+        };
+        let target = Item::new(&tag.repo, What::Manifest(digest));
+        Ok(self.ask(server, &target, Part::Whole).await?.status == 200)
     }
 
     /// While the upstream fails: nobody is served what his repository has not shown (L8).

@@ -20,7 +20,7 @@ pub struct Seen {
     pub hit: bool,
     /// Fetched, and kept.
     pub stored: bool,
-    /// For a tag: the place in its history that was answered.
+    /// For a tag: the place in its history that was answered; the lowest that it can have been.
     pub place: Option<usize>,
     /// Of what was answered.
     pub digest: Option<Digest>,
@@ -53,6 +53,10 @@ pub async fn ask(
     part: Part,
 ) -> Result<Option<Seen>, String> {
     let asked = SystemTime::now();
+    let known = match &item.what {
+        What::Tag(tag) => world.facts().moves(&item.repo, tag),
+        _ => 0,
+    };
     let ask = match part {
         Part::Head => Ask::head(item.path()).header("Connection", "close"),
         Part::Range(first, last) => Ask::get(item.path()).range(&format!("bytes={first}-{last}")),
@@ -78,7 +82,7 @@ pub async fn ask(
         tally.add("compared", "bytes", response.body.len() as u64);
     }
     let place = match (&item.what, digest) {
-        (What::Tag(tag), Some(digest)) => world.facts().last_place(&item.repo, tag, &digest),
+        (What::Tag(tag), Some(digest)) => world.facts().place(&item.repo, tag, &digest, known),
         _ => None,
     };
     Ok(Some(Seen {
@@ -100,7 +104,8 @@ fn judge(world: &World, item: &Item, part: Part, response: &Response) -> Result<
     if served && !known {
         return Err("served through a repository that does not hold it (L8)".to_owned());
     }
-    if response.status == 404 && known {
+    let may_lack = item.digest().is_some_and(|digest| facts.may_lack(&item.repo, &digest));
+    if response.status == 404 && !may_lack {
         return Err("not found, but it is there (L3)".to_owned());
     }
     if !served || !response.is_complete() {
@@ -124,7 +129,7 @@ fn judge(world: &World, item: &Item, part: Part, response: &Response) -> Result<
         return Err("no digest is told".to_owned());
     };
     if let Some(tag) = tag
-        && facts.last_place(&item.repo, tag, &digest).is_none()
+        && !facts.was_target(&item.repo, tag, &digest)
     {
         return Err(format!("the tag never pointed at {digest}"));
     }
@@ -150,8 +155,8 @@ fn judge(world: &World, item: &Item, part: Part, response: &Response) -> Result<
     }
 }
 
-/// Pulls this and that until the server is gone or it has had enough. Gives what it saw served as a hit, as far as
-/// it can know that it is on disk.
+/// Pulls this and that until the server is gone or it has had enough. Gives what may not be gone after that: what it
+/// saw served as a hit, as far as it can know that it is on disk, and every tag's manifest and list that it has had.
 pub async fn pull(
     world: Arc<World>,
     tally: Arc<Tally>,
@@ -164,20 +169,25 @@ pub async fn pull(
     for action in 1..=actions {
         for (item, part) in wanted(&world, &mut rng) {
             match ask(&world, &tally, to, &item, part).await? {
-                Some(seen) if seen.hit && seen.complete && seen.status < 300 && part != Part::Head => {
+                Some(seen) if seen.complete && seen.status < 300 && part != Part::Head => {
                     let hit = Hit {
                         asked: seen.asked,
                         place: seen.place,
                     };
-                    hits.push((item, hit));
+                    match item.what {
+                        // On disk before it is answered, wherever it came from.
+                        What::Tag(_) | What::Tags => on_disk.push((item, hit)),
+                        _ if seen.hit => hits.push((item, hit)),
+                        _ => {}
+                    }
                 }
                 Some(_) => {}
                 None if matches!(part, Part::Abort(_)) => {}
                 None => return Ok(on_disk),
             }
         }
-        // Tags and links are seen at once and on disk soon. A manifest is answered when it is there, and with it
-        // all that was noted before it.
+        // Links are seen at once and on disk soon. A manifest is answered when it is there, and with it all that was
+        // noted before it.
         if action == actions || rng.u8(..3) == 0 {
             match ask(&world, &tally, to, &world.fence(), Part::Whole).await? {
                 Some(seen) if seen.stored && seen.complete => on_disk.append(&mut hits),

@@ -1,6 +1,7 @@
 //! What the upstream holds, has ever held and has ever said: the truth that every answer is compared with.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -8,11 +9,14 @@ use larder::oci::Digest;
 
 use crate::world::{Item, REPOS, What, pick};
 
+/// As long as the program believes that, and some.
+const BELIEVED_ABSENT: Duration = Duration::from_secs(15);
+
 #[derive(Default)]
 pub struct Facts {
     pub bytes: HashMap<Digest, Bytes>,
-    /// Which repository has ever held what.
-    pub holds: HashSet<(String, Digest)>,
+    /// Which repository has ever held what, and since when.
+    pub holds: HashMap<(String, Digest), Instant>,
     /// A manifest's repository and what it names.
     pub images: BTreeMap<Digest, (String, Vec<Digest>)>,
     /// Everything a tag ever pointed at, in order.
@@ -26,13 +30,41 @@ pub struct Facts {
 
 impl Facts {
     pub fn holds(&self, repo: &str, digest: &Digest) -> bool {
-        self.holds.contains(&(repo.to_owned(), *digest))
+        self.holds.contains_key(&(repo.to_owned(), *digest))
     }
 
-    /// The last place in a tag's history, oldest first, at which it pointed there.
-    pub fn last_place(&self, repo: &str, tag: &str, digest: &Digest) -> Option<usize> {
+    /// Whether a repository may be said not to hold something: it does not, or has not for long. That it is not there is
+    /// believed for a while, and the answer may have been on its way when it came.
+    pub fn may_lack(&self, repo: &str, digest: &Digest) -> bool {
+        let since = self.holds.get(&(repo.to_owned(), *digest));
+        since.is_none_or(|since| since.elapsed() < BELIEVED_ABSENT)
+    }
+
+    /// Whether a tag ever pointed there.
+    pub fn was_target(&self, repo: &str, tag: &str, digest: &Digest) -> bool {
+        let history = self.history.get(&(repo.to_owned(), tag.to_owned()));
+        history.is_some_and(|history| history.contains(digest))
+    }
+
+    /// How often a tag was pointed somewhere.
+    pub fn moves(&self, repo: &str, tag: &str) -> usize {
+        let key = (repo.to_owned(), tag.to_owned());
+        self.history.get(&key).map_or(0, Vec::len)
+    }
+
+    /// The place in a tag's history that an answer stands for: the last one before it was asked, when there were
+    /// `known`, or else the first one since.
+    pub fn place(&self, repo: &str, tag: &str, digest: &Digest, known: usize) -> Option<usize> {
         let history = self.history.get(&(repo.to_owned(), tag.to_owned()))?;
-        history.iter().rposition(|d| d == digest)
+        let (before, since) = history.split_at_checked(known)?;
+        let later = || since.iter().position(|d| d == digest).map(|at| known + at);
+        before.iter().rposition(|d| d == digest).or_else(later)
+    }
+
+    pub fn target(&self, item: &Item, place: usize) -> Option<Digest> {
+        let What::Tag(tag) = &item.what else { return None };
+        let history = self.history.get(&(item.repo.clone(), tag.clone()))?;
+        history.get(place).copied()
     }
 
     /// What a tag points at now.
@@ -79,7 +111,7 @@ impl Facts {
     pub fn random_secret(&self, rng: &mut Rng) -> Option<Item> {
         let repo = *pick(rng, &REPOS);
         let is_foreign = |(r, d): &&(String, Digest)| REPOS.contains(&r.as_str()) && !self.holds(repo, d);
-        let foreign: BTreeSet<_> = self.holds.iter().filter(is_foreign).collect();
+        let foreign: BTreeSet<_> = self.holds.keys().filter(is_foreign).collect();
         let foreign: Vec<_> = foreign.into_iter().collect();
         let (_, digest) = foreign.get(rng.usize(..foreign.len().max(1)))?;
         Some(self.item(repo, digest))

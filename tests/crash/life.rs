@@ -15,6 +15,8 @@ use crate::support::within;
 use crate::tally::Tally;
 use crate::world::{Item, World};
 
+/// Who pull at once.
+pub const MOST_CLIENTS: usize = 6;
 /// Everything fits.
 const ROOMY: u64 = 1 << 30;
 
@@ -127,7 +129,7 @@ impl Life {
         let faults = Armed::new(&self.world.upstream, &mut self.rng, ending == Ending::KillIdle);
         let actions = if ending == Ending::KillIdle { 3 } else { 1000 };
         let mut pulling = tokio::task::JoinSet::new();
-        for _ in 0..self.rng.usize(2..=6) {
+        for _ in 0..self.rng.usize(2..=MOST_CLIENTS) {
             let (world, tally, seed) = (self.world.clone(), self.tally.clone(), self.rng.u64(..));
             pulling.spawn(clients::pull(world, tally, server.registry, seed, actions));
         }

@@ -2,14 +2,30 @@
 //!
 //! The real binary on one folder, before a scripted upstream that cuts and lies; clients pull this and that; it is
 //! killed, its folder perhaps damaged as by a power cut, and started again; then everything is compared with what
-//! is known. `world` makes the truth and `facts` keeps it, `life` a folder's rounds, `rest` and `check` what must hold, `clients` judge every answer.
+//! is known. `world` makes the truth and `facts` keeps it, `life` is a folder's rounds, `rest` and `check` say what must
+//! hold, `clients` judge every answer.
 //!
 //! ```text
 //! LARDER_CRASH_ROUNDS   how many, 300
 //! LARDER_CRASH_SEED     told at the start
 //! LARDER_CRASH_WORLD    only this one of the worlds: told with a failure
-//! LARDER_CRASH_LANES    worlds at once, 3
+//! LARDER_CRASH_LANES    worlds at once, 4: they wait more than they work
 //! ```
+//!
+//! # What it finds
+//!
+//! Tried by breaking the program on purpose, one way at a time, for up to 200 rounds:
+//!
+//! | broken so | found |
+//! |---|---|
+//! | a resumed transfer trusts what is staged without hashing it | yes (L2), after 108 rounds |
+//! | bytes are put in their place unverified | yes (L2), after 12 |
+//! | staged bytes are not counted after a start | yes (L5), in the first |
+//! | a tag's record is queued, not waited for | yes (L6), after 45 |
+//! | links stay in the index when their blob goes | yes (L8), after 35, by looking into the index |
+//! | a tag is written down before its bytes | no: nobody has had an answer by then, and such a tag is asked again |
+//! | a blob is held before the index has it | no: links are queued, so a hit counts behind a later commit. `store::tests` do |
+//! | no fsync before the rename | no: the kernel keeps what a killed process wrote. `store::tests` check the order |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -69,7 +85,7 @@ fn survives_kill_9_at_any_moment() {
                     break;
                 }
                 let left = rounds.saturating_sub(world * ROUNDS_A_WORLD).clamp(1, ROUNDS_A_WORLD);
-                failure = live(seed, world, left, &tally).err();
+                failure = live(seed, world, left, rounds, &tally).err();
             }
             // The others need not go on.
             if failure.is_some() {
@@ -77,7 +93,7 @@ fn survives_kill_9_at_any_moment() {
             }
             failure
         };
-        let lanes: Vec<_> = (0..parameter("LARDER_CRASH_LANES", 3))
+        let lanes: Vec<_> = (0..parameter("LARDER_CRASH_LANES", 4))
             .map(|_| scope.spawn(lane))
             .collect();
         lanes
@@ -100,7 +116,7 @@ fn survives_kill_9_at_any_moment() {
 }
 
 /// A world from its beginning to its end.
-fn live(seed: u64, number: u64, rounds: u64, tally: &Arc<Tally>) -> Result<(), String> {
+fn live(seed: u64, number: u64, rounds: u64, all_rounds: u64, tally: &Arc<Tally>) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -132,7 +148,7 @@ fn live(seed: u64, number: u64, rounds: u64, tally: &Arc<Tally>) -> Result<(), S
     lived.map_err(|(round, what): (u64, String)| {
         let kept = home.keep();
         format!(
-            "world {number}, round {round}: {what}\nkept: {}\nagain: LARDER_CRASH_SEED={seed} LARDER_CRASH_WORLD={number} cargo test --test crash",
+            "world {number}, round {round}: {what}\nkept: {}\nagain: LARDER_CRASH_SEED={seed} LARDER_CRASH_WORLD={number} LARDER_CRASH_ROUNDS={all_rounds} cargo test --test crash",
             kept.display()
         )
     })

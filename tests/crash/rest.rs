@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::clients::Hit;
-use crate::life::Life;
+use crate::life::{Life, MOST_CLIENTS};
 use crate::world::Item;
 
 impl Life {
@@ -12,6 +12,13 @@ impl Life {
     pub fn at_rest(&mut self) -> Result<(), String> {
         let bytes = self.folder.check_names()?;
         self.tally.add("compared", "bytes of files", bytes);
+        // A commit that is overtaken by an eviction takes its link back at its end: each client may have had one of
+        // them under way. More of them would be links that outlive their blobs, for whoever brings the same again (L8).
+        let loose = self.folder.loose_links();
+        self.tally.most("links", "most without a blob at a kill", loose as u64);
+        if loose > MOST_CLIENTS {
+            return Err(format!("{loose} links of what is not held (L8)"));
+        }
         let du = self.folder.du();
         let over = du.sum().saturating_sub(self.max_size);
         self.tally.most("limit", "most bytes over it at a kill", over);

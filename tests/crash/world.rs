@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -138,7 +139,7 @@ impl World {
             facts.bytes.insert(digest, bytes.clone());
             facts.images.insert(digest, (repo.to_owned(), layers.clone()));
             for part in layers.iter().chain([&digest]) {
-                facts.holds.insert((repo.to_owned(), *part));
+                facts.holds.entry((repo.to_owned(), *part)).or_insert_with(Instant::now);
             }
         }
         for part in &layers {
@@ -157,7 +158,7 @@ impl World {
         let bytes = Bytes::from(manifest.to_string());
         let digest = Digest::sha256(&bytes);
         facts.bytes.insert(digest, bytes.clone());
-        facts.holds.insert((repo.to_owned(), digest));
+        facts.holds.insert((repo.to_owned(), digest), Instant::now());
         self.upstream.put_manifest(repo, None, media_type::OCI_INDEX, bytes);
         Item::new(repo, What::Manifest(digest))
     }

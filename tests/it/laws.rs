@@ -6,7 +6,7 @@ use std::time::Duration;
 use larder::oci::{Algorithm, Digest};
 use larder::pull::Timing;
 
-use crate::support::client::{Ask, Connection, End, Exchange, http2};
+use crate::support::client::{Ask, Connection, End, Exchange, Response, http2};
 use crate::support::gate::Gate;
 use crate::support::larder::{Larder, quick};
 use crate::support::process::LarderProcess;
@@ -454,6 +454,64 @@ async fn l3_offline() {
     assert_eq!(upstream.connections(), connections);
 }
 
+/// A tag that a HEAD saw move, to something that nobody fetched: with the upstream gone a HEAD promises what a GET
+/// gives, and that is the earlier target. Found by tests/crash.
+#[tokio::test]
+async fn l3_a_head_promises_what_a_get_gives() {
+    let upstream = Upstream::start().await;
+    let old = upstream.image(REPO, "1", &[]);
+    let new = upstream.image(REPO, "2", &[]);
+    let digest = |response: &Response| response.header("docker-content-digest").unwrap().to_owned();
+    let larder = Larder::start(&upstream, |t| {
+        t.cache("tag_ttl", "0s");
+    })
+    .await;
+    larder.get(manifest(REPO, "1")).await.expect_content(&old.manifest);
+    upstream.move_tag(REPO, "1", &new.manifest);
+    for tag in ["1", "2"] {
+        let seen = larder.head(manifest(REPO, tag)).await.expect(200);
+        assert_eq!(digest(&seen), new.manifest.to_string());
+    }
+
+    let stopped = larder.stop().await;
+    upstream.go_down().await;
+    let larder = stopped
+        .start(|t| {
+            t.cache("tag_ttl", "1h");
+        })
+        .await;
+    for _ in 0..2 {
+        let head = larder.head(manifest(REPO, "1")).await.expect(200);
+        let get = larder.get(manifest(REPO, "1")).await.expect(200);
+        assert_eq!(digest(&head), old.manifest.to_string());
+        for header in ["docker-content-digest", "content-length", "cache-status", "warning"] {
+            assert_eq!(head.header(header), get.header(header), "{header}");
+        }
+        assert!(head.header("warning").is_some());
+        get.expect_content(&old.manifest);
+    }
+    // Nothing was ever held of this one: what its upstream said is all there is, for as long as it is trusted.
+    let never = larder.head(manifest(REPO, "2")).await.expect(200);
+    assert_eq!(
+        (digest(&never), never.header("cache-status")),
+        (new.manifest.to_string(), Some("larder; hit"))
+    );
+
+    let stopped = larder.stop().await;
+    upstream.come_up().await;
+    let larder = stopped.start(|_| {}).await;
+    upstream.forget();
+    let head = larder.head(manifest(REPO, "1")).await.expect(200);
+    assert_eq!(digest(&head), new.manifest.to_string());
+    assert_eq!((upstream.count(On::Any.head()), upstream.count(On::Any.get())), (1, 0));
+    larder.get(manifest(REPO, "1")).await.expect_content(&new.manifest);
+    // Held now, and trusted.
+    upstream.forget();
+    let head = larder.head(manifest(REPO, "1")).await.expect(200);
+    assert_eq!(head.header("cache-status"), Some("larder; hit"));
+    assert_eq!(upstream.requests().len(), 0, "{}", upstream.print());
+}
+
 /// R-U33: after a 429 the upstream is left alone; whoever asks for something new is told for how long.
 #[tokio::test]
 async fn l3_the_breaker() {
@@ -757,6 +815,35 @@ async fn l6_kill_9() {
     }
     upstream.come_up().await;
     larder.get(blob(REPO, half)).await.expect_content(&half);
+}
+
+/// `kill -9` right behind the first answer of a tag, and of a tag that moved: it is answered so from then on.
+#[tokio::test]
+async fn l6_a_tag_is_not_taken_back() {
+    let upstream = Upstream::start().await;
+    let mut larder = LarderProcess::start(&upstream, |t| {
+        t.cache("tag_ttl", "0s");
+    })
+    .await;
+    let (first, second) = (upstream.image(REPO, "a", &[]), upstream.image(REPO, "b", &[]));
+    for image in [&first, &second] {
+        upstream.move_tag(REPO, "1", &image.manifest);
+        larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
+        larder.kill_9();
+        upstream.go_down().await;
+        larder = larder.restart().await;
+        larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
+        larder.kill_9();
+        upstream.come_up().await;
+        larder = larder.restart().await;
+    }
+    // Moved to something that is held already, and nothing else is written.
+    upstream.move_tag(REPO, "1", &first.manifest);
+    larder.get(manifest(REPO, "1")).await.expect_content(&first.manifest);
+    larder.kill_9();
+    upstream.go_down().await;
+    let larder = larder.restart().await;
+    larder.get(manifest(REPO, "1")).await.expect_content(&first.manifest);
 }
 
 // L8: private stays private.
