@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Inner;
-use super::database::{Database, Table};
+use super::database::{Database, Op, Table};
 use super::error::StoreError;
 use super::index::{Index, Kind, Staging};
 use super::keys::Tree;
