@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::blocking::blocking;
 use super::error::PullError;
-use super::flight::blocking;
 use super::freshness::{Freshness, judge, may_be_stale};
 use super::manifest::Want;
 use super::names::Target;

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use super::database::{Op, Table};
 use super::index::{Index, Kind};
 use super::records::in_repository;
-use super::{Store, TagRecord, link_key, tag_key};
+use super::tags::tag_key;
+use super::{Store, TagRecord, link_key};
 use crate::oci::Digest;
 
 /// How an image is called.

@@ -1,8 +1,8 @@
 //! Bytes by digest; tags, links, recency. Has never heard of registries: a repository is a key.
 //!
 //! [`Store`] is the only face. Blobs lie as files in an OCI image layout (`keys` draws the tree); `index`
-//! knows in memory what is held and what must go; `database` writes that down; `writer` is the only
-//! way in and the one place where a digest is verified.
+//! knows in memory what is held and what must go; `database` writes that down; `tags` is what
+//! upstreams change at will; `writer` is the only way in and the one place where a digest is verified.
 
 mod database;
 mod disk;
@@ -15,6 +15,7 @@ mod records;
 mod space;
 mod startup;
 mod survey;
+mod tags;
 mod verify;
 mod writer;
 
@@ -347,70 +348,6 @@ impl Store {
         }
     }
 
-    /// A tag's record. From memory when hot; else one blocking read of the index.
-    pub fn tag(&self, repository: &str, tag: &str) -> Option<Arc<TagRecord>> {
-        let key = tag_key(repository, tag);
-        if let Some(hot) = self.inner.tags.get(&key) {
-            return hot;
-        }
-        let read = || self.read_record(Table::Tags, &key).map(Arc::new);
-        upsert(&self.inner.tags, &key, |known| known.unwrap_or_else(read))
-    }
-
-    /// Notes what a tag points at. Seen at once; on disk soon.
-    pub fn put_tag(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        let key = tag_key(repository, tag);
-        let mut noted = None;
-        upsert(&self.inner.tags, &key, |known| {
-            let earlier = known.unwrap_or_else(|| self.read_record(Table::Tags, &key).map(Arc::new));
-            let record = Arc::new(record.clone().after(earlier.as_deref()));
-            self.put_record(Table::Tags, key.clone(), &*record);
-            noted = Some(record.clone());
-            Some(record)
-        });
-        self.move_pin(repository, tag, &record.digest);
-        noted.unwrap_or_else(|| Arc::new(record))
-    }
-
-    /// Tags of a repository that have a record, in byte order.
-    pub fn known_tags(&self, repository: &str) -> Vec<String> {
-        self.inner.database.settle();
-        let prefix = in_repository(repository);
-        let mut tags = Vec::new();
-        let scan = self.inner.database.scan(Table::Tags, &prefix, |key, _| {
-            tags.push(String::from_utf8_lossy(&key[prefix.len()..]).into_owned());
-            true
-        });
-        self.report(scan);
-        tags
-    }
-
-    /// Whether [`Store::list`] would answer from memory.
-    pub fn is_hot_list(&self, repository: &str, which: &ListKey) -> bool {
-        self.inner.lists.contains_key(&which.to_key(repository))
-    }
-
-    /// A list as an upstream gave it. From memory when hot; else a blocking read of at most some 16 MiB.
-    pub fn list(&self, repository: &str, which: &ListKey) -> Option<Arc<ListRecord>> {
-        let key = which.to_key(repository);
-        if let Some(hot) = self.inner.lists.get(&key) {
-            return hot;
-        }
-        let read = || self.read_record(Table::Lists, &key).map(Arc::new);
-        upsert(&self.inner.lists, &key, |known| known.unwrap_or_else(read))
-    }
-
-    /// Notes a list. Blocking for as long as it takes to write it out.
-    pub fn put_list(&self, repository: &str, which: &ListKey, record: ListRecord) -> Arc<ListRecord> {
-        let record = Arc::new(record);
-        let key = which.to_key(repository);
-        upsert(&self.inner.lists, &key, |_| {
-            self.put_record(Table::Lists, key.clone(), &*record);
-            Some(record.clone())
-        });
-        record
-    }
-
     /// Names of repositories of which something is held, in byte order, after `last` (R-X20).
     pub fn repositories(&self, last: &str, limit: usize) -> Vec<Arc<str>> {
         self.inner.index().repositories(last, limit)
@@ -497,23 +434,6 @@ impl Store {
         self.inner.drop_entry(&mut self.inner.index(), digest);
     }
 
-    fn read_record<T: serde::de::DeserializeOwned>(&self, table: Table, key: &[u8]) -> Option<T> {
-        let bytes = match self.inner.database.get(table, key) {
-            Ok(bytes) => bytes?,
-            Err(error) => {
-                tracing::error!(%error, "the index could not be read");
-                return None;
-            }
-        };
-        serde_json::from_slice(&bytes).ok()
-    }
-
-    fn put_record<T: serde::Serialize>(&self, table: Table, key: Vec<u8>, record: &T) {
-        if let Ok(value) = serde_json::to_vec(record) {
-            self.inner.database.write(vec![Op::Put(table, key, value)]);
-        }
-    }
-
     fn report(&self, outcome: Result<(), StoreError>) {
         if let Err(error) = outcome {
             tracing::error!(%error, "the index could not be read");
@@ -535,29 +455,10 @@ struct Arrival<'a> {
     kind: Kind,
 }
 
-/// Reads or writes a record one after another for each key: whoever read the database before a record was noted
-/// cannot put what it found in that record's place. `change` gets what is in memory, if anything is.
-fn upsert<T: Clone + Send + Sync + 'static>(
-    cache: &moka::sync::Cache<Vec<u8>, Option<T>>,
-    key: &[u8],
-    change: impl FnOnce(Option<Option<T>>) -> Option<T>,
-) -> Option<T> {
-    cache
-        .entry(key.to_vec())
-        .and_upsert_with(|known| change(known.map(moka::Entry::into_value)))
-        .into_value()
-}
-
 fn unlink(path: Option<PathBuf>) {
     if let Some(path) = path {
         let _ = std::fs::remove_file(path);
     }
-}
-
-fn tag_key(repository: &str, tag: &str) -> Vec<u8> {
-    let mut key = in_repository(repository);
-    key.extend_from_slice(tag.as_bytes());
-    key
 }
 
 fn link_key(repository: &str, digest: &Digest) -> Vec<u8> {
