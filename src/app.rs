@@ -181,12 +181,13 @@ impl Drop for Running {
     }
 }
 
-/// Ready: the folder can be written, and nobody asked to stop. Upstreams do not count: what is held is served
-/// without them (L3). Those that asked to be left alone are named all the same.
+/// Ready: nobody asked to stop. A disk that takes nothing is no reason to send requests elsewhere: pulls pass through
+/// (L5), so it is told as a check that fails, which makes a proxy degraded and not unready. Upstreams do not count
+/// either: what is held is served without them (L3). Those that asked to be left alone are named all the same.
 fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
     let (pull, stop) = (pull.clone(), stop.clone());
     Arc::new(move || {
-        let disk = pull.store().probe();
+        let disk = probe_disk(pull.store());
         let stopping = stop.is_cancelled();
         let usage = pull.store().usage();
         let mut checks = vec![
@@ -212,10 +213,9 @@ fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
             ),
         ];
         if let Some(trouble) = pull.store().trouble() {
-            // Not a reason to send requests elsewhere: pulls work, they are just not kept.
             checks.push((
                 "disk".to_owned(),
-                true,
+                false,
                 format!("passing through, not keeping: {trouble}"),
             ));
         }
@@ -227,10 +227,19 @@ fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
             ));
         }
         Readiness {
-            ready: disk.is_ok() && !stopping,
+            ready: !stopping,
             checks,
         }
     })
+}
+
+/// Whether the folder can be written. Noted as a failed pull would note it, so that the gauge, the error counter and
+/// a line a minute tell of a disk that fails while nobody pulls.
+fn probe_disk(store: &Store) -> Result<(), StoreError> {
+    let probed = store.probe().inspect_err(|error| store.note_trouble(error));
+    let degraded = probed.is_err() || store.trouble().is_some();
+    ::metrics::gauge!("larder_cache_degraded").set(f64::from(u8::from(degraded)));
+    probed
 }
 
 /// What operators are told about the limits.
@@ -261,7 +270,12 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         handle.upkeep();
         let store = pull.store().clone();
-        let _ = tokio::task::spawn_blocking(move || store.keep_limit()).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            store.keep_limit();
+            // What it found is in the metrics and in the log.
+            let _ = probe_disk(&store);
+        })
+        .await;
         tokio::select! {
             () = tokio::time::sleep(UPKEEP) => {}
             () = stop.cancelled() => return,

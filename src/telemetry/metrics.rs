@@ -227,6 +227,12 @@ pub const METRICS: &[Metric] = &[
     ),
     metric("larder_cache_blobs", Kind::Gauge, &[], "Blobs and manifests held."),
     metric(
+        "larder_cache_degraded",
+        Kind::Gauge,
+        &[],
+        "1 while blobs pass through because the disk fails or has no room, else 0.",
+    ),
+    metric(
         "larder_evictions_total",
         Kind::Counter,
         &["reason"],
