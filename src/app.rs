@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 pub use rest::AtRest;
 
-use crate::admin::{Admin, Limits};
+use crate::admin::{Admin, Limits, Meter, Traffic};
 use crate::config::Config;
 use crate::http::ops::{self, Readiness, ReadinessCheck};
 use crate::http::server::tls::{Certificates, TlsError};
@@ -110,7 +110,12 @@ pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) 
     let (registry_at, admin_at) = (registry.addresses.clone(), admin.addresses.clone());
     let grace = config.server.shutdown_grace;
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
-    let api = api::router(Admin::new(pull.clone(), verifier.clone(), limits(&config)));
+    let api = api::router(Admin::new(
+        pull.clone(),
+        verifier.clone(),
+        limits(&config),
+        meter(&handle),
+    ));
     let ops = ops::router(readiness(&pull, &stop), handle.clone(), api, Vec::new());
     let has_tls = tls.is_some();
     let servers = vec![
@@ -249,6 +254,15 @@ fn limits(config: &Config) -> Limits {
         max_bytes: config.cache.max_size,
         upstreams: config.upstreams.iter().filter_map(own).collect(),
     }
+}
+
+/// What operators are told of the traffic: the metrics' own figures.
+fn meter(handle: &metrics::Handle) -> Meter {
+    let handle = handle.clone();
+    Arc::new(move || Traffic {
+        served: handle.counted_by("larder_response_bytes_total", "upstream"),
+        fetched: handle.counted_by("larder_upstream_bytes_total", "upstream"),
+    })
 }
 
 async fn look_for_rot(verifier: Arc<Verifier>, stop: CancellationToken) {
