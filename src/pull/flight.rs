@@ -21,7 +21,7 @@ use super::transfer::Transfer;
 use crate::oci::{Digest, Repository};
 use crate::store::Store;
 use crate::upstream::Client;
-pub use follower::{Follower, Phase, Run, State};
+pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, State};
 
 /// A transfer under way.
 pub struct Flight {
