@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 pub use rest::AtRest;
 
-use crate::admin::{Admin, Limits};
+use crate::admin::{Admin, Limits, Meter, Traffic};
 use crate::config::Config;
 use crate::http::ops::{self, Readiness, ReadinessCheck};
 use crate::http::server::tls::{Certificates, TlsError};
@@ -110,7 +110,12 @@ pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) 
     let (registry_at, admin_at) = (registry.addresses.clone(), admin.addresses.clone());
     let grace = config.server.shutdown_grace;
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
-    let api = api::router(Admin::new(pull.clone(), verifier.clone(), limits(&config)));
+    let api = api::router(Admin::new(
+        pull.clone(),
+        verifier.clone(),
+        limits(&config),
+        meter(&handle),
+    ));
     let ops = ops::router(readiness(&pull, &stop), handle.clone(), api, Vec::new());
     let has_tls = tls.is_some();
     let servers = vec![
@@ -181,12 +186,13 @@ impl Drop for Running {
     }
 }
 
-/// Ready: the folder can be written, and nobody asked to stop. Upstreams do not count: what is held is served
-/// without them (L3). Those that asked to be left alone are named all the same.
+/// Ready: nobody asked to stop. A disk that takes nothing is no reason to send requests elsewhere: pulls pass through
+/// (L5), so it is told as a check that fails, which makes a proxy degraded and not unready. Upstreams do not count
+/// either: what is held is served without them (L3). Those that asked to be left alone are named all the same.
 fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
     let (pull, stop) = (pull.clone(), stop.clone());
     Arc::new(move || {
-        let disk = pull.store().probe();
+        let disk = probe_disk(pull.store());
         let stopping = stop.is_cancelled();
         let usage = pull.store().usage();
         let mut checks = vec![
@@ -212,10 +218,9 @@ fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
             ),
         ];
         if let Some(trouble) = pull.store().trouble() {
-            // Not a reason to send requests elsewhere: pulls work, they are just not kept.
             checks.push((
                 "disk".to_owned(),
-                true,
+                false,
                 format!("passing through, not keeping: {trouble}"),
             ));
         }
@@ -227,10 +232,19 @@ fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
             ));
         }
         Readiness {
-            ready: disk.is_ok() && !stopping,
+            ready: !stopping,
             checks,
         }
     })
+}
+
+/// Whether the folder can be written. Noted as a failed pull would note it, so that the gauge, the error counter and
+/// a line a minute tell of a disk that fails while nobody pulls.
+fn probe_disk(store: &Store) -> Result<(), StoreError> {
+    let probed = store.probe().inspect_err(|error| store.note_trouble(error));
+    let degraded = probed.is_err() || store.trouble().is_some();
+    ::metrics::gauge!("larder_cache_degraded").set(f64::from(u8::from(degraded)));
+    probed
 }
 
 /// What operators are told about the limits.
@@ -240,6 +254,15 @@ fn limits(config: &Config) -> Limits {
         max_bytes: config.cache.max_size,
         upstreams: config.upstreams.iter().filter_map(own).collect(),
     }
+}
+
+/// What operators are told of the traffic: the metrics' own figures.
+fn meter(handle: &metrics::Handle) -> Meter {
+    let handle = handle.clone();
+    Arc::new(move || Traffic {
+        served: handle.counted_by("larder_response_bytes_total", "upstream"),
+        fetched: handle.counted_by("larder_upstream_bytes_total", "upstream"),
+    })
 }
 
 async fn look_for_rot(verifier: Arc<Verifier>, stop: CancellationToken) {
@@ -261,7 +284,12 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         handle.upkeep();
         let store = pull.store().clone();
-        let _ = tokio::task::spawn_blocking(move || store.keep_limit()).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            store.keep_limit();
+            // What it found is in the metrics and in the log.
+            let _ = probe_disk(&store);
+        })
+        .await;
         tokio::select! {
             () = tokio::time::sleep(UPKEEP) => {}
             () = stop.cancelled() => return,

@@ -35,6 +35,18 @@ pub struct Limits {
     pub upstreams: BTreeMap<String, u64>,
 }
 
+/// Body bytes since the start, by upstream, as the metrics count them.
+#[derive(Clone, Debug, Default)]
+pub struct Traffic {
+    /// Sent to clients. Answers that are no upstream's content are under a name that no upstream has.
+    pub served: BTreeMap<String, u64>,
+    /// Received from upstreams.
+    pub fetched: BTreeMap<String, u64>,
+}
+
+/// Asked whenever somebody wants to see the traffic.
+pub type Meter = Arc<dyn Fn() -> Traffic + Send + Sync>;
+
 /// The operators' counter. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
@@ -45,16 +57,18 @@ struct Inner {
     pull: Arc<Pull>,
     verifier: Arc<Verifier>,
     limits: Limits,
+    meter: Meter,
     started: Instant,
 }
 
 impl Admin {
-    pub fn new(pull: Arc<Pull>, verifier: Arc<Verifier>, limits: Limits) -> Admin {
+    pub fn new(pull: Arc<Pull>, verifier: Arc<Verifier>, limits: Limits, meter: Meter) -> Admin {
         Admin {
             inner: Arc::new(Inner {
                 pull,
                 verifier,
                 limits,
+                meter,
                 started: Instant::now(),
             }),
         }
@@ -135,6 +149,7 @@ impl Admin {
             .collect();
         let troubles: BTreeMap<String, &str> = pull.troubles().into_iter().collect();
         let limits = &self.inner.limits;
+        let traffic = (self.inner.meter)();
         let held: BTreeMap<String, u64> = usage
             .shelves
             .iter()
@@ -146,16 +161,23 @@ impl Admin {
             .chain(paused.keys())
             .chain(troubles.keys())
             .chain(limits.upstreams.keys())
+            .chain(traffic.fetched.keys())
             .collect();
         names.sort_unstable();
         names.dedup();
+        let counted = |of: &BTreeMap<String, u64>, name: &String| of.get(name).copied().unwrap_or(0);
         let upstream = |name: &String| UpstreamView {
+            served_bytes: counted(&traffic.served, name),
+            fetched_bytes: counted(&traffic.fetched, name),
+            saved_bytes: counted(&traffic.served, name).saturating_sub(counted(&traffic.fetched, name)),
             held_bytes: held.get(name).copied().unwrap_or(0),
             max_bytes: limits.upstreams.get(name).copied(),
             paused_seconds: paused.get(name).copied(),
             trouble: troubles.get(name).map(|why| (*why).to_owned()),
             name: name.clone(),
         };
+        let upstreams: Vec<UpstreamView> = names.into_iter().map(upstream).collect();
+        let requests: BTreeMap<String, u64> = pull.tally().counts().map(|(word, n)| (word.to_owned(), n)).collect();
         StatsView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -167,9 +189,13 @@ impl Admin {
             index_bytes: usage.index_bytes,
             blobs: usage.blobs,
             evicted: usage.evicted,
-            requests: pull.tally().counts().map(|(word, n)| (word.to_owned(), n)).collect(),
+            hit_ratio: hit_ratio(&requests),
+            requests,
+            served_bytes: traffic.served.values().sum(),
+            fetched_bytes: traffic.fetched.values().sum(),
+            saved_bytes: upstreams.iter().map(|upstream| upstream.saved_bytes).sum(),
             transfers: pull.transfers(),
-            upstreams: names.into_iter().map(upstream).collect(),
+            upstreams,
             disk_trouble: self.store().trouble(),
             verify: self.verification(),
         }
@@ -295,4 +321,11 @@ impl Admin {
     fn show(&self, progress: &Progress) -> VerifyView {
         VerifyView::of(progress, self.inner.verifier.idle(), self.store().verify_finished_ms())
     }
+}
+
+/// The part of the pulls that no upstream was asked for; `None` before the first.
+fn hit_ratio(requests: &BTreeMap<String, u64>) -> Option<f64> {
+    let all: u64 = requests.values().sum();
+    let hits = requests.get("hit").copied().unwrap_or(0);
+    (all > 0).then(|| hits as f64 / all as f64)
 }

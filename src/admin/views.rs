@@ -124,7 +124,7 @@ pub struct DuRow {
 }
 
 /// How the proxy is doing.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatsView {
     pub version: String,
     /// Of the process that answers.
@@ -140,6 +140,14 @@ pub struct StatsView {
     pub evicted: u64,
     /// Answers by outcome.
     pub requests: BTreeMap<String, u64>,
+    /// The part of them, 0 to 1, that no upstream was asked for; `None` before the first.
+    pub hit_ratio: Option<f64>,
+    /// Body bytes sent to clients.
+    pub served_bytes: u64,
+    /// Body bytes received from upstreams.
+    pub fetched_bytes: u64,
+    /// What clients got and no upstream had to send: the sum over upstreams.
+    pub saved_bytes: u64,
     pub transfers: usize,
     pub upstreams: Vec<UpstreamView>,
     /// How the disk failed, if it did in the last minute.
@@ -151,6 +159,12 @@ pub struct StatsView {
 pub struct UpstreamView {
     pub name: String,
     pub held_bytes: u64,
+    /// Body bytes of its content sent to clients, since the start.
+    pub served_bytes: u64,
+    /// Body bytes received from it.
+    pub fetched_bytes: u64,
+    /// The difference, if clients got more than it sent.
+    pub saved_bytes: u64,
     /// Its own limit.
     pub max_bytes: Option<u64>,
     /// It said 429: it is not asked for so long.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{StartError, limits};
-use crate::admin::Admin;
+use crate::admin::{Admin, Traffic};
 use crate::config::Config;
 use crate::jobs::Verifier;
 use crate::pull::{Pull, Timing};
@@ -37,7 +37,7 @@ impl AtRest {
             .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
         let verifier = Verifier::new(pull.clone(), tasks.clone(), stop.clone());
         Ok(AtRest {
-            admin: Admin::new(pull.clone(), verifier, limits(&config)),
+            admin: Admin::new(pull.clone(), verifier, limits(&config), Arc::new(Traffic::default)),
             pull,
             tasks,
             stop,

@@ -47,6 +47,12 @@ fn text(view: &StatsView, is_folder: bool) -> String {
     if !is_folder {
         text += &format!("requests   {}\n", requests(view));
         text += &format!(
+            "traffic    {} served, {} from upstreams, {} saved\n",
+            size(view.served_bytes),
+            size(view.fetched_bytes),
+            size(view.saved_bytes)
+        );
+        text += &format!(
             "transfers  {} in flight, {} staged\n",
             view.transfers,
             size(view.staged_bytes)
@@ -63,9 +69,9 @@ fn text(view: &StatsView, is_folder: bool) -> String {
 fn requests(view: &StatsView) -> String {
     let of = |word: &str| view.requests.get(word).copied().unwrap_or(0);
     let all: u64 = view.requests.values().sum();
-    if all == 0 {
+    let Some(hit_ratio) = view.hit_ratio else {
         return "none yet".to_owned();
-    }
+    };
     let words = [
         "hit",
         "miss",
@@ -81,7 +87,7 @@ fn requests(view: &StatsView) -> String {
         .filter(|word| of(word) > 0)
         .map(|word| format!("{} {word}", of(word)))
         .collect();
-    let share = of("hit") as f64 * 100.0 / all as f64;
+    let share = hit_ratio * 100.0;
     format!("{all}: {}; {share:.1} % without asking an upstream", words.join(", "))
 }
 
@@ -108,6 +114,9 @@ fn upstreams(list: &[UpstreamView]) -> String {
         ("UPSTREAM", Align::Left),
         ("HELD", Align::Right),
         ("LIMIT", Align::Right),
+        ("SERVED", Align::Right),
+        ("FETCHED", Align::Right),
+        ("SAVED", Align::Right),
         ("", Align::Left),
     ]);
     for upstream in list {
@@ -120,6 +129,9 @@ fn upstreams(list: &[UpstreamView]) -> String {
             upstream.name.clone(),
             size(upstream.held_bytes),
             upstream.max_bytes.map_or_else(|| "-".to_owned(), size),
+            size(upstream.served_bytes),
+            size(upstream.fetched_bytes),
+            size(upstream.saved_bytes),
             notes.join("; "),
         ]);
     }

@@ -20,9 +20,20 @@ use crate::telemetry::metrics;
 /// Whether requests should be sent here, and why (not).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readiness {
+    /// With checks that are not well it is degraded: it serves, but not as it was meant to.
     pub ready: bool,
     /// Name, whether it is well, and what was found, for a person.
     pub checks: Vec<(String, bool, String)>,
+}
+
+impl Readiness {
+    fn status(&self) -> &'static str {
+        match (self.ready, self.checks.iter().all(|(_, ok, _)| *ok)) {
+            (true, true) => "ready",
+            (true, false) => "degraded",
+            (false, _) => "unavailable",
+        }
+    }
 }
 
 /// Asked at each `/readyz`. It may touch the disk: it runs off the async threads.
@@ -54,7 +65,7 @@ const INDEX: &str = "\
 Larder, the operators' address.
 
 /healthz  200 as long as the process lives
-/readyz   200 if requests should come here, else 503; says why
+/readyz   200 if requests should come here, else 503; says why, and whether it is degraded
 /metrics  counters in the Prometheus text format
 /api/v1/  what is held and what to do about it; /api/v1/openapi.json describes it
 ";
@@ -73,20 +84,24 @@ async fn healthz() -> Response {
 
 async fn readyz(State(ops): State<Ops>) -> Response {
     let asked = tokio::task::spawn_blocking(move || (ops.readiness)()).await;
-    let Readiness { ready, checks } = asked.unwrap_or_else(|_| Readiness {
+    let found = asked.unwrap_or_else(|_| Readiness {
         ready: false,
         checks: vec![("readiness".to_owned(), false, "the check itself failed".to_owned())],
     });
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+    // Degraded is 200: a probe must not take a proxy out of rotation that works, and whose neighbours may be no better.
+    let code = match found.ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
     };
-    let checks: Vec<_> = checks
+    let checks: Vec<_> = found
+        .checks
         .iter()
         .map(|(name, ok, found)| json!({"name": name, "ok": ok, "detail": found}))
         .collect();
-    plain_json(status, &json!({"ready": ready, "checks": checks}))
+    plain_json(
+        code,
+        &json!({"ready": found.ready, "status": found.status(), "checks": checks}),
+    )
 }
 
 async fn render(State(ops): State<Ops>) -> Response {
@@ -149,9 +164,13 @@ mod tests {
     use super::*;
 
     async fn ask(ready: bool, path: &str, host: &str) -> (StatusCode, String, String) {
+        ask_with(ready, ready, path, host).await
+    }
+
+    async fn ask_with(ready: bool, disk: bool, path: &str, host: &str) -> (StatusCode, String, String) {
         let check: ReadinessCheck = Arc::new(move || Readiness {
             ready,
-            checks: vec![("disk".to_owned(), ready, "2 GiB free".to_owned())],
+            checks: vec![("disk".to_owned(), disk, "2 GiB free".to_owned())],
         });
         let router = router(
             check,
@@ -181,12 +200,19 @@ mod tests {
             (status, body.trim()),
             (
                 StatusCode::OK,
-                r#"{"checks":[{"detail":"2 GiB free","name":"disk","ok":true}],"ready":true}"#
+                r#"{"checks":[{"detail":"2 GiB free","name":"disk","ok":true}],"ready":true,"status":"ready"}"#
             )
         );
+        let (status, _, body) = ask(false, "/readyz", "127.0.0.1").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(body.contains(r#""status":"unavailable""#), "{body}");
+        let (status, _, body) = ask_with(true, false, "/readyz", "127.0.0.1").await;
         assert_eq!(
-            ask(false, "/readyz", "127.0.0.1").await.0,
-            StatusCode::SERVICE_UNAVAILABLE
+            (status, body.trim()),
+            (
+                StatusCode::OK,
+                r#"{"checks":[{"detail":"2 GiB free","name":"disk","ok":false}],"ready":true,"status":"degraded"}"#
+            )
         );
     }
 

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use super::blocking::blocking;
 use super::body::Source;
 use super::error::PullError;
-use super::flight::{Order, Place, blocking};
+use super::flight::{Order, Place};
 use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question};

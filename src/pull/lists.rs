@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::blocking::blocking;
 use super::error::PullError;
-use super::flight::blocking;
 use super::freshness::{Freshness, judge, may_be_stale};
 use super::manifest::Want;
 use super::names::Target;
@@ -26,7 +26,25 @@ pub struct Listing {
     pub outcome: Outcome,
 }
 
+/// Names that are looked at in one go: the index is held still meanwhile.
+const NAMES_AT_ONCE: usize = 1_000;
+
 impl Pull {
+    /// Repositories of which something is held and from which whoever asks may pull, in byte order, after `last`. Others
+    /// leave no trace: not in the pages' sizes, nor in whether there is another (L8, R-X7, R-X8).
+    pub fn catalog(&self, last: &str, limit: usize) -> Vec<Arc<str>> {
+        let mut names: Vec<Arc<str>> = Vec::new();
+        let mut last: Arc<str> = last.into();
+        while names.len() < limit {
+            let some = self.store.repositories(&last, NAMES_AT_ONCE);
+            let Some(end) = some.last() else { break };
+            last = end.clone();
+            names.extend(some.into_iter().filter(|name| self.names.may_pull(name)));
+        }
+        names.truncate(limit);
+        names
+    }
+
     /// Every tag of a repository, in byte order (R-S17).
     pub async fn tags(self: &Arc<Pull>, target: &Target) -> Result<Listing, PullError> {
         let known = self.known_list(target, &ListKey::Tags).await?;

@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 
+use super::blocking::{blocking, tell_not_kept};
 use super::error::PullError;
-use super::flight::{blocking, tell_not_kept};
 use super::freshness::{Freshness, Holding, judge_tag, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;

@@ -1,10 +1,12 @@
 //! The pull-through service: what is held is served, what is not is fetched, once.
 //!
-//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question; `flight` is one
-//! transfer per digest and `single` one question at a time; `freshness` decides about time, without I/O;
-//! `outcome` says how it went and `tally` counts that; `operate` is what operators ask for.
+//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question. `flight` lists the
+//! transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
+//! when it gives up. `single` is one question at a time; `freshness` decides about time, without I/O; `outcome` says
+//! how it went and `tally` counts that; `operate` is what operators ask for.
 
 mod blob;
+mod blocking;
 mod body;
 pub mod error;
 mod flight;
@@ -17,6 +19,8 @@ mod outcome;
 mod single;
 mod sink;
 mod tally;
+mod timing;
+mod transfer;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,12 +32,12 @@ use tokio_util::task::TaskTracker;
 pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source};
 pub use error::PullError;
-pub use flight::Timing;
 pub use lists::Listing;
 pub use manifest::{ManifestAnswer, Want};
 pub use names::{Names, Target};
 pub use outcome::Outcome;
 pub use tally::Tally;
+pub use timing::Timing;
 
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};

@@ -105,6 +105,15 @@ impl Names {
     }
 }
 
+impl Names {
+    /// Whether whoever reaches the registry may pull from the repository with this key: its upstream is configured, and
+    /// its `allow` and `deny` permit it. What was fetched with credentials is for the same people (README: anyone who can
+    /// reach the address may pull what its credentials can pull). A right by caller would be asked for here as well.
+    pub(super) fn may_pull(&self, key: &str) -> bool {
+        self.resolve(key, None).is_ok_and(|target| *target.key == *key)
+    }
+}
+
 fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str) -> Result<Target, PullError> {
     // R-D2: Docker Hub's own names have a `library/` that people leave out.
     let repository: Repository = match upstream.name.as_str() {

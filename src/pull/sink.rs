@@ -1,8 +1,10 @@
 //! Where a transfer's bytes go: to the disk; or, where the disk cannot take them, through memory.
 //!
 //! A blob that does not fit, a full disk, a disk that fails: none of them fails a pull (L5). The bytes then pass
-//! through a [`Window`] of fixed size that all followers read from. It moves on with the slowest of them; one that
-//! stands still is left behind after a while, so that it cannot hold up the others for ever (R-W3).
+//! through a [`Window`] of fixed size that all followers read from. It moves on with the slowest of them: one that
+//! stands still, or creeps while others wait for what comes next, is left behind after a while, so that it cannot hold
+//! up the others for ever (R-W3). Its response ends short, and when its client goes on by Range it gets a transfer of
+//! its own: this one has not all of its bytes any more.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -11,12 +13,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
+use super::flight::HOLD_BACK_BYTES;
 use crate::oci::Digest;
 use crate::store::{Hashing, Remains, Writer};
 
 /// Bytes in memory for one transfer that passes through.
 const WINDOW_BYTES: usize = 16 << 20;
+/// Who is farther behind than this, in a window that is full, lags. It is also what a reader that lags has to read in the
+/// time that it may hold up others: with the usual 30 s, at 280 kB/s nobody is left behind for being slow.
+const LAG_BYTES: u64 = WINDOW_BYTES as u64 / 2;
 
 /// One or the other.
 pub(super) enum Sink {
@@ -118,6 +125,11 @@ impl Window {
         self.lock().start == self.base
     }
 
+    /// Before this offset readers lag.
+    fn middle(&self) -> u64 {
+        self.lock().start + LAG_BYTES
+    }
+
     /// At most `want` bytes from `at`; `None` if they have gone by.
     pub(super) fn read(&self, at: u64, want: usize) -> Option<Bytes> {
         let held = self.lock();
@@ -169,16 +181,41 @@ pub(super) struct Positions {
 #[derive(Debug, Default)]
 struct Readers {
     last_id: u64,
-    /// From where to where.
-    wants: HashMap<u64, (u64, u64)>,
+    reading: HashMap<u64, Reader>,
+}
+
+#[derive(Debug)]
+struct Reader {
+    /// The next byte it wants.
+    at: u64,
+    /// Where it has all it wants.
+    end: u64,
+    /// How long it has held up others since it was at `counted_from`.
+    held_up: Duration,
+    counted_from: u64,
+}
+
+impl Reader {
+    fn new(at: u64, end: u64) -> Reader {
+        Reader {
+            at,
+            end,
+            held_up: Duration::ZERO,
+            counted_from: at,
+        }
+    }
+
+    /// Who wants only what is in the file before `base`, or has all it wants, holds up nobody.
+    fn wants_from(&self, base: u64) -> bool {
+        self.at < self.end && self.end > base
+    }
 }
 
 impl Readers {
-    /// The first byte that somebody wants of a window that begins at `base`. Who wants only what is in the file, or
-    /// has all it wants, holds up nobody.
+    /// The first byte that somebody wants of a window that begins at `base`.
     fn slowest(&self, base: u64) -> Option<u64> {
-        let wanting = self.wants.values().filter(|(at, end)| at < end && *end > base);
-        wanting.map(|(at, _)| *at).min()
+        let wanting = self.reading.values().filter(|reader| reader.wants_from(base));
+        wanting.map(|reader| reader.at).min()
     }
 }
 
@@ -188,28 +225,28 @@ impl Positions {
         let mut readers = self.lock();
         readers.last_id += 1;
         let id = readers.last_id;
-        readers.wants.insert(id, (0, u64::MAX));
+        readers.reading.insert(id, Reader::new(0, u64::MAX));
         id
     }
 
     pub(super) fn leave(&self, id: u64) {
-        self.lock().wants.remove(&id);
+        self.lock().reading.remove(&id);
         self.moved.notify_one();
     }
 
     /// A reader wants these bytes and no others.
     pub(super) fn begin(&self, id: u64, from: u64, end: Option<u64>) {
-        self.change(id, |wants| *wants = (from, end.unwrap_or(u64::MAX)));
+        self.change(id, |reader| *reader = Reader::new(from, end.unwrap_or(u64::MAX)));
     }
 
     /// A reader that was left behind stays so.
     pub(super) fn advance(&self, id: u64, to: u64) {
-        self.change(id, |wants| wants.0 = to);
+        self.change(id, |reader| reader.at = to);
     }
 
-    fn change(&self, id: u64, change: impl FnOnce(&mut (u64, u64))) {
-        if let Some(wants) = self.lock().wants.get_mut(&id) {
-            change(wants);
+    fn change(&self, id: u64, change: impl FnOnce(&mut Reader)) {
+        if let Some(reader) = self.lock().reading.get_mut(&id) {
+            change(reader);
         }
         self.moved.notify_one();
     }
@@ -222,9 +259,39 @@ impl Positions {
         let mut readers = self.lock();
         if let Some(slowest) = readers.slowest(base) {
             readers
-                .wants
-                .retain(|_, (at, end)| *at > slowest || at >= end || *end <= base);
+                .reading
+                .retain(|_, reader| reader.at > slowest || !reader.wants_from(base));
         }
+    }
+
+    /// Whether somebody has read all that came, and how long those who lag behind `middle` have held up others at most.
+    fn held_up(&self, base: u64, middle: u64, came: u64) -> (bool, Duration) {
+        let readers = self.lock();
+        let wanting = || readers.reading.values().filter(|reader| reader.wants_from(base));
+        // The last bytes may be waiting for their size, or the verdict, and not for their reader.
+        let waits = wanting().any(|reader| reader.at.saturating_add(HOLD_BACK_BYTES) >= came);
+        let lagging = wanting().filter(|reader| reader.at < middle);
+        (waits, lagging.map(|reader| reader.held_up).max().unwrap_or_default())
+    }
+
+    /// Those who lag have held up others for so long once more. Gives how many are left behind for it: in `patience`
+    /// they have not even read half a window. All are counted at once, so that many who creep take no longer than one.
+    fn charge(&self, base: u64, middle: u64, waited: Duration, patience: Duration) -> usize {
+        let mut readers = self.lock();
+        let before = readers.reading.len();
+        readers.reading.retain(|_, reader| {
+            if !reader.wants_from(base) || reader.at >= middle {
+                return true;
+            }
+            reader.held_up += waited;
+            if reader.held_up < patience {
+                return true;
+            }
+            let read = reader.at.saturating_sub(reader.counted_from);
+            (reader.held_up, reader.counted_from) = (Duration::ZERO, reader.at);
+            read >= LAG_BYTES
+        });
+        before - readers.reading.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Readers> {
@@ -233,17 +300,33 @@ impl Positions {
 }
 
 impl Passage {
-    /// Hashes and passes a piece on, waiting for the slowest reader: at most `patience` for each step it makes.
+    /// Hashes and passes a piece on, waiting for the slowest reader: at most `patience` for each step it makes, and at
+    /// most `patience` for half a window if others wait meanwhile. Alone a reader may be as slow as it likes.
     pub(super) async fn pass(&mut self, piece: &Bytes, positions: &Positions, patience: Duration) {
         let base = self.window.base;
+        let mut stands = (positions.slowest(base), Instant::now());
         while !self.window.push(piece, || positions.slowest(base)) {
-            let before = positions.slowest(base);
-            let moved = async {
-                while positions.slowest(base) == before {
-                    positions.moved.notified().await;
+            let (middle, begun) = (self.window.middle(), Instant::now());
+            let (others_wait, held_up) = positions.held_up(base, middle, self.hashing.len());
+            let mut left = patience.saturating_sub(stands.1.elapsed());
+            if others_wait {
+                left = left.min(patience.saturating_sub(held_up));
+            }
+            // Whichever it is, what it means is looked for below.
+            let _ = timeout(left, positions.moved.notified()).await;
+            if others_wait {
+                let left_behind = positions.charge(base, middle, begun.elapsed(), patience);
+                if left_behind > 0 {
+                    tracing::warn!(
+                        left_behind,
+                        "readers creep while others wait for a blob that passes through"
+                    );
                 }
-            };
-            if tokio::time::timeout(patience, moved).await.is_err() {
+            }
+            let slowest = positions.slowest(base);
+            if slowest != stands.0 {
+                stands = (slowest, Instant::now());
+            } else if stands.1.elapsed() >= patience {
                 tracing::warn!("a reader stands still while a blob passes through: it is left behind");
                 positions.leave_behind_slowest(base);
             }
@@ -311,5 +394,101 @@ mod tests {
         assert_eq!(positions.slowest(0), 40 << 20, "left behind for good");
         positions.leave(quick);
         assert_eq!(positions.slowest(0), u64::MAX);
+    }
+
+    fn in_memory() -> Passage {
+        match Sink::memory(Digest::sha256(b"")) {
+            Sink::Memory(passage) => passage,
+            Sink::Disk(_) => panic!("memory"),
+        }
+    }
+
+    /// Passes 40 MiB by, of which a reader takes `step` bytes every so often; beside one that takes everything at once,
+    /// if there is one. Gives how long that took and whether the slow one has been left behind.
+    async fn pass_by(step: u64, every: Duration, beside: bool) -> (Duration, bool) {
+        let (mut passage, positions) = (in_memory(), Positions::default());
+        let slow = positions.enter();
+        let quick = beside.then(|| positions.enter());
+        let window = passage.window.clone();
+        let begun = Instant::now();
+        let passing = async {
+            for n in 0..40 {
+                passage
+                    .pass(&piece(n, 1 << 20), &positions, Duration::from_secs(30))
+                    .await;
+                if let Some(quick) = quick {
+                    positions.advance(quick, passage.hashing.len());
+                }
+            }
+        };
+        let mut at = 0;
+        let mut left_behind = false;
+        let reading = async {
+            loop {
+                tokio::time::sleep(every).await;
+                let came = {
+                    let held = window.lock();
+                    held.start + held.len as u64
+                };
+                // It reads no more than there is.
+                at = (at + step).min(came);
+                left_behind |= at < came && window.read(at, 1).is_none();
+                positions.advance(slow, at);
+            }
+        };
+        tokio::select! {
+            () = passing => {}
+            () = reading => {}
+        }
+        (begun.elapsed(), left_behind)
+    }
+
+    /// R-W3: a byte now and then is no progress that others have to wait for.
+    #[tokio::test(start_paused = true)]
+    async fn who_creeps_while_others_wait_is_left_behind() {
+        let (took, _) = pass_by(1, Duration::from_secs(10), true).await;
+        assert_eq!(took, Duration::from_secs(30), "the others waited once, and no longer");
+    }
+
+    /// Never a failed pull for being slow: not as long as it gets on, and not if nobody else waits.
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_is_waited_for() {
+        let second = Duration::from_secs(1);
+        let (took, left_behind) = pass_by(1 << 20, 3 * second, true).await;
+        assert!(!left_behind && took > 60 * second, "{took:?}");
+        let (took, left_behind) = pass_by(100 << 10, 20 * second, false).await;
+        assert!(!left_behind && took > 4000 * second, "{took:?}");
+    }
+
+    /// However many creep, and however they take turns at being the last.
+    #[tokio::test(start_paused = true)]
+    async fn many_who_creep_take_no_longer_than_one() {
+        let (mut passage, positions) = (in_memory(), Positions::default());
+        let slow: Vec<u64> = (0..100).map(|_| positions.enter()).collect();
+        let quick = positions.enter();
+        let begun = Instant::now();
+        let passing = async {
+            for n in 0..40 {
+                passage
+                    .pass(&piece(n, 1 << 20), &positions, Duration::from_secs(30))
+                    .await;
+                positions.advance(quick, passage.hashing.len());
+            }
+        };
+        let creeping = async {
+            for turn in 1.. {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                for (n, id) in slow.iter().enumerate() {
+                    positions.advance(*id, turn * 100 + (n as u64 * 37 + turn * 11) % 100);
+                }
+            }
+        };
+        tokio::select! {
+            () = passing => {}
+            () = creeping => {}
+        }
+        assert_eq!(begun.elapsed(), Duration::from_secs(30));
+        positions.leave(quick);
+        assert_eq!(positions.slowest(0), u64::MAX, "none is left");
     }
 }

@@ -10,7 +10,8 @@ use std::sync::mpsc::Receiver;
 use super::database::{Op, Table};
 use super::index::{Index, Kind};
 use super::records::in_repository;
-use super::{Store, TagRecord, link_key, tag_key};
+use super::tags::tag_key;
+use super::{Store, TagRecord, link_key};
 use crate::oci::Digest;
 
 /// How an image is called.
@@ -292,7 +293,7 @@ impl Store {
             self.unpin(repository, &tag);
             // In one with those who note it: a record that is just being written does not come back behind this.
             let key = tag_key(repository, &tag);
-            super::upsert(&self.inner.tags, &key, |_| {
+            super::tags::upsert(&self.inner.tags, &key, |_| {
                 self.inner.database.write(vec![Op::Delete(Table::Tags, key.clone())]);
                 None
             });

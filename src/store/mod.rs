@@ -1,8 +1,8 @@
 //! Bytes by digest; tags, links, recency. Has never heard of registries: a repository is a key.
 //!
 //! [`Store`] is the only face. Blobs lie as files in an OCI image layout (`keys` draws the tree); `index`
-//! knows in memory what is held and what must go; `database` writes that down; `writer` is the only
-//! way in and the one place where a digest is verified.
+//! knows in memory what is held and what must go; `database` writes that down; `tags` is what
+//! upstreams change at will; `writer` is the only way in and the one place where a digest is verified.
 
 mod database;
 mod disk;
@@ -17,6 +17,7 @@ pub mod scale;
 mod space;
 mod startup;
 mod survey;
+mod tags;
 mod verify;
 mod writer;
 
@@ -349,92 +350,6 @@ impl Store {
         }
     }
 
-    /// A tag's record. From memory when hot; else one blocking read of the index.
-    pub fn tag(&self, repository: &str, tag: &str) -> Option<Arc<TagRecord>> {
-        let key = tag_key(repository, tag);
-        if let Some(hot) = self.inner.tags.get(&key) {
-            return hot;
-        }
-        let read = || self.read_record(Table::Tags, &key).map(Arc::new);
-        upsert(&self.inner.tags, &key, |known| known.unwrap_or_else(read))
-    }
-
-    /// Notes what a tag points at. Seen at once; on disk soon: for what may be lost, such as that it was confirmed.
-    pub fn put_tag(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        self.note_tag(repository, tag, record, false)
-    }
-
-    /// The same for a tag that is new or has moved: on disk before anybody sees it, so that no crash takes it back
-    /// (L6). Waits for nothing if it points where it did. Blocking. If the index fails it is seen all the same.
-    pub fn put_tag_durably(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        self.note_tag(repository, tag, record, true)
-    }
-
-    fn note_tag(&self, repository: &str, tag: &str, record: TagRecord, durably: bool) -> Arc<TagRecord> {
-        let key = tag_key(repository, tag);
-        let mut noted = None;
-        upsert(&self.inner.tags, &key, |known| {
-            let earlier = known.unwrap_or_else(|| self.read_record(Table::Tags, &key).map(Arc::new));
-            let is_news = earlier.as_ref().is_none_or(|e| e.digest != record.digest);
-            let record = Arc::new(record.clone().after(earlier.as_deref()));
-            let value = serde_json::to_vec(&*record).ok();
-            let op = value.map(|value| Op::Put(Table::Tags, key.clone(), value));
-            let written = self.write_with_pin(op, &ImageName::new(repository, tag), &record.digest);
-            if durably && is_news {
-                // Who asks meanwhile sees what was there before: nobody is served by a record that may yet be lost.
-                let _ = written.recv();
-            }
-            noted = Some(record.clone());
-            Some(record)
-        });
-        noted.unwrap_or_else(|| Arc::new(record))
-    }
-
-    /// Tags of a repository that have a record, in byte order.
-    pub fn known_tags(&self, repository: &str) -> Vec<String> {
-        self.inner.database.settle();
-        let prefix = in_repository(repository);
-        let mut tags = Vec::new();
-        let scan = self.inner.database.scan(Table::Tags, &prefix, |key, _| {
-            tags.push(String::from_utf8_lossy(&key[prefix.len()..]).into_owned());
-            true
-        });
-        self.report(scan);
-        tags
-    }
-
-    /// Whether [`Store::list`] would answer from memory.
-    pub fn is_hot_list(&self, repository: &str, which: &ListKey) -> bool {
-        self.inner.lists.contains_key(&which.to_key(repository))
-    }
-
-    /// A list as an upstream gave it. From memory when hot; else a blocking read of at most some 16 MiB.
-    pub fn list(&self, repository: &str, which: &ListKey) -> Option<Arc<ListRecord>> {
-        let key = which.to_key(repository);
-        if let Some(hot) = self.inner.lists.get(&key) {
-            return hot;
-        }
-        let read = || self.read_record(Table::Lists, &key).map(Arc::new);
-        upsert(&self.inner.lists, &key, |known| known.unwrap_or_else(read))
-    }
-
-    /// Notes a list; if it is another than before it is on disk before anybody sees it, as a tag is. Blocking.
-    pub fn put_list(&self, repository: &str, which: &ListKey, record: ListRecord) -> Arc<ListRecord> {
-        let record = Arc::new(record);
-        let key = which.to_key(repository);
-        upsert(&self.inner.lists, &key, |known| {
-            let is_news = known.flatten().is_none_or(|k| k.items != record.items);
-            let value = serde_json::to_vec(&*record).ok();
-            let op = value.map(|value| Op::Put(Table::Lists, key.clone(), value));
-            let written = self.inner.database.write_noted(op.into_iter().collect());
-            if is_news {
-                let _ = written.recv();
-            }
-            Some(record.clone())
-        });
-        record
-    }
-
     /// Names of repositories of which something is held, in byte order, after `last` (R-X20).
     pub fn repositories(&self, last: &str, limit: usize) -> Vec<Arc<str>> {
         self.inner.index().repositories(last, limit)
@@ -514,17 +429,6 @@ impl Store {
         self.inner.drop_entry(&mut self.inner.index(), digest);
     }
 
-    fn read_record<T: serde::de::DeserializeOwned>(&self, table: Table, key: &[u8]) -> Option<T> {
-        let bytes = match self.inner.database.get(table, key) {
-            Ok(bytes) => bytes?,
-            Err(error) => {
-                tracing::error!(%error, "the index could not be read");
-                return None;
-            }
-        };
-        serde_json::from_slice(&bytes).ok()
-    }
-
     fn report(&self, outcome: Result<(), StoreError>) {
         if let Err(error) = outcome {
             tracing::error!(%error, "the index could not be read");
@@ -546,29 +450,10 @@ struct Arrival<'a> {
     kind: Kind,
 }
 
-/// Reads or writes a record one after another for each key: whoever read the database before a record was noted
-/// cannot put what it found in that record's place. `change` gets what is in memory, if anything is.
-fn upsert<T: Clone + Send + Sync + 'static>(
-    cache: &moka::sync::Cache<Vec<u8>, Option<T>>,
-    key: &[u8],
-    change: impl FnOnce(Option<Option<T>>) -> Option<T>,
-) -> Option<T> {
-    cache
-        .entry(key.to_vec())
-        .and_upsert_with(|known| change(known.map(moka::Entry::into_value)))
-        .into_value()
-}
-
 fn unlink(path: Option<PathBuf>) {
     if let Some(path) = path {
         let _ = std::fs::remove_file(path);
     }
-}
-
-fn tag_key(repository: &str, tag: &str) -> Vec<u8> {
-    let mut key = in_repository(repository);
-    key.extend_from_slice(tag.as_bytes());
-    key
 }
 
 fn link_key(repository: &str, digest: &Digest) -> Vec<u8> {

@@ -3,6 +3,7 @@
 //! One recorder for the whole process: the `metrics` macros know no other kind. Names of metrics that are
 //! counted on other floors are listed here all the same, so that `/metrics` explains each of them.
 
+use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
@@ -38,11 +39,27 @@ impl Handle {
         self.0.render()
     }
 
+    /// A counter with one label: how far it is, by that label's value. Read from what is rendered, so that nobody can be
+    /// told another figure than a scrape; for calls that people make, not for requests.
+    pub fn counted_by(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
+        counted_by(&self.render(), name, label)
+    }
+
     /// Folds what histograms have gathered; call every few seconds, or memory grows with each observation
     /// for as long as nobody scrapes.
     pub fn upkeep(&self) {
         self.0.run_upkeep();
     }
+}
+
+fn counted_by(text: &str, name: &str, label: &str) -> BTreeMap<String, u64> {
+    text.lines()
+        .filter_map(|line| {
+            let rest = line.strip_prefix(name)?.strip_prefix('{')?.strip_prefix(label)?;
+            let (value, count) = rest.strip_prefix("=\"")?.split_once("\"} ")?;
+            Some((value.to_owned(), count.parse().ok()?))
+        })
+        .collect()
 }
 
 /// Installs the process's recorder, or hands out the one that is installed already.
@@ -227,6 +244,12 @@ pub const METRICS: &[Metric] = &[
     ),
     metric("larder_cache_blobs", Kind::Gauge, &[], "Blobs and manifests held."),
     metric(
+        "larder_cache_degraded",
+        Kind::Gauge,
+        &[],
+        "1 while blobs pass through because the disk fails or has no room, else 0.",
+    ),
+    metric(
         "larder_evictions_total",
         Kind::Counter,
         &["reason"],
@@ -286,6 +309,23 @@ mod tests {
         metrics::counter!("larder_telemetry_test_total").increment(2);
         assert!(first.render().contains("larder_telemetry_test_total 2"));
         assert!(second.render().contains("larder_telemetry_test_total 2"));
+    }
+
+    #[test]
+    fn counters_are_read_back() {
+        let handle = install().unwrap();
+        for (upstream, bytes) in [("ghcr.io", 5), ("[::1]:5000", 7), ("-", u64::MAX)] {
+            metrics::counter!("larder_telemetry_read_bytes_total", "upstream" => upstream).increment(bytes);
+        }
+        metrics::counter!("larder_telemetry_read_bytes_total_of_another", "upstream" => "ghcr.io").increment(1);
+        let found = handle.counted_by("larder_telemetry_read_bytes_total", "upstream");
+        let found: Vec<(&str, u64)> = found.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
+        assert_eq!(found, [("-", u64::MAX), ("[::1]:5000", 7), ("ghcr.io", 5)]);
+        assert!(
+            handle
+                .counted_by("larder_telemetry_no_such_total", "upstream")
+                .is_empty()
+        );
     }
 
     /// Names that the sources count under, and names that operators are given: all of the table, and nothing else.

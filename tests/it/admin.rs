@@ -349,6 +349,59 @@ async fn stats() {
     assert!(stats["upstreams"][0]["paused_seconds"].as_u64() > Some(0), "{stats:#}");
 }
 
+/// The figures of the metrics, by upstream: one pull from the upstream, three to clients.
+#[tokio::test]
+async fn bytes_served_fetched_and_saved() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let none = api(&larder, "/stats").await;
+    assert_eq!(none["hit_ratio"], Value::Null);
+    assert_eq!((&none["served_bytes"], &none["saved_bytes"]), (&json!(0), &json!(0)));
+    let (digest, size) = (upstream.blob(REPO, 300_000), 300_000);
+    let path = blob(REPO, digest);
+    larder.get(&path).await.expect_content(&digest);
+    // By HEAD: asking whether the blob is kept must not move the figures.
+    within("the blob to be kept", async {
+        while larder.head(&path).await.header("cache-status") != Some("larder; hit") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    larder.get(&path).await.expect_content(&digest);
+    Ask::get(&path)
+        .range("bytes=0-99999")
+        .send(larder.registry())
+        .await
+        .expect(206);
+    // What went out is counted when the proxy is done with a response, a moment after its last byte has come.
+    within("all of it to be counted", async {
+        while api(&larder, "/stats").await["served_bytes"] != 2 * size + 100_000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let stats = api(&larder, "/stats").await;
+    assert_eq!(stats["fetched_bytes"], size, "{stats:#}");
+    assert_eq!(stats["saved_bytes"], size + 100_000, "{stats:#}");
+    let hub = &stats["upstreams"][0];
+    assert_eq!(hub["name"], "docker.io");
+    for figure in ["served_bytes", "fetched_bytes", "saved_bytes"] {
+        assert_eq!(hub[figure], stats[figure], "{figure}: {stats:#}");
+    }
+    let requests = stats["requests"].as_object().unwrap().values();
+    let all: u64 = requests.map(|n| n.as_u64().unwrap()).sum();
+    let hits = stats["requests"]["hit"].as_u64().unwrap();
+    assert_eq!(stats["hit_ratio"], hits as f64 / all as f64, "{stats:#}");
+    let metrics = larder.metrics().await;
+    for (name, figure) in [
+        ("larder_response_bytes_total", "served_bytes"),
+        ("larder_upstream_bytes_total", "fetched_bytes"),
+    ] {
+        let line = format!("{name}{{upstream=\"docker.io\"}} {}", hub[figure]);
+        assert!(metrics.lines().any(|found| found == line), "{line}\n{metrics}");
+    }
+}
+
 #[tokio::test]
 async fn pins() {
     let upstream = Upstream::start().await;
@@ -781,6 +834,7 @@ fn conforms(schemas: &Value, schema: &Value, value: &Value, at: &str) {
     let kind = match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
+        Value::Number(n) if n.is_f64() => "number",
         Value::Number(_) => "integer",
         Value::String(_) => "string",
         Value::Array(_) => "array",

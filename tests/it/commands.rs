@@ -96,6 +96,10 @@ async fn with_and_without_a_proxy() {
         "{stats}"
     );
     assert!(stats.contains("1 hit") || stats.contains("miss"), "{stats}");
+    assert!(
+        stats.contains("traffic  ") && stats.contains("FETCHED") && stats.contains("SAVED"),
+        "{stats}"
+    );
     assert_eq!(larder.stop().await, Some(0));
     let folder = larder.folder().to_owned();
     let without = looks(async |args: &[&str]| run(&folder, args).await.expect(0)).await;

@@ -48,6 +48,45 @@ async fn what_cannot_be_staged_passes_through() {
     larder.get(blob("library/other", large)).await.expect(404);
 }
 
+/// Nobody is sent elsewhere because the disk takes nothing: pulls work. Readiness says that it is degraded, and why.
+#[tokio::test]
+async fn a_proxy_without_a_disk_is_ready_but_degraded() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 1_000);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let readiness = async || Ask::get("/readyz").send(larder.admin()).await.expect(200).json();
+    let well = readiness().await;
+    assert_eq!(
+        (&well["ready"], &well["status"]),
+        (&true.into(), &"ready".into()),
+        "{well}"
+    );
+    let staging = larder.cache().join("staging");
+    std::fs::remove_dir_all(&staging).unwrap();
+    std::fs::write(staging, "in the way").unwrap();
+    // Before anybody has pulled anything.
+    let found = readiness().await;
+    assert_eq!(
+        (&found["ready"], &found["status"]),
+        (&true.into(), &"degraded".into()),
+        "{found}"
+    );
+    let bad: Vec<&serde_json::Value> = found["checks"].as_array().unwrap().iter().collect();
+    let bad: Vec<_> = bad.into_iter().filter(|check| check["ok"] == false).collect();
+    let names: Vec<_> = bad.iter().map(|check| check["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["cache", "disk"], "{found}");
+    assert!(
+        bad.iter()
+            .all(|check| check["detail"].as_str().unwrap().contains("staging")),
+        "{found}"
+    );
+    larder.wait_for_log("the disk fails").await;
+    let metrics = Ask::get("/metrics").send(larder.admin()).await.expect(200);
+    let text = String::from_utf8(metrics.body).unwrap();
+    assert!(text.lines().any(|line| line == "larder_cache_degraded 1"), "{text}");
+    larder.get(blob(REPO, digest)).await.expect_content(&digest);
+}
+
 /// A part of a blob waits for the verdict on all of it, and holds up nobody meanwhile.
 #[tokio::test]
 async fn a_range_of_what_passes_through() {

@@ -229,6 +229,97 @@ async fn a_refusal_is_one_repositorys() {
     }
 }
 
+/// R-X7, R-X8: the catalogue names what whoever asks may pull, and nothing else. A private repository that is held, and
+/// that the operator has closed since, looks there and everywhere like one that never was.
+#[tokio::test]
+async fn the_catalog_names_what_may_be_pulled() {
+    let (hub, private) = (Upstream::start().await, Upstream::start().await);
+    private.require_basic("me", "hidden");
+    let (secret, tagged) = secrets(&private).await;
+    let ghost = "team/never";
+    let names = [OTHER, SECRET, "team/z"];
+    let credentials = |toml: &mut crate::support::toml::Toml| {
+        toml.upstream("ghcr.io", "url", private.url());
+        toml.upstream("ghcr.io", "username", "me");
+        toml.upstream("ghcr.io", "password", "hidden");
+    };
+    let closed = |toml: &mut crate::support::toml::Toml| {
+        toml.upstream("ghcr.io", "deny", vec![SECRET, ghost]);
+    };
+    private.image("team/z", "latest", &[10]);
+    let pull = async |larder: &Larder, repo: &str| {
+        let path = manifest(&format!("ghcr.io/{repo}"), "latest");
+        larder.get(path).await.expect(200);
+    };
+    // One that holds the secret, and one that never saw it.
+    let (open, without) = (
+        Larder::start(&hub, credentials).await,
+        Larder::start(&hub, credentials).await,
+    );
+    for repo in names {
+        pull(&open, repo).await;
+    }
+    let layer = blob(&format!("ghcr.io/{SECRET}"), secret.blob);
+    open.get(&layer).await.expect_content(&secret.blob);
+    open.until_held(&layer).await;
+    assert!(tagged.contains(SECRET) && open.store().is_private(&format!("ghcr.io/{SECRET}")));
+    for repo in [OTHER, "team/z"] {
+        pull(&without, repo).await;
+    }
+    // Today's rule: whoever reaches the address may pull, and so may know the name.
+    let all = open.get("/v2/_catalog").await.expect(200).json();
+    let full: Vec<String> = names.iter().map(|name| format!("ghcr.io/{name}")).collect();
+    assert_eq!(all["repositories"], serde_json::json!(full));
+
+    let (with, without) = (
+        open.stop().await.start(closed).await,
+        without.stop().await.start(closed).await,
+    );
+    assert!(
+        with.store()
+            .repositories("", 9)
+            .iter()
+            .any(|name| name.ends_with(SECRET)),
+        "still held"
+    );
+    let before = format!("ghcr.io/{}", &SECRET[..SECRET.len() - 1]);
+    for query in [
+        String::new(),
+        "?n=0".to_owned(),
+        "?n=1".to_owned(),
+        "?n=2".to_owned(),
+        "?n=3".to_owned(),
+        format!("?n=1&last=ghcr.io/{OTHER}"),
+        format!("?n=1&last={before}"),
+        format!("?last=ghcr.io/{SECRET}"),
+        "?last=ghcr.io/team/z".to_owned(),
+    ] {
+        let path = format!("/v2/_catalog{query}");
+        let (found, expected) = (with.get(&path).await, without.get(&path).await);
+        assert_eq!(shape(&found, &secret.blob), shape(&expected, &secret.blob), "{path}");
+    }
+    // Everything else that has its name in it.
+    let nothing = nowhere(1);
+    for end in ["tags/list", "manifests/latest", "referrers/", "blobs/", "manifests/"] {
+        let path = |repo: &str, digest: &Digest| match end.ends_with('/') {
+            true => format!("/v2/ghcr.io/{repo}/{end}{digest}"),
+            false => format!("/v2/ghcr.io/{repo}/{end}"),
+        };
+        for method in ["GET", "HEAD"] {
+            let found = Ask::new(method, path(SECRET, &secret.blob)).send(with.registry()).await;
+            let unreal = Ask::new(method, path(ghost, &nothing.blob)).send(with.registry()).await;
+            // The name is in the error's text, and not as long.
+            let (found, unreal) = (shape(&found, &secret.blob), shape(&unreal, &nothing.blob));
+            let hidden = |text: String, repo: &str| {
+                let text = text.replace(repo, "<repo>");
+                let lines = text.lines().filter(|line| !line.starts_with("content-length"));
+                lines.collect::<Vec<_>>().join("\n")
+            };
+            assert_eq!(hidden(found, SECRET), hidden(unreal, ghost), "{method} {end}");
+        }
+    }
+}
+
 /// R-X7: whether credentials were behind a repository's answers is known, kept, and follows the last answer.
 #[tokio::test]
 async fn private_repositories_are_marked() {

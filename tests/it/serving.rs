@@ -66,6 +66,9 @@ async fn a_graceful_stop() {
         }
     })
     .await;
+    // Now, and only now, requests should go elsewhere.
+    let ready = Ask::get("/readyz").send(larder.admin()).await.expect(503).json();
+    assert_eq!(ready["status"], "unavailable", "{ready}");
     gate.open();
     running.rest().await.expect_content(&digest);
     assert_eq!(larder.stop().await, Some(0), "{}", larder.logs());

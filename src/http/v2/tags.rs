@@ -33,10 +33,10 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, ApiError> {
     Ok(response)
 }
 
-/// Repositories of which something is held, by their full names.
+/// Repositories of which something is held, by their full names; none that who asks could not pull from (R-X7).
 pub(super) fn catalog(pull: &Pull, query: &Query) -> Result<Response, ApiError> {
     let size = page_size(query, MAX_REPOSITORIES)?.unwrap_or(MAX_REPOSITORIES);
-    let mut names = pull.store().repositories(query.last.as_deref().unwrap_or(""), size + 1);
+    let mut names = pull.catalog(query.last.as_deref().unwrap_or(""), size + 1);
     let more = names.len() > size && size > 0;
     names.truncate(size);
     let mut response = document(json!({ "repositories": names }).to_string());

@@ -1,0 +1,287 @@
+//! A transfer: asks the upstream, mends cuts (L4), waits for the verdict (L2) and commits.
+//!
+//! `pour` takes in one answer of the upstream; this is what happens around it.
+
+mod pour;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::blocking::{blocking, tell_not_kept};
+use super::error::PullError;
+use super::flight::{Entry, Flight, Order, Phase};
+use super::sink::Sink;
+use super::timing::Timing;
+use crate::store::{Store, StoreError, Writer};
+use crate::upstream::{ErrorKind, UpstreamError};
+
+pub(super) struct Transfer {
+    flight: Arc<Flight>,
+    order: Order,
+    store: Store,
+    timing: Arc<Timing>,
+    /// Whether followers may have seen bytes: from then on the staged file cannot be begun anew.
+    streaming: bool,
+}
+
+/// How one upstream answer ended.
+enum Poured {
+    /// Everything is staged.
+    Complete,
+    /// Worth another attempt from where it stopped.
+    Broken(PullError),
+    /// Not worth it.
+    Fatal(PullError),
+}
+
+impl Transfer {
+    pub(super) fn new(flight: Arc<Flight>, order: Order, store: Store, timing: Arc<Timing>) -> Transfer {
+        Transfer {
+            flight,
+            order,
+            store,
+            timing,
+            streaming: false,
+        }
+    }
+
+    pub(super) async fn run(mut self, entry: &Entry, stop: &CancellationToken) {
+        let flight = self.flight.clone();
+        let timing = self.timing.clone();
+        let outcome = tokio::select! {
+            outcome = self.fetch() => outcome,
+            () = entry.abandoned(&timing) => {
+                tracing::info!(digest = %flight.digest, "nobody waits for this transfer any more: stopped, what came is kept");
+                return;
+            }
+            () = stop.cancelled() => return,
+        };
+        let (sink, total) = match outcome {
+            Ok(done) => done,
+            Err(error) => {
+                tracing::warn!(digest = %flight.digest, repository = %self.order.key, %error, "transfer failed");
+                metrics::counter!("larder_transfers_total", "result" => error.as_str()).increment(1);
+                // Off the list before it is told: whoever asks again on hearing it starts clean (L2).
+                entry.remove_if(|_| true);
+                flight.tell(|state| state.phase = Phase::Failed(error));
+                return;
+            }
+        };
+        // Followers get their last bytes now; making it durable is nobody's wait.
+        flight.tell(|state| {
+            state.phase = Phase::Verified;
+            state.written = total;
+            state.total = Some(total);
+        });
+        metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
+        let Sink::Disk(writer) = sink else {
+            tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
+            return;
+        };
+        let key = self.order.key.clone();
+        match blocking(move || writer.commit(&key)).await {
+            Ok(()) => {
+                for repository in flight.take_also() {
+                    self.store.link(&repository, &flight.digest);
+                }
+            }
+            Err(error) => tell_not_kept(&flight.digest, &error),
+        }
+    }
+
+    /// Gets the whole blob and verifies it. Gives where it is, and the size.
+    async fn fetch(&mut self) -> Result<(Sink, u64), PullError> {
+        let mut sink = self.stage().await?;
+        let mut resumed = sink.len() > 0;
+        if !self.is_whole_already(&sink).await? {
+            sink = self.gather(sink).await?;
+        }
+        loop {
+            let verdict;
+            (sink, verdict) = verify(sink).await?;
+            match verdict {
+                Ok(()) => break,
+                // What an earlier transfer left was spoilt. As long as nobody has seen a byte, nobody need know.
+                Err(error) if resumed && !self.streaming => {
+                    tracing::warn!(%error, "what was staged earlier is spoilt: fetched anew");
+                    resumed = false;
+                    sink = self.gather(self.restart(sink).await?).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let total = sink.len();
+        Ok((sink, total))
+    }
+
+    async fn is_whole_already(&mut self, sink: &Sink) -> Result<bool, PullError> {
+        match sink {
+            Sink::Disk(writer) if !writer.is_empty() && writer.is_whole() => self.is_upstream(writer).await,
+            _ => Ok(false),
+        }
+    }
+
+    /// Whether the upstream holds for this repository what is staged whole already: then no byte has to cross
+    /// again (L1), but it takes more than knowing a digest to get it (L8).
+    async fn is_upstream(&mut self, writer: &Writer) -> Result<bool, PullError> {
+        let Order {
+            client,
+            repository,
+            digest,
+            ..
+        } = &self.order;
+        match client.head_blob(repository, digest).await {
+            Ok(_) => self.note_privacy(),
+            // R-U27: HEAD is where upstreams differ. The GET will tell.
+            Err(error)
+                if matches!(
+                    error.kind,
+                    ErrorKind::Protocol(_) | ErrorKind::Status { status: ..500, .. }
+                ) =>
+            {
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.flight.tell(|state| {
+            state.file = Some(writer.file());
+            state.total = Some(writer.len());
+            state.written = writer.len();
+        });
+        Ok(true)
+    }
+
+    /// Stages until everything is there, going on where it broke off (L4).
+    async fn gather(&mut self, mut sink: Sink) -> Result<Sink, PullError> {
+        let digest = self.order.digest;
+        let mut failures = 0;
+        loop {
+            let before = sink.len();
+            let poured;
+            (sink, poured) = self.attempt(sink).await?;
+            let error = match poured {
+                Poured::Complete => return Ok(sink),
+                Poured::Fatal(error) => return Err(error),
+                Poured::Broken(error) => error,
+            };
+            let progress = sink.len() > before;
+            if progress {
+                failures = 0;
+            }
+            failures += 1;
+            // Before anybody has seen a byte a quick error serves better than patience: the client has other
+            // places to go (R-D3), and the upstream's client has tried more than once.
+            if failures >= self.timing.attempts || !(self.streaming || progress) {
+                return Err(error);
+            }
+            let pause = match &error {
+                PullError::Upstream(UpstreamError {
+                    kind: ErrorKind::RateLimited { retry_after },
+                    ..
+                }) => *retry_after,
+                _ => self.timing.pause(failures),
+            };
+            tracing::info!(%digest, at = sink.len(), failures, pause_ms = pause.as_millis() as u64, %error, "transfer broke off: going on from there");
+            metrics::counter!("larder_transfers_resumed_total", "upstream" => self.order.client.name().to_string())
+                .increment(1);
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// A transfer that was stopped a moment ago may still be putting down its last batch.
+    async fn stage(&self) -> Result<Sink, PullError> {
+        for _ in 0..250 {
+            let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
+            match blocking(move || store.stage(&key, &digest)).await {
+                Ok(writer) => return Ok(Sink::Disk(writer)),
+                // Still there after all: an earlier transfer that passes through holds the place.
+                Err(PullError::Store(StoreError::Busy(_))) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(PullError::Store(error)) => {
+                    self.store.note_trouble(&error);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Sink::memory(self.order.digest))
+    }
+
+    /// The same blob, from byte 0. Only while nobody has seen a byte.
+    async fn restart(&self, sink: Sink) -> Result<Sink, PullError> {
+        if let Sink::Disk(mut writer) = sink {
+            let again = blocking(move || Ok(writer.restart().map(|()| writer))).await?;
+            if let Ok(writer) = again {
+                return Ok(Sink::Disk(writer));
+            }
+        }
+        Ok(Sink::memory(self.order.digest))
+    }
+
+    fn note_privacy(&self) {
+        let Order {
+            client,
+            repository,
+            key,
+            ..
+        } = &self.order;
+        self.store.set_private(key, client.has_credentials(repository));
+    }
+
+    /// Asks the upstream once, from where the sink stands.
+    async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
+        let Order {
+            client,
+            repository,
+            digest,
+            ..
+        } = self.order.clone();
+        let offset = sink.len();
+        let mut answer = client.get_blob(&repository, &digest, offset).await;
+        // What an earlier run staged may be all there is, or not be wanted any more (416): begin anew.
+        let spoilt = matches!(&answer, Err(error) if matches!(error.kind, ErrorKind::Protocol(_)));
+        if spoilt && offset > 0 && !self.streaming {
+            sink = self.restart(sink).await?;
+            answer = client.get_blob(&repository, &digest, 0).await;
+        }
+        match answer {
+            Ok(stream) => {
+                self.note_privacy();
+                self.pour(sink, stream).await
+            }
+            Err(error) => Ok((sink, judge(error, self.streaming))),
+        }
+    }
+}
+
+/// Whether a transfer goes on after this error.
+fn judge(error: UpstreamError, streaming: bool) -> Poured {
+    let again = match &error.kind {
+        ErrorKind::RateLimited { retry_after } => streaming && *retry_after <= Duration::from_secs(30),
+        // A token that ran out of luck, a CDN that hiccups: in mid-transfer another attempt costs little.
+        ErrorKind::Denied { .. } | ErrorKind::Auth(_) | ErrorKind::Protocol(_) => streaming,
+        _ => error.is_transient(),
+    };
+    if again {
+        Poured::Broken(error.into())
+    } else {
+        Poured::Fatal(error.into())
+    }
+}
+
+async fn verify(sink: Sink) -> Result<(Sink, Result<(), StoreError>), PullError> {
+    match sink {
+        Sink::Disk(mut writer) => {
+            blocking(move || {
+                let verdict = writer.verify();
+                Ok((Sink::Disk(writer), verdict))
+            })
+            .await
+        }
+        Sink::Memory(passage) => {
+            let verdict = passage.hashing.verify();
+            Ok((Sink::Memory(passage), verdict))
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! One answer of the upstream, taken in: to the disk as long as that can, else through memory (L5).
+
+use bytes::Bytes;
+use tokio::task::JoinHandle;
+
+use super::{Poured, Transfer, judge};
+use crate::oci::media_type;
+use crate::pull::blocking::blocking;
+use crate::pull::error::PullError;
+use crate::pull::flight::Phase;
+use crate::pull::sink::{Passage, Sink};
+use crate::store::{StoreError, Writer};
+use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
+
+/// No file can be larger, and figures below it can be added without care.
+const MAX_BLOB_BYTES: u64 = 1 << 62;
+/// What may queue up in memory while the disk writes.
+const QUEUE_BYTES: usize = 4 << 20;
+
+impl Transfer {
+    /// Takes in one answer of the upstream.
+    pub(super) async fn pour(&mut self, mut sink: Sink, stream: BlobStream) -> Result<(Sink, Poured), PullError> {
+        let total = stream.total.or(self.flight.state().total);
+        if let Some(absurd) = total.filter(|total| *total > MAX_BLOB_BYTES) {
+            return Ok((sink, Poured::Fatal(self.upset(format!("a blob of {absurd} bytes")))));
+        }
+        if let Some(problem) = self.check_total(sink.len(), total, &stream) {
+            if self.streaming {
+                return Ok((sink, Poured::Fatal(problem)));
+            }
+            sink = self.restart(sink).await?;
+            if stream.start != 0 {
+                return Ok((sink, Poured::Fatal(problem)));
+            }
+        }
+        // R-U25: an upstream that ignored the Range sends what is there already once more.
+        let skip = sink.len() - stream.start.min(sink.len());
+        sink = match (sink, total.or(self.order.hint)) {
+            (Sink::Disk(writer), Some(total)) => self.reserve(writer, total).await?,
+            (sink, _) => sink,
+        };
+        let odd = stream.content_type.as_deref().is_some_and(media_type::is_web_page)
+            || self.order.hint.zip(total).is_some_and(|(hint, total)| hint != total);
+        self.flight.tell(|state| {
+            state.phase = Phase::Streaming;
+            state.total = total;
+            state.file = sink.file();
+            state.window = sink.window();
+            state.written = sink.len();
+            state.doubtful |= odd;
+        });
+        self.streaming = self.flight.state().is_decided();
+        let mut intake = Intake {
+            stream,
+            skip,
+            end: None,
+        };
+        let poured = match sink {
+            Sink::Disk(writer) => self.pour_to_disk(writer, &mut intake, total).await?,
+            Sink::Memory(passage) => (Sink::Memory(passage), Poured::Complete),
+        };
+        match poured {
+            (Sink::Memory(passage), Poured::Complete) => self.pour_through(passage, &mut intake, total).await,
+            other => Ok(other),
+        }
+    }
+
+    /// Stages what comes. Network and disk work side by side: while one batch is written, the next one gathers. Gives a
+    /// passage, with `Complete`, when the disk gives up and the rest has to go through memory.
+    async fn pour_to_disk(
+        &self,
+        writer: Writer,
+        intake: &mut Intake,
+        total: Option<u64>,
+    ) -> Result<(Sink, Poured), PullError> {
+        let mut queue = Queue::default();
+        let mut writing: Option<Batch> = None;
+        let mut idle = Some(writer);
+        loop {
+            if !queue.pieces.is_empty() {
+                if let Some(writer) = idle.take() {
+                    writing = Some(append(writer, queue.take()));
+                }
+            } else if let Some(ended) = intake.end.take_if(|_| idle.is_some())
+                && let Some(writer) = idle.take()
+            {
+                let verdict = self.close(total, ended);
+                return Ok((Sink::Disk(writer), verdict));
+            }
+            tokio::select! {
+                () = intake.next_into(&mut queue), if intake.end.is_none() && queue.bytes < QUEUE_BYTES => {}
+                done = async {
+                    match writing.as_mut() {
+                        Some(batch) => batch.await,
+                        None => std::future::pending().await,
+                    }
+                } => {
+                    writing = None;
+                    let (writer, pieces, appended) = done.map_err(|_| PullError::Internal("a write was dropped"))?;
+                    match appended {
+                        Ok(written) if total.is_some_and(|total| written > total) => {
+                            return Ok((Sink::Disk(writer), Poured::Fatal(self.too_much(total))));
+                        }
+                        Ok(written) => {
+                            self.flight.tell(|state| state.written = written);
+                            idle = Some(writer);
+                        }
+                        Err(error) => {
+                            let Sink::Memory(mut passage) = self.give_up_disk(writer, &error) else {
+                                return Err(error.into());
+                            };
+                            self.flight.tell(|state| state.window = Some(passage.window.clone()));
+                            for piece in pieces.into_iter().chain(queue.take()) {
+                                self.pass(&mut passage, &piece).await;
+                            }
+                            return Ok((Sink::Memory(passage), Poured::Complete));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes what comes through memory: at the pace of the slowest follower, up to a point.
+    async fn pour_through(
+        &self,
+        mut passage: Passage,
+        intake: &mut Intake,
+        total: Option<u64>,
+    ) -> Result<(Sink, Poured), PullError> {
+        let mut queue = Queue::default();
+        loop {
+            for piece in queue.take() {
+                self.pass(&mut passage, &piece).await;
+            }
+            if total.is_some_and(|total| passage.hashing.len() > total) {
+                return Ok((Sink::Memory(passage), Poured::Fatal(self.too_much(total))));
+            }
+            if let Some(ended) = intake.end.take() {
+                let verdict = self.close(total, ended);
+                return Ok((Sink::Memory(passage), verdict));
+            }
+            intake.next_into(&mut queue).await;
+        }
+    }
+
+    async fn pass(&self, passage: &mut Passage, piece: &Bytes) {
+        passage.pass(piece, &self.flight.positions, self.timing.grace).await;
+        self.flight.tell(|state| state.written = passage.hashing.len());
+    }
+
+    async fn reserve(&self, mut writer: Writer, total: u64) -> Result<Sink, PullError> {
+        let (writer, reserved) = blocking(move || {
+            let reserved = writer.reserve(total);
+            Ok((writer, reserved))
+        })
+        .await?;
+        Ok(match reserved {
+            Ok(()) => Sink::Disk(writer),
+            Err(error) => self.give_up_disk(writer, &error),
+        })
+    }
+
+    fn give_up_disk(&self, writer: Writer, error: &StoreError) -> Sink {
+        tracing::debug!(digest = %self.order.digest, at = writer.len(), %error, "passing through memory");
+        metrics::counter!("larder_transfers_passed_through_total").increment(1);
+        Sink::Memory(Sink::detach(writer))
+    }
+
+    fn too_much(&self, total: Option<u64>) -> PullError {
+        self.upset(format!("more bytes than the {} announced", total.unwrap_or_default()))
+    }
+
+    /// Whether what is staged and what the upstream announces can be the same blob.
+    fn check_total(&self, offset: u64, total: Option<u64>, stream: &BlobStream) -> Option<PullError> {
+        let known = self.flight.state().total;
+        let what = match (known, stream.total) {
+            (Some(known), Some(now)) if known != now => format!("first {known} bytes, then {now}"),
+            _ if total.is_some_and(|total| offset > total) => {
+                format!("{} bytes, but {offset} are staged already", total.unwrap_or_default())
+            }
+            _ if stream.start > offset => format!("bytes from {}, not from {offset}", stream.start),
+            _ => return None,
+        };
+        Some(self.upset(what))
+    }
+
+    /// The verdict on a body that ended, with everything staged.
+    fn close(&self, total: Option<u64>, end: Result<(), UpstreamError>) -> Poured {
+        let written = self.flight.state().written;
+        match (end, total) {
+            (_, Some(total)) if written == total => Poured::Complete,
+            (Ok(()), None) => Poured::Complete,
+            (Ok(()), Some(total)) => {
+                let cut = ErrorKind::Cut(format!("{written} of {total} bytes came").into());
+                Poured::Broken(UpstreamError::new(self.order.client.name(), cut).into())
+            }
+            (Err(error), _) => judge(error, true),
+        }
+    }
+
+    fn upset(&self, what: String) -> PullError {
+        PullError::Upset {
+            upstream: self.order.client.name().to_string(),
+            what,
+        }
+    }
+}
+
+/// One answer of the upstream, as it comes.
+struct Intake {
+    stream: BlobStream,
+    /// Bytes at its front that are there already.
+    skip: u64,
+    end: Option<Result<(), UpstreamError>>,
+}
+
+impl Intake {
+    /// Waits for the next piece or the end. May be dropped and taken up again.
+    async fn next_into(&mut self, queue: &mut Queue) {
+        match self.stream.next().await {
+            Ok(Some(piece)) => queue.push(skip_front(piece, &mut self.skip)),
+            Ok(None) => self.end = Some(Ok(())),
+            Err(error) => self.end = Some(Err(error)),
+        }
+    }
+}
+
+/// The pieces come back with the writer: what the disk does not take goes elsewhere.
+type Batch = JoinHandle<(Writer, Vec<Bytes>, Result<u64, StoreError>)>;
+
+fn append(mut writer: Writer, pieces: Vec<Bytes>) -> Batch {
+    tokio::task::spawn_blocking(move || {
+        let appended = writer.append(&pieces);
+        (writer, pieces, appended)
+    })
+}
+
+#[derive(Default)]
+struct Queue {
+    pieces: Vec<Bytes>,
+    bytes: usize,
+}
+
+impl Queue {
+    fn push(&mut self, piece: Bytes) {
+        if !piece.is_empty() {
+            self.bytes += piece.len();
+            self.pieces.push(piece);
+        }
+    }
+
+    fn take(&mut self) -> Vec<Bytes> {
+        self.bytes = 0;
+        std::mem::take(&mut self.pieces)
+    }
+}
+
+fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
+    let cut = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.len());
+    *skip -= cut as u64;
+    piece.split_off(cut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_range_is_skipped() {
+        let mut skip = 5;
+        assert_eq!(skip_front(Bytes::from_static(b"abc"), &mut skip), "");
+        assert_eq!(skip_front(Bytes::from_static(b"defg"), &mut skip), "fg");
+        assert_eq!(skip_front(Bytes::from_static(b"hi"), &mut skip), "hi");
+    }
+}
