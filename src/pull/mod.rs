@@ -1,6 +1,7 @@
 //! The pull-through service: what is held is served, what is not is fetched, once.
 //!
-//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question; `flight` is one
+//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question,
+//! and `hot` those that need no waiting; `flight` is one
 //! transfer per digest and `single` one question at a time; `freshness` decides about time, without I/O;
 //! `outcome` says how it went and `tally` counts that; `operate` is what operators ask for.
 
@@ -9,6 +10,7 @@ mod body;
 pub mod error;
 mod flight;
 mod freshness;
+mod hot;
 mod lists;
 mod manifest;
 mod names;
