@@ -121,7 +121,7 @@ pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) 
     let servers = vec![
         tokio::spawn(server::serve(
             registry,
-            v2::router(pull.clone()),
+            v2::Registry::new(pull.clone()),
             config.limits.clone(),
             tls,
             stop.clone(),

@@ -1,62 +1,46 @@
 //! One log line and a few counters per request, when its response has ended.
 //!
 //! Not when its headers left: how many bytes went out, and whether all of them did, is known only at the end.
+//! [`Line`] goes with a request from its beginning, and in its response's body to the end.
 //! Secrets stay out: no `Authorization`, no query string but `ns` (L7, R-X17); what clients send is escaped (R-X15).
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{LazyLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, RANGE, USER_AGENT};
-use axum::http::response::Parts;
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode};
-use axum::middleware::Next;
-use axum::response::Response;
-use http_body::{Body as _, Frame, SizeHint};
+use axum::http::request;
+use axum::http::{HeaderMap, HeaderName, Method, Response, StatusCode};
+use http_body::{Frame, SizeHint};
 
-use super::labels::{ClientAddr, Outcome, Route, SendsFiles, UpstreamName};
-
-/// The outermost layer: `router.layer(axum::middleware::from_fn(access_log::record))`.
-pub async fn record(request: Request, next: Next) -> Response {
-    let mut line = Line::begin(&request);
-    let (mut parts, body) = next.run(request).await.into_parts();
-    line.answered(&mut parts, body.is_end_stream());
-    Response::from_parts(parts, Body::new(Logged { body, line }))
-}
+use super::labels::Labels;
+use super::outbox::Outbox;
+use super::server::Caller;
 
 /// What the line says of the request.
-#[derive(Default)]
 struct Asked {
-    method: Method,
     path: String,
-    client: Option<ClientAddr>,
+    client: SocketAddr,
     user_agent: Option<String>,
     range: Option<String>,
 }
 
 impl Asked {
-    fn of(request: &Request) -> Asked {
-        let method = request.method().clone();
-        // Nothing of it is written down for a log that nobody keeps.
+    /// `None` if nobody keeps the log: then nothing of it is written down.
+    fn of(request: &request::Parts, caller: &Caller) -> Option<Box<Asked>> {
         let logged = tracing::enabled!(target: "larder::access", tracing::Level::INFO);
         if !logged && !tracing::enabled!(tracing::Level::DEBUG) {
-            return Asked {
-                method,
-                ..Asked::default()
-            };
+            return None;
         }
-        Asked {
-            method,
-            path: path_and_ns(request.uri().path(), request.uri().query()),
-            client: request.extensions().get().copied(),
-            user_agent: text(request.headers(), USER_AGENT),
-            range: text(request.headers(), RANGE),
-        }
+        Some(Box::new(Asked {
+            path: path_and_ns(request.uri.path(), request.uri.query()),
+            client: caller.address,
+            user_agent: text(&request.headers, USER_AGENT),
+            range: text(&request.headers, RANGE),
+        }))
     }
 }
 
@@ -127,135 +111,162 @@ impl Ended {
 const NOT_ANSWERED: u16 = 499;
 
 /// Written when it is dropped, as it is dropped once, whatever became of the request.
-struct Line {
-    asked: Asked,
+pub struct Line {
+    asked: Option<Box<Asked>>,
+    method: Method,
     started: Instant,
     /// [`NOT_ANSWERED`] until there is an answer.
     status: u16,
     outcome: &'static str,
-    upstream: Option<UpstreamName>,
+    upstream: Option<Arc<str>>,
     declared: Option<u64>,
-    outbox: Option<SendsFiles>,
+    outbox: Option<Arc<Outbox>>,
     sent: u64,
     ended: Ended,
 }
 
 impl Line {
-    fn begin(request: &Request) -> Line {
+    /// A request is here.
+    pub fn begin(request: &request::Parts, caller: &Caller) -> Line {
         Line {
-            asked: Asked::of(request),
+            asked: Asked::of(request, caller),
+            method: request.method.clone(),
             started: Instant::now(),
             status: NOT_ANSWERED,
             outcome: "-",
             upstream: None,
             declared: None,
-            outbox: request.extensions().get().cloned(),
+            outbox: caller.outbox.clone(),
             sent: 0,
             ended: Ended::Aborted,
         }
     }
 
-    fn answered(&mut self, head: &mut Parts, empty: bool) {
-        self.status = head.status.as_u16();
-        self.outcome = head.extensions.get::<Outcome>().map_or("-", |o| o.0);
-        self.upstream = head.extensions.remove();
-        self.declared = head
-            .headers
-            .get(CONTENT_LENGTH)
-            .and_then(|v| v.to_str().ok()?.parse().ok());
-        let bodiless = self.asked.method == Method::HEAD
-            || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-        if bodiless || empty {
+    /// Its answer goes out: counts it, and stays with it until its body has ended.
+    pub fn answered<B: http_body::Body>(
+        mut self,
+        response: Response<B>,
+        labels: Labels,
+        now: Instant,
+    ) -> Response<Logged<B>> {
+        self.status = response.status().as_u16();
+        self.outcome = labels.outcome.unwrap_or("-");
+        self.upstream = labels.upstream;
+        let bodiless = self.method == Method::HEAD
+            || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        if bodiless || response.body().is_end_stream() {
             self.ended = Ended::Complete;
+        } else {
+            self.declared = response
+                .headers()
+                .get(CONTENT_LENGTH)
+                .and_then(|v| v.to_str().ok()?.parse().ok());
         }
-        self.count(head.extensions.get::<Route>().map_or("other", |r| r.0));
+        self.count(labels.route, now);
+        response.map(|body| Logged { body, line: Some(self) })
     }
 
     fn length(&self, data: &Bytes) -> u64 {
         match &self.outbox {
-            Some(outbox) => outbox.0.length(data),
+            Some(outbox) => outbox.length(data),
             None => data.len() as u64,
         }
     }
 
-    fn count(&self, route: &'static str) {
-        let key = (route, method_label(&self.asked.method), self.status, self.outcome);
-        let (requests, seconds) = COUNTERS.get(key, |(route, method, status, outcome)| {
-            let requests = metrics::counter!(
-                "larder_requests_total",
-                "route" => route,
-                "method" => method,
-                "status" => status.to_string(),
-                "outcome" => outcome,
-            );
-            (
-                requests,
-                metrics::histogram!("larder_request_seconds", "route" => route),
-            )
-        });
-        requests.increment(1);
-        seconds.record(self.started.elapsed().as_secs_f64());
+    fn count(&self, route: &'static str, now: Instant) {
+        let key = (route, method_label(&self.method), self.status, self.outcome);
+        COUNTERS.with(
+            &key,
+            |(route, method, status, outcome)| {
+                let requests = metrics::counter!(
+                    "larder_requests_total",
+                    "route" => route,
+                    "method" => method,
+                    "status" => status.to_string(),
+                    "outcome" => outcome,
+                );
+                (
+                    requests,
+                    metrics::histogram!("larder_request_seconds", "route" => route),
+                )
+            },
+            |(requests, seconds)| {
+                requests.increment(1);
+                seconds.record(now.saturating_duration_since(self.started).as_secs_f64());
+            },
+        );
     }
 }
 
-type Labels = (&'static str, &'static str, u16, &'static str);
+/// Route, method, status and outcome.
+type Counted = (&'static str, &'static str, u16, &'static str);
 
 /// Counters by their labels: to look one up in the recorder costs some allocations each time.
-static COUNTERS: Handles<Labels, (metrics::Counter, metrics::Histogram)> = Handles::new();
-static BYTES: Handles<Option<UpstreamName>, metrics::Counter> = Handles::new();
+static COUNTERS: Handles<Counted, (metrics::Counter, metrics::Histogram)> = Handles::new();
+static BYTES: Handles<Option<Arc<str>>, metrics::Counter> = Handles::new();
 
-/// Handles of metrics, as many as there are combinations of labels, all of which are from small fixed sets.
-struct Handles<K, V>(LazyLock<RwLock<HashMap<K, V>>>);
+/// Handles of metrics, as many as there are combinations of labels, all of which are from small fixed sets. In a list, as
+/// what is asked for most is met early, and finding it costs less than hashing its labels would.
+struct Handles<K, V>(RwLock<Vec<(K, V)>>);
 
-impl<K: Eq + Hash + Clone, V: Clone> Handles<K, V> {
+impl<K: Eq + Clone, V> Handles<K, V> {
     const fn new() -> Handles<K, V> {
-        Handles(LazyLock::new(RwLock::default))
+        Handles(RwLock::new(Vec::new()))
     }
 
-    fn get(&self, key: K, make: impl FnOnce(K) -> V) -> V {
+    fn with(&self, key: &K, make: impl FnOnce(K) -> V, then: impl FnOnce(&V)) {
+        let find = |known: &[(K, V)]| known.iter().position(|(other, _)| other == key);
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(handle) = known.get(&key) {
-            return handle.clone();
+        if let Some(at) = find(&known) {
+            return then(&known[at].1);
         }
         drop(known);
         let handle = make(key.clone());
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        known.entry(key).or_insert(handle).clone()
+        if find(&known).is_none() {
+            known.push((key.clone(), handle));
+        }
+        if let Some(at) = find(&known) {
+            then(&known[at].1);
+        }
     }
 }
 
 impl Drop for Line {
     fn drop(&mut self) {
         if self.status == NOT_ANSWERED {
-            self.count("other");
+            self.count("other", Instant::now());
         }
         // A sender that has all the declared bytes need not ask for the end that follows them.
         if self.ended == Ended::Aborted && self.declared == Some(self.sent) {
             self.ended = Ended::Complete;
         }
         if let (Ended::Aborted, Some(outbox)) = (self.ended, &self.outbox) {
-            self.sent = self.sent.saturating_sub(outbox.0.unsent());
+            self.sent = self.sent.saturating_sub(outbox.unsent());
         }
-        let upstream = self.upstream.as_ref().map(|name| name.0.clone());
         if self.sent > 0 {
-            let counter = BYTES.get(self.upstream.clone(), |upstream| {
-                let label = upstream.map_or(metrics::SharedString::const_str("-"), |name| name.0.into());
-                metrics::counter!("larder_response_bytes_total", "upstream" => label)
-            });
-            counter.increment(self.sent);
+            BYTES.with(
+                &self.upstream,
+                |upstream| {
+                    let label = upstream.map_or(metrics::SharedString::const_str("-"), metrics::SharedString::from);
+                    metrics::counter!("larder_response_bytes_total", "upstream" => label)
+                },
+                |counter| counter.increment(self.sent),
+            );
         }
+        let asked = self.asked.as_deref();
         tracing::info!(
             target: "larder::access",
-            method = %self.asked.method,
-            path = self.asked.path,
+            method = %self.method,
+            path = asked.map_or("", |asked| &asked.path),
             status = self.status,
             bytes = self.sent,
             ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             outcome = self.outcome,
-            upstream = upstream.as_deref(),
-            client = self.asked.client.map(|c| tracing::field::display(c.0)),
-            user_agent = self.asked.user_agent,
-            range = self.asked.range,
+            upstream = self.upstream.as_deref(),
+            client = asked.map(|asked| tracing::field::display(asked.client)),
+            user_agent = asked.and_then(|asked| asked.user_agent.as_deref()),
+            range = asked.and_then(|asked| asked.range.as_deref()),
             complete = self.ended == Ended::Complete,
             ended = self.ended.as_str(),
         );
@@ -263,28 +274,43 @@ impl Drop for Line {
 }
 
 /// The response's body, watched.
-struct Logged {
-    body: Body,
-    line: Line,
+pub struct Logged<B> {
+    body: B,
+    /// `None` for an answer that is no handler's.
+    line: Option<Line>,
 }
 
-impl http_body::Body for Logged {
+impl<B: From<Body>> From<Body> for Logged<B> {
+    fn from(body: Body) -> Logged<B> {
+        Logged {
+            body: body.into(),
+            line: None,
+        }
+    }
+}
+
+impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Unpin> http_body::Body for Logged<B> {
     type Data = Bytes;
     type Error = axum::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let has_ended = self.body.is_end_stream();
+        let Some(line) = &mut self.line else {
+            return Poll::Ready(frame);
+        };
         match &frame {
-            Some(Ok(frame)) => self.line.sent += frame.data_ref().map_or(0, |data| self.line.length(data)),
+            Some(Ok(frame)) => line.sent += frame.data_ref().map_or(0, |data| line.length(data)),
             Some(Err(error)) => {
-                tracing::debug!(path = self.line.asked.path, %error, "a response broke off");
-                self.line.ended = Ended::Broken;
+                let path = line.asked.as_ref().map_or("", |asked| &asked.path);
+                tracing::debug!(path, %error, "a response broke off");
+                line.ended = Ended::Broken;
             }
-            None if self.line.ended == Ended::Aborted => self.line.ended = Ended::Complete,
+            None if line.ended == Ended::Aborted => line.ended = Ended::Complete,
             None => {}
         }
-        if self.line.ended == Ended::Aborted && self.body.is_end_stream() {
-            self.line.ended = Ended::Complete;
+        if line.ended == Ended::Aborted && has_ended {
+            line.ended = Ended::Complete;
         }
         Poll::Ready(frame)
     }

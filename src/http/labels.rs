@@ -1,17 +1,19 @@
-//! What handlers attach to an answer, and the server to a request, for the access log and the metrics.
+//! What the server attaches to a request for routes, and handlers to an answer for the access log and the metrics.
 //!
-//! Each is an `http` extension: a layer that does not care need not know.
+//! Each is an `http` extension: a layer that does not care need not know. [`Labels`] are what comes of them.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use axum::http::Response;
+
 use super::outbox::Outbox;
 
-/// On a request: the address at the other end of its connection.
+/// On a request that goes to a router: the address at the other end of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddr(pub SocketAddr);
 
-/// On a request: its connection sends files by itself, if they are handed to it as tickets.
+/// On a request that goes to a router: its connection sends files by itself, if they are handed to it as tickets.
 #[derive(Clone, Debug)]
 pub struct SendsFiles(pub Arc<Outbox>);
 
@@ -19,10 +21,28 @@ pub struct SendsFiles(pub Arc<Outbox>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome(pub &'static str);
 
-/// On a response: the kind of endpoint (`manifest`, `blob`, `tags`, …); one of a small fixed set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Route(pub &'static str);
-
 /// On a response: the configured upstream whose content it is. Only configured names: it labels a metric.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamName(pub Arc<str>);
+
+/// How an answer is filed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Labels {
+    /// The kind of endpoint (`manifest`, `blob`, `tags`, …); one of a small fixed set.
+    pub route: &'static str,
+    /// `None` for what was nobody's pull.
+    pub outcome: Option<&'static str>,
+    pub upstream: Option<Arc<str>>,
+}
+
+impl Labels {
+    /// Taken from where handlers attached them.
+    pub fn of<B>(route: &'static str, response: &mut Response<B>) -> Labels {
+        let extensions = response.extensions_mut();
+        Labels {
+            route,
+            outcome: extensions.remove::<Outcome>().map(|outcome| outcome.0),
+            upstream: extensions.remove::<UpstreamName>().map(|name| name.0),
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The front door: listeners, limits, routes and status codes.
 //!
-//! `server` owns sockets and knows nothing of routes; `range`, `multipart`, `error` and `labels` are the
+//! `server` owns sockets and knows nothing of routes; `range`, `multipart`, `payload`, `error` and `labels` are the
 //! vocabulary that routes answer with; `v2` is the registry; `outbox` carries files past all of
 //! them to the socket; `access_log` counts and logs what was answered; `ops` and `admin` are for operators.
 
@@ -11,6 +11,7 @@ pub mod labels;
 pub mod multipart;
 pub mod ops;
 pub mod outbox;
+pub mod payload;
 pub mod range;
 pub mod server;
 pub mod v2;

@@ -35,7 +35,7 @@ impl Algorithm {
 }
 
 /// A parsed digest: 33 to 65 bytes, cheap to copy, orders by algorithm then hash.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest {
     algorithm: Algorithm,
     // sha256 fills the first 32 bytes; the rest stays zero so that derived equality holds.
@@ -145,6 +145,14 @@ impl Digest {
         let mut hash = [0u8; 64];
         hash[..bytes.len()].copy_from_slice(bytes);
         Some(Digest { algorithm, hash })
+    }
+}
+
+/// All of the hash and nothing else: what people ask for need not be the hash of anything, so no part of it can be
+/// trusted to tell two digests apart.
+impl std::hash::Hash for Digest {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write(self.hash());
     }
 }
 

@@ -1,7 +1,7 @@
 //! The pull-through service: what is held is served, what is not is fetched, once.
 //!
-//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question. `flight` lists the
-//! transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
+//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
+//! need no waiting. `flight` lists the transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
 //! when it gives up. `single` is one question at a time; `freshness` decides about time, without I/O; `outcome` says
 //! how it went and `tally` counts that; `operate` is what operators ask for.
 
@@ -11,6 +11,7 @@ mod body;
 pub mod error;
 mod flight;
 mod freshness;
+mod hot;
 mod lists;
 mod manifest;
 mod names;

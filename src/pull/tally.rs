@@ -36,12 +36,12 @@ impl Default for Tally {
 
 impl Tally {
     /// An answer goes out; `None` and unknown words are answers that were nobody's pull.
-    pub fn note(&self, outcome: Option<&str>) {
+    pub fn note(&self, outcome: Option<&str>, now: Instant) {
         let slot = WORDS.iter().position(|word| Some(*word) == outcome);
         if let Some(count) = slot.and_then(|slot| self.counts.get(slot)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
-        self.last.store(self.now_ms() + 1, Ordering::Relaxed);
+        self.last.store(self.ms_until(now) + 1, Ordering::Relaxed);
     }
 
     /// Every word with its count.
@@ -56,12 +56,12 @@ impl Tally {
     pub fn quiet_for(&self) -> Duration {
         match self.last.load(Ordering::Relaxed) {
             0 => Duration::MAX,
-            last => Duration::from_millis(self.now_ms().saturating_sub(last - 1)),
+            last => Duration::from_millis(self.ms_until(Instant::now()).saturating_sub(last - 1)),
         }
     }
 
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    fn ms_until(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.begun).as_millis()).unwrap_or(u64::MAX - 1)
     }
 }
 
@@ -74,7 +74,7 @@ mod tests {
         let tally = Tally::default();
         assert_eq!(tally.quiet_for(), Duration::MAX);
         for word in [Some("hit"), Some("hit"), Some("stale"), Some("never heard of"), None] {
-            tally.note(word);
+            tally.note(word, Instant::now());
         }
         let counted: Vec<_> = tally.counts().filter(|(_, n)| *n > 0).collect();
         assert_eq!(counted, [("hit", 2), ("stale", 1)]);

@@ -1,12 +1,13 @@
 //! Bytes by digest; tags, links, recency. Has never heard of registries: a repository is a key.
 //!
 //! [`Store`] is the only face. Blobs lie as files in an OCI image layout (`keys` draws the tree); `index`
-//! knows in memory what is held and what must go; `database` writes that down; `tags` is what
-//! upstreams change at will; `writer` is the only way in and the one place where a digest is verified.
+//! knows in memory what is held and what must go; `hot` tells what needs nothing else; `database` writes that down;
+//! `tags` is what upstreams change at will; `writer` is the only way in and the one place where a digest is verified.
 
 mod database;
 mod disk;
 mod error;
+mod hot;
 mod images;
 mod index;
 mod keys;
@@ -32,6 +33,7 @@ use bytes::Bytes;
 
 pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
+pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
 pub use survey::{Row, Survey};
@@ -118,6 +120,18 @@ impl Drop for Lease {
 pub struct Manifest {
     pub bytes: Bytes,
     pub media_type: Arc<str>,
+    /// When its last use from memory was noted, Unix milliseconds.
+    use_noted_ms: Arc<AtomicU64>,
+}
+
+impl Manifest {
+    fn new(bytes: Bytes, media_type: Arc<str>) -> Manifest {
+        Manifest {
+            bytes,
+            media_type,
+            use_noted_ms: Arc::default(),
+        }
+    }
 }
 
 /// What the disk holds.
@@ -281,10 +295,7 @@ impl Store {
             self.remove(digest);
             return None;
         }
-        let manifest = Manifest {
-            bytes: bytes.into(),
-            media_type,
-        };
+        let manifest = Manifest::new(bytes.into(), media_type);
         self.inner.manifests.insert(*digest, manifest.clone());
         Some(manifest)
     }
@@ -306,10 +317,7 @@ impl Store {
         let mut writer = Writer::begin(self.inner.clone(), *digest, false)?;
         writer.append(std::slice::from_ref(bytes))?;
         writer.verify()?;
-        let manifest = Manifest {
-            bytes: bytes.clone(),
-            media_type: media_type.into(),
-        };
+        let manifest = Manifest::new(bytes.clone(), media_type.into());
         writer.commit_as(repository, Kind::manifest(media_type.into(), children))?;
         self.inner.manifests.insert(*digest, manifest);
         Ok(())

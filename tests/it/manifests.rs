@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::support::client::{Ask, http2};
 use crate::support::larder::Larder;
 use crate::support::upstream::{Fault, On, Upstream};
-use crate::support::{manifest, noise};
+use crate::support::{blob, manifest, noise};
 
 const REPO: &str = "library/alpine";
 
@@ -505,4 +505,59 @@ async fn writes_are_refused() {
         assert!(text.contains("docker.io/library/alpine"), "{text}");
     }
     assert_eq!(upstream.connections(), 0);
+}
+
+/// What was told before is told again in the same words, and only to the same question.
+#[tokio::test]
+async fn told_again() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[100]);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let (digest, config) = (image.manifest.to_string(), image.config);
+    larder.get(blob(REPO, config)).await.expect(200);
+    let paths = [
+        manifest(REPO, "1"),
+        manifest(REPO, &digest),
+        blob(REPO, config),
+        "/v2/".to_owned(),
+    ];
+    for path in &paths {
+        larder.get(path).await.expect(200);
+        let said = larder.head(path).await.expect(200);
+        for _ in 0..2 {
+            let again = larder.head(path).await.expect(200);
+            assert_eq!(again.header("cache-status"), said.header("cache-status"), "{path}");
+            assert_eq!(again.header("content-length"), said.header("content-length"), "{path}");
+            assert!(again.body.is_empty());
+            let h2 = http2(larder.registry(), Ask::head(path)).await.expect(200);
+            assert_eq!(h2.header("content-length"), said.header("content-length"), "{path}");
+            assert!(h2.body.is_empty(), "{path}");
+            let whole = larder.get(path).await.expect(200);
+            assert_eq!(whole.header("content-length"), said.header("content-length"), "{path}");
+            assert_eq!(
+                whole.body.len().to_string(),
+                said.header("content-length").unwrap(),
+                "{path}"
+            );
+            assert_eq!(whole.header("oci-namespace"), None);
+            let ns = larder.get(format!("{path}?ns=docker.io")).await.expect(200);
+            assert_eq!(ns.header("oci-namespace"), Some("docker.io"));
+            assert_eq!(ns.body, whole.body);
+        }
+    }
+    let etag = format!("\"{digest}\"");
+    let known = Ask::get(&paths[0]).header("If-None-Match", &etag);
+    known.open(larder.registry()).await.rest().await.expect(304);
+    // By HTTP/2 an error's text must not follow a HEAD either.
+    let missing = http2(larder.registry(), Ask::head(manifest(REPO, "none")))
+        .await
+        .expect(404);
+    assert!(
+        missing.body.is_empty() && missing.header("content-length").is_some(),
+        "{missing:?}"
+    );
+    // What one repository has shown is no answer for another (L8).
+    larder.get(manifest("library/other", &digest)).await.expect(404);
+    upstream.go_down().await;
+    assert_eq!(larder.get(&paths[0]).await.expect(200).body, image.bytes);
 }

@@ -1,12 +1,10 @@
-//! What every request passes before the router, and every response after it, whatever the route.
+//! What every request passes before the handler, and every response after it, whatever was asked.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
@@ -15,12 +13,11 @@ use bytes::Buf;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tower::ServiceExt;
 
+use super::handler::{Caller, Handler};
 use super::pulse::{Break, Pulse, Running};
 use crate::config::Limits;
 use crate::http::error::ApiError;
-use crate::http::labels::{ClientAddr, SendsFiles};
 use crate::http::outbox::{Outbox, Piece};
 use crate::oci::ErrorCode;
 
@@ -30,15 +27,25 @@ pub(super) const MAX_URI: usize = 16 * 1024;
 /// A GET may carry a body (R-S8); up to this much of it is read and thrown away (R-X14).
 const DRAINED: usize = 64 * 1024;
 
+/// What the requests of a connection share.
+pub(super) struct Connection<H> {
+    pub(super) handler: H,
+    pub(super) caller: Caller,
+    pub(super) limits: Limits,
+    pub(super) pulse: Arc<Pulse>,
+}
+
 /// Answers one request of a connection.
-pub(super) async fn answer(
+pub(super) async fn answer<H: Handler>(
     request: Request<Incoming>,
-    router: Router,
-    client: SocketAddr,
-    limits: Limits,
-    pulse: Arc<Pulse>,
-    outbox: Option<Arc<Outbox>>,
-) -> Result<Response<Watched>, Infallible> {
+    connection: Arc<Connection<H>>,
+) -> Result<Response<Watched<H::Body>>, Infallible> {
+    let Connection {
+        handler,
+        caller,
+        limits,
+        pulse,
+    } = &*connection;
     let (mut parts, body) = request.into_parts();
     let http2 = parts.version == Version::HTTP_2;
     let head = parts.method == Method::HEAD;
@@ -47,6 +54,8 @@ pub(super) async fn answer(
     let body = match parts.method {
         // Before the request counts as running: its body arrives within the time for its head, or not at all.
         // In HTTP/1 that time runs already; an HTTP/2 stream has none of its own.
+        // Nearly always there is none, and nothing to wait for.
+        Method::GET | Method::HEAD if refused.is_none() && body.is_end_stream() => Body::empty(),
         Method::GET | Method::HEAD if refused.is_none() => {
             close = match http2 {
                 true => !matches!(
@@ -63,23 +72,16 @@ pub(super) async fn answer(
     };
     let running = pulse.begin();
     let version = parts.version;
-    parts.extensions.insert(ClientAddr(client));
-    if let Some(outbox) = &outbox {
-        parts.extensions.insert(SendsFiles(outbox.clone()));
-    }
     let mut response = match refused {
         Some(error) => {
-            // The access log stands behind the router's door.
+            // The access log stands behind the handler's door.
             metrics::counter!("larder_requests_refused_total", "status" => error.status.as_u16().to_string())
                 .increment(1);
-            tracing::debug!(%client, status = error.status.as_u16(), reason = error.message, "request refused");
+            tracing::debug!(client = %caller.address, status = error.status.as_u16(), reason = error.message, "request refused");
             close = true;
-            error.into_response()
+            error.into_response().map(H::Body::from)
         }
-        None => match router.oneshot(Request::from_parts(parts, body)).await {
-            Ok(response) => response,
-            Err(never) => match never {},
-        },
+        None => handler.handle(Request::from_parts(parts, body), caller).await,
     };
     if close && !http2 {
         response
@@ -89,8 +91,10 @@ pub(super) async fn answer(
     let (parts, body) = response.into_parts();
     // The length of a body that is not sent is no promise.
     let bodiless = head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let length = declared(&parts.headers).or_else(|| body.size_hint().exact());
-    let left = length.filter(|_| !bodiless);
+    let left = match bodiless {
+        true => None,
+        false => declared(&parts.headers).or_else(|| body.size_hint().exact()),
+    };
     let on_break = match version {
         Version::HTTP_2 => OnBreak::EndStream,
         // Without a length HTTP/1.0 knows only the end of the connection.
@@ -104,7 +108,7 @@ pub(super) async fn answer(
             left,
             on_break,
             broken: false,
-            outbox,
+            outbox: caller.outbox.clone(),
             running,
         },
     ))
@@ -177,8 +181,8 @@ enum OnBreak {
 }
 
 /// A response's body on its last yards.
-pub(super) struct Watched {
-    body: Body,
+pub(super) struct Watched<B> {
+    body: B,
     /// Bytes to come, if it is known.
     left: Option<u64>,
     on_break: OnBreak,
@@ -187,7 +191,7 @@ pub(super) struct Watched {
     running: Running,
 }
 
-impl Watched {
+impl<B> Watched<B> {
     /// Turns a failure, or an end that comes too early, into what the client is to see.
     fn broke(&mut self, error: axum::Error) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
         match self.on_break {
@@ -204,7 +208,7 @@ impl Watched {
     }
 }
 
-impl http_body::Body for Watched {
+impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Unpin> http_body::Body for Watched<B> {
     type Data = Piece;
     type Error = axum::Error;
 

@@ -16,7 +16,8 @@ use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::answer;
+use super::answer::{self, Connection};
+use super::handler::{Caller, Handler};
 use super::pulse::{Overdue, Pulse};
 use super::wire::{self, Transport, Wire};
 use super::{LAST_WORDS, Shared};
@@ -24,6 +25,9 @@ use crate::http::outbox::Outbox;
 
 /// A TLS record that begins a handshake.
 const CLIENT_HELLO: u8 = 0x16;
+
+/// hyper's own limit. Told any, even this one, it fills a table of that size for every request.
+const HYPER_HEADERS: usize = 100;
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -39,7 +43,7 @@ const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: applic
     {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try later\"}]}";
 
 /// Serves a connection until one side has had enough.
-pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared>) {
+pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared<impl Handler>>) {
     let first = tokio::select! {
         biased;
         () = shared.stop.cancelled() => return,
@@ -90,7 +94,7 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     Ok((tcp.peek(&mut byte).await? > 0).then_some(byte[0]))
 }
 
-async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared) {
+async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared<impl Handler>) {
     let told = tokio::select! {
         () = shared.stop.cancelled() => return,
         told = tokio::time::timeout(shared.limits.header_timeout, preface(&mut tcp)) => told,
@@ -118,22 +122,22 @@ async fn preface(tcp: &mut TcpStream) -> io::Result<Bytes> {
 }
 
 /// HTTP, over whatever it is.
-async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: SocketAddr, shared: &Shared) {
+async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: SocketAddr, shared: &Shared<impl Handler>) {
     let pulse = Pulse::new(http2);
     // hyper passes the tickets of an outbox on unseen in HTTP/1 only, where it writes vectored.
     let outbox = (!http2 && stream.plain().is_some()).then(Arc::<Outbox>::default);
     let (wire, back) = Wire::new(stream, prefix, pulse.clone(), outbox.clone());
     let io = TokioIo::new(wire);
-    let service = service_fn(|request: Request<Incoming>| {
-        answer::answer(
-            request,
-            shared.router.clone(),
-            client,
-            shared.limits.clone(),
-            pulse.clone(),
-            outbox.clone(),
-        )
+    let of_all = Arc::new(Connection {
+        handler: shared.handler.clone(),
+        caller: Caller {
+            address: client,
+            outbox,
+        },
+        limits: shared.limits.clone(),
+        pulse: pulse.clone(),
     });
+    let service = service_fn(move |request: Request<Incoming>| answer::answer(request, of_all.clone()));
     // The blocks see to it that hyper's connection is gone, and the stream on its way back, before it is waited for.
     if http2 {
         let connection = http2_builder(shared).serve_connection(io, service);
@@ -151,15 +155,17 @@ async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: Sock
 }
 
 /// While a server stops, no client may keep it by not closing its side.
-async fn hurry(shared: &Shared) {
+async fn hurry<H>(shared: &Shared<H>) {
     shared.stop.cancelled().await;
     tokio::time::sleep(LAST_WORDS / 4).await;
 }
 
 /// Polls the connection until it ends by itself, is overdue, or the server stops.
-async fn drive<C: GracefulConnection>(connection: C, pulse: &Pulse, client: SocketAddr, shared: &Shared) {
+async fn drive<C: GracefulConnection, H>(connection: C, pulse: &Pulse, client: SocketAddr, shared: &Shared<H>) {
     let mut connection = pin!(connection);
     let overdue = tokio::select! {
+        // Nothing else is there to be decided in a connection that goes on.
+        biased;
         _ended = connection.as_mut() => return,
         overdue = pulse.overdue(&shared.limits) => Some(overdue),
         () = shared.stop.cancelled() => None,
@@ -191,7 +197,7 @@ async fn still_idle(pulse: &Pulse) {
     }
 }
 
-fn http1_builder(shared: &Shared) -> http1::Builder {
+fn http1_builder<H>(shared: &Shared<H>) -> http1::Builder {
     // hyper counts the request line as well, and refuses with 431; up to twice the limit `answer` refuses more kindly.
     let head = (shared.limits.header_bytes * 2).saturating_add(answer::MAX_URI);
     let mut builder = http1::Builder::new();
@@ -199,14 +205,16 @@ fn http1_builder(shared: &Shared) -> http1::Builder {
         .timer(TokioTimer::new())
         // It would count idle time too; `pulse` keeps both.
         .header_read_timeout(None)
-        .max_headers(shared.limits.headers)
         .max_header_size(head)
         // hyper's default, unless heads may be longer than that. It bounds what waits for a slow client, too.
         .max_buf_size(head.max(408 * 1024));
+    if shared.limits.headers != HYPER_HEADERS {
+        builder.max_headers(shared.limits.headers);
+    }
     builder
 }
 
-fn http2_builder(shared: &Shared) -> http2::Builder<TokioExecutor> {
+fn http2_builder<H>(shared: &Shared<H>) -> http2::Builder<TokioExecutor> {
     let head = u32::try_from(shared.limits.header_bytes * 2).unwrap_or(u32::MAX);
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder

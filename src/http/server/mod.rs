@@ -1,8 +1,8 @@
-//! The listeners: sockets in, requests out to a router, and everything about connections that routes need not know.
+//! The listeners: sockets in, requests out to a [`Handler`], and everything about connections that it need not know.
 //!
 //! An accepted connection passes `gate` (how many at once), `connection` (plain or TLS, which HTTP, when to end),
 //! `wire` (its bytes, and how it ends without a reset; files by `sendfile`) and `pulse` (what it is doing, and until when it may);
-//! each of its requests passes `answer` on the way to the router. `tls` holds the certificates.
+//! each of its requests passes `answer` on the way to the `handler`. `tls` holds the certificates.
 //!
 //! hyper's own deadline for headers also counts while a connection is idle, and hyper-util's `auto` waits for the
 //! first bytes without any: so the version is told apart here, and `pulse` keeps the time.
@@ -10,6 +10,7 @@
 mod answer;
 mod connection;
 mod gate;
+mod handler;
 mod pulse;
 mod sendfile;
 pub mod tls;
@@ -23,13 +24,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
 use gate::{Gate, Pass};
+pub use handler::{Caller, Handler};
 
 /// How long connections get to be closed in good order when the grace period has run out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -90,8 +91,8 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Listening, BindError> {
 }
 
 /// What every connection of a server shares.
-struct Shared {
-    router: Router,
+struct Shared<H> {
+    handler: H,
     limits: Limits,
     tls: Option<tls::Certificates>,
     /// Begin no new request.
@@ -107,14 +108,14 @@ struct Shared {
 /// finish for up to `grace`, and returns when the last connection has ended.
 pub async fn serve(
     listening: Listening,
-    router: Router,
+    handler: impl Handler,
     limits: Limits,
     tls: Option<tls::Certificates>,
     stop: CancellationToken,
     grace: Duration,
 ) {
     let shared = Arc::new(Shared {
-        router,
+        handler,
         gate: Gate::new(limits.max_connections, limits.max_connections_per_client),
         refusals: Gate::new(REFUSALS, REFUSALS),
         limits,
@@ -140,7 +141,7 @@ pub async fn serve(
 }
 
 /// Accepts until stopped; dropping the listener then makes the kernel refuse what comes.
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared<impl Handler>>) {
     loop {
         let accepted = tokio::select! {
             biased;
@@ -164,7 +165,7 @@ async fn accept_failed(error: &io::Error) {
     }
 }
 
-fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
+fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
     // Small answers (a manifest, a 206's head) must not wait for the client's delayed ACK.
     let _ = tcp.set_nodelay(true);
     match shared.gate.enter(peer.ip()) {

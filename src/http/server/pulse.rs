@@ -5,7 +5,6 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::Limits;
@@ -38,8 +37,6 @@ pub(super) struct Pulse {
     /// In HTTP/2 bytes come without a request being begun (pings, window updates), so reads tell nothing.
     reads_begin_requests: bool,
     state: Mutex<State>,
-    /// A deadline has come nearer; otherwise it is enough to look again when the old one is reached.
-    nearer: Notify,
 }
 
 struct State {
@@ -49,7 +46,7 @@ struct State {
     heading: Option<Instant>,
     /// The last end of a response, or the start of the connection.
     idle: Instant,
-    /// The last time the client took bytes.
+    /// The last time the client took bytes, or ceased to.
     wrote: Instant,
     /// The client has not taken all it was offered.
     blocked: bool,
@@ -79,7 +76,6 @@ impl Pulse {
         Arc::new(Pulse {
             reads_begin_requests: !http2,
             state: Mutex::new(state),
-            nearer: Notify::new(),
         })
     }
 
@@ -92,17 +88,17 @@ impl Pulse {
         let mut state = self.state();
         if self.reads_begin_requests && state.running == 0 && state.heading.is_none() {
             state.heading = Some(Instant::now());
-            self.nearer.notify_one();
         }
     }
 
     /// Bytes were offered to the client; whether it took some.
     pub(super) fn wrote(&self, some: bool) {
         let mut state = self.state();
-        state.blocked = !some;
-        if some {
+        // Who stands still does so from the first offer that was not taken, however long there was none before.
+        if some || !state.blocked {
             state.wrote = Instant::now();
         }
+        state.blocked = !some;
     }
 
     /// A request is complete; its response has ended when the guard is dropped.
@@ -140,16 +136,18 @@ impl Pulse {
     }
 
     /// Returns when the connection has to be ended.
+    ///
+    /// Nothing that happens sets a deadline nearer to it than the shortest limit: who looks that often misses none, and
+    /// need not be woken by every request.
     pub(super) async fn overdue(&self, limits: &Limits) -> Overdue {
+        let look_every = limits.header_timeout.min(limits.idle_timeout).min(STALLED);
         loop {
+            let now = Instant::now();
             let (deadline, why) = self.deadline(limits);
-            if deadline <= Instant::now() {
+            if deadline <= now {
                 return why;
             }
-            tokio::select! {
-                () = tokio::time::sleep_until(deadline) => {}
-                () = self.nearer.notified() => {}
-            }
+            tokio::time::sleep_until(deadline.min(now + look_every)).await;
         }
     }
 }
@@ -169,7 +167,6 @@ impl Drop for Running {
         state.running -= 1;
         if state.running == 0 {
             state.idle = Instant::now();
-            self.0.nearer.notify_one();
         }
     }
 }
@@ -220,6 +217,21 @@ mod tests {
         assert_eq!(overdue(&pulse).await, (600, Overdue::Stalled));
         drop(running);
         assert_eq!(overdue(&pulse).await, (75, Overdue::Idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_late_first_byte_may_wait_as_long_as_any_other() {
+        let pulse = Pulse::new(false);
+        let _running = pulse.begin();
+        tokio::time::sleep(Duration::from_secs(1000)).await;
+        pulse.wrote(false);
+        tokio::time::sleep(Duration::from_secs(200)).await;
+        pulse.wrote(false);
+        assert_eq!(
+            overdue(&pulse).await,
+            (400, Overdue::Stalled),
+            "offering again buys no time"
+        );
     }
 
     #[tokio::test(start_paused = true)]

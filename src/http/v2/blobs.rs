@@ -5,7 +5,6 @@ use std::ops::Range;
 use axum::body::Body;
 use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
 use axum::http::{HeaderValue, StatusCode};
-use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream;
 
@@ -13,7 +12,9 @@ use super::super::error::{ApiError, Subject};
 use super::super::multipart::{self, Piece};
 use super::super::outbox::Outbox;
 use super::super::range::{self, Wanted};
-use super::{Ask, IMMUTABLE, etag, not_modified, tell_digest, tell_outcome};
+use super::hot::{self, Again};
+use super::{Ask, IMMUTABLE, Response, etag, not_modified, tell_digest, tell_outcome};
+use crate::http::payload::Payload;
 use crate::oci::{Digest, media_type};
 use crate::pull::{self, Chunk, OpenBlob, PullError, Source};
 
@@ -48,9 +49,13 @@ async fn head(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
             (open.source.total().await?, open.outcome)
         }
     };
-    let mut response = whole(Body::empty(), digest, Some(size));
+    let mut response = whole(Payload::empty(), digest, Some(size));
     tell_outcome(&mut response, &outcome);
-    Ok(response)
+    let again = Again::Blob {
+        target: ask.target.clone(),
+        digest: *digest,
+    };
+    Ok(hot::may_repeat(response, again))
 }
 
 async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
@@ -77,7 +82,7 @@ async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
 }
 
 fn by_range(ask: &Ask, source: Source, digest: &Digest, wanted: Wanted, total: u64) -> Response {
-    let partial = |body: Body, length: u64, name, value: String| {
+    let partial = |body: Payload, length: u64, name, value: String| {
         let mut response = whole(body, digest, Some(length));
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
         if let Ok(value) = HeaderValue::from_str(&value) {
@@ -117,7 +122,7 @@ fn by_range(ask: &Ask, source: Source, digest: &Digest, wanted: Wanted, total: u
             )
         }
         Wanted::Unsatisfiable => {
-            let mut response = ApiError::unsatisfiable(total);
+            let mut response = ApiError::unsatisfiable(total).map(Payload::from);
             tell_digest(response.headers_mut(), digest);
             response
         }
@@ -125,7 +130,7 @@ fn by_range(ask: &Ask, source: Source, digest: &Digest, wanted: Wanted, total: u
 }
 
 /// The headers that every blob answer has.
-fn whole(body: Body, digest: &Digest, length: Option<u64>) -> Response {
+fn whole(body: Payload, digest: &Digest, length: Option<u64>) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type::OCTET_STREAM));
@@ -139,12 +144,13 @@ fn whole(body: Body, digest: &Digest, length: Option<u64>) -> Response {
 }
 
 /// An error ends the stream, and with it the connection, short (L2, R-C14).
-fn stream_of(ask: &Ask, body: pull::Body) -> Body {
+fn stream_of(ask: &Ask, body: pull::Body) -> Payload {
     let outbox = ask.outbox.clone();
     Body::from_stream(stream::try_unfold((body, outbox), |(mut body, outbox)| async move {
         let next = next_of(&mut body, outbox.as_deref()).await?;
         Ok::<_, PullError>(next.map(|bytes| (bytes, (body, outbox))))
     }))
+    .into()
 }
 
 /// The next bytes, or a ticket for them where the connection fetches them itself.
@@ -158,7 +164,7 @@ async fn next_of(body: &mut pull::Body, outbox: Option<&Outbox>) -> Result<Optio
     }))
 }
 
-fn stream_of_parts(ask: &Ask, source: Source, digest: Digest, pieces: Vec<Piece>) -> Body {
+fn stream_of_parts(ask: &Ask, source: Source, digest: Digest, pieces: Vec<Piece>) -> Payload {
     enum Part {
         Text(Bytes),
         Run(pull::Body),
@@ -186,4 +192,5 @@ fn stream_of_parts(ask: &Ask, source: Source, digest: Digest, pieces: Vec<Piece>
             }
         }
     }))
+    .into()
 }

@@ -1,16 +1,17 @@
 //! `GET` and `HEAD` of `/v2/<name>/manifests/<reference>` (protocol 0.3; R-C4, R-C5, R-C40, R-C76).
 
-use axum::body::Body;
+use axum::http::HeaderValue;
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderValue, Response};
 
 use super::super::error::{ApiError, Subject};
-use super::{Ask, IMMUTABLE, NO_CACHE, not_modified, tell_digest, tell_outcome};
+use super::hot::{self, Again};
+use super::{Ask, IMMUTABLE, NO_CACHE, Response, not_modified, tell_digest, tell_outcome};
+use crate::http::payload::Payload;
 use crate::oci::Reference;
 use crate::oci::reference::ReferenceError;
 use crate::pull::Want;
 
-pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<axum::response::Response, ApiError> {
+pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<Response, ApiError> {
     let reference: Reference = match reference.parse() {
         Ok(reference) => reference,
         // R-S7: a tag that cannot exist does not exist. R-S8: a digest that is none is a mistake.
@@ -23,7 +24,7 @@ pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<axum::response:
         .manifest(&ask.target, &reference, want)
         .await
         .map_err(|error| ApiError::of_pull(&error, Subject::Manifest, Some(&ask.target)))?;
-    let cache_control = match reference {
+    let cache_control = match &reference {
         Reference::Digest(_) => IMMUTABLE,
         Reference::Tag(_) => NO_CACHE,
     };
@@ -31,7 +32,7 @@ pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<axum::response:
         not_modified(&found.digest, cache_control)
     } else {
         // Content negotiation ends here: one document per tag, whatever Accept says (R-U54, R-S26).
-        let mut response = Response::new(found.bytes.map_or_else(Body::empty, Body::from));
+        let mut response = Response::new(found.bytes.map_or(Payload::empty(), Payload::from));
         let headers = response.headers_mut();
         let media_type = HeaderValue::from_str(&found.media_type);
         headers.insert(
@@ -41,7 +42,13 @@ pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<axum::response:
         headers.insert(CONTENT_LENGTH, HeaderValue::from(found.size));
         headers.insert(CACHE_CONTROL, cache_control);
         tell_digest(headers, &found.digest);
-        response
+        let again = Again::Manifest {
+            target: ask.target.clone(),
+            reference,
+            digest: found.digest,
+            media_type: found.media_type,
+        };
+        hot::may_repeat(response, again)
     };
     tell_outcome(&mut response, &found.outcome);
     Ok(response)

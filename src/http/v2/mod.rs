@@ -1,31 +1,36 @@
 //! The registry: the distribution specification's pull and content-discovery categories (R-S1).
 //!
-//! One handler: `route` reads the path once, `pull` says what the name means, and a file per kind of question turns
-//! the answer into headers. Names contain slashes, which no router can split; see `route`.
+//! One handler: `hot` tells again what was told before; for all else `route` reads the path once, `pull` says what the
+//! name means, and a file per kind of question turns the answer into headers. Names contain slashes, which no router can
+//! split; see `route`.
 
 mod blobs;
+mod hot;
 mod manifests;
 mod referrers;
 mod route;
 mod tags;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, WARNING};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
-use axum::middleware::from_fn;
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use axum::response::IntoResponse;
 use bytes::Bytes;
+use http_body::Body as _;
 
+use self::hot::{Again, Heads};
 use self::route::{Name, Query, Route, What};
+use super::access_log::{Line, Logged};
 use super::error::{API_VERSION, ApiError, Subject};
+use super::labels::{self, Labels};
 use super::outbox::Outbox;
-use super::{access_log, labels, range};
+use super::payload::Payload;
+use super::range;
+use super::server::{Caller, Handler};
 use crate::oci::Digest;
 use crate::pull::{Outcome, Pull, PullError, Target};
 
@@ -40,12 +45,47 @@ const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-diges
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("max-age=31536000, immutable");
 const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
-/// Every route of the registry, with its access log.
-pub fn router(pull: Arc<Pull>) -> Router {
-    Router::new()
-        .fallback(answer)
-        .with_state(pull)
-        .layer(from_fn(access_log::record))
+/// The answer to `/v2/`.
+const PONG: Bytes = Bytes::from_static(b"{}");
+
+type Response = axum::http::Response<Payload>;
+
+/// The registry, with its access log.
+#[derive(Clone)]
+pub struct Registry {
+    pull: Arc<Pull>,
+    heads: Arc<Heads>,
+}
+
+impl Registry {
+    pub fn new(pull: Arc<Pull>) -> Registry {
+        Registry {
+            pull,
+            heads: Arc::default(),
+        }
+    }
+}
+
+impl Handler for Registry {
+    type Body = Logged<Payload>;
+
+    async fn handle(&self, request: Request<Body>, caller: &Caller) -> axum::http::Response<Logged<Payload>> {
+        let (parts, _body) = request.into_parts();
+        let line = Line::begin(&parts, caller);
+        let is_head = parts.method == Method::HEAD;
+        let (mut response, labels) = match self.heads.answer(&self.pull, &parts) {
+            Some(told) => told,
+            // In a box: it is large, and hyper moves the future of every request.
+            None => Box::pin(self.walk(parts, caller)).await,
+        };
+        if is_head {
+            // hyper would send it by HTTP/2.
+            *response.body_mut() = Payload::empty();
+        }
+        let now = Instant::now();
+        self.pull.tally().note(labels.outcome, now);
+        line.answered(response, labels, now)
+    }
 }
 
 /// A question about a repository, ready to be answered.
@@ -73,39 +113,59 @@ impl Ask {
     }
 }
 
-async fn answer(State(pull): State<Arc<Pull>>, request: Request) -> Response {
-    let (parts, _body) = request.into_parts();
-    let path = parts.uri.path().to_owned();
-    let query = route::query(parts.uri.query());
-    let route = route::parse(&path);
-    let label = labels::Route(kind(&route));
-    let ns = query.ns.clone();
-    let service = pull.clone();
-    let mut response = if !matches!(parts.method, Method::GET | Method::HEAD) {
-        refuse_write(&pull, &path, &query).into_response()
-    } else {
-        let is_head = parts.method == Method::HEAD;
-        match route {
-            Route::Root => text_page(is_head),
-            Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| pull.is_upstream(p)) => json("{}".to_owned()),
-            Route::Catalog => tags::catalog(&pull, &query).unwrap_or_else(IntoResponse::into_response),
-            Route::Repository { name, what } => repository(pull, name, what, query, path, parts).await,
-            Route::Malformed => ApiError::bad_path(&path).into_response(),
-            Route::Ping { .. } | Route::Unknown => ApiError::no_such_endpoint(&path).into_response(),
+impl Registry {
+    /// The whole way, for what is not hot.
+    async fn walk(&self, parts: Parts, caller: &Caller) -> (Response, Labels) {
+        let pull = self.pull.clone();
+        let path = parts.uri.path().to_owned();
+        let whole_path = parts.uri.path_and_query().cloned();
+        let query = route::query(parts.uri.query());
+        let route = route::parse(&path);
+        let label = kind(&route);
+        let ns = query.ns.clone();
+        let mut response = if !matches!(parts.method, Method::GET | Method::HEAD) {
+            respond(refuse_write(&pull, &path, &query))
+        } else {
+            let is_head = parts.method == Method::HEAD;
+            match route {
+                Route::Root => text_page(is_head),
+                Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| pull.is_upstream(p)) => {
+                    hot::may_repeat(json(PONG), Again::Ping)
+                }
+                Route::Catalog => tags::catalog(&pull, &query).unwrap_or_else(respond),
+                Route::Repository { name, what } => repository(pull, name, what, query, path, parts, caller).await,
+                Route::Malformed => respond(ApiError::bad_path(&path)),
+                Route::Ping { .. } | Route::Unknown => respond(ApiError::no_such_endpoint(&path)),
+            }
+        };
+        // Before a HEAD loses its body, and with it the length.
+        if let (None, Some(length)) = (
+            response.headers().get(CONTENT_LENGTH),
+            response.body().size_hint().exact(),
+        ) && response.status() != StatusCode::NOT_MODIFIED
+        {
+            response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
         }
-    };
-    response.headers_mut().insert(API_VERSION.0, API_VERSION.1);
-    // R-S22. A value that is no host was refused; its echo would be the client's own text all the same.
-    if let Some(value) = ns.and_then(|ns| HeaderValue::from_str(&ns).ok()) {
-        response.headers_mut().insert(OCI_NAMESPACE, value);
+        response.headers_mut().insert(API_VERSION.0, API_VERSION.1);
+        // R-S22. A value that is no host was refused; its echo would be the client's own text all the same.
+        if let Some(value) = ns.and_then(|ns| HeaderValue::from_str(&ns).ok()) {
+            response.headers_mut().insert(OCI_NAMESPACE, value);
+        }
+        let labels = Labels::of(label, &mut response);
+        self.heads.note(whole_path, &mut response, &labels);
+        (response, labels)
     }
-    response.extensions_mut().insert(label);
-    let outcome = response.extensions().get::<labels::Outcome>();
-    service.tally().note(outcome.map(|outcome| outcome.0));
-    response
 }
 
-async fn repository(pull: Arc<Pull>, name: Name, what: What, query: Query, path: String, parts: Parts) -> Response {
+async fn repository(
+    pull: Arc<Pull>,
+    name: Name,
+    what: What,
+    query: Query,
+    path: String,
+    parts: Parts,
+    caller: &Caller,
+) -> Response {
     let subject = subject(&what);
     let unknown_prefix = name.prefix.as_ref().filter(|p| !pull.is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
@@ -117,7 +177,7 @@ async fn repository(pull: Arc<Pull>, name: Name, what: What, query: Query, path:
             client_name: name.visible,
             ..target
         },
-        Err(error) => return ApiError::of_pull(&error, subject, None).into_response(),
+        Err(error) => return respond(ApiError::of_pull(&error, subject, None)),
     };
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let ask = Ask {
@@ -126,7 +186,7 @@ async fn repository(pull: Arc<Pull>, name: Name, what: What, query: Query, path:
         query,
         path,
         is_head: parts.method == Method::HEAD,
-        outbox: parts.extensions.get::<labels::SendsFiles>().map(|o| o.0.clone()),
+        outbox: caller.outbox.clone(),
         headers: parts.headers,
     };
     let answering = async {
@@ -143,12 +203,16 @@ async fn repository(pull: Arc<Pull>, name: Name, what: What, query: Query, path:
     };
     let mut response = answered.unwrap_or_else(|error| {
         let outcome = labels::Outcome("error");
-        let mut response = error.into_response();
+        let mut response = respond(error);
         response.extensions_mut().insert(outcome);
         response
     });
     response.extensions_mut().insert(upstream);
     response
+}
+
+fn respond(error: ApiError) -> Response {
+    error.into_response().map(Payload::from)
 }
 
 fn kind(route: &Route) -> &'static str {
@@ -196,8 +260,8 @@ fn refuse_write(pull: &Pull, path: &str, query: &Query) -> ApiError {
 
 fn text_page(is_head: bool) -> Response {
     const PAGE: &str = "Larder: a pull-through cache of container registries. Images are under /v2/.\n";
-    let body = if is_head { Body::empty() } else { Body::from(PAGE) };
-    let mut response = Response::new(body);
+    let body = if is_head { "" } else { PAGE };
+    let mut response = Response::new(Bytes::from_static(body.as_bytes()).into());
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -208,9 +272,10 @@ fn text_page(is_head: bool) -> Response {
 }
 
 /// A small JSON document. The length is explicit, so that a HEAD keeps it.
-fn json(text: String) -> Response {
+fn json(text: impl Into<Bytes>) -> Response {
+    let text = text.into();
     let length = HeaderValue::from(text.len());
-    let mut response = Response::new(Body::from(text));
+    let mut response = Response::new(text.into());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, length);
@@ -252,7 +317,7 @@ fn etag(digest: &Digest) -> String {
 }
 
 fn not_modified(digest: &Digest, cache_control: HeaderValue) -> Response {
-    let mut response = Response::new(Body::empty());
+    let mut response = Response::new(Payload::empty());
     *response.status_mut() = StatusCode::NOT_MODIFIED;
     tell_digest(response.headers_mut(), digest);
     response.headers_mut().insert(CACHE_CONTROL, cache_control);

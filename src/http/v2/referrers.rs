@@ -2,11 +2,10 @@
 
 use axum::http::HeaderValue;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::Response;
 use serde_json::{Value, json};
 
 use super::super::error::{ApiError, Subject};
-use super::{Ask, json as document, tell_outcome};
+use super::{Ask, Response, json as document, tell_outcome};
 use crate::oci::{Digest, media_type};
 
 pub(super) async fn answer(ask: &Ask, subject: &str) -> Result<Response, ApiError> {

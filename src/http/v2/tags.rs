@@ -2,13 +2,12 @@
 
 use axum::http::HeaderValue;
 use axum::http::header::LINK;
-use axum::response::Response;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use super::super::error::{ApiError, Subject};
 use super::route::Query;
-use super::{Ask, json as document, tell_outcome};
+use super::{Ask, Response, json as document, tell_outcome};
 use crate::pull::Pull;
 
 /// Most entries of one page, whatever `n` says.

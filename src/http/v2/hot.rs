@@ -1,0 +1,125 @@
+//! What was told before, and is still right, is told again in the same words.
+//!
+//! The head of an answer from what is held depends on the path, the configuration and the digest, and on nothing else. So
+//! it is kept under its path, and whoever asks for the same gets a copy of it: if what it speaks of is, at this
+//! moment, held in memory and shown by this very repository (L8), and by tag still fresh and the same. Names are
+//! not parsed again and no header is written again. Whatever is not so takes the whole way; nothing here waits.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::http::header::IF_NONE_MATCH;
+use axum::http::request::Parts;
+use axum::http::uri::PathAndQuery;
+use axum::http::{HeaderMap, Method, StatusCode};
+
+use super::{PONG, Response};
+use crate::http::labels::Labels;
+use crate::http::payload::Payload;
+use crate::oci::{Digest, Reference};
+use crate::pull::{Outcome, Pull, Target, Want};
+
+/// Heads that are kept, at most: some 2 KiB each.
+const HEADS: usize = 4096;
+/// A path that is longer is nobody's image.
+const PATH_BYTES: usize = 1024;
+
+/// On a response: what has to hold for it to be given again.
+#[derive(Clone, Debug)]
+pub(super) enum Again {
+    Ping,
+    Manifest {
+        target: Target,
+        reference: Reference,
+        digest: Digest,
+        media_type: Arc<str>,
+    },
+    /// A HEAD: the blob itself comes from the disk.
+    Blob {
+        target: Target,
+        digest: Digest,
+    },
+}
+
+/// Marks a response as one that may be given again.
+pub(super) fn may_repeat(mut response: Response, again: Again) -> Response {
+    response.extensions_mut().insert(again);
+    response
+}
+
+struct Head {
+    again: Again,
+    headers: HeaderMap,
+    labels: Labels,
+}
+
+/// The heads of answers, by path and query.
+#[derive(Default)]
+pub(super) struct Heads(RwLock<HashMap<Box<str>, Arc<Head>>>);
+
+impl Heads {
+    /// The answer, if it is one that was given before and is right now.
+    pub(super) fn answer(&self, pull: &Pull, asked: &Parts) -> Option<(Response, Labels)> {
+        let want = match asked.method {
+            Method::GET => Want::Body,
+            Method::HEAD => Want::Head,
+            _ => return None,
+        };
+        // Who has it already is told something else.
+        if asked.headers.contains_key(IF_NONE_MATCH) {
+            return None;
+        }
+        let head = self.get(asked.uri.path_and_query()?.as_str())?;
+        let body = match &head.again {
+            Again::Ping => PONG,
+            Again::Manifest {
+                target,
+                reference,
+                digest,
+                media_type,
+            } => {
+                let found = pull.hot_manifest(target, reference, want)?;
+                if found.digest != *digest || found.media_type != *media_type {
+                    return None;
+                }
+                found.bytes.unwrap_or_default()
+            }
+            Again::Blob { target, digest } if want == Want::Head => {
+                pull.hot_blob(target, digest)?;
+                Default::default()
+            }
+            Again::Blob { .. } => return None,
+        };
+        let mut response = Response::new(Payload::from(body));
+        *response.headers_mut() = head.headers.clone();
+        Some((response, head.labels.clone()))
+    }
+
+    fn get(&self, path: &str) -> Option<Arc<Head>> {
+        let heads = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        heads.get(path).cloned()
+    }
+
+    /// Keeps the head of an answer, if it may be given again.
+    pub(super) fn note(&self, path: Option<PathAndQuery>, response: &mut Response, labels: &Labels) {
+        let again = response.extensions_mut().remove::<Again>();
+        let (Some(again), Some(path), StatusCode::OK) = (again, path, response.status()) else {
+            return;
+        };
+        let is_hit = labels.outcome.is_none_or(|outcome| outcome == Outcome::Hit.as_str());
+        if !is_hit || path.as_str().len() > PATH_BYTES {
+            return;
+        }
+        let head = Head {
+            again,
+            headers: response.headers().clone(),
+            labels: labels.clone(),
+        };
+        let mut heads = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        // Which of them are asked for again shows soon enough.
+        if heads.len() >= HEADS {
+            heads.clear();
+        }
+        heads.insert(path.as_str().into(), Arc::new(head));
+    }
+}

@@ -1,0 +1,64 @@
+//! What can be told without waiting: held in memory, shown by the repository that is asked (L8), and by tag fresh.
+//!
+//! `None` says only that it takes longer to find out: `manifest` and `blob` know.
+
+use super::Pull;
+use super::freshness::{Freshness, judge};
+use super::manifest::{ManifestAnswer, Want};
+use super::names::Target;
+use super::outcome::Outcome;
+use crate::oci::{Digest, Reference};
+use crate::store::unix_ms;
+
+impl Pull {
+    /// A manifest by tag or digest, as [`Pull::manifest`] would tell it.
+    pub fn hot_manifest(&self, target: &Target, reference: &Reference, want: Want) -> Option<ManifestAnswer> {
+        match reference {
+            Reference::Digest(digest) => self.hot_by_digest(target, digest, want),
+            Reference::Tag(tag) => {
+                let record = self.store.hot_tag(&target.key, tag.as_str())?;
+                let offline = self.is_offline(target);
+                if judge(Some(record.checked_ms), unix_ms(), target.upstream.tag_ttl, offline) != Freshness::Fresh {
+                    return None;
+                }
+                if want == Want::Body {
+                    return self.hot_by_digest(target, &record.digest, want);
+                }
+                // Fresh is only what a GET would give: with an earlier target held instead, it is asked again.
+                self.store.shown(&target.key, &record.digest)?;
+                Some(ManifestAnswer {
+                    digest: record.digest,
+                    media_type: record.media_type.clone(),
+                    size: record.size,
+                    bytes: None,
+                    outcome: Outcome::Hit,
+                })
+            }
+        }
+    }
+
+    fn hot_by_digest(&self, target: &Target, digest: &Digest, want: Want) -> Option<ManifestAnswer> {
+        let (media_type, size, bytes) = match want {
+            Want::Head => {
+                let shown = self.store.shown(&target.key, digest)?;
+                (shown.media_type?, shown.size, None)
+            }
+            Want::Body => {
+                let held = self.store.hot_manifest(&target.key, digest)?;
+                (held.media_type, held.bytes.len() as u64, Some(held.bytes))
+            }
+        };
+        Some(ManifestAnswer {
+            digest: *digest,
+            media_type,
+            size,
+            bytes,
+            outcome: Outcome::Hit,
+        })
+    }
+
+    /// Bytes of a blob, as [`Pull::stat_blob`] would tell them.
+    pub fn hot_blob(&self, target: &Target, digest: &Digest) -> Option<u64> {
+        self.store.shown(&target.key, digest).map(|shown| shown.size)
+    }
+}
