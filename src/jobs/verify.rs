@@ -237,9 +237,9 @@ impl Verifier {
             };
             match fetched {
                 Ok(true) => {
-                    for repository in repositories {
-                        self.store.link(repository, digest);
-                    }
+                    let (store, also, digest) = (self.store.clone(), repositories.to_vec(), *digest);
+                    // Ends early only with the process.
+                    let _ = tokio::task::spawn_blocking(move || store.link(&also, &digest)).await;
                     return Repair::Fetched;
                 }
                 Ok(false) => why = "it came, but could not be kept".to_owned(),

@@ -45,7 +45,7 @@ impl Pull {
         let size = self.confirm_blob(target, digest).await?;
         // Held, but shown by this repository only now (L8).
         if let Some(held) = self.store.size(digest) {
-            self.store.link(&target.key, digest);
+            self.note_link(target, digest).await;
             return Ok(BlobStat {
                 size: Some(held),
                 outcome: Outcome::Revalidated,
@@ -77,7 +77,7 @@ impl Pull {
         let mut outcome = Outcome::Hit;
         if !self.store.linked(&target.key, digest) {
             self.confirm_blob(target, digest).await?;
-            self.store.link(&target.key, digest);
+            self.note_link(target, digest).await;
             outcome = Outcome::Revalidated;
         }
         let (store, wanted) = (self.store.clone(), *digest);

@@ -177,7 +177,7 @@ impl Pull {
             let record = self.store.put_tag(&target.key, tag.as_str(), confirmed);
             return self.serve(target, &record, want, Outcome::Revalidated).await;
         }
-        match (self.known(target, &digest, &head), want) {
+        match (self.known(target, &digest, &head).await, want) {
             (Some((media_type, size)), _) => {
                 let record = TagRecord {
                     digest,
@@ -196,10 +196,10 @@ impl Pull {
     }
 
     /// Type and size of a manifest, from what is held or from a HEAD that tells both.
-    fn known(&self, target: &Target, digest: &Digest, head: &ManifestHead) -> Option<(Arc<str>, u64)> {
+    async fn known(&self, target: &Target, digest: &Digest, head: &ManifestHead) -> Option<(Arc<str>, u64)> {
         if let (Some(media_type), Some(size)) = (self.store.media_type(digest), self.store.size(digest)) {
             // This repository's upstream has just named it.
-            self.store.link(&target.key, digest);
+            self.note_link(target, digest).await;
             return Some((media_type, size));
         }
         let media_type = head
@@ -398,7 +398,7 @@ impl Pull {
             });
         }
         if self.store.media_type(digest).is_some() {
-            self.store.link(&target.key, digest);
+            self.note_link(target, digest).await;
             if let Some(held) = self.held(target, digest, want).await? {
                 return Ok(ManifestAnswer {
                     outcome: Outcome::Revalidated,
@@ -406,7 +406,7 @@ impl Pull {
                 });
             }
         }
-        match self.known(target, digest, &head) {
+        match self.known(target, digest, &head).await {
             Some((media_type, size)) if want == Want::Head => Ok(ManifestAnswer {
                 digest: *digest,
                 media_type,

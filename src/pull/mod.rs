@@ -85,6 +85,17 @@ enum Question {
 }
 
 impl Pull {
+    /// A repository has just shown that it has what is held: on disk before anybody is answered by it (L6, L8).
+    async fn note_link(&self, target: &names::Target, digest: &Digest) {
+        let (store, key, digest) = (self.store.clone(), target.key.clone(), *digest);
+        // Ends early only with the process.
+        let _ = blocking::blocking(move || {
+            store.link(&[key], &digest);
+            Ok(())
+        })
+        .await;
+    }
+
     /// Dials nothing. `tasks` counts the transfers; `stop` ends them, keeping what is staged.
     ///
     /// `None` if the configuration's default upstream is not among its upstreams.

@@ -80,14 +80,15 @@ impl Transfer {
             tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
             return;
         };
-        let key = self.order.key.clone();
-        match blocking(move || writer.commit(&key)).await {
-            Ok(()) => {
-                for repository in flight.take_also() {
-                    self.store.link(&repository, &flight.digest);
-                }
-            }
-            Err(error) => tell_not_kept(&flight.digest, &error),
+        let (store, key, done) = (self.store.clone(), self.order.key.clone(), flight.clone());
+        let commit = move || {
+            writer.commit(&key)?;
+            let also: Vec<Arc<str>> = done.take_also().into_iter().collect();
+            store.link(&also, &done.digest);
+            Ok(())
+        };
+        if let Err(error) = blocking(commit).await {
+            tell_not_kept(&flight.digest, &error);
         }
     }
 

@@ -347,14 +347,31 @@ impl Store {
         self.inner.index().linked(repository, digest)
     }
 
-    /// Notes that it has. Only for held digests: a link without bytes says nothing worth keeping.
-    pub fn link(&self, repository: &str, digest: &Digest) {
+    /// Notes that these have. Only for held digests: a link without bytes says nothing worth keeping. What is news is
+    /// on disk before it is seen: a hit that was answered once may not need the upstream after a crash (L6). Blocking,
+    /// and if the index fails it is seen all the same.
+    pub fn link(&self, repositories: &[Arc<str>], digest: &Digest) {
+        let (news, written) = {
+            let index = self.inner.index();
+            let is_news = |repository: &&Arc<str>| !index.linked(repository, digest);
+            let news: Vec<Arc<str>> = repositories.iter().filter(is_news).cloned().collect();
+            if news.is_empty() || index.get(digest).is_none() {
+                return;
+            }
+            let put = |repository: &Arc<str>| Op::Put(Table::Links, link_key(repository, digest), Vec::new());
+            let written = self.inner.database.write_noted(news.iter().map(put).collect());
+            (news, written)
+        };
+        let _ = written.recv();
         let mut index = self.inner.index();
-        if index.get(digest).is_some() && index.link(&repository.into(), digest) {
-            // Queued before anybody can evict it: what the database hears is in the index's order.
-            self.inner
-                .database
-                .write(vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())]);
+        if index.get(digest).is_some() {
+            for repository in &news {
+                index.link(repository, digest);
+            }
+        } else {
+            // Evicted meanwhile, by somebody who knew nothing of these links.
+            let delete = |repository: &Arc<str>| Op::Delete(Table::Links, link_key(repository, digest));
+            self.inner.database.write(news.iter().map(delete).collect());
         }
     }
 

@@ -19,7 +19,6 @@ pub struct Seen {
     pub complete: bool,
     pub hit: bool,
     /// Fetched, and kept.
-    pub stored: bool,
     /// For a tag: the place in its history that was answered; the lowest that it can have been.
     pub place: Option<usize>,
     /// Of what was answered.
@@ -90,7 +89,6 @@ pub async fn ask(
         status: response.status,
         complete: response.is_complete(),
         hit: response.header("cache-status") == Some("larder; hit"),
-        stored: response.header("cache-status") == Some("larder; fwd=miss; stored"),
         place,
         digest,
     }))
@@ -156,7 +154,7 @@ fn judge(world: &World, item: &Item, part: Part, response: &Response) -> Result<
 }
 
 /// Pulls this and that until the server is gone or it has had enough. Gives what may not be gone after that: what it
-/// saw served as a hit, as far as it can know that it is on disk, and every tag's manifest and list that it has had.
+/// saw served as a hit, and every tag's manifest and list that it has had.
 pub async fn pull(
     world: Arc<World>,
     tally: Arc<Tally>,
@@ -165,8 +163,8 @@ pub async fn pull(
     actions: usize,
 ) -> Result<Vec<(Item, Hit)>, String> {
     let mut rng = Rng::with_seed(seed);
-    let (mut hits, mut on_disk) = (Vec::new(), Vec::new());
-    for action in 1..=actions {
+    let mut on_disk = Vec::new();
+    for _ in 0..actions {
         for (item, part) in wanted(&world, &mut rng) {
             match ask(&world, &tally, to, &item, part).await? {
                 Some(seen) if seen.complete && seen.status < 300 && part != Part::Head => {
@@ -174,24 +172,14 @@ pub async fn pull(
                         asked: seen.asked,
                         place: seen.place,
                     };
-                    match item.what {
-                        // On disk before it is answered, wherever it came from.
-                        What::Tag(_) | What::Tags => on_disk.push((item, hit)),
-                        _ if seen.hit => hits.push((item, hit)),
-                        _ => {}
+                    // Tags and lists are on disk before they are answered, wherever they came from; the rest before
+                    // it is a hit.
+                    if seen.hit || matches!(item.what, What::Tag(_) | What::Tags) {
+                        on_disk.push((item, hit));
                     }
                 }
                 Some(_) => {}
                 None if matches!(part, Part::Abort(_)) => {}
-                None => return Ok(on_disk),
-            }
-        }
-        // Links are seen at once and on disk soon. A manifest is answered when it is there, and with it all that was
-        // noted before it.
-        if action == actions || rng.u8(..3) == 0 {
-            match ask(&world, &tally, to, &world.fence(), Part::Whole).await? {
-                Some(seen) if seen.stored && seen.complete => on_disk.append(&mut hits),
-                Some(_) => {}
                 None => return Ok(on_disk),
             }
         }

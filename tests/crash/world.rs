@@ -149,20 +149,6 @@ impl World {
         self.point(repo, tag, &digest);
     }
 
-    /// A manifest that nobody has asked for yet.
-    pub fn fence(&self) -> Item {
-        let repo = "harness/fence";
-        let mut facts = self.facts();
-        facts.next += 1;
-        let manifest = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [], "annotations": {"n": facts.next.to_string()}});
-        let bytes = Bytes::from(manifest.to_string());
-        let digest = Digest::sha256(&bytes);
-        facts.bytes.insert(digest, bytes.clone());
-        facts.holds.insert((repo.to_owned(), digest), Instant::now());
-        self.upstream.put_manifest(repo, None, media_type::OCI_INDEX, bytes);
-        Item::new(repo, What::Manifest(digest))
-    }
-
     /// Written down before anybody can see it.
     fn point(&self, repo: &str, tag: &str, to: &Digest) {
         let mut facts = self.facts();
