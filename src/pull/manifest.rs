@@ -269,7 +269,7 @@ impl Pull {
         let _ = blocking(move || Ok(store.put_tag_durably(&key, tag.as_str(), record))).await;
     }
 
-    /// What a record points at: from the record alone for a HEAD, else from the store or by digest.
+    /// What a record points at: from memory for a HEAD, else from the store or by digest.
     async fn serve(
         self: &Arc<Pull>,
         target: &Target,
@@ -279,10 +279,19 @@ impl Pull {
     ) -> Result<ManifestAnswer, PullError> {
         // Offline, what is not held is not there: a HEAD promises no more than a GET keeps.
         if want == Want::Head && !self.is_offline(target) {
+            // The record's size and type are what a HEAD said. Once it is held there is no doubt.
+            let digest = &record.digest;
+            let linked = self.store.linked(&target.key, digest);
+            let held = self
+                .store
+                .media_type(digest)
+                .zip(self.store.size(digest))
+                .filter(|_| linked);
+            let (media_type, size) = held.unwrap_or_else(|| (record.media_type.clone(), record.size));
             return Ok(ManifestAnswer {
-                digest: record.digest,
-                media_type: record.media_type.clone(),
-                size: record.size,
+                digest: *digest,
+                media_type,
+                size,
                 bytes: None,
                 outcome,
             });

@@ -561,3 +561,28 @@ async fn told_again() {
     upstream.go_down().await;
     assert_eq!(larder.get(&paths[0]).await.expect(200).body, image.bytes);
 }
+
+/// An upstream whose HEAD tells a wrong length: that is not told again once the manifest is held.
+#[tokio::test]
+async fn a_length_that_was_wrong_is_not_told_again() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[100]);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    upstream.on(On::Manifests.head()).always().trailing_bytes(noise(1, 700));
+    let (tag, digest) = (manifest(REPO, "1"), image.manifest.to_string());
+    let wrong = (image.bytes.len() + 700).to_string();
+    for _ in 0..3 {
+        let head = larder.head(&tag).await.expect(200);
+        assert_eq!(head.header("content-length"), Some(&*wrong), "all that is known");
+    }
+    larder.get(manifest(REPO, &digest)).await.expect(200);
+    let right = image.bytes.len().to_string();
+    for _ in 0..3 {
+        let whole = larder.get(&tag).await.expect(200);
+        assert_eq!(whole.body, image.bytes);
+        let head = larder.head(&tag).await.expect(200);
+        for answer in [whole, head] {
+            assert_eq!(answer.header("content-length"), Some(&*right));
+        }
+    }
+}

@@ -54,6 +54,7 @@ async fn head(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
     let again = Again::Blob {
         target: ask.target.clone(),
         digest: *digest,
+        size,
     };
     Ok(hot::may_repeat(response, again))
 }

@@ -33,11 +33,13 @@ pub(super) enum Again {
         reference: Reference,
         digest: Digest,
         media_type: Arc<str>,
+        size: u64,
     },
     /// A HEAD: the blob itself comes from the disk.
     Blob {
         target: Target,
         digest: Digest,
+        size: u64,
     },
 }
 
@@ -77,15 +79,17 @@ impl Heads {
                 reference,
                 digest,
                 media_type,
+                size,
             } => {
                 let found = pull.hot_manifest(target, reference, want)?;
-                if found.digest != *digest || found.media_type != *media_type {
+                // What was told before it was held is what an upstream said of it.
+                if found.digest != *digest || found.media_type != *media_type || found.size != *size {
                     return None;
                 }
                 found.bytes.unwrap_or_default()
             }
-            Again::Blob { target, digest } if want == Want::Head => {
-                pull.hot_blob(target, digest)?;
+            Again::Blob { target, digest, size } if want == Want::Head => {
+                pull.hot_blob(target, digest).filter(|held| held == size)?;
                 Default::default()
             }
             Again::Blob { .. } => return None,

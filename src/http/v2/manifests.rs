@@ -47,6 +47,7 @@ pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<Response, ApiEr
             reference,
             digest: found.digest,
             media_type: found.media_type,
+            size: found.size,
         };
         hot::may_repeat(response, again)
     };
