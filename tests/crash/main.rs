@@ -24,7 +24,7 @@
 //! | a tag's record is queued, not waited for | yes (L6), after 45 |
 //! | links stay in the index when their blob goes | yes (L8), after 35, by looking into the index |
 //! | a tag is written down before its bytes | no: nobody has had an answer by then, and such a tag is asked again |
-//! | a blob is held before the index has it | no: links are queued, so a hit counts behind a later commit. `store::tests` do |
+//! | a blob is a hit before the index has it | no, in 200: it takes a second client and a kill within the same few milliseconds. `store::tests` do |
 //! | no fsync before the rename | no: the kernel keeps what a killed process wrote. `store::tests` check the order |
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
