@@ -387,3 +387,51 @@ async fn no_secret_is_told() {
         }
     }
 }
+
+/// A whole image, cold, as containerd pulls it: the upstream sees the client's own questions, one each, and a token
+/// for all of them. Nothing is asked ahead, and a connection serves again.
+#[tokio::test]
+async fn a_whole_image_asks_no_more_than_its_client() {
+    const AT_ONCE: usize = 6;
+    let upstream = Upstream::start().await;
+    upstream.require_token(TokenPolicy::new());
+    let image = upstream.untagged_image(REPO, &[3000; 40]);
+    let other = upstream.untagged_image(REPO, &[3000; 3]);
+    let index = upstream.index(REPO, "1", &[image.manifest, other.manifest]);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    larder.head(manifest(REPO, "1")).await.expect(200);
+    larder
+        .get(manifest(REPO, &index.manifest.to_string()))
+        .await
+        .expect(200);
+    larder
+        .get(manifest(REPO, &image.manifest.to_string()))
+        .await
+        .expect_content(&image.manifest);
+    let mut wanted = image.blobs().into_iter();
+    let queue = std::sync::Mutex::new(&mut wanted);
+    let next = || queue.lock().unwrap().next();
+    let client = || async {
+        while let Some(digest) = next() {
+            larder.get(blob(REPO, digest)).await.expect_content(&digest);
+        }
+    };
+    futures_util::future::join_all((0..AT_ONCE).map(|_| client())).await;
+    assert_eq!(upstream.count(On::Token), 1, "{}", upstream.print());
+    // The first question is told to bring a token and comes again with it, as with any client.
+    let told = upstream.requests().iter().filter(|r| r.status == Some(401)).count();
+    assert!(told <= 1, "{}", upstream.print());
+    let manifests = [
+        upstream.count(On::Manifests.head()),
+        upstream.count(On::Manifests.get()),
+    ];
+    assert_eq!(
+        manifests.iter().sum::<usize>() + upstream.count(On::Ping),
+        3 + told,
+        "{}",
+        upstream.print()
+    );
+    assert_eq!(upstream.count(On::Blobs), image.blobs().len(), "{}", upstream.print());
+    let connections: std::collections::BTreeSet<u64> = upstream.requests().iter().map(|r| r.connection).collect();
+    assert!(connections.len() <= AT_ONCE + 1, "{}", upstream.print());
+}
