@@ -4,7 +4,7 @@
 
 mod rest;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,6 +46,8 @@ pub enum StartError {
     Metrics(#[from] InstallError),
     #[error("the default upstream {0} is not among the upstreams")]
     DefaultUpstream(HostPort),
+    #[error("cannot use the sockets that this process was started with: {0}")]
+    Sockets(std::io::Error),
     #[error("a start-up task ended early")]
     Task,
 }
@@ -74,9 +76,21 @@ pub struct Running {
     servers: Vec<JoinHandle<()>>,
 }
 
+/// Sockets that the process was started with; where there are any, the configured addresses are not bound.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    pub registry: Vec<TcpListener>,
+    pub admin: Vec<TcpListener>,
+}
+
 /// Starts with the usual timing. Dials no upstream (L3).
 pub async fn start(config: Config) -> Result<Running, StartError> {
     start_with(config, Timing::default()).await
+}
+
+/// The same, on sockets that are bound already.
+pub async fn start_on(config: Config, sockets: Sockets) -> Result<Running, StartError> {
+    launch(config, sockets, Timing::default(), None).await
 }
 
 /// Starts with other patience.
@@ -84,12 +98,21 @@ pub async fn start_with(config: Config, timing: Timing) -> Result<Running, Start
     start_full(config, timing, None).await
 }
 
-/// Starts, on a disk that fails when it is told to (for tests). Ports are bound first, so that a second proxy fails
-/// before it touches anything.
+/// Starts, on a disk that fails when it is told to (for tests).
 pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) -> Result<Running, StartError> {
+    launch(config, Sockets::default(), timing, faults).await
+}
+
+/// Ports are bound first, so that a second proxy fails before it touches anything.
+async fn launch(
+    config: Config,
+    sockets: Sockets,
+    timing: Timing,
+    faults: Option<Faults>,
+) -> Result<Running, StartError> {
     let handle = metrics::install()?;
-    let registry = server::bind(&config.server.listen).await?;
-    let admin = server::bind(&config.admin.listen).await?;
+    let registry = listen(&config.server.listen, sockets.registry).await?;
+    let admin = listen(&config.admin.listen, sockets.admin).await?;
     let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
     let at = config.clone();
     let store = tokio::task::spawn_blocking(move || Store::open_with(&at, faults))
@@ -149,6 +172,13 @@ pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) 
         transfers,
         servers,
     })
+}
+
+async fn listen(addresses: &[SocketAddr], given: Vec<TcpListener>) -> Result<server::Listening, StartError> {
+    match given.is_empty() {
+        true => Ok(server::bind(addresses).await?),
+        false => server::adopt(given).map_err(StartError::Sockets),
+    }
 }
 
 impl Running {

@@ -14,6 +14,7 @@ mod ls;
 mod remote;
 mod serve;
 mod stats;
+mod systemd;
 mod table;
 mod verify;
 

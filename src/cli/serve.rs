@@ -1,8 +1,10 @@
 //! `larder serve`: runs the proxy until it is asked to stop.
 
+use std::net::SocketAddr;
+
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Exit, complain, print, refuse};
+use super::{Exit, complain, print, refuse, systemd};
 use crate::app::{self, Running};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::telemetry::log;
@@ -19,6 +21,13 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let sockets = match systemd::sockets() {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            complain(&format!("cannot start: {error}"));
+            return Exit::Usage;
+        }
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -31,11 +40,24 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
         // of its own is all it takes.
         let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
         let described = describe(&config);
-        match app::start(config).await {
+        match app::start_on(config, sockets).await {
             Ok(running) => {
                 print(&(listening(&running) + &described));
-                let why = stop_signal().await;
+                systemd::tell_ready(&format!(
+                    "registry at {}",
+                    running
+                        .registry
+                        .iter()
+                        .map(SocketAddr::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ));
+                let why = tokio::select! {
+                    why = stop_signal() => why,
+                    never = systemd::feed_watchdog() => match never {},
+                };
                 tracing::info!(why, "stopping: running responses may finish");
+                systemd::tell_stopping();
                 running.stop().await;
                 tracing::info!("stopped");
                 Exit::Done

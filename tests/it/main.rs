@@ -24,5 +24,6 @@ mod referrers;
 mod rot;
 mod serving;
 mod support_works;
+mod systemd;
 mod tags;
 mod tokens;

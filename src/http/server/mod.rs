@@ -90,6 +90,21 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Listening, BindError> {
     Ok(listening)
 }
 
+/// Takes over sockets that somebody else bound.
+pub fn adopt(sockets: Vec<std::net::TcpListener>) -> io::Result<Listening> {
+    let mut listening = Listening {
+        addresses: Vec::new(),
+        listeners: Vec::new(),
+    };
+    for socket in sockets {
+        socket.set_nonblocking(true)?;
+        let listener = TcpListener::from_std(socket)?;
+        listening.addresses.push(listener.local_addr()?);
+        listening.listeners.push(listener);
+    }
+    Ok(listening)
+}
+
 /// What every connection of a server shares.
 struct Shared<H> {
     handler: H,
