@@ -400,12 +400,9 @@ async fn a_whole_image_asks_no_more_than_its_client() {
     let index = upstream.index(REPO, "1", &[image.manifest, other.manifest]);
     let larder = Larder::start(&upstream, |_| {}).await;
     larder.head(manifest(REPO, "1")).await.expect(200);
+    larder.get(manifest(REPO, index.manifest.to_string())).await.expect(200);
     larder
-        .get(manifest(REPO, &index.manifest.to_string()))
-        .await
-        .expect(200);
-    larder
-        .get(manifest(REPO, &image.manifest.to_string()))
+        .get(manifest(REPO, image.manifest.to_string()))
         .await
         .expect_content(&image.manifest);
     let mut wanted = image.blobs().into_iter();
