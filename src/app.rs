@@ -139,7 +139,8 @@ async fn launch(
         limits(&config),
         meter(&handle),
     ));
-    let ops = ops::router(readiness(&pull, &stop), handle.clone(), api, Vec::new());
+    let token = config.admin.token.clone().map(Arc::new);
+    let ops = ops::router(readiness(&pull, &stop), handle.clone(), api, token, Vec::new());
     let has_tls = tls.is_some();
     let servers = vec![
         tokio::spawn(server::serve(

@@ -14,7 +14,7 @@ use super::remote::{CallError, Remote};
 use super::{Exit, complain, refuse};
 use crate::admin::views::{DuView, ImageList, ImageView, PinView, RefreshView, RemovedView, StatsView, VerifyView};
 use crate::app::AtRest;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Password};
 use crate::telemetry::log;
 
 /// Rows of a page of images: as many as there may be.
@@ -90,8 +90,10 @@ pub fn with_desk(
 
 impl Desk {
     async fn find(place: &Place, config: Config) -> Result<Desk, String> {
+        let token = config.admin.token.as_ref().map(Password::read).transpose();
+        let token = token.map_err(|error| format!("admin.token_file: {error}"))?;
         if let Some(url) = &place.admin {
-            let remote = Remote::new(url.clone())?;
+            let remote = Remote::new(url.clone(), token)?;
             return match remote.get::<StatsView>(&["stats"], &[]).await {
                 Ok(_) => Ok(Desk::Proxy(remote)),
                 Err(error) => Err(error.to_string()),
@@ -99,7 +101,7 @@ impl Desk {
         }
         let mut silent = Vec::new();
         for address in config.admin.listen.iter().filter(|address| address.port() != 0) {
-            let remote = Remote::new(at(*address)?)?;
+            let remote = Remote::new(at(*address)?, token.clone())?;
             match remote.get::<StatsView>(&["stats"], &[]).await {
                 Ok(stats) => {
                     let own = config.cache.path.display().to_string();

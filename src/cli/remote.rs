@@ -9,6 +9,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use url::Url;
 
+use crate::config::Secret;
+
 /// On the same machine or the same network: whoever does not take a connection by then is not there.
 const CONNECT: Duration = Duration::from_secs(3);
 /// A removal or a survey of a large cache on a slow disk takes a while.
@@ -30,6 +32,7 @@ pub enum CallError {
 pub struct Remote {
     http: reqwest::Client,
     base: Url,
+    token: Option<Secret>,
 }
 
 #[derive(Deserialize)]
@@ -43,8 +46,8 @@ struct ErrorText {
 }
 
 impl Remote {
-    /// Dials nothing yet.
-    pub fn new(base: Url) -> Result<Remote, String> {
+    /// Dials nothing yet. `token` is what the proxy may ask for.
+    pub fn new(base: Url, token: Option<Secret>) -> Result<Remote, String> {
         let mut roots = rustls::RootCertStore::empty();
         if base.scheme() == "https" {
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -64,7 +67,7 @@ impl Remote {
             .no_proxy()
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Remote { http, base })
+        Ok(Remote { http, base, token })
     }
 
     pub fn base(&self) -> &Url {
@@ -96,6 +99,9 @@ impl Remote {
         let mut request = self.http.request(method, url);
         if changes {
             request = request.header("content-type", "application/json");
+        }
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token.reveal());
         }
         if let Some(body) = body {
             request = request.body(body.to_string());

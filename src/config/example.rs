@@ -59,9 +59,9 @@ fn every_key_is_in_the_example_and_its_example_value_fits() {
         assert!(layer.origins.contains_key(&path), "{path:?} is missing");
     }
     // All that may be wrong is that the files of the examples are not there, and that both of the two ways to
-    // give a password are shown.
+    // give a secret are shown.
     for problem in Config::from_toml(&text).unwrap_err().problems() {
-        let both = problem.message.starts_with("expected either password or password_file");
+        let both = problem.message.starts_with("expected either ");
         assert!(both || problem.message.contains("there is no such file"), "{problem}");
     }
 }

@@ -54,6 +54,17 @@ impl Findings<'_> {
         self.warnings.push(problem.to_string());
     }
 
+    /// A secret in the configuration file is as safe as that file (R-X17).
+    pub fn warn_about_open_file(&mut self, key: &[&str], instead: &str) {
+        if let Place::File { path, .. } = self.place(key)
+            && self.paths.file_dir.is_some()
+            && super::paths::readable_by_others(&self.paths.environment.cwd.join(&path))
+        {
+            let message = format!("every user of this machine can read {path}; chmod o-r or {instead} helps");
+            self.warn(key, message);
+        }
+    }
+
     pub fn size(&mut self, key: &[&str], figure: &Figure, least: u64) -> u64 {
         let (bytes, shown) = match figure {
             Figure::Number(bytes) => (Some(*bytes), bytes.to_string()),

@@ -74,7 +74,11 @@ const TLS: &[Key] = &[
     key("client_ca", Kind::Text),
 ];
 
-const ADMIN: &[Key] = &[key("listen", Kind::TextOrList)];
+const ADMIN: &[Key] = &[
+    key("listen", Kind::TextOrList),
+    key("token", Kind::Secret),
+    key("token_file", Kind::Text),
+];
 
 const CACHE: &[Key] = &[
     key("path", Kind::Text),

@@ -79,6 +79,8 @@ pub struct ServerTls {
 #[derive(Clone, Debug)]
 pub struct Admin {
     pub listen: Vec<SocketAddr>,
+    /// What calls to the API have to bring.
+    pub token: Option<Password>,
 }
 
 #[derive(Clone, Debug)]
@@ -242,6 +244,24 @@ pub enum Password {
     Value(Secret),
     /// Read when it is needed, so that a rotated secret is found.
     File(PathBuf),
+}
+
+impl Password {
+    /// The secret itself. Blocking: it may be in a file, whose last line break is not part of it.
+    ///
+    /// Errors: a sentence that names the file.
+    pub fn read(&self) -> Result<Secret, String> {
+        let path = match self {
+            Password::Value(secret) => return Ok(secret.clone()),
+            Password::File(path) => path,
+        };
+        let text = std::fs::read_to_string(path).map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
+        let text = text.trim_end_matches(['\r', '\n']);
+        match text.is_empty() {
+            true => Err(format!("{} is empty", path.display())),
+            false => Ok(Secret::new(text)),
+        }
+    }
 }
 
 /// A text that no log, error or debug output shows (L7, R-X17).

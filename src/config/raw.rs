@@ -38,10 +38,15 @@ pub struct RawTls {
     pub client_ca: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+// No Debug: a token may be inside (R-X17).
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawAdmin {
     pub listen: OneOrMany,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -155,6 +160,8 @@ impl Default for Raw {
             },
             admin: RawAdmin {
                 listen: OneOrMany::One("127.0.0.1:5001".to_owned()),
+                token: None,
+                token_file: None,
             },
             cache: RawCache {
                 path: None,

@@ -11,7 +11,7 @@ use super::file::quoted;
 use super::findings::{Findings, MOMENT};
 use super::listen::{addresses, clash};
 use super::raw::{Raw, RawLimits, RawLog, RawServer};
-use super::{Admin, Cache, Limits, Log, LogFormat, Server, ServerTls};
+use super::{Admin, Cache, Limits, Log, LogFormat, Password, Secret, Server, ServerTls};
 use crate::oci::HostPort;
 
 const MIB: u64 = 1 << 20;
@@ -56,13 +56,44 @@ pub fn admin(findings: &mut Findings<'_>, raw: &Raw, server: &[SocketAddr]) -> A
             ),
         }
     }
-    if let Some(open) = listen.iter().find(|address| !address.ip().is_loopback()) {
+    let token = token(findings, raw);
+    let open = listen.iter().find(|address| !address.ip().is_loopback());
+    if let Some(open) = open.filter(|_| token.is_none()) {
         findings.warn(
             &key,
-            format!("{open} is not a loopback address: whoever reaches it can operate this proxy"),
+            format!(
+                "{open} is not a loopback address: whoever reaches it sees health and metrics, but without admin.token_file only this machine can call the API"
+            ),
         );
     }
-    Admin { listen }
+    Admin { listen, token }
+}
+
+/// Shorter ones can be guessed.
+const MIN_TOKEN: usize = 16;
+
+fn token(findings: &mut Findings<'_>, raw: &Raw) -> Option<Password> {
+    let (key, file_key) = (["admin", "token"], ["admin", "token_file"]);
+    let file = findings.secret_file(&file_key, raw.admin.token_file.as_ref());
+    match (&raw.admin.token, file) {
+        (Some(_), Some(_)) => {
+            let other = findings.place(&key);
+            findings.refuse(
+                &file_key,
+                format!("expected either token or token_file, but token is given too ({other})"),
+            );
+            None
+        }
+        (Some(text), None) if text.len() < MIN_TOKEN || text.contains(|c: char| !c.is_ascii_graphic()) => {
+            findings.refuse(&key, "expected 16 or more letters, digits and signs, without spaces");
+            None
+        }
+        (Some(text), None) => {
+            findings.warn_about_open_file(&key, "token_file");
+            Some(Password::Value(Secret::new(text)))
+        }
+        (None, file) => file.map(Password::File),
+    }
 }
 
 /// Without `default_upstream`, which needs the upstreams first.

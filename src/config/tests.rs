@@ -474,3 +474,34 @@ proptest::proptest! {
         let _ = Config::load(None, &env(&[("LARDER_SERVER__LISTEN", &value), ("LARDER_UPSTREAM__GHCR_IO__URL", &text)]));
     }
 }
+
+#[test]
+fn the_operators_token() {
+    for (text, expected) in [
+        ("token = \"short\"", ":2: admin.token: expected 16 or more letters"),
+        (
+            "token = \"with spaces in between\"",
+            ":2: admin.token: expected 16 or more letters",
+        ),
+        (
+            "token_file = \"/nonexistent/t\"",
+            "admin.token_file: cannot read /nonexistent/t",
+        ),
+    ] {
+        let message = Site::new(&format!("[admin]\n{text}\n"), &[])
+            .load()
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(expected), "{message}");
+        assert!(!message.contains("with spaces in between"), "R-X17");
+    }
+    let open = "[admin]\nlisten = \"0.0.0.0:5001\"\ntoken = \"0123456789abcdef\"\n";
+    let site = Site::new(open, &[]);
+    let config = site.load().unwrap();
+    assert!(
+        config.warnings.iter().all(|w| !w.contains("admin.listen")),
+        "{:?}",
+        config.warnings
+    );
+    assert_eq!(config.admin.token.unwrap().read().unwrap().reveal(), "0123456789abcdef");
+}

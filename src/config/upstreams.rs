@@ -2,7 +2,6 @@
 
 use url::Url;
 
-use super::error::Place;
 use super::file::quoted;
 use super::findings::Findings;
 use super::raw::{Raw, RawUpstream};
@@ -175,7 +174,7 @@ fn credentials(findings: &mut Findings<'_>, name: &HostPort, raw: &RawUpstream) 
             return None;
         }
         (Some(text), None) => {
-            warn_about_open_file(findings, &at("password"));
+            findings.warn_about_open_file(&at("password"), "password_file");
             Some((Password::Value(Secret::new(text)), "password"))
         }
         (None, Some(path)) => Some((Password::File(path), "password_file")),
@@ -203,17 +202,6 @@ fn credentials(findings: &mut Findings<'_>, name: &HostPort, raw: &RawUpstream) 
             None
         }
         (None, None) => None,
-    }
-}
-
-/// A password in the configuration file is as safe as that file (R-X17).
-fn warn_about_open_file(findings: &mut Findings<'_>, key: &[&str]) {
-    if let Place::File { path, .. } = findings.place(key)
-        && findings.paths.file_dir.is_some()
-        && super::paths::readable_by_others(&findings.paths.environment.cwd.join(&path))
-    {
-        let message = format!("every user of this machine can read {path}; chmod o-r or password_file helps");
-        findings.warn(key, message);
     }
 }
 

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 
+use super::access;
 use super::error::operators::OperatorError;
 use crate::telemetry::metrics;
 
@@ -45,9 +46,15 @@ struct Ops {
     metrics: metrics::Handle,
 }
 
-/// The routes, and those of the API. `hosts` are names, beside IP addresses and `localhost`, by which operators reach
+/// The routes, and those of the API for whom `token` lets in. `hosts` are names, beside IP addresses and `localhost`, by which operators reach
 /// this address.
-pub fn router(readiness: ReadinessCheck, metrics: metrics::Handle, api: Router, hosts: Vec<String>) -> Router {
+pub fn router(
+    readiness: ReadinessCheck,
+    metrics: metrics::Handle,
+    api: Router,
+    token: access::Token,
+    hosts: Vec<String>,
+) -> Router {
     let hosts: Arc<[String]> = hosts.into_iter().map(|h| h.to_ascii_lowercase()).collect();
     Router::new()
         .route("/", get(index))
@@ -56,7 +63,7 @@ pub fn router(readiness: ReadinessCheck, metrics: metrics::Handle, api: Router, 
         .route("/metrics", get(render))
         .method_not_allowed_fallback(read_only)
         .with_state(Ops { readiness, metrics })
-        .merge(api)
+        .merge(api.route_layer(from_fn_with_state(token, access::guard)))
         .fallback(unknown)
         .layer(from_fn_with_state(hosts, known_host))
 }
@@ -175,7 +182,8 @@ mod tests {
         let router = router(
             check,
             metrics::install().unwrap(),
-            Router::new(),
+            Router::new().route("/api/v1/stats", get(|| async { "{}" })),
+            None,
             vec!["Ops.Example".to_owned()],
         );
         let request = Request::builder()

@@ -5,6 +5,7 @@ use std::process::Output;
 
 use serde_json::{Value, json};
 
+use crate::support::client::Ask;
 use crate::support::process::{LarderProcess, command};
 use crate::support::upstream::{Image, Upstream};
 use crate::support::{blob, manifest, within};
@@ -338,4 +339,44 @@ async fn unknown_images() {
     }
     let results = ask(&larder, &["pin", "alpine:9", "--json"]).await.expect(1).json();
     assert!(results[0]["error"].is_string() && results[0]["name"] == "alpine:9");
+}
+
+/// R-X16: with a token the API is for those who bring it; commands find it where the proxy does. Health is for all.
+#[tokio::test]
+async fn with_a_token() {
+    let upstream = Upstream::start().await;
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "a-token-of-operators\n").unwrap();
+    let path = secret.path().to_str().unwrap();
+    let larder = LarderProcess::start(&upstream, |t| {
+        t.admin("token_file", path);
+    })
+    .await;
+    ask(&larder, &["ls"]).await.expect(0);
+    std::fs::write(secret.path(), "another-token-of-operators\n").unwrap();
+    ask(&larder, &["stats"]).await.expect(0);
+    let stats = || Ask::get("/api/v1/stats");
+    let refused = stats().send(larder.admin()).await.expect(401);
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer realm=\"larder\""));
+    let brought = |token: &str| {
+        stats()
+            .header("Authorization", format!("Bearer {token}"))
+            .send(larder.admin())
+    };
+    brought("another-token-of-operators").await.expect(200);
+    brought("a-token-of-operators").await.expect(401);
+    for open in ["/healthz", "/readyz", "/metrics", "/"] {
+        Ask::get(open).send(larder.admin()).await.expect(200);
+    }
+    let admin = format!("http://{}", larder.admin());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut stranger = command(elsewhere.path());
+    stranger.args(["ls", "--admin", &admin]);
+    let stranger = Ran::of(
+        tokio::task::spawn_blocking(move || stranger.output().unwrap())
+            .await
+            .unwrap(),
+    );
+    assert!(stranger.expect(1).err.contains("admin.token"));
+    assert!(!larder.logs().contains("token-of-operators"), "L7");
 }

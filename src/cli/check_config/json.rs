@@ -19,7 +19,7 @@ pub fn meaning(config: &Config) -> String {
             })),
             "shutdown_grace_seconds": config.server.shutdown_grace.as_secs_f64(),
         },
-        "admin": { "listen": config.admin.listen },
+        "admin": { "listen": config.admin.listen, "token": config.admin.token.is_some() },
         "cache": {
             "path": config.cache.path,
             "max_size_bytes": config.cache.max_size,

@@ -65,9 +65,14 @@ fn listeners(config: &Config) -> Vec<String> {
             ),
         },
     };
+    let api = match &config.admin.token {
+        None => "the API for this machine only".to_owned(),
+        Some(Password::Value(_)) => "the API with a token".to_owned(),
+        Some(Password::File(path)) => format!("the API with the token in {}", path.display()),
+    };
     vec![
         row("registry", format!("{}, {tls}", list(&config.server.listen))),
-        row("operators", list(&config.admin.listen)),
+        row("operators", format!("{}, {api}", list(&config.admin.listen))),
         row(
             "on a stop",
             format!("running answers may take {}", in_words(config.server.shutdown_grace)),

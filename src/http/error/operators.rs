@@ -2,7 +2,7 @@
 //! operators' address.
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use serde_json::json;
@@ -45,6 +45,18 @@ impl OperatorError {
     pub fn unknown_host() -> OperatorError {
         let message = "this address answers to IP addresses, localhost and configured names only";
         OperatorError::new(StatusCode::MISDIRECTED_REQUEST, "unknown-host", message)
+    }
+
+    /// One answer for a token that is missing and one that is wrong.
+    pub fn no_token() -> OperatorError {
+        let message = "this needs the operators' token: Authorization: Bearer, with what admin.token says";
+        OperatorError::new(StatusCode::UNAUTHORIZED, "no-token", message)
+    }
+
+    pub fn from_elsewhere() -> OperatorError {
+        let message =
+            "without a token the API answers this machine only: set admin.token_file to call it from elsewhere";
+        OperatorError::new(StatusCode::FORBIDDEN, "from-elsewhere", message)
     }
 
     pub fn wrong_method(allow: String) -> OperatorError {
@@ -104,6 +116,10 @@ impl IntoResponse for OperatorError {
         let body = json!({ "error": { "code": self.code, "message": self.message } });
         let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
         let mut response = (self.status, headers, format!("{body}\n")).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"larder\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+        }
         if let Some(value) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
             response.headers_mut().insert(ALLOW, value);
         }

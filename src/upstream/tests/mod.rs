@@ -72,7 +72,10 @@ fn config(upstream: Upstream) -> Config {
             tls: None,
             shutdown_grace: Duration::ZERO,
         },
-        admin: Admin { listen: Vec::new() },
+        admin: Admin {
+            listen: Vec::new(),
+            token: None,
+        },
         cache: Cache {
             path: "unused".into(),
             max_size: 0,
