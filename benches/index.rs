@@ -1,6 +1,8 @@
 //! A cache with a million entries: what its index costs in memory, how fast it is used, and how long after its start
 //! the binary serves the first hit. `cargo bench --bench index`, or `-- N` for another number of entries.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
