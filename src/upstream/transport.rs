@@ -3,7 +3,8 @@
 //! The trusted client dials what the operator named; the guarded one dials what an upstream named and
 //! resolves through `guard`. Neither follows redirects, keeps cookies or decompresses: those are decisions, and
 //! they are taken in `redirect` and `endpoint`. Of each there is a second one, which speaks HTTP/1.1 only, for parts of a
-//! blob: they are fetched side by side because one connection is slow, and by HTTP/2 all would share that one. No credential is ever a default header of a client (R-U20).
+//! blob: they are fetched side by side because one connection is slow, and by HTTP/2 all would share that one. No
+//! credential is ever a default header of a client (R-U20).
 //!
 //! Proxies: `upstream.proxy` if it is set; else `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, except
 //! for an upstream on this machine, which a proxy elsewhere could not reach.
