@@ -38,6 +38,8 @@
 //!   → rename → index → links.
 //! - **Blob, hot**: link check and size from memory → open file → range → body; by plain HTTP/1.1 the body hands out
 //!   tickets for runs of the file (`http::outbox`), which the socket's side (`http::server::wire`) sends by `sendfile`.
+//! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
+//!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
 //! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target
 //!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again.
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations

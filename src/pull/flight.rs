@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::error::PullError;
 use super::sink::Positions;
 use super::timing::Timing;
-use super::transfer::Transfer;
+use super::transfer::{Lines, Transfer};
 use crate::oci::{Digest, Repository};
 use crate::store::Store;
 use crate::upstream::Client;
@@ -106,6 +106,7 @@ pub struct Flights {
     ended: watch::Sender<()>,
     store: Store,
     timing: Arc<Timing>,
+    lines: Arc<Lines>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -116,6 +117,7 @@ impl Flights {
             running: Arc::default(),
             ended: watch::Sender::new(()),
             store,
+            lines: Arc::new(Lines::new(&timing.parallel)),
             timing: Arc::new(timing),
             tasks,
             stop,
@@ -184,7 +186,13 @@ impl Flights {
             ended: self.ended.clone(),
             flight: flight.clone(),
         };
-        let transfer = Transfer::new(flight, order, self.store.clone(), self.timing.clone());
+        let transfer = Transfer::new(
+            flight,
+            order,
+            self.store.clone(),
+            self.timing.clone(),
+            self.lines.clone(),
+        );
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             transfer.run(&entry, &stop).await;

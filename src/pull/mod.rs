@@ -38,7 +38,7 @@ pub use manifest::{ManifestAnswer, Want};
 pub use names::{Names, Target};
 pub use outcome::Outcome;
 pub use tally::Tally;
-pub use timing::Timing;
+pub use timing::{Parallel, Timing};
 
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};

@@ -18,6 +18,49 @@ pub struct Timing {
     pub patience: Duration,
     /// After a failure, or after that was used up, how long stale is served at once.
     pub trouble_for: Duration,
+    pub parallel: Parallel,
+}
+
+/// When one blob is fetched over several connections: where each is slow for itself, and several are faster.
+#[derive(Clone, Debug)]
+pub struct Parallel {
+    /// Connections for one blob at most, the first included. 1: never more than that one.
+    pub connections: usize,
+    /// Not worth it for less than this.
+    pub least_left: u64,
+    /// A connection that brings as many bytes a second is not slow.
+    pub slow_below: u64,
+    /// The rate is measured over so long.
+    pub measure_for: Duration,
+    /// Those that are added must each bring this share of what each brought before, or they were too many.
+    pub gain: f64,
+    /// What is asked for at a time.
+    pub part_bytes: u64,
+    /// Parts of one blob in memory, coming or waiting for their turn.
+    pub parts: usize,
+    /// The same of all transfers together.
+    pub parts_in_all: usize,
+    /// Failures that may pass, of one blob's parts, before it goes on alone.
+    pub failures: u32,
+    /// How long an upstream is left alone with this that refused it or was not faster by it.
+    pub refrain_for: Duration,
+}
+
+impl Default for Parallel {
+    fn default() -> Parallel {
+        Parallel {
+            connections: 6,
+            least_left: 32 << 20,
+            slow_below: 64 << 20,
+            measure_for: Duration::from_millis(400),
+            gain: 0.5,
+            part_bytes: 6 << 20,
+            parts: 8,
+            parts_in_all: 16,
+            failures: 3,
+            refrain_for: Duration::from_secs(600),
+        }
+    }
 }
 
 impl Default for Timing {
@@ -30,6 +73,7 @@ impl Default for Timing {
             longest_backoff: Duration::from_secs(5),
             patience: Duration::from_millis(1500),
             trouble_for: Duration::from_secs(5),
+            parallel: Parallel::default(),
         }
     }
 }

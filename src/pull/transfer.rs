@@ -1,13 +1,18 @@
 //! A transfer: asks the upstream, mends cuts (L4), waits for the verdict (L2) and commits.
 //!
-//! `pour` takes in one answer of the upstream; this is what happens around it.
+//! `pour` takes in one answer of the upstream; this is what happens around it. Where connections are slow, `ahead`
+//! fetches parts beside that answer; `plan` decides how many and which.
 
+mod ahead;
+mod plan;
 mod pour;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+
+use ahead::Ahead;
 
 use super::blocking::{blocking, tell_not_kept};
 use super::error::PullError;
@@ -17,11 +22,16 @@ use super::timing::Timing;
 use crate::store::{Store, StoreError, Writer};
 use crate::upstream::{ErrorKind, UpstreamError};
 
+pub(super) use ahead::Lines;
+
 pub(super) struct Transfer {
     flight: Arc<Flight>,
     order: Order,
     store: Store,
     timing: Arc<Timing>,
+    lines: Arc<Lines>,
+    /// Parts that come beside the answer that is poured; they outlive it when it breaks off.
+    ahead: Option<Ahead>,
     /// Whether followers may have seen bytes: from then on the staged file cannot be begun anew.
     streaming: bool,
 }
@@ -30,6 +40,8 @@ pub(super) struct Transfer {
 enum Poured {
     /// Everything is staged.
     Complete,
+    /// Parts took over from this answer, and there are no more of them: the rest is to be asked for.
+    Handed,
     /// Worth another attempt from where it stopped.
     Broken(PullError),
     /// Not worth it.
@@ -37,12 +49,20 @@ enum Poured {
 }
 
 impl Transfer {
-    pub(super) fn new(flight: Arc<Flight>, order: Order, store: Store, timing: Arc<Timing>) -> Transfer {
+    pub(super) fn new(
+        flight: Arc<Flight>,
+        order: Order,
+        store: Store,
+        timing: Arc<Timing>,
+        lines: Arc<Lines>,
+    ) -> Transfer {
         Transfer {
             flight,
             order,
             store,
             timing,
+            lines,
+            ahead: None,
             streaming: false,
         }
     }
@@ -108,7 +128,8 @@ impl Transfer {
                 Err(error) if resumed && !self.streaming => {
                     tracing::warn!(%error, "what was staged earlier is spoilt: fetched anew");
                     resumed = false;
-                    sink = self.gather(self.restart(sink).await?).await?;
+                    sink = self.restart(sink).await?;
+                    sink = self.gather(sink).await?;
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -164,6 +185,7 @@ impl Transfer {
             (sink, poured) = self.attempt(sink).await?;
             let error = match poured {
                 Poured::Complete => return Ok(sink),
+                Poured::Handed => continue,
                 Poured::Fatal(error) => return Err(error),
                 Poured::Broken(error) => error,
             };
@@ -210,7 +232,8 @@ impl Transfer {
     }
 
     /// The same blob, from byte 0. Only while nobody has seen a byte.
-    async fn restart(&self, sink: Sink) -> Result<Sink, PullError> {
+    async fn restart(&mut self, sink: Sink) -> Result<Sink, PullError> {
+        self.ahead = None;
         if let Sink::Disk(mut writer) = sink {
             let again = blocking(move || Ok(writer.restart().map(|()| writer))).await?;
             if let Ok(writer) = again {
@@ -251,15 +274,27 @@ impl Transfer {
                 self.note_privacy();
                 self.pour(sink, stream).await
             }
-            Err(error) => Ok((sink, judge(error, self.streaming))),
+            Err(error) => {
+                // Where others were asked beside it, a refusal may be our own doing: it is worth a longer wait.
+                let patience = if self.ahead.as_ref().is_some_and(Ahead::was_used) {
+                    OWN_DOING
+                } else {
+                    PATIENCE
+                };
+                Ok((sink, judge(error, self.streaming, patience)))
+            }
         }
     }
 }
 
+/// How long a transfer whose bytes are waited for bears with a 429.
+const PATIENCE: Duration = Duration::from_secs(30);
+const OWN_DOING: Duration = Duration::from_secs(120);
+
 /// Whether a transfer goes on after this error.
-fn judge(error: UpstreamError, streaming: bool) -> Poured {
+fn judge(error: UpstreamError, streaming: bool, patience: Duration) -> Poured {
     let again = match &error.kind {
-        ErrorKind::RateLimited { retry_after } => streaming && *retry_after <= Duration::from_secs(30),
+        ErrorKind::RateLimited { retry_after } => streaming && *retry_after <= patience,
         // A token that ran out of luck, a CDN that hiccups: in mid-transfer another attempt costs little.
         ErrorKind::Denied { .. } | ErrorKind::Auth(_) | ErrorKind::Protocol(_) => streaming,
         _ => error.is_transient(),

@@ -182,6 +182,18 @@ pub const METRICS: &[Metric] = &[
         "Transfers that broke off and went on by Range.",
     ),
     metric(
+        "larder_transfers_parallel_total",
+        Kind::Counter,
+        &["upstream"],
+        "Transfers that were fetched over several connections.",
+    ),
+    metric(
+        "larder_transfer_parts_total",
+        Kind::Counter,
+        &["upstream", "result"],
+        "Parts that were asked for ahead of their turn; ok, or what failed.",
+    ),
+    metric(
         "larder_transfers_passed_through_total",
         Kind::Counter,
         &[],

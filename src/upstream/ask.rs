@@ -40,14 +40,19 @@ impl Client {
         &self,
         question: &Question<'_>,
     ) -> Result<(Reply, Option<OwnedSemaphorePermit>), UpstreamError> {
+        let slot = match &self.slots {
+            // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
+            Some(slots) if !self.offline => slots.clone().acquire_owned().await.ok(),
+            _ => None,
+        };
+        Ok((self.ask_in(question).await?, slot))
+    }
+
+    /// The same, by a caller that has its slot.
+    pub(super) async fn ask_in(&self, question: &Question<'_>) -> Result<Reply, UpstreamError> {
         if self.offline {
             return Err(self.error(ErrorKind::Offline));
         }
-        let slot = match &self.slots {
-            // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
-            Some(slots) => slots.clone().acquire_owned().await.ok(),
-            None => None,
-        };
         let deadline = Instant::now() + self.tuning.headers;
         let mut behind = self.mirrors.len() as u32;
         for mirror in &self.mirrors {
@@ -55,7 +60,7 @@ impl Client {
             let share = deadline.saturating_duration_since(Instant::now()) / (behind + 1);
             behind -= 1;
             match self.at(mirror, question, Instant::now() + share).await {
-                Ok(reply) => return Ok((self.note(question, reply), slot)),
+                Ok(reply) => return Ok(self.note(question, reply)),
                 Err(error) => {
                     tracing::debug!(upstream = %self.name, mirror = mirror.base.host_str(), %error, "mirror failed")
                 }
@@ -65,7 +70,7 @@ impl Client {
             .at(&self.own, question, deadline)
             .await
             .map_err(|kind| self.error(kind))?;
-        Ok((self.note(question, reply), slot))
+        Ok(self.note(question, reply))
     }
 
     fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
@@ -76,6 +81,9 @@ impl Client {
 
     /// One endpoint, with quick repeats of what may pass. Nothing has been handed out yet, so a repeat is free of doubt.
     async fn at(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
+        // What could be done without is asked for once.
+        let is_extra = question.range.is_some_and(|range| range.end.is_some());
+        let allowed = if is_extra { 0 } else { self.tuning.retries };
         let mut repeats = 0;
         loop {
             let error = match self.once(endpoint, question, deadline).await {
@@ -83,7 +91,7 @@ impl Client {
                 Err(error) => error,
             };
             let pause = self.pause(repeats);
-            if !may_pass(&error) || repeats >= self.tuning.retries || Instant::now() + pause >= deadline {
+            if !may_pass(&error) || repeats >= allowed || Instant::now() + pause >= deadline {
                 return Err(error);
             }
             repeats += 1;
@@ -120,7 +128,7 @@ impl Client {
             }
             Take::Stream => {
                 let response = answer.response;
-                let extent = Extent::of(response.status(), response.headers(), question.from)?;
+                let extent = Extent::of(response.status(), response.headers(), question.range)?;
                 reply.body = Body::Stream(Box::new((extent, response)));
             }
         }
@@ -140,7 +148,7 @@ impl Client {
             method: &question.method,
             url,
             accept: question.accept,
-            from: question.from,
+            range: question.range,
             repository: question.repository,
         };
         let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {

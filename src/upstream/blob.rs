@@ -1,10 +1,11 @@
 //! A blob's bytes on their way: where they start, how many there are, and when they stop too early.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
 use reqwest::{Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -20,6 +21,8 @@ pub struct BlobStream {
     /// Size of the whole blob, where the answer tells it.
     pub total: Option<u64>,
     pub content_type: Option<String>,
+    /// Whether the answer says that there are no ranges. That it says nothing proves nothing.
+    pub no_ranges: bool,
     response: Response,
     /// Bytes still to come by the answer's own framing.
     left: Option<u64>,
@@ -55,6 +58,35 @@ impl Progress {
     }
 }
 
+/// What is wanted of a blob: all from `start`, or what is before `end`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    pub start: u64,
+    pub end: Option<u64>,
+}
+
+impl Span {
+    pub fn from(start: u64) -> Span {
+        Span { start, end: None }
+    }
+
+    /// Of at least one byte.
+    pub fn of(span: Range<u64>) -> Span {
+        Span {
+            start: span.start,
+            end: Some(span.end),
+        }
+    }
+
+    /// As a Range header, where the last byte is named and not the one behind it.
+    pub fn header(&self) -> String {
+        match self.end {
+            Some(end) => format!("bytes={}-{}", self.start, end.saturating_sub(1)),
+            None => format!("bytes={}-", self.start),
+        }
+    }
+}
+
 /// What the head of an answer says about the bytes that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
@@ -64,10 +96,17 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// `asked` is the offset in the Range that was sent, if one was. A 206 must start where it was asked to: bytes
+    /// `asked` is the Range that was sent, if one was. A 206 must start where it was asked to: bytes
     /// from anywhere else would only be found out by the digest, after all of them came.
-    pub fn of(status: StatusCode, headers: &HeaderMap, asked: Option<u64>) -> Result<Extent, ErrorKind> {
+    pub fn of(status: StatusCode, headers: &HeaderMap, asked: Option<Span>) -> Result<Extent, ErrorKind> {
         let length = body::content_length(headers);
+        if let Some(end) = asked.and_then(|asked| asked.end)
+            && status != StatusCode::PARTIAL_CONTENT
+        {
+            return Err(ErrorKind::Protocol(
+                format!("{status} to a Range that ends at byte {end}").into(),
+            ));
+        }
         if status != StatusCode::PARTIAL_CONTENT {
             return Ok(Extent {
                 start: 0,
@@ -80,9 +119,10 @@ impl Extent {
         let text = body::text(headers, &CONTENT_RANGE).unwrap_or_default();
         let (first, last, total) = content_range(text)
             .ok_or_else(|| protocol(format!("206 with Content-Range {:?}", body::one_line(text, 80))))?;
-        if first != asked {
+        if first != asked.start || asked.end.is_some_and(|end| last.checked_add(1) != Some(end)) {
             return Err(protocol(format!(
-                "206 from byte {first}, where byte {asked} was asked for"
+                "206 with bytes {first} to {last}, where {:?} was asked for",
+                asked.header()
             )));
         }
         let size = last - first + 1;
@@ -125,6 +165,8 @@ impl BlobStream {
             start: extent.start,
             total: extent.total,
             content_type: body::text(response.headers(), &CONTENT_TYPE).map(str::to_owned),
+            no_ranges: body::text(response.headers(), &ACCEPT_RANGES)
+                .is_some_and(|said| said.trim().eq_ignore_ascii_case("none")),
             response,
             left: extent.left,
             bytes: metrics::counter!("larder_upstream_bytes_total", "upstream" => upstream.to_string()),
@@ -181,6 +223,7 @@ mod tests {
         if let Some(length) = length {
             headers.insert(CONTENT_LENGTH, length.parse().unwrap());
         }
+        let asked = asked.map(Span::from);
         Extent::of(StatusCode::from_u16(status).unwrap(), &headers, asked).map_err(|e| e.to_string())
     }
 
@@ -221,5 +264,27 @@ mod tests {
             assert!(extent(206, range, length, Some(5)).is_err(), "{range}");
         }
         assert!(extent(206, "bytes 0-9/10", None, None).is_err());
+    }
+
+    /// Just the bytes that were asked for, or it is no answer.
+    #[test]
+    fn parts() {
+        let part = Span::of(5..8);
+        assert_eq!(part.header(), "bytes=5-7");
+        let of = |status: u16, range: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_RANGE, range.parse().unwrap());
+            let status = StatusCode::from_u16(status).unwrap();
+            Extent::of(status, &headers, Some(part)).map(|extent| extent.left)
+        };
+        assert_eq!(of(206, "bytes 5-7/10").unwrap(), Some(3));
+        for (status, range) in [
+            (200, "bytes 5-7/10"),
+            (206, "bytes 5-9/10"),
+            (206, "bytes 5-6/10"),
+            (206, "bytes 4-7/10"),
+        ] {
+            assert!(matches!(of(status, range), Err(ErrorKind::Protocol(_))), "{range}");
+        }
     }
 }

@@ -25,10 +25,7 @@ pub struct Breaker {
 impl Breaker {
     /// Opens for `credential`, longer if it is open already, and says for how long.
     pub fn open(&self, credential: &Arc<Credential>, retry_after: Option<&str>) -> Duration {
-        let pause = retry_after
-            .and_then(|text| parse_retry_after(text, SystemTime::now()))
-            .unwrap_or_else(|| DEFAULT + Duration::from_millis(fastrand::u64(0..6_000)))
-            .clamp(SHORTEST, LONGEST);
+        let pause = pause(retry_after);
         let now = Instant::now();
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.retain(|_, end| *end > now);
@@ -48,6 +45,14 @@ impl Breaker {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         until.values().filter_map(|end| remaining(*end)).max()
     }
+}
+
+/// How long a 429 asks to be left alone.
+pub fn pause(retry_after: Option<&str>) -> Duration {
+    retry_after
+        .and_then(|text| parse_retry_after(text, SystemTime::now()))
+        .unwrap_or_else(|| DEFAULT + Duration::from_millis(fastrand::u64(0..6_000)))
+        .clamp(SHORTEST, LONGEST)
 }
 
 fn remaining(end: Instant) -> Option<Duration> {

@@ -3,17 +3,19 @@
 //! How a question is brought to an answer is in `ask`; what counts as one, in `question`.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::Method;
 use reqwest::header::CONTENT_TYPE;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-use super::ask::Body;
+use super::ask::{Body, Reply};
 pub use super::blob::BlobStream;
+use super::blob::Span;
 use super::body;
 use super::credentials::{Credentials, Logins, Sources};
 use super::endpoint::{Endpoint, Settings};
@@ -263,8 +265,34 @@ impl Client {
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
-        question.from = (offset > 0).then_some(offset);
+        question.range = (offset > 0).then_some(Span::from(offset));
         let (reply, slot) = self.ask(&question).await?;
+        self.stream(reply, slot)
+    }
+
+    /// Bytes `start..end` and no others, for a transfer that has a connection already: where the upstream does not
+    /// answer with just these, that is `Protocol`. It is asked once. `None` when `max_connections` leaves no room now.
+    pub async fn get_blob_part(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        span: Range<u64>,
+    ) -> Result<Option<BlobStream>, UpstreamError> {
+        let slot = match &self.slots {
+            // Who needs a first connection comes before who wants another.
+            Some(slots) => match slots.clone().try_acquire_owned() {
+                Ok(slot) => Some(slot),
+                Err(_) => return Ok(None),
+            },
+            None => None,
+        };
+        let mut question = blob(Method::GET, repository, digest, Take::Stream);
+        question.range = Some(Span::of(span));
+        let reply = self.ask_in(&question).await?;
+        self.stream(reply, slot).map(Some)
+    }
+
+    fn stream(&self, reply: Reply, slot: Option<OwnedSemaphorePermit>) -> Result<BlobStream, UpstreamError> {
         let Body::Stream(stream) = reply.body else {
             return Err(self.error(ErrorKind::Protocol("no body".into())));
         };
@@ -287,7 +315,7 @@ impl Client {
             path: format!("{repository}/tags/list"),
             query: Some("n=1000"),
             accept: "application/json",
-            from: None,
+            range: None,
             take: Take::Pages(MAX_TAGS_BYTES),
         };
         let mut tags = Vec::new();
@@ -309,7 +337,7 @@ impl Client {
             path: format!("{repository}/referrers/{subject}"),
             query: None,
             accept: media_type::OCI_INDEX,
-            from: None,
+            range: None,
             take: Take::Pages(MAX_REFERRERS_BYTES),
         };
         match self.list(&question, "manifests").await {

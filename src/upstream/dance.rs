@@ -12,13 +12,13 @@ use std::time::Instant;
 use reqwest::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode};
 
-use super::body;
 use super::challenge::{self, Demand};
 use super::credentials::Credential;
 use super::endpoint::{Ask, Endpoint, Known};
 use super::error::ErrorKind;
 use super::token::{self, Token, TokenKey};
 use super::walk::{Walked, Wanted, demand_of};
+use super::{body, breaker};
 use crate::oci::Digest;
 
 /// A success: 200 or 206, after all redirects and authentication.
@@ -194,7 +194,7 @@ impl Dance<'_> {
             url: &root,
             method: &Method::GET,
             accept: "*/*",
-            from: None,
+            range: None,
             ..*self.ask
         };
         let walked = self.endpoint.walk(&ping, None).await?;
@@ -271,9 +271,14 @@ impl Dance<'_> {
         }
         if status == 429 {
             let retry_after = body::text(walked.response.headers(), &RETRY_AFTER);
-            return ErrorKind::RateLimited {
-                retry_after: self.endpoint.breaker.open(&self.credential, retry_after),
+            let retry_after = if self.ask.is_extra() {
+                // It was asked for more at once than usual. The next usual question finds out whether that is
+                // refused as well; if this one kept them all away, a transfer that was going well would fail for it.
+                breaker::pause(retry_after)
+            } else {
+                self.endpoint.breaker.open(&self.credential, retry_after)
             };
+            return ErrorKind::RateLimited { retry_after };
         }
         if status < 400 {
             return ErrorKind::Protocol(format!("status {status}").into());

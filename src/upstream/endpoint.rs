@@ -9,6 +9,7 @@ use std::time::Duration;
 use reqwest::Method;
 use url::Url;
 
+use super::blob::Span;
 use super::breaker::Breaker;
 use super::challenge::Demand;
 use super::credentials::Credentials;
@@ -28,8 +29,15 @@ pub struct Ask<'a> {
     pub method: &'a Method,
     pub url: &'a Url,
     pub accept: &'static str,
-    pub from: Option<u64>,
+    pub range: Option<Span>,
     pub repository: &'a Repository,
+}
+
+impl Ask<'_> {
+    /// Whether it is for one more connection beside the one that does the work: an answer that could be done without.
+    pub fn is_extra(&self) -> bool {
+        self.range.is_some_and(|range| range.end.is_some())
+    }
 }
 
 /// What is known of how a repository wants to be asked.

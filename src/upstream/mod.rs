@@ -5,7 +5,7 @@
 //!
 //! From the top: `client` is the face; `question` is what can be asked, `ask` brings it to an answer over mirrors and
 //! upstream within a deadline. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
-//! `walk` is one attempt with its redirects. `transport` is proxies and the two HTTP clients, `tls` whom they
+//! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
 //! `credentials` finds whose they are (`auth_file` reads one login file), `redirect` decides where a Location may lead,

@@ -3,6 +3,7 @@
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode};
 
+use super::blob::Span;
 use super::body;
 use super::error::ErrorKind;
 use crate::oci::{Digest, Reference, Repository, media_type};
@@ -35,7 +36,7 @@ pub(super) struct Question<'a> {
     pub(super) path: String,
     pub(super) query: Option<&'static str>,
     pub(super) accept: &'static str,
-    pub(super) from: Option<u64>,
+    pub(super) range: Option<Span>,
     pub(super) take: Take,
 }
 
@@ -52,7 +53,7 @@ pub(super) enum Take {
 
 pub(super) fn check(question: &Question<'_>, status: StatusCode, headers: &HeaderMap) -> Result<(), ErrorKind> {
     let protocol = |what: String| Err(ErrorKind::Protocol(what.into()));
-    if status == StatusCode::PARTIAL_CONTENT && question.from.is_none() {
+    if status == StatusCode::PARTIAL_CONTENT && question.range.is_none() {
         return protocol("206 to a request without Range".to_owned());
     }
     // Decoding would change the bytes, and a decoder can be bombed (R-X12).
@@ -88,7 +89,7 @@ pub(super) fn manifest<'a>(
         path: format!("{repository}/manifests/{reference}"),
         query: None,
         accept: media_type::MANIFEST_ACCEPT,
-        from: None,
+        range: None,
         take,
     }
 }
@@ -101,7 +102,7 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         path: format!("{repository}/blobs/{digest}"),
         query: None,
         accept: "*/*",
-        from: None,
+        range: None,
         take,
     }
 }

@@ -160,7 +160,7 @@ impl Tokens {
                 let out = Outgoing {
                     method: &Method::POST,
                     accept: "application/json",
-                    from: None,
+                    range: None,
                     authorization: None,
                     form: Some(&form),
                 };
@@ -219,7 +219,7 @@ async fn get(key: &TokenKey, context: Context<'_>) -> Result<Response, ErrorKind
         let out = Outgoing {
             method: &Method::GET,
             accept: "application/json",
-            from: None,
+            range: None,
             authorization: authorization.as_ref(),
             form: None,
         };

@@ -1,8 +1,10 @@
-//! How bytes reach an upstream: egress proxies and the two HTTP clients of one endpoint.
+//! How bytes reach an upstream: egress proxies and the HTTP clients of one endpoint.
 //!
 //! The trusted client dials what the operator named; the guarded one dials what an upstream named and
 //! resolves through `guard`. Neither follows redirects, keeps cookies or decompresses: those are decisions, and
-//! they are taken in `redirect` and `endpoint`. No credential is ever a default header of a client (R-U20).
+//! they are taken in `redirect` and `endpoint`. Of each there is a second one, which speaks HTTP/1.1 only, for parts of a
+//! blob: they are fetched side by side because one connection is slow, and by HTTP/2 all would share that one. No
+//! credential is ever a default header of a client (R-U20).
 //!
 //! Proxies: `upstream.proxy` if it is set; else `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, except
 //! for an upstream on this machine, which a proxy elsewhere could not reach.
@@ -16,6 +18,7 @@ use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE
 use reqwest::{Method, NoProxy, Proxy, Response};
 use url::{Host, Url};
 
+use super::blob::Span;
 use super::credentials::Sources;
 use super::error::ErrorKind;
 use super::guard::{Blocked, Class, Guard, GuardedResolver};
@@ -29,8 +32,8 @@ const AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 pub struct Outgoing<'a> {
     pub method: &'a Method,
     pub accept: &'static str,
-    /// First byte wanted, when it is not the first of all.
-    pub from: Option<u64>,
+    /// What is wanted, when it is not all.
+    pub range: Option<Span>,
     pub authorization: Option<&'a HeaderValue>,
     /// A form, for token servers (R-U7).
     pub form: Option<&'a str>,
@@ -44,10 +47,15 @@ pub enum Named {
 }
 
 pub struct Transport {
-    trusted: reqwest::Client,
-    guarded: reqwest::Client,
+    whole: Pair,
+    parts: Pair,
     guard: Arc<Guard>,
     upstream: Arc<str>,
+}
+
+struct Pair {
+    trusted: reqwest::Client,
+    guarded: reqwest::Client,
 }
 
 impl std::fmt::Debug for Transport {
@@ -70,9 +78,13 @@ impl Transport {
             .map(str::to_owned)
             .collect();
         let guard = Arc::new(Guard::new(home, names));
-        let build = |resolver: Option<GuardedResolver>| {
+        let build = |resolver: Option<GuardedResolver>, is_apart: bool| {
+            let mut tls = tls.clone();
+            if is_apart {
+                tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            }
             let mut builder = reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
+                .tls_backend_preconfigured(tls)
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(upstream.connect_timeout)
                 .pool_idle_timeout(Duration::from_secs(60))
@@ -84,6 +96,9 @@ impl Transport {
             for (_, proxy) in &proxies {
                 builder = builder.proxy(proxy.clone());
             }
+            if is_apart {
+                builder = builder.http1_only();
+            }
             if let Some(resolver) = resolver {
                 builder = builder.dns_resolver(resolver);
             }
@@ -91,9 +106,15 @@ impl Transport {
                 .build()
                 .map_err(|e| format!("the HTTP client cannot be built: {}", chain(&e.without_url())))
         };
+        let pair = |is_apart| {
+            Ok::<_, String>(Pair {
+                trusted: build(None, is_apart)?,
+                guarded: build(Some(GuardedResolver(guard.clone())), is_apart)?,
+            })
+        };
         Ok(Transport {
-            trusted: build(None)?,
-            guarded: build(Some(GuardedResolver(guard.clone())))?,
+            whole: pair(false)?,
+            parts: pair(true)?,
             guard,
             upstream: Arc::from(upstream.name.as_str()),
         })
@@ -101,21 +122,23 @@ impl Transport {
 
     /// One request, one answer; whatever its status is.
     pub async fn send(&self, url: &Url, named: Named, out: &Outgoing<'_>) -> Result<Response, ErrorKind> {
+        let is_part = out.range.is_some_and(|range| range.end.is_some());
+        let clients = if is_part { &self.parts } else { &self.whole };
         let client = if named == Named::ByOperator || self.guard.is_home(url) {
-            &self.trusted
+            &clients.trusted
         } else {
             if let Err(blocked) = self.guard.check_literal(url).await {
                 return Err(self.refused(&blocked));
             }
-            &self.guarded
+            &clients.guarded
         };
         let mut request = client
             .request(out.method.clone(), url.clone())
             .header(ACCEPT, out.accept)
             .header(ACCEPT_ENCODING, "identity")
             .header(USER_AGENT, AGENT);
-        if let Some(from) = out.from {
-            request = request.header(RANGE, format!("bytes={from}-"));
+        if let Some(range) = out.range {
+            request = request.header(RANGE, range.header());
         }
         if let Some(authorization) = out.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());

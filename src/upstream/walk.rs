@@ -193,7 +193,7 @@ impl Endpoint {
         let out = Outgoing {
             method: ask.method,
             accept: ask.accept,
-            from: ask.from,
+            range: ask.range,
             authorization,
             form: None,
         };

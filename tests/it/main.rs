@@ -13,6 +13,7 @@ mod commands;
 mod config;
 mod demo;
 mod disk;
+mod far;
 mod flights;
 mod laws;
 mod manifests;

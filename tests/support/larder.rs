@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use larder::pull::Timing;
+use larder::pull::{Parallel, Timing};
 use larder::store::{Faults, Store};
 use tempfile::TempDir;
 
@@ -13,11 +13,16 @@ use super::toml::Toml;
 use super::upstream::Upstream;
 use super::{DEADLINE, within};
 
-/// The usual timing, but pauses between attempts are short: tests would only wait for them.
+/// The usual timing, but pauses between attempts are short: tests would only wait for them. One connection for each
+/// blob: on a busy machine every upstream is slow, and tests count what it was asked.
 pub fn quick() -> Timing {
     Timing {
         backoff: Duration::from_millis(5),
         longest_backoff: Duration::from_millis(50),
+        parallel: Parallel {
+            connections: 1,
+            ..Parallel::default()
+        },
         ..Timing::default()
     }
 }

@@ -1,9 +1,12 @@
 //! One answer of the upstream, taken in: to the disk as long as that can, else through memory (L5).
 
+use std::time::Instant;
+
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 
-use super::{Poured, Transfer, judge};
+use super::ahead::{Ahead, Meeting, Next};
+use super::{PATIENCE, Poured, Transfer, judge};
 use crate::oci::media_type;
 use crate::pull::blocking::blocking;
 use crate::pull::error::PullError;
@@ -51,16 +54,32 @@ impl Transfer {
         });
         self.streaming = self.flight.state().is_decided();
         let mut intake = Intake {
-            stream,
+            at: sink.len(),
+            ahead: self.take_ahead(&stream, sink.len(), total),
+            stream: Some(stream),
             skip,
             end: None,
         };
+        let outcome = self.pour_in(sink, &mut intake, total).await;
+        self.ahead = intake.ahead;
+        outcome
+    }
+
+    /// What fetches ahead beside this answer, if that may be: it takes ranges, a size, and bytes that are wanted.
+    fn take_ahead(&mut self, stream: &BlobStream, at: u64, total: Option<u64>) -> Option<Ahead> {
+        let known = self.ahead.take();
+        let total = total.filter(|_| self.streaming && !stream.no_ranges && stream.start == at)?;
+        let may = self.timing.parallel.connections > 1 && self.lines.may(self.order.client.name());
+        known.or_else(|| may.then(|| Ahead::new(&self.order, &self.timing.parallel, self.lines.clone(), total)))
+    }
+
+    async fn pour_in(&self, sink: Sink, intake: &mut Intake, total: Option<u64>) -> Result<(Sink, Poured), PullError> {
         let poured = match sink {
-            Sink::Disk(writer) => self.pour_to_disk(writer, &mut intake, total).await?,
+            Sink::Disk(writer) => self.pour_to_disk(writer, intake, total).await?,
             Sink::Memory(passage) => (Sink::Memory(passage), Poured::Complete),
         };
         match poured {
-            (Sink::Memory(passage), Poured::Complete) => self.pour_through(passage, &mut intake, total).await,
+            (Sink::Memory(passage), Poured::Complete) => self.pour_through(passage, intake, total).await,
             other => Ok(other),
         }
     }
@@ -87,8 +106,9 @@ impl Transfer {
                 let verdict = self.close(total, ended);
                 return Ok((Sink::Disk(writer), verdict));
             }
+            let (is_full, since) = (queue.bytes >= QUEUE_BYTES, Instant::now());
             tokio::select! {
-                () = intake.next_into(&mut queue), if intake.end.is_none() && queue.bytes < QUEUE_BYTES => {}
+                () = intake.next_into(&mut queue), if intake.end.is_none() && !is_full => {}
                 done = async {
                     match writing.as_mut() {
                         Some(batch) => batch.await,
@@ -96,6 +116,9 @@ impl Transfer {
                     }
                 } => {
                     writing = None;
+                    if is_full && let Some(ahead) = &mut intake.ahead {
+                        ahead.was_held_up(since.elapsed());
+                    }
                     let (writer, pieces, appended) = done.map_err(|_| PullError::Internal("a write was dropped"))?;
                     match appended {
                         Ok(written) if total.is_some_and(|total| written > total) => {
@@ -128,6 +151,10 @@ impl Transfer {
         intake: &mut Intake,
         total: Option<u64>,
     ) -> Result<(Sink, Poured), PullError> {
+        // It goes at its readers' pace, not at the upstream's.
+        if let Some(ahead) = &mut intake.ahead {
+            ahead.stop();
+        }
         let mut queue = Queue::default();
         loop {
             for piece in queue.take() {
@@ -186,16 +213,17 @@ impl Transfer {
     }
 
     /// The verdict on a body that ended, with everything staged.
-    fn close(&self, total: Option<u64>, end: Result<(), UpstreamError>) -> Poured {
+    fn close(&self, total: Option<u64>, end: End) -> Poured {
         let written = self.flight.state().written;
         match (end, total) {
             (_, Some(total)) if written == total => Poured::Complete,
-            (Ok(()), None) => Poured::Complete,
-            (Ok(()), Some(total)) => {
+            (End::Handed, _) => Poured::Handed,
+            (End::Body(Ok(())), None) => Poured::Complete,
+            (End::Body(Ok(())), Some(total)) => {
                 let cut = ErrorKind::Cut(format!("{written} of {total} bytes came").into());
                 Poured::Broken(UpstreamError::new(self.order.client.name(), cut).into())
             }
-            (Err(error), _) => judge(error, true),
+            (End::Body(Err(error)), _) => judge(error, true, PATIENCE),
         }
     }
 
@@ -209,20 +237,71 @@ impl Transfer {
 
 /// One answer of the upstream, as it comes.
 struct Intake {
-    stream: BlobStream,
+    /// `None` once parts that were fetched ahead have taken over.
+    stream: Option<BlobStream>,
     /// Bytes at its front that are there already.
     skip: u64,
-    end: Option<Result<(), UpstreamError>>,
+    /// Where in the blob the next piece belongs.
+    at: u64,
+    ahead: Option<Ahead>,
+    end: Option<End>,
+}
+
+/// Why no more comes.
+enum End {
+    /// The answer's own end.
+    Body(Result<(), UpstreamError>),
+    /// Parts took over, and they end here.
+    Handed,
 }
 
 impl Intake {
     /// Waits for the next piece or the end. May be dropped and taken up again.
     async fn next_into(&mut self, queue: &mut Queue) {
-        match self.stream.next().await {
-            Ok(Some(piece)) => queue.push(skip_front(piece, &mut self.skip)),
-            Ok(None) => self.end = Some(Ok(())),
-            Err(error) => self.end = Some(Err(error)),
+        if let Some(ahead) = &mut self.ahead {
+            ahead.look(self.at, self.stream.is_some());
+            if self.stream.is_some() && ahead.meet(self.at) == Meeting::Takes {
+                // Dropped, its connection is closed: what is on its way by now is all that crosses in vain.
+                self.stream = None;
+            }
         }
+        match (&mut self.stream, &mut self.ahead) {
+            (Some(stream), ahead) => {
+                let came = match ahead {
+                    None => stream.next().await,
+                    Some(ahead) => tokio::select! {
+                        came = stream.next() => came,
+                        () = ahead.changed() => return,
+                    },
+                };
+                match came {
+                    Ok(Some(piece)) => {
+                        let piece = skip_front(piece, &mut self.skip);
+                        let (piece, is_over) = match ahead {
+                            Some(ahead) => ahead.bound(self.at, piece),
+                            None => (piece, false),
+                        };
+                        if is_over {
+                            self.stream = None;
+                        }
+                        self.push(piece, queue);
+                    }
+                    Ok(None) => self.end = Some(End::Body(Ok(()))),
+                    Err(error) => self.end = Some(End::Body(Err(error))),
+                }
+            }
+            (None, Some(ahead)) => match ahead.next(self.at).await {
+                Next::Piece(piece) => self.push(piece, queue),
+                Next::Look => {}
+                Next::Gap => self.end = Some(End::Handed),
+            },
+            (None, None) => self.end = Some(End::Handed),
+        }
+    }
+
+    fn push(&mut self, piece: Bytes, queue: &mut Queue) {
+        self.at += piece.len() as u64;
+        queue.push(piece);
     }
 }
 

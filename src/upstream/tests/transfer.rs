@@ -102,7 +102,7 @@ async fn names_that_lead_inside_are_refused_at_connect() {
     let out = Outgoing {
         method: &reqwest::Method::GET,
         accept: "*/*",
-        from: None,
+        range: None,
         authorization: None,
         form: None,
     };

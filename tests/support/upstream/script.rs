@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use larder::oci::Digest;
@@ -168,6 +169,8 @@ pub enum Fault {
     /// Never a byte.
     Hang,
     StallHeaders(Gate),
+    /// The answer begins so much later: the way there and back.
+    Delay(Duration),
     /// The connection ends before the status line; `reset` by RST.
     NoHead {
         reset: bool,

@@ -201,6 +201,7 @@ struct Plan {
     /// Ends before the status line, by RST if true.
     no_head: Option<bool>,
     before_head: Vec<Gate>,
+    delay: Duration,
     framing: Framing,
     /// By offset in the body, in order.
     events: Vec<(u64, Event)>,
@@ -229,6 +230,7 @@ fn plan(shared: &Shared, request: &Request) -> Plan {
         hang: false,
         no_head: None,
         before_head: Vec::new(),
+        delay: Duration::ZERO,
         framing: Framing::Length,
         events: Vec::new(),
         pace: None,
@@ -275,6 +277,7 @@ impl Plan {
             }
             Fault::Hang => self.hang = true,
             Fault::StallHeaders(gate) => self.before_head.push(gate),
+            Fault::Delay(delay) => self.delay = delay,
             Fault::NoHead { reset } => self.no_head = Some(reset),
             Fault::CutAfter(at) => self.events.push((at, Event::Cut)),
             Fault::ResetAfter(at) => self.events.push((at, Event::Reset)),
@@ -330,6 +333,9 @@ impl Sender<'_> {
             self.peer_gone().await;
             return Err(Gone);
         }
+        if !plan.delay.is_zero() {
+            self.unless_gone(tokio::time::sleep(plan.delay)).await?;
+        }
         for gate in &plan.before_head {
             self.unless_gone(gate.pass()).await?;
         }
@@ -347,6 +353,7 @@ impl Sender<'_> {
         let size = body.len() as u64;
         let mut events = std::mem::take(&mut plan.events).into_iter().peekable();
         let mut sent = 0;
+        let (begun, mut pieces) = (tokio::time::Instant::now(), 0);
         loop {
             while let Some((_, event)) = events.next_if(|(at, _)| *at <= sent) {
                 match event {
@@ -362,7 +369,10 @@ impl Sender<'_> {
             let piece = match &plan.pace {
                 None => PIECE_BYTES,
                 Some(Pace::BytesPerSecond(rate)) => {
-                    self.unless_gone(tokio::time::sleep(Duration::from_millis(20))).await?;
+                    // By the clock and not by pauses: a busy machine makes each pause longer.
+                    pieces += 1;
+                    let due = begun + Duration::from_millis(20) * pieces;
+                    self.unless_gone(tokio::time::sleep_until(due)).await?;
                     (rate / 50).max(1)
                 }
                 Some(Pace::Steps { bytes, gate }) => {
