@@ -121,7 +121,7 @@ pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) 
     let servers = vec![
         tokio::spawn(server::serve(
             registry,
-            v2::Registry::new(pull.clone()),
+            v2::Registry::new(pull.clone(), config.server.server_timing),
             config.limits.clone(),
             tls,
             stop.clone(),

@@ -25,4 +25,5 @@ mod rot;
 mod serving;
 mod support_works;
 mod tags;
+mod timing;
 mod tokens;
