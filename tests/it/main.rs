@@ -22,6 +22,7 @@ mod privacy;
 mod questions;
 mod referrers;
 mod rot;
+mod sending;
 mod serving;
 mod support_works;
 mod tags;
