@@ -1,5 +1,6 @@
 //! A cache with a million entries: what its index costs in memory, how fast it is used, and how long after its start
-//! the binary serves the first hit. `cargo bench --bench index`, or `-- N` for another number of entries.
+//! the binary serves the first hit. `cargo bench --bench index`, or `-- N` for another number of entries; `-- --fill FOLDER N`
+//! only makes a folder of that many (for `benches/scale`).
 
 #![allow(clippy::expect_used)]
 
@@ -13,6 +14,13 @@ use std::time::{Duration, Instant};
 use larder::store::scale;
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [flag, folder, count, ..] = arguments.as_slice()
+        && flag == "--fill"
+    {
+        let count = count.parse().expect("a number of entries");
+        return scale::fill(Path::new(folder), count).expect("a filled folder");
+    }
     // cargo adds `--bench`.
     let count = std::env::args()
         .skip(1)

@@ -145,7 +145,7 @@ async fn launch(
     let servers = vec![
         tokio::spawn(server::serve(
             registry,
-            v2::Registry::new(pull.clone()),
+            v2::Registry::new(pull.clone(), config.server.server_timing),
             config.limits.clone(),
             tls,
             stop.clone(),

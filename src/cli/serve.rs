@@ -28,6 +28,7 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
             return Exit::Usage;
         }
     };
+    raise_open_files();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -68,6 +69,20 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
             }
         }
     })
+}
+
+/// As many open files as the system lets this process have: each client is one, and each blob that is being sent
+/// another. The usual soft limit of 1,024 is there for programs that use `select`.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }
 
 /// One line an address: what people look for, and scripts read.

@@ -66,6 +66,7 @@ const SERVER: &[Key] = &[
     key("listen", Kind::TextOrList),
     key("tls", Kind::Table(TLS)),
     key("shutdown_grace", Kind::Duration),
+    key("server_timing", Kind::Flag),
 ];
 
 const TLS: &[Key] = &[

@@ -65,6 +65,8 @@ pub struct Server {
     pub tls: Option<ServerTls>,
     /// How long running responses may take to finish after a stop was asked for.
     pub shutdown_grace: Duration,
+    /// Whether every answer says where its time went.
+    pub server_timing: bool,
 }
 
 /// PEM files of the listening side.

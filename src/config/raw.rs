@@ -28,6 +28,7 @@ pub struct RawServer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<RawTls>,
     pub shutdown_grace: Figure,
+    pub server_timing: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -157,6 +158,7 @@ impl Default for Raw {
                 listen: OneOrMany::One("127.0.0.1:5000".to_owned()),
                 tls: None,
                 shutdown_grace: text("30s"),
+                server_timing: false,
             },
             admin: RawAdmin {
                 listen: OneOrMany::One("127.0.0.1:5001".to_owned()),

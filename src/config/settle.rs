@@ -37,6 +37,7 @@ pub fn server(findings: &mut Findings<'_>, raw: &RawServer) -> Server {
             &raw.shutdown_grace,
             (Duration::ZERO, DAY),
         ),
+        server_timing: raw.server_timing,
     }
 }
 

@@ -123,6 +123,8 @@ pub struct Line {
     outbox: Option<Arc<Outbox>>,
     sent: u64,
     ended: Ended,
+    /// A blob that was not held, of which nothing has been sent.
+    is_cold: bool,
 }
 
 impl Line {
@@ -139,6 +141,7 @@ impl Line {
             outbox: caller.outbox.clone(),
             sent: 0,
             ended: Ended::Aborted,
+            is_cold: false,
         }
     }
 
@@ -152,6 +155,7 @@ impl Line {
         self.status = response.status().as_u16();
         self.outcome = labels.outcome.unwrap_or("-");
         self.upstream = labels.upstream;
+        self.is_cold = labels.route == "blob" && matches!(self.outcome, "miss" | "collapsed" | "pass");
         let bodiless = self.method == Method::HEAD
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if bodiless || response.body().is_end_stream() {
@@ -170,6 +174,15 @@ impl Line {
         match &self.outbox {
             Some(outbox) => outbox.length(data),
             None => data.len() as u64,
+        }
+    }
+
+    /// After something was handed over to be sent.
+    fn first_byte(&mut self) {
+        if self.is_cold && self.sent > 0 {
+            self.is_cold = false;
+            metrics::histogram!("larder_blob_first_byte_seconds", "outcome" => self.outcome)
+                .record(self.started.elapsed().as_secs_f64());
         }
     }
 
@@ -300,7 +313,10 @@ impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Unpin> http_body::B
             return Poll::Ready(frame);
         };
         match &frame {
-            Some(Ok(frame)) => line.sent += frame.data_ref().map_or(0, |data| line.length(data)),
+            Some(Ok(frame)) => {
+                line.sent += frame.data_ref().map_or(0, |data| line.length(data));
+                line.first_byte();
+            }
             Some(Err(error)) => {
                 let path = line.asked.as_ref().map_or("", |asked| &asked.path);
                 tracing::debug!(path, %error, "a response broke off");

@@ -3,12 +3,13 @@
 use super::error::PullError;
 use crate::oci::Digest;
 use crate::store::StoreError;
+use crate::telemetry::stopwatch::{Part, measure};
 
 /// Runs disk work off the async threads.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, PullError> {
-    match tokio::task::spawn_blocking(work).await {
+    match measure(Part::Store, tokio::task::spawn_blocking(work)).await {
         Ok(outcome) => Ok(outcome?),
         Err(_) => Err(PullError::Internal("disk work was dropped")),
     }

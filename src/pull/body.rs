@@ -11,8 +11,11 @@ use super::flight::{Follower, Run};
 use crate::oci::Digest;
 use crate::store::Held;
 
-/// Bytes a reader takes at once; what a slow client costs in memory.
-const CHUNK_BYTES: usize = 256 * 1024;
+/// Bytes that are read at once where the kernel has them: some of these wait in memory for a slow client to whom no file
+/// can be sent (TLS, HTTP/2).
+const CHUNK_BYTES: usize = 64 * 1024;
+/// Bytes that are read at once where the disk has to be waited for.
+const DISK_BYTES: usize = 256 * 1024;
 
 /// Bytes of a file that are handed out at once to be sent from there. Until they are sent the log takes them for sent,
 /// and a response for running.
@@ -115,7 +118,7 @@ impl Body {
     }
 
     async fn read(&mut self, run: Run, upto: u64) -> Result<Bytes, PullError> {
-        let want = self.want(upto, CHUNK_BYTES);
+        let want = self.want(upto, DISK_BYTES);
         let bytes = match run {
             Run::File(file) => read_at(file, self.at, want).await?,
             Run::Kept(bytes) => bytes,
@@ -153,7 +156,7 @@ fn is_in_memory(file: &File, at: u64, len: usize) -> bool {
 
 /// Reads at most `want` bytes: at once if the kernel has them in memory, else off the async threads.
 async fn read_at(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullError> {
-    let mut buffer = BytesMut::zeroed(want);
+    let mut buffer = BytesMut::zeroed(want.min(CHUNK_BYTES));
     match rustix::io::preadv2(
         &*file,
         &mut [std::io::IoSliceMut::new(&mut buffer)],
@@ -170,6 +173,7 @@ async fn read_at(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullErr
     }
     let read = tokio::task::spawn_blocking(move || {
         use std::os::unix::fs::FileExt;
+        let mut buffer = BytesMut::zeroed(want);
         let n = file.read_at(&mut buffer, at)?;
         buffer.truncate(n);
         Ok::<_, std::io::Error>(buffer.freeze())

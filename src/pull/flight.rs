@@ -20,6 +20,7 @@ use super::timing::Timing;
 use super::transfer::{Lines, Transfer};
 use crate::oci::{Digest, Repository};
 use crate::store::Store;
+use crate::telemetry::stopwatch;
 use crate::upstream::Client;
 pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, State};
 
@@ -194,9 +195,9 @@ impl Flights {
             self.lines.clone(),
         );
         let stop = self.stop.clone();
-        self.tasks.spawn(async move {
+        self.tasks.spawn(stopwatch::carry(async move {
             transfer.run(&entry, &stop).await;
-        });
+        }));
         Place::Among(follower)
     }
 

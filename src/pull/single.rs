@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::error::PullError;
+use crate::telemetry::stopwatch;
 
 /// Questions under way, by key. The asking is a task of its own: it outlives whoever began it.
 pub struct Single<K, V> {
@@ -52,12 +53,12 @@ where
             key,
         };
         let asking = ask();
-        tokio::spawn(async move {
+        tokio::spawn(stopwatch::carry(async move {
             let value = asking.await;
             // Out of the map before it is told: whoever comes after the answer asks anew.
             drop(guard);
             let _ = sender.send(Some(value));
-        });
+        }));
         Pending { answer, joined: false }
     }
 }

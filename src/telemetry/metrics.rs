@@ -133,6 +133,12 @@ pub const METRICS: &[Metric] = &[
         "Time until the answer's headers.",
     ),
     metric(
+        "larder_blob_first_byte_seconds",
+        Kind::Histogram,
+        &["outcome"],
+        "Time until the first byte of a blob that was not held.",
+    ),
+    metric(
         "larder_response_bytes_total",
         Kind::Counter,
         &["upstream"],
@@ -204,6 +210,12 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         &["upstream", "kind", "status"],
         "Requests sent to upstreams, redirects included.",
+    ),
+    metric(
+        "larder_upstream_answer_seconds",
+        Kind::Histogram,
+        &["upstream", "kind"],
+        "Time until an upstream's headers, each redirect by itself.",
     ),
     metric(
         "larder_upstream_bytes_total",

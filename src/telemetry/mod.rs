@@ -1,7 +1,8 @@
-//! What Larder says about itself while it runs: log lines and counters.
+//! What Larder says about itself while it runs: log lines, counters, and where a request's time went.
 //!
 //! A leaf: it imports nothing of ours, so that every floor may use it. Floors write through the `tracing`
 //! and `metrics` macros; here the two are set up and every metric is described once.
 
 pub mod log;
 pub mod metrics;
+pub mod stopwatch;

@@ -23,6 +23,7 @@ use super::error::ErrorKind;
 use super::transport::{Named, Outgoing, Transport, shown};
 use super::{body, redirect};
 use crate::config::Secret;
+use crate::telemetry::stopwatch::{Part, measure};
 
 const CLIENT_ID: &str = "larder";
 /// What a token is good for when the server does not say, and at least (R-U3).
@@ -100,7 +101,10 @@ impl Tokens {
     }
 
     pub async fn get(&self, key: &TokenKey, context: Context<'_>) -> Result<Arc<Token>, ErrorKind> {
-        let kept = self.kept.try_get_with_by_ref(key, self.fetch(key, context)).await;
+        let kept = self
+            .kept
+            .try_get_with_by_ref(key, measure(Part::Token, self.fetch(key, context)))
+            .await;
         kept.map_err(|shared| ErrorKind::clone(&shared))
     }
 

@@ -20,6 +20,7 @@ use super::token::{Context, Token, TokenKey};
 use super::transport::{Named, Outgoing, count_refusal, shown};
 use super::{body, redirect};
 use crate::oci::Digest;
+use crate::telemetry::stopwatch::{Part, measure};
 
 const DOCKER_CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// Token servers of which it is remembered that they were warned about: their names come from outside.
@@ -197,7 +198,8 @@ impl Endpoint {
             authorization,
             form: None,
         };
-        let outcome = self.transport.send(url, named, &out).await;
+        let outcome = measure(Part::Upstream, self.transport.send(url, named, &out)).await;
+        let took = started.elapsed();
         let status = match &outcome {
             Ok(response) => response.status().as_u16().to_string(),
             Err(_) => "error".to_owned(),
@@ -207,7 +209,7 @@ impl Endpoint {
             method = %ask.method,
             url = shown(url),
             status,
-            ms = started.elapsed().as_millis() as u64,
+            ms = took.as_millis() as u64,
             "upstream request"
         );
         metrics::counter!(
@@ -217,6 +219,14 @@ impl Endpoint {
             "status" => status
         )
         .increment(1);
+        if outcome.is_ok() {
+            metrics::histogram!(
+                "larder_upstream_answer_seconds",
+                "upstream" => self.upstream.to_string(),
+                "kind" => ask.kind
+            )
+            .record(took.as_secs_f64());
+        }
         if let Ok(response) = &outcome
             && let Some(limit) = RateLimit::read(response.headers())
         {

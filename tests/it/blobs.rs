@@ -86,6 +86,8 @@ async fn ranges() {
             ("bytes=-5000", 0, 2048),
             ("bytes=2000-5000", 2000, 2048),
             ("bytes=0-0", 0, 1),
+            ("bytes=2047-2047", 2047, 2048),
+            ("bytes=-1", 2047, 2048),
         ] {
             let larder = Larder::start(&upstream, |_| {}).await;
             let digest = upstream.blob(REPO, 2048);
@@ -124,6 +126,18 @@ async fn odd_ranges() {
         let past = ask.send(larder.registry()).await.expect(416);
         assert_eq!(past.error_code(), "UNSUPPORTED");
         assert_eq!(past.header("content-range"), Some("bytes */2048"));
+        for none in ["bytes=2048-", "bytes=-0", "bytes=3000-,4000-5000"] {
+            let digest = fresh().await;
+            for by_http2 in [false, true] {
+                let ask = Ask::get(blob(REPO, digest)).range(none);
+                let past = match by_http2 {
+                    true => http2(larder.registry(), ask).await,
+                    false => ask.send(larder.registry()).await,
+                };
+                let past = past.expect(416);
+                assert_eq!(past.header("content-range"), Some("bytes */2048"), "{none}");
+            }
+        }
 
         let digest = fresh().await;
         let backwards = Ask::get(blob(REPO, digest)).range("bytes=500-0");
@@ -149,6 +163,9 @@ async fn odd_ranges() {
         let ask = Ask::head(blob(REPO, digest)).range("bytes=0-9");
         let head = ask.send(larder.registry()).await.expect(200);
         assert_eq!(head.header("content-length"), Some("2048"));
+        // RFC 9110, 14.2: only a GET has ranges; also one that no GET could have.
+        let ask = Ask::head(blob(REPO, digest)).range("bytes=5000-");
+        ask.send(larder.registry()).await.expect(200);
 
         let ask = Ask::get(blob(REPO, digest)).header("If-None-Match", format!("\"{digest}\""));
         ask.send(larder.registry()).await.expect(304);

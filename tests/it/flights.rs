@@ -189,3 +189,78 @@ async fn a_bad_document_is_no_outage() {
     let new = upstream.image(REPO, "good", &[11]);
     larder.get(manifest(REPO, "good")).await.expect_content(&new.manifest);
 }
+
+/// The last bytes of every response wait for the verdict (L2).
+const HOLD_BACK: usize = 16 * 1024;
+
+/// L1: whoever joins late gets what is staged by then, also while the upstream stands still: it goes on only when the
+/// joiners have it.
+#[tokio::test]
+async fn late_joiners_need_not_wait_for_the_upstream() {
+    const LEN: usize = 1_000_000;
+    const STOPS: [usize; 4] = [100_000, 300_000, 600_000, 900_000];
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, LEN);
+    let bytes = upstream.bytes(&digest);
+    let gates = STOPS.map(|_| Gate::closed());
+    let stalls = STOPS.iter().zip(&gates);
+    let stalls = stalls.map(|(at, gate)| Fault::StallAfter(*at as u64, gate.clone()));
+    upstream.on(On::Blob(digest).get()).does(stalls);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let path = blob(REPO, digest);
+    let first = tokio::spawn(Ask::get(&path).send(larder.registry()));
+    let (mut whole, mut ranged) = (Vec::new(), Vec::new());
+    for (at, gate) in STOPS.into_iter().zip(&gates) {
+        gate.wait_for_arrivals(1).await;
+        for _ in 0..20 {
+            let mut joiner = Ask::get(&path).open(larder.registry()).await;
+            assert_eq!(joiner.headers.get("cache-status"), Some("larder; fwd=miss; collapsed"));
+            let read = joiner.read_at_least(at - HOLD_BACK).await;
+            assert!(read == &bytes[..read.len()] && read.len() >= at - HOLD_BACK);
+            whole.push(joiner);
+        }
+        let (from, to) = (at / 4, at / 4 * 3);
+        for _ in 0..5 {
+            let ask = Ask::get(&path).range(&format!("bytes={from}-{}", to - 1));
+            let mut joiner = ask.open(larder.registry()).await;
+            assert_eq!(joiner.status, 206);
+            let read = joiner.read_at_least(to - from - HOLD_BACK).await;
+            assert!(read == &bytes[from..from + read.len()] && read.len() >= to - from - HOLD_BACK);
+            ranged.push((joiner, from, to));
+        }
+        gate.open();
+    }
+    first.await.unwrap().expect_content(&digest);
+    for joiner in whole {
+        joiner.rest().await.expect_content(&digest);
+    }
+    for (joiner, from, to) in ranged {
+        assert!(joiner.rest().await.expect(206).body == bytes[from..to], "{from}-{to}");
+    }
+    assert_eq!(upstream.count(On::Blob(digest).get()), 1, "{}", upstream.print());
+}
+
+/// The same of a blob whose size the upstream does not tell. Its ranges have to wait: they need the size (R-C42).
+#[tokio::test]
+async fn late_joiners_of_a_blob_of_unknown_size() {
+    const AT: usize = 300_000;
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 500_000);
+    let bytes = upstream.bytes(&digest);
+    let gate = Gate::closed();
+    let stall = Fault::StallAfter(AT as u64, gate.clone());
+    upstream.on(On::Blob(digest).get()).does([Fault::Chunked, stall]);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let path = blob(REPO, digest);
+    let first = tokio::spawn(Ask::get(&path).send(larder.registry()));
+    gate.wait_for_arrivals(1).await;
+    let mut joiner = Ask::get(&path).open(larder.registry()).await;
+    let read = joiner.read_at_least(AT - HOLD_BACK).await;
+    assert!(read == &bytes[..read.len()] && read.len() >= AT - HOLD_BACK);
+    let ranged = tokio::spawn(Ask::get(&path).range("bytes=1000-1999").send(larder.registry()));
+    gate.open();
+    first.await.unwrap().expect_content(&digest);
+    joiner.rest().await.expect_content(&digest);
+    assert!(ranged.await.unwrap().expect(206).body == bytes[1000..2000]);
+    assert_eq!(upstream.count(On::Blob(digest).get()), 1, "{}", upstream.print());
+}

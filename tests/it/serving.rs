@@ -103,3 +103,20 @@ async fn one_larder_a_folder() {
     assert!(text.contains("cache"), "{text}");
     larder.get("/v2/").await.expect(200);
 }
+
+/// A client is an open file, and so is a blob that is being sent: the limit that shells give is for other programs.
+#[tokio::test]
+async fn as_many_open_files_as_there_may_be() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum.map(|most| most.min(512));
+    // It is this process's as well, and what it starts inherits it; each test has a process of its own.
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let upstream = Upstream::start().await;
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", larder.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words[3], words[4], "{line}");
+    assert_ne!(words[3], "512", "{line}");
+}

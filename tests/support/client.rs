@@ -498,9 +498,64 @@ impl Exchange {
     }
 }
 
+/// An answer by HTTP/2 whose body is on the way. Dropping it hangs up; what is not read stays with the server, but for
+/// the window.
+pub struct Http2Exchange {
+    pub status: u16,
+    pub headers: Headers,
+    body: hyper::body::Incoming,
+    read: Vec<u8>,
+    end: Option<End>,
+    driver: tokio::task::JoinHandle<hyper::Result<()>>,
+}
+
+impl Http2Exchange {
+    /// Reads until at least `n` bytes of the body are here in all, or it ended. Gives what is here.
+    pub async fn read_at_least(&mut self, n: usize) -> &[u8] {
+        while self.read.len() < n && self.end.is_none() {
+            match within("a frame", self.body.frame()).await {
+                None => self.end = Some(End::Complete),
+                Some(Ok(frame)) => self.read.extend_from_slice(frame.data_ref().map_or(&[], |d| &d[..])),
+                Some(Err(_)) => self.end = Some(End::Reset),
+            }
+        }
+        &self.read
+    }
+
+    /// To the end.
+    pub async fn rest(mut self) -> Response {
+        self.read_at_least(usize::MAX).await;
+        Response {
+            status: self.status,
+            headers: std::mem::take(&mut self.headers),
+            body: std::mem::take(&mut self.read),
+            end: self.end.expect("an answer at its end"),
+        }
+    }
+}
+
+impl Drop for Http2Exchange {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
 /// One request by HTTP/2 without TLS. Of the headers only what came on the wire; `end` is `Reset` for a broken
 /// stream, with status 0 if the reset overtook the head: hyper then tells nothing of it.
 pub async fn http2(to: SocketAddr, ask: Ask) -> Response {
+    match open_http2(to, ask).await {
+        Some(exchange) => exchange.rest().await,
+        None => Response {
+            status: 0,
+            headers: Headers::default(),
+            body: Vec::new(),
+            end: End::Reset,
+        },
+    }
+}
+
+/// The same, its body as the test asks for it; `None` if a reset overtook the head.
+pub async fn open_http2(to: SocketAddr, ask: Ask) -> Option<Http2Exchange> {
     let stream = TcpStream::connect(to).await.expect("a connection");
     let (mut sender, connection) = within(
         "an HTTP/2 handshake",
@@ -517,30 +572,15 @@ pub async fn http2(to: SocketAddr, ask: Ask) -> Response {
     }
     let request = request.body(Empty::<Bytes>::new()).expect("a request");
     let answer = within("an answer by HTTP/2", sender.send_request(request)).await;
-    let Ok(response) = answer else {
-        return Response {
-            status: 0,
-            headers: Headers::default(),
-            body: Vec::new(),
-            end: End::Reset,
-        };
-    };
-    let (head, mut body) = response.into_parts();
+    let (head, body) = answer.ok()?.into_parts();
     let text = |value: &hyper::header::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let headers: Vec<(String, String)> = head.headers.iter().map(|(n, v)| (n.to_string(), text(v))).collect();
-    let mut bytes = Vec::new();
-    let end = loop {
-        match within("a frame", body.frame()).await {
-            None => break End::Complete,
-            Some(Ok(frame)) => bytes.extend_from_slice(frame.data_ref().map_or(&[], |d| &d[..])),
-            Some(Err(_)) => break End::Reset,
-        }
-    };
-    driver.abort();
-    Response {
+    let headers = head.headers.iter().map(|(n, v)| (n.to_string(), text(v))).collect();
+    Some(Http2Exchange {
         status: head.status.as_u16(),
         headers: Headers(headers),
-        body: bytes,
-        end,
-    }
+        body,
+        read: Vec::new(),
+        end: None,
+        driver,
+    })
 }

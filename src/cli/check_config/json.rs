@@ -18,6 +18,7 @@ pub fn meaning(config: &Config) -> String {
                 "client_ca": tls.client_ca,
             })),
             "shutdown_grace_seconds": config.server.shutdown_grace.as_secs_f64(),
+            "server_timing": config.server.server_timing,
         },
         "admin": { "listen": config.admin.listen, "token": config.admin.token.is_some() },
         "cache": {

@@ -77,6 +77,13 @@ fn listeners(config: &Config) -> Vec<String> {
             "on a stop",
             format!("running answers may take {}", in_words(config.server.shutdown_grace)),
         ),
+        row(
+            "Server-Timing",
+            match config.server.server_timing {
+                true => "in every answer",
+                false => "for who asks",
+            },
+        ),
     ]
 }
 

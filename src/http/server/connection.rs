@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use super::answer::{self, Connection};
 use super::handler::{Caller, Handler};
 use super::pulse::{Overdue, Pulse};
+use super::tls::Certificates;
 use super::wire::{self, Transport, Wire};
 use super::{LAST_WORDS, Shared};
 use crate::http::outbox::Outbox;
@@ -28,6 +29,9 @@ const CLIENT_HELLO: u8 = 0x16;
 
 /// hyper's own limit. Told any, even this one, it fills a table of that size for every request.
 const HYPER_HEADERS: usize = 100;
+
+/// What waits in memory for a client of HTTP/1, about.
+const BUFFER_BYTES: usize = 128 * 1024;
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -43,6 +47,9 @@ const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: applic
     {\"errors\":[{\"code\":\"UNAVAILABLE\",\"message\":\"too many connections; try later\"}]}";
 
 /// Serves a connection until one side has had enough.
+///
+/// A future is as large as its largest step, and keeps that much for as long as its client stays, idle or not: so each
+/// large step is in a box of its own, which only those have who come to it.
 pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared<impl Handler>>) {
     let first = tokio::select! {
         biased;
@@ -52,23 +59,25 @@ pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared<i
     let Ok(Ok(Some(first))) = first else { return };
     match (&shared.tls, first) {
         (None, CLIENT_HELLO) => say(tcp, TLS_TO_HTTP, "tls_to_plain").await,
-        (None, _) => plain(tcp, client, &shared).await,
-        (Some(certificates), CLIENT_HELLO) => {
-            let handshake = async { certificates.acceptor().await.accept(tcp).await };
-            let handshake = tokio::select! {
-                () = shared.stop.cancelled() => return,
-                handshake = tokio::time::timeout(shared.limits.header_timeout, handshake) => handshake,
-            };
-            match handshake {
-                Ok(Ok(stream)) => {
-                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                    speak(stream, Bytes::new(), http2, client, &shared).await;
-                }
-                Ok(Err(error)) => tracing::debug!(%client, %error, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
-            }
-        }
+        (None, _) => Box::pin(plain(tcp, client, &shared)).await,
+        (Some(certificates), CLIENT_HELLO) => Box::pin(secure(tcp, certificates, client, &shared)).await,
         (Some(_), _) => say(tcp, HTTP_TO_TLS, "plain_to_tls").await,
+    }
+}
+
+async fn secure(tcp: TcpStream, certificates: &Certificates, client: SocketAddr, shared: &Shared<impl Handler>) {
+    let handshake = async { certificates.acceptor().await.accept(tcp).await };
+    let handshake = tokio::select! {
+        () = shared.stop.cancelled() => return,
+        handshake = tokio::time::timeout(shared.limits.header_timeout, Box::pin(handshake)) => handshake,
+    };
+    match handshake {
+        Ok(Ok(stream)) => {
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            Box::pin(speak(stream, Bytes::new(), http2, client, shared)).await;
+        }
+        Ok(Err(error)) => tracing::debug!(%client, %error, "TLS handshake failed"),
+        Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
     }
 }
 
@@ -102,7 +111,7 @@ async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared<impl Hand
     match told {
         Ok(Ok(prefix)) => {
             let http2 = prefix == HTTP2_PREFACE;
-            speak(tcp, prefix, http2, client, shared).await;
+            Box::pin(speak(tcp, prefix, http2, client, shared)).await;
         }
         Ok(Err(_)) => {}
         Err(_) => wire::linger(tcp).await,
@@ -140,11 +149,11 @@ async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: Sock
     let service = service_fn(move |request: Request<Incoming>| answer::answer(request, of_all.clone()));
     // The blocks see to it that hyper's connection is gone, and the stream on its way back, before it is waited for.
     if http2 {
-        let connection = http2_builder(shared).serve_connection(io, service);
-        drive(connection, &pulse, client, shared).await;
+        let mut connection = Box::pin(http2_builder(shared).serve_connection(io, service));
+        drive(connection.as_mut(), &pulse, client, shared).await;
     } else {
-        let connection = http1_builder(shared).serve_connection(io, service);
-        drive(connection, &pulse, client, shared).await;
+        let mut connection = Box::pin(http1_builder(shared).serve_connection(io, service));
+        drive(connection.as_mut(), &pulse, client, shared).await;
     }
     if let Ok(stream) = back.await {
         tokio::select! {
@@ -161,8 +170,12 @@ async fn hurry<H>(shared: &Shared<H>) {
 }
 
 /// Polls the connection until it ends by itself, is overdue, or the server stops.
-async fn drive<C: GracefulConnection, H>(connection: C, pulse: &Pulse, client: SocketAddr, shared: &Shared<H>) {
-    let mut connection = pin!(connection);
+async fn drive<C: GracefulConnection, H>(
+    mut connection: Pin<&mut C>,
+    pulse: &Pulse,
+    client: SocketAddr,
+    shared: &Shared<H>,
+) {
     let overdue = tokio::select! {
         // Nothing else is there to be decided in a connection that goes on.
         biased;
@@ -206,8 +219,9 @@ fn http1_builder<H>(shared: &Shared<H>) -> http1::Builder {
         // It would count idle time too; `pulse` keeps both.
         .header_read_timeout(None)
         .max_header_size(head)
-        // hyper's default, unless heads may be longer than that. It bounds what waits for a slow client, too.
-        .max_buf_size(head.max(408 * 1024));
+        // It bounds what waits in memory for a slow client, too: hyper takes of a body until it has that much, and asks
+        // again only then. Its own default would be three times as much.
+        .max_buf_size(head.max(BUFFER_BYTES));
     if shared.limits.headers != HYPER_HEADERS {
         builder.max_headers(shared.limits.headers);
     }

@@ -10,6 +10,7 @@ mod manifests;
 mod referrers;
 mod route;
 mod tags;
+mod timing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,12 +56,16 @@ type Response = axum::http::Response<Payload>;
 pub struct Registry {
     pull: Arc<Pull>,
     heads: Arc<Heads>,
+    /// Whether every answer says where its time went.
+    timed: bool,
 }
 
 impl Registry {
-    pub fn new(pull: Arc<Pull>) -> Registry {
+    /// `timed`: every answer says where its time went, asked or not.
+    pub fn new(pull: Arc<Pull>, timed: bool) -> Registry {
         Registry {
             pull,
+            timed,
             heads: Arc::default(),
         }
     }
@@ -72,12 +77,17 @@ impl Handler for Registry {
     async fn handle(&self, request: Request<Body>, caller: &Caller) -> axum::http::Response<Logged<Payload>> {
         let (parts, _body) = request.into_parts();
         let line = Line::begin(&parts, caller);
+        let watch = timing::wanted(self.timed, &parts.headers);
         let is_head = parts.method == Method::HEAD;
-        let (mut response, labels) = match self.heads.answer(&self.pull, &parts) {
-            Some(told) => told,
+        let (mut response, labels) = match (self.heads.answer(&self.pull, &parts), &watch) {
+            (Some(told), _) => told,
             // In a box: it is large, and hyper moves the future of every request.
-            None => Box::pin(self.walk(parts, caller)).await,
+            (None, None) => Box::pin(self.walk(parts, caller)).await,
+            (None, Some(watch)) => Box::pin(watch.clone().over(self.walk(parts, caller))).await,
         };
+        if let Some(watch) = watch {
+            timing::tell(&mut response, labels.outcome, &watch);
+        }
         if is_head {
             // hyper would send it by HTTP/2.
             *response.body_mut() = Payload::empty();

@@ -71,6 +71,7 @@ fn config(upstream: Upstream) -> Config {
             listen: Vec::new(),
             tls: None,
             shutdown_grace: Duration::ZERO,
+            server_timing: false,
         },
         admin: Admin {
             listen: Vec::new(),

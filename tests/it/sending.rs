@@ -1,0 +1,228 @@
+//! Held blobs on their way out, by plain HTTP/1.1 (the kernel sends) and by HTTP/2 (read and sent): clients that are slow or
+//! leave, files that go or shrink, blobs of more than 4 GiB.
+
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use larder::oci::Digest;
+
+use crate::support::client::{Ask, Connection, End, Exchange, Http2Exchange, Response, http2, open_http2};
+use crate::support::larder::Larder;
+use crate::support::upstream::{Fault, On, Upstream};
+use crate::support::{blob, within};
+
+const REPO: &str = "library/alpine";
+const MIB: usize = 1 << 20;
+/// More than sockets and windows take in.
+const LEN: usize = 24 * MIB;
+
+/// A client that has the head and reads no further than it is told to.
+enum Slow {
+    Http1(Exchange),
+    Http2(Http2Exchange),
+}
+
+impl Slow {
+    async fn open(larder: &Larder, path: &str, by_http2: bool) -> Slow {
+        let mut slow = if by_http2 {
+            Slow::Http2(open_http2(larder.registry(), Ask::get(path)).await.unwrap())
+        } else {
+            let connection = Connection::open_with_buffer(larder.registry(), 64 * 1024).await;
+            Slow::Http1(connection.exchange(&Ask::get(path)).await)
+        };
+        slow.read_at_least(1).await;
+        slow
+    }
+
+    async fn read_at_least(&mut self, n: usize) -> &[u8] {
+        match self {
+            Slow::Http1(exchange) => exchange.read_at_least(n).await,
+            Slow::Http2(exchange) => exchange.read_at_least(n).await,
+        }
+    }
+
+    async fn rest(self) -> Response {
+        match self {
+            Slow::Http1(exchange) => exchange.rest().await,
+            Slow::Http2(exchange) => exchange.rest().await,
+        }
+    }
+}
+
+/// A blob that is held, and its file.
+async fn held(larder: &Larder, upstream: &Upstream) -> (Digest, String, PathBuf) {
+    let digest = upstream.blob(REPO, LEN);
+    let path = blob(REPO, digest);
+    larder.get(&path).await.expect_content(&digest);
+    larder.until_held(&path).await;
+    let file = larder.cache().join("blobs/sha256").join(digest.hex());
+    (digest, path, file)
+}
+
+/// Whether this process, and so Larder in it, has the file open.
+fn is_open(file: &Path) -> bool {
+    let links = std::fs::read_dir("/proc/self/fd").unwrap();
+    links
+        .filter_map(|link| std::fs::read_link(link.ok()?.path()).ok())
+        .any(|target| target == file)
+}
+
+async fn until_let_go(file: &Path) {
+    within("the file to be let go", async {
+        while is_open(file) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_up_nobody_and_gets_everything() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let (digest, path, file) = held(&larder, &upstream).await;
+    for by_http2 in [false, true] {
+        let mut slow = Slow::open(&larder, &path, by_http2).await;
+        for step in 1..4 {
+            slow.read_at_least(step * 300_000).await;
+            larder.get(&path).await.expect_content(&digest);
+            http2(larder.registry(), Ask::get(&path)).await.expect_content(&digest);
+        }
+        assert!(is_open(&file), "it has not been sent yet");
+        slow.rest().await.expect_content(&digest);
+        until_let_go(&file).await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_lets_go_of_the_file() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let (digest, path, file) = held(&larder, &upstream).await;
+    until_let_go(&file).await;
+    for by_http2 in [false, true] {
+        for reset in [false, true] {
+            let slow = Slow::open(&larder, &path, by_http2).await;
+            assert!(is_open(&file), "by HTTP/2: {by_http2}");
+            match slow {
+                Slow::Http1(exchange) if reset => exchange.abort(),
+                slow => drop(slow),
+            }
+            until_let_go(&file).await;
+        }
+    }
+    larder.get(&path).await.expect_content(&digest);
+    assert_eq!(upstream.count(On::Blob(digest).get()), 1, "{}", upstream.print());
+}
+
+/// L5: an answer outlives its blob's file, whoever took that away.
+#[tokio::test]
+async fn a_file_that_is_removed_while_it_is_sent() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    for by_http2 in [false, true] {
+        let (digest, path, file) = held(&larder, &upstream).await;
+        let slow = Slow::open(&larder, &path, by_http2).await;
+        std::fs::remove_file(&file).unwrap();
+        slow.rest().await.expect_content(&digest);
+        larder.get(&path).await.expect_content(&digest);
+    }
+}
+
+/// L2: a file that somebody truncates is a short answer; the damage is found with the next request, counted and mended.
+#[tokio::test]
+async fn a_file_that_is_cut_while_it_is_sent() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    for (round, by_http2) in [false, true].into_iter().enumerate() {
+        let (digest, path, file) = held(&larder, &upstream).await;
+        let slow = Slow::open(&larder, &path, by_http2).await;
+        let writable = std::fs::File::options().write(true).open(&file).unwrap();
+        writable.set_len(1000).unwrap();
+        let cut = slow.rest().await;
+        assert!(cut.body.len() < LEN, "by HTTP/2: {by_http2}");
+        assert_eq!(cut.end == End::Short, !by_http2, "{:?}", cut.end);
+        larder.get(&path).await.expect_content(&digest);
+        assert_eq!(upstream.count(On::Blob(digest).get()), 2, "{}", upstream.print());
+        let counted = format!("larder_damaged_total{{found=\"size\"}} {}", round + 1);
+        let metrics = larder.metrics().await;
+        assert!(metrics.contains(&counted), "no {counted}");
+    }
+}
+
+/// Most of it is a hole: nothing has to be sent to see that no length or offset is cut to 32 bits.
+#[tokio::test]
+async fn more_than_four_gib() {
+    const SIZE: u64 = (5 << 30) + 7;
+    const FAR: u64 = (4 << 30) + 11;
+    let upstream = Upstream::start().await;
+    let digest = Digest::sha256(b"nobody hashes five gibibytes here");
+    let (headers, body) = (vec![("Content-Length".to_owned(), SIZE.to_string())], Bytes::new());
+    let confirmed = Fault::Status {
+        status: 200,
+        headers,
+        body,
+    };
+    upstream.on(On::Blob(digest).head()).always().does([confirmed]);
+    let stopped = Larder::start(&upstream, |_| {}).await.stop().await;
+    // A file in a blob's place is a blob that was verified before a crash: it is taken in when the folder is walked.
+    let file = std::fs::File::create(stopped.cache().join("blobs/sha256").join(digest.hex())).unwrap();
+    file.set_len(SIZE).unwrap();
+    file.write_all_at(b"far", FAR).unwrap();
+    file.write_all_at(b"the end", SIZE - 7).unwrap();
+    let larder = stopped
+        .start(|toml| {
+            toml.cache("max_size", "100GiB");
+        })
+        .await;
+    within("the blob to be taken in", async {
+        while larder.store().size(&digest) != Some(SIZE) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let path = blob(REPO, digest);
+    let head = larder.head(&path).await.expect(200);
+    assert_eq!(head.header("content-length"), Some(&*SIZE.to_string()));
+    for (range, from, bytes) in [
+        (format!("bytes={FAR}-{}", FAR + 2), FAR, &b"far"[..]),
+        ("bytes=-7".to_owned(), SIZE - 7, b"the end"),
+        (format!("bytes={}-{}", SIZE - 3, u64::MAX), SIZE - 3, b"end"),
+        (format!("bytes={}-", SIZE - 1), SIZE - 1, b"d"),
+    ] {
+        let ask = || Ask::get(&path).range(&range);
+        for answer in [
+            ask().send(larder.registry()).await,
+            http2(larder.registry(), ask()).await,
+        ] {
+            let answer = answer.expect(206);
+            assert_eq!(answer.body, bytes, "{range}");
+            let place = format!("bytes {from}-{}/{SIZE}", from + bytes.len() as u64 - 1);
+            assert_eq!(answer.header("content-range"), Some(&*place));
+        }
+    }
+    // Runs that begin below 4 GiB and end above, as the kernel sends them and as they are read.
+    let (from, to) = ((4u64 << 30) - 500_000, (4u64 << 30) + 500_000);
+    let ask = || Ask::get(&path).range(&format!("bytes={from}-{}", to - 1));
+    for answer in [
+        ask().send(larder.registry()).await,
+        http2(larder.registry(), ask()).await,
+    ] {
+        let answer = answer.expect(206);
+        let at = usize::try_from(FAR - from).unwrap();
+        assert!(answer.body.len() == 1_000_000 && &answer.body[at..at + 3] == b"far");
+    }
+    let past = Ask::get(&path).range(&format!("bytes={SIZE}-"));
+    let past = past.send(larder.registry()).await.expect(416);
+    assert_eq!(past.header("content-range"), Some(&*format!("bytes */{SIZE}")));
+    // The whole, of which two MiB are enough; the length is what counts.
+    let mut whole = Connection::open_with_buffer(larder.registry(), 64 * 1024)
+        .await
+        .exchange(&Ask::get(&path))
+        .await;
+    assert_eq!(whole.headers.get("content-length"), Some(&*SIZE.to_string()));
+    assert!(whole.read_at_least(2 * MIB).await.iter().all(|byte| *byte == 0));
+    whole.abort();
+    assert_eq!(upstream.count(On::Blob(digest).get()), 0, "{}", upstream.print());
+}
