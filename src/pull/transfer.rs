@@ -95,7 +95,7 @@ impl Transfer {
     async fn fetch(&mut self) -> Result<(Sink, u64), PullError> {
         let mut sink = self.stage().await?;
         let mut resumed = sink.len() > 0;
-        if !self.is_whole_already(&sink).await? {
+        if !self.is_whole_already(&mut sink).await? {
             sink = self.gather(sink).await?;
         }
         loop {
@@ -116,11 +116,12 @@ impl Transfer {
         Ok((sink, total))
     }
 
-    async fn is_whole_already(&mut self, sink: &Sink) -> Result<bool, PullError> {
-        match sink {
-            Sink::Disk(writer) if !writer.is_empty() && writer.is_whole() => self.is_upstream(writer).await,
-            _ => Ok(false),
+    async fn is_whole_already(&mut self, sink: &mut Sink) -> Result<bool, PullError> {
+        let Sink::Disk(writer) = sink else { return Ok(false) };
+        if writer.is_empty() || !writer.is_whole() {
+            return Ok(false);
         }
+        self.is_upstream(writer).await
     }
 
     /// Whether the upstream holds for this repository what is staged whole already: then no byte has to cross
