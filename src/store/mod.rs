@@ -345,6 +345,11 @@ impl Store {
         Writer::begin(self.inner.clone(), *digest, true).inspect_err(|_| self.inner.end_staging(digest, None))
     }
 
+    /// Whether some of this digest is staged, or a writer is at it. Memory only.
+    pub fn is_staged(&self, digest: &Digest) -> bool {
+        self.inner.index().staging(digest).is_some()
+    }
+
     /// Whether this repository's upstream has shown that it holds this digest (L8).
     pub fn linked(&self, repository: &str, digest: &Digest) -> bool {
         self.inner.index().linked(repository, digest)
