@@ -21,7 +21,7 @@ use crate::http::server::tls::{Certificates, TlsError};
 use crate::http::server::{self, BindError};
 use crate::http::{admin as api, v2};
 use crate::jobs::{Pace, Verifier};
-use crate::oci::HostPort;
+use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
 use crate::telemetry::metrics::{self, InstallError};
@@ -87,6 +87,7 @@ pub async fn start_with(config: Config, timing: Timing) -> Result<Running, Start
 /// Starts, on a disk that fails when it is told to (for tests). Ports are bound first, so that a second proxy fails
 /// before it touches anything.
 pub async fn start_full(config: Config, timing: Timing, faults: Option<Faults>) -> Result<Running, StartError> {
+    tracing::debug!(sha256_by = Hasher::sha256_by(), "starting");
     let handle = metrics::install()?;
     let registry = server::bind(&config.server.listen).await?;
     let admin = server::bind(&config.admin.listen).await?;
