@@ -21,7 +21,7 @@ use crate::http::server::tls::{Certificates, TlsError};
 use crate::http::server::{self, BindError};
 use crate::http::{admin as api, v2};
 use crate::jobs::{Pace, Verifier};
-use crate::oci::HostPort;
+use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
 use crate::telemetry::metrics::{self, InstallError};
@@ -110,6 +110,7 @@ async fn launch(
     timing: Timing,
     faults: Option<Faults>,
 ) -> Result<Running, StartError> {
+    tracing::debug!(sha256_by = Hasher::sha256_by(), "starting");
     let handle = metrics::install()?;
     let registry = listen(&config.server.listen, sockets.registry).await?;
     let admin = listen(&config.admin.listen, sockets.admin).await?;

@@ -33,9 +33,9 @@
 //!   from memory and without waiting, whether what it speaks of is held, linked and fresh at this moment; then it is told
 //!   again. Otherwise the walk above. Hot manifests, `HEAD` of hot blobs and `/v2/` go this way.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
-//!   (`pull::transfer`); it stages and hashes through `store::writer`; every client, the first included, reads the
-//!   growing file (`pull::body`); the last 16 KiB of every response wait for the verdict; commit = digest right → fsync
-//!   → rename → index → links.
+//!   (`pull::transfer`); it stages through `store::writer`, which hashes beside the writing; every client, the first
+//!   included, reads the growing file (`pull::body`); the last 16 KiB of every response wait for the verdict;
+//!   commit = digest right → fsync → rename → index → links.
 //! - **Blob, hot**: link check and size from memory → open file → range → body; by plain HTTP/1.1 the body hands out
 //!   tickets for runs of the file (`http::outbox`), which the socket's side (`http::server::wire`) sends by `sendfile`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as

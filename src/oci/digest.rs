@@ -231,6 +231,19 @@ impl Hasher {
         }
     }
 
+    /// What SHA-256 is computed by here: the same question that sha2 asks the processor.
+    pub fn sha256_by() -> &'static str {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("sha") && std::arch::is_x86_feature_detected!("sse4.1") {
+            return "SHA-NI";
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("sha2") {
+            return "ARMv8 SHA-2";
+        }
+        "software"
+    }
+
     pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Hasher::Sha256(hasher) => hasher.update(bytes),

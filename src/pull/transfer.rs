@@ -20,7 +20,7 @@ use super::flight::{Entry, Flight, Order, Phase};
 use super::sink::Sink;
 use super::timing::Timing;
 use crate::store::{Store, StoreError, Writer};
-use crate::upstream::{ErrorKind, UpstreamError};
+use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
 
 pub(super) use ahead::Lines;
 
@@ -34,6 +34,8 @@ pub(super) struct Transfer {
     ahead: Option<Ahead>,
     /// Whether followers may have seen bytes: from then on the staged file cannot be begun anew.
     streaming: bool,
+    /// The upstream's answer from byte 0, asked for while the place for it was made.
+    early: Option<Result<BlobStream, UpstreamError>>,
 }
 
 /// How one upstream answer ended.
@@ -64,6 +66,7 @@ impl Transfer {
             lines,
             ahead: None,
             streaming: false,
+            early: None,
         }
     }
 
@@ -114,9 +117,9 @@ impl Transfer {
 
     /// Gets the whole blob and verifies it. Gives where it is, and the size.
     async fn fetch(&mut self) -> Result<(Sink, u64), PullError> {
-        let mut sink = self.stage().await?;
+        let mut sink = self.begin().await?;
         let mut resumed = sink.len() > 0;
-        if !self.is_whole_already(&sink).await? {
+        if !self.is_whole_already(&mut sink).await? {
             sink = self.gather(sink).await?;
         }
         loop {
@@ -138,11 +141,26 @@ impl Transfer {
         Ok((sink, total))
     }
 
-    async fn is_whole_already(&mut self, sink: &Sink) -> Result<bool, PullError> {
-        match sink {
-            Sink::Disk(writer) if !writer.is_empty() && writer.is_whole() => self.is_upstream(writer).await,
-            _ => Ok(false),
+    /// Stages. What nobody has staged any of is asked for at the same time: a first byte need not wait for a file.
+    async fn begin(&mut self) -> Result<Sink, PullError> {
+        let digest = self.order.digest;
+        if self.store.is_staged(&digest) {
+            return self.stage().await;
         }
+        let Order { client, repository, .. } = self.order.clone();
+        let (sink, answer) = tokio::join!(self.stage(), client.get_blob(&repository, &digest, 0));
+        let sink = sink?;
+        // Somebody may have come, staged a little and gone meanwhile.
+        self.early = (sink.len() == 0).then_some(answer);
+        Ok(sink)
+    }
+
+    async fn is_whole_already(&mut self, sink: &mut Sink) -> Result<bool, PullError> {
+        let Sink::Disk(writer) = sink else { return Ok(false) };
+        if writer.is_empty() || !writer.is_whole() {
+            return Ok(false);
+        }
+        self.is_upstream(writer).await
     }
 
     /// Whether the upstream holds for this repository what is staged whole already: then no byte has to cross
@@ -262,7 +280,10 @@ impl Transfer {
             ..
         } = self.order.clone();
         let offset = sink.len();
-        let mut answer = client.get_blob(&repository, &digest, offset).await;
+        let mut answer = match self.early.take() {
+            Some(answer) => answer,
+            None => client.get_blob(&repository, &digest, offset).await,
+        };
         // What an earlier run staged may be all there is, or not be wanted any more (416): begin anew.
         let spoilt = matches!(&answer, Err(error) if matches!(error.kind, ErrorKind::Protocol(_)));
         if spoilt && offset > 0 && !self.streaming {

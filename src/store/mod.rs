@@ -4,6 +4,7 @@
 //! knows in memory what is held and what must go; `hot` tells what needs nothing else; `database` writes that down;
 //! `tags` is what upstreams change at will; `writer` is the only way in and the one place where a digest is verified.
 
+mod beside;
 mod database;
 mod disk;
 mod error;
@@ -83,6 +84,7 @@ struct Inner {
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
     private: privacy::Marks,
+    hashers: beside::Hashers,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
 }
@@ -212,6 +214,7 @@ impl Store {
             disk: Disk::with(faults),
             trouble: Mutex::default(),
             private,
+            hashers: beside::Hashers::default(),
             _lock: lock,
         };
         // A limit that was lowered since the last run is kept from the first moment.
@@ -340,6 +343,11 @@ impl Store {
             index.stage(digest, staged, Staging::Active, shelf);
         }
         Writer::begin(self.inner.clone(), *digest, true).inspect_err(|_| self.inner.end_staging(digest, None))
+    }
+
+    /// Whether some of this digest is staged, or a writer is at it. Memory only.
+    pub fn is_staged(&self, digest: &Digest) -> bool {
+        self.inner.index().staging(digest).is_some()
     }
 
     /// Whether this repository's upstream has shown that it holds this digest (L8).

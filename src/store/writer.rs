@@ -1,4 +1,4 @@
-//! How bytes come in: stage → hash → verdict → fsync → rename → index.
+//! How bytes come in: stage → hash (`beside` the writing) → verdict → fsync → rename → index.
 //!
 //! The one place where a digest is verified (L2): cold pulls, prefetch and import all pass here. A
 //! writer that is dropped keeps what it staged, so that a later one goes on where it stopped;
@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::beside::Trail;
 use super::error::{Mismatch, StoreError};
 use super::index::{Kind, Staging};
 use super::{Arrival, Inner};
@@ -21,7 +22,7 @@ use crate::oci::{Digest, Hasher};
 pub struct Writer {
     place: Place,
     file: Arc<File>,
-    hashing: Hashing,
+    trail: Trail,
     state: State,
 }
 
@@ -124,23 +125,23 @@ impl Writer {
         Ok(Writer {
             place,
             file: Arc::new(file),
-            hashing,
+            trail: Trail::of(digest, hashing),
             state: State::Open,
         })
     }
 
     /// Bytes staged so far; the offset at which the next ones belong.
     pub fn len(&self) -> u64 {
-        self.hashing.len
+        self.trail.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.hashing.is_empty()
+        self.len() == 0
     }
 
     /// Whether what is staged is all of it already.
-    pub fn is_whole(&self) -> bool {
-        self.hashing.verify().is_ok()
+    pub fn is_whole(&mut self) -> bool {
+        self.trail.settle().verify().is_ok()
     }
 
     /// The staged file, for readers that follow it as it grows. Stays readable after commit and cancel.
@@ -152,7 +153,7 @@ impl Writer {
     /// Error: `NoRoom`; nothing was evicted for what could never fit.
     pub fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
         let place = &mut self.place;
-        let total = total.max(self.hashing.len);
+        let total = total.max(self.trail.len());
         let fits = if place.counted {
             place.store.make_room(&place.digest, total)
         } else {
@@ -169,7 +170,8 @@ impl Writer {
         Err(error)
     }
 
-    /// Appends and hashes. On an error nothing is appended, and the same bytes may go elsewhere.
+    /// Appends; what is long is hashed behind its writing, beside that of what comes next. On an error nothing is
+    /// appended, and the same bytes may go elsewhere.
     pub fn append(&mut self, pieces: &[Bytes]) -> Result<u64, StoreError> {
         let more: u64 = pieces.iter().map(|p| p.len() as u64).sum();
         self.reserve(self.len().saturating_add(more))?;
@@ -180,9 +182,7 @@ impl Writer {
             written.map_err(|error| store.failed("write", path, error))?;
             at += piece.len() as u64;
         }
-        for piece in pieces {
-            self.hashing.update(piece);
-        }
+        self.trail.extend(pieces, &store.hashers);
         if self.place.counted {
             store.index().set_written(&self.place.digest, at);
         }
@@ -195,7 +195,7 @@ impl Writer {
         let _ = std::fs::remove_file(&self.place.path);
         self.state = State::Gone;
         self.file = Arc::new(self.place.store.create(&self.place.path)?);
-        self.hashing = Hashing::new(self.place.digest);
+        self.trail = Trail::of(self.place.digest, Hashing::new(self.place.digest));
         self.state = State::Open;
         Ok(())
     }
@@ -210,10 +210,11 @@ impl Writer {
             let (_, shelf) = index.staged(&self.place.digest);
             index.stage(&self.place.digest, len, Staging::Detached, shelf);
         }
-        let hashing = std::mem::replace(&mut self.hashing, Hashing::new(self.place.digest));
+        let digest = self.place.digest;
+        let trail = std::mem::replace(&mut self.trail, Trail::of(digest, Hashing::new(digest)));
         let stand_in = Place {
             store: self.place.store.clone(),
-            digest: self.place.digest,
+            digest,
             path: PathBuf::new(),
             counted: false,
             small: 0,
@@ -221,7 +222,7 @@ impl Writer {
         };
         let place = std::mem::replace(&mut self.place, stand_in);
         (
-            hashing,
+            trail.into_hashing(),
             Remains {
                 file: self.file.clone(),
                 len,
@@ -232,7 +233,7 @@ impl Writer {
 
     /// Whether the staged bytes are what the digest says. On a mismatch they are gone from disk.
     pub fn verify(&mut self) -> Result<(), StoreError> {
-        let verdict = self.hashing.verify();
+        let verdict = self.trail.settle().verify();
         match verdict {
             Ok(()) => self.state = State::Verified,
             Err(_) => self.discard(),
@@ -300,7 +301,7 @@ impl Drop for Writer {
         if !self.place.counted {
             self.discard();
         }
-        self.place.left = (self.state != State::Gone).then_some(self.hashing.len);
+        self.place.left = (self.state != State::Gone).then_some(self.trail.len());
     }
 }
 
