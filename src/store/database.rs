@@ -99,7 +99,7 @@ impl Database {
             Ok(redb) => redb,
             Err(error) if path.exists() && is_damage(&error) => {
                 let aside = path.with_extension("redb.damaged");
-                tracing::error!(path = %path.display(), aside = %aside.display(), %error, "the index is damaged: it was put aside and is being rebuilt from the blobs; tags will be asked for again");
+                tracing::error!(path = %path.display(), aside = %aside.display(), %error, "the index is damaged: it was put aside and is being rebuilt from the blobs; tags, and who may have what, will be asked for again; pins are lost");
                 std::fs::rename(path, &aside).map_err(StoreError::io("put aside", path))?;
                 open_redb(path).map_err(|e| index_error(path, e))?
             }

@@ -177,6 +177,7 @@ impl Store {
         let tree = Tree::new(&cache.path);
         startup::make_folders(&tree)?;
         let lock = startup::take_lock(&tree)?;
+        startup::tell_missing_index(&tree);
         let database = Database::open(&tree.index())?;
         let mut index = Index::default();
         for upstream in &config.upstreams {

@@ -68,6 +68,16 @@ pub(super) fn take_lock(tree: &Tree) -> Result<File, StoreError> {
     Ok(file)
 }
 
+/// Blobs without an index: they are found again, and what only the index knew is not.
+pub(super) fn tell_missing_index(tree: &Tree) {
+    let has_blobs =
+        |algorithm| std::fs::read_dir(tree.blobs(algorithm)).is_ok_and(|mut folder| folder.next().is_some());
+    if !tree.index().exists() && Algorithm::ALL.into_iter().any(has_blobs) {
+        let path = tree.index();
+        tracing::error!(path = %path.display(), "the index is gone: it is being rebuilt from the blobs; tags, and who may have what, will be asked for again; pins are lost");
+    }
+}
+
 /// Fills the index from the database. Two tables are read side by side, and joined in the order that both are in or
 /// can be put in: looking up a million links one by one would take longer than all the rest.
 pub(super) fn load(database: &Database, index: &mut Index) -> Result<(), StoreError> {
@@ -161,6 +171,7 @@ impl Links {
 pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     // By place in the index. A place that changes hands meanwhile does no harm: what is missing is looked for again.
     let mut seen: Vec<bool> = Vec::new();
+    let before = inner.index().count();
     for algorithm in Algorithm::ALL {
         for (name, path, meta) in files(&inner.tree.blobs(algorithm))? {
             match Digest::from_hex(algorithm, &name).filter(|_| meta.is_file()) {
@@ -183,6 +194,10 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     });
     for digest in missing {
         inner.forget_if_gone(&digest);
+    }
+    let found = inner.index().count().saturating_sub(before);
+    if before == 0 && found > 0 {
+        tracing::info!(blobs = found, "the index is rebuilt");
     }
     forget_loose_links(inner)?;
     inner.evict_down();

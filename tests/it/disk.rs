@@ -146,3 +146,26 @@ async fn a_disk_that_fills_up_under_a_transfer() {
     }
     larder.wait_for_log("what cannot be kept passes through").await;
 }
+
+/// Blobs without an index are found again, and the start says what is not. Nothing crosses the link twice.
+#[tokio::test]
+async fn an_index_that_is_gone_is_told() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 30_000);
+    let mut larder = LarderProcess::start(&upstream, |_| {}).await;
+    larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    larder.stop().await;
+    assert!(!larder.logs().contains("the index is"), "{}", larder.logs());
+    std::fs::remove_file(larder.cache().join("index.redb")).unwrap();
+    let larder = larder.restart().await;
+    let told = larder.wait_for_log("the index is gone").await;
+    assert!(told.contains("pins are lost"), "{told}");
+    larder.wait_for_log("the index is rebuilt").await;
+    larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    assert_eq!(
+        upstream.count(On::Blobs.get()),
+        1,
+        "shown again by HEAD: {}",
+        upstream.print()
+    );
+}
