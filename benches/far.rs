@@ -41,6 +41,7 @@ async fn round(connections: usize) {
     let timing = Timing {
         parallel: Parallel {
             connections,
+            on_this_machine: true,
             ..Parallel::default()
         },
         ..Timing::default()

@@ -26,6 +26,9 @@ pub struct Timing {
 pub struct Parallel {
     /// Connections for one blob at most, the first included. 1: never more than that one.
     pub connections: usize,
+    /// Also where the upstream is on this machine. There no distance makes a connection slow, but a want of processors,
+    /// which more of them make worse.
+    pub on_this_machine: bool,
     /// Not worth it for less than this.
     pub least_left: u64,
     /// A connection that brings as many bytes a second is not slow.
@@ -50,6 +53,7 @@ impl Default for Parallel {
     fn default() -> Parallel {
         Parallel {
             connections: 6,
+            on_this_machine: false,
             least_left: 32 << 20,
             slow_below: 64 << 20,
             measure_for: Duration::from_millis(400),

@@ -199,6 +199,16 @@ impl Client {
         &self.name
     }
 
+    /// Whether the upstream's address is a loopback one.
+    pub fn is_on_this_machine(&self) -> bool {
+        match self.own.base.host() {
+            Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(url::Host::Ipv6(ip)) => ip.to_canonical().is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        }
+    }
+
     /// Whether stored credentials were behind this repository's last answer (L8), sent to the registry or for a
     /// token; an anonymous token does not count. Before the first answer: whether there are any to send.
     pub fn has_credentials(&self, repository: &Repository) -> bool {

@@ -24,6 +24,7 @@ fn eager() -> Timing {
     Timing {
         parallel: Parallel {
             connections: 4,
+            on_this_machine: true,
             least_left: 0,
             slow_below: u64::MAX,
             measure_for: Duration::ZERO,

@@ -69,7 +69,9 @@ impl Transfer {
     fn take_ahead(&mut self, stream: &BlobStream, at: u64, total: Option<u64>) -> Option<Ahead> {
         let known = self.ahead.take();
         let total = total.filter(|_| self.streaming && !stream.no_ranges && stream.start == at)?;
-        let may = self.timing.parallel.connections > 1 && self.lines.may(self.order.client.name());
+        let (policy, client) = (&self.timing.parallel, &self.order.client);
+        let is_far = policy.on_this_machine || !client.is_on_this_machine();
+        let may = policy.connections > 1 && is_far && self.lines.may(client.name());
         known.or_else(|| may.then(|| Ahead::new(&self.order, &self.timing.parallel, self.lines.clone(), total)))
     }
 
