@@ -209,12 +209,9 @@ impl Credentials {
         {
             return Ok(secret.clone());
         }
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| format!("the password file {} cannot be read: {e}", path.display()))?;
-        let secret = Secret::new(text.trim_end_matches(['\r', '\n']));
-        if secret.reveal().is_empty() {
-            return Err(format!("the password file {} is empty", path.display()));
-        }
+        let secret = Password::File(path.to_owned())
+            .read()
+            .map_err(|error| format!("the password file {error}"))?;
         *kept = Some((now, secret.clone()));
         Ok(secret)
     }
