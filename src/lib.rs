@@ -11,13 +11,14 @@
 //! | [`config`] | what the operator asked for: raw figures in, meaning out | oci |
 //! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry |
 //! | [`upstream`] | a client of other registries | oci config telemetry |
+//! | [`auth`] | who is asking, what they may pull | oci config |
 //! | [`pull`] | the pull-through service | oci config telemetry store upstream |
 //! | [`jobs`] | hashing what is held again, in idle hours and when asked | oci config telemetry store pull |
 //! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci store pull jobs |
-//! | [`http`] | listeners, routes, status codes | oci config telemetry pull admin, and the error types of store and upstream |
+//! | [`http`] | listeners, routes, status codes | oci config telemetry auth pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
-//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config admin app demo telemetry |
+//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config auth admin app demo telemetry |
 //!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
 //! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
@@ -55,6 +56,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod demo;

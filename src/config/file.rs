@@ -59,8 +59,19 @@ fn note_lines(table: &DeTable<'_>, path: &mut KeyPath, origins: &mut Origins, pl
         path.push(canonical(path, key.get_ref()));
         // The first of two spellings of one upstream keeps its place; the second is refused anyway.
         origins.entry(path.clone()).or_insert_with(|| place(key.span().start));
-        if let DeValue::Table(inner) = value.get_ref() {
-            note_lines(inner, path, origins, place);
+        match value.get_ref() {
+            DeValue::Table(inner) => note_lines(inner, path, origins, place),
+            DeValue::Array(list) => {
+                for (at, item) in list.iter().enumerate() {
+                    if let DeValue::Table(inner) = item.get_ref() {
+                        path.push((at + 1).to_string());
+                        origins.insert(path.clone(), place(item.span().start));
+                        note_lines(inner, path, origins, place);
+                        path.pop();
+                    }
+                }
+            }
+            _ => {}
         }
         path.pop();
     }
@@ -117,6 +128,23 @@ impl Check<'_> {
             (Kind::Named(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.upstreams(table.clone(), keys, path)));
             }
+            (Kind::Tables(keys), Value::Table(named)) => {
+                let mut kept = Table::new();
+                for (name, value) in named {
+                    let path = [path, std::slice::from_ref(name)].concat();
+                    if let Some(value) = self.value(value.clone(), Kind::Table(keys), &path) {
+                        kept.insert(name.clone(), value);
+                    }
+                }
+                return Some(Value::Table(kept));
+            }
+            (Kind::Rules(keys), Value::Array(list)) if list.iter().all(Value::is_table) => {
+                let rules = list.iter().enumerate().filter_map(|(at, value)| {
+                    let path = [path, &[(at + 1).to_string()]].concat();
+                    self.value(value.clone(), Kind::Table(keys), &path)
+                });
+                return Some(Value::Array(rules.collect()));
+            }
             _ => false,
         };
         if !fits {
@@ -149,6 +177,18 @@ impl Check<'_> {
         }
         kept
     }
+}
+
+/// The names of the tables inside the table at `path`.
+pub fn names_at(values: &Table, path: &[String]) -> Vec<String> {
+    let mut at = values;
+    for part in path {
+        match at.get(part).and_then(Value::as_table) {
+            Some(inner) => at = inner,
+            None => return Vec::new(),
+        }
+    }
+    at.keys().cloned().collect()
 }
 
 fn unknown(path: &[String]) -> String {
