@@ -2,6 +2,7 @@
 //!
 //! [`start`] is the proxy; `rest` opens a folder that none runs on, for operators.
 
+mod explain;
 mod further;
 mod keys;
 mod rest;
@@ -14,6 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use explain::{AccessCheck, explain};
 pub use rest::AtRest;
 
 use crate::admin::{Admin, Limits, Meter, Traffic};

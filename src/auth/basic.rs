@@ -280,6 +280,11 @@ fn read(path: &Path) -> Result<Users, HtpasswdError> {
     Users::parse(&text).map_err(|error| wrong(error.to_string()))
 }
 
+/// Whether the file has such a user.
+pub fn has_user(path: &Path, name: &str) -> Result<bool, HtpasswdError> {
+    Ok(read(path)?.hashes.contains_key(name))
+}
+
 /// A line for the file.
 ///
 /// Errors: why there is none.

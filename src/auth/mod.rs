@@ -2,13 +2,14 @@
 //!
 //! A request comes with an `Authorization` header, a client certificate, both or neither. [`Gate::recognise`] makes an
 //! identity of them: `basic` knows passwords, `bearer` the tokens that Larder issued itself, `jwks` those of other issuers,
-//! and `jws` what a signed token is. `policy` makes a right of identity, place and image.
+//! and `jws` what a signed token is. `policy` makes a right of identity, place and image; `hint` knows what operators should hear of it.
 //!
 //! Nothing here reaches the network, and nothing knows HTTP: a header comes as its text, and the keys of other issuers by
 //! a function that is handed in. A login that is wrong makes a caller anonymous; what becomes of it is for `http` to say.
 
 pub mod basic;
 pub mod bearer;
+mod hint;
 pub mod jwks;
 pub mod jws;
 pub mod policy;
@@ -20,6 +21,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use self::basic::{Htpasswd, HtpasswdError, Login};
 use self::bearer::Mint;
+pub use self::hint::hints;
 use self::jwks::{Fetch, Issuer};
 use self::jws::{Token, TokenError};
 pub use self::policy::{Asked, Explanation, Identity, Place, Policy, Right, shown};

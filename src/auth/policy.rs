@@ -278,6 +278,21 @@ impl Policy {
         false
     }
 
+    /// Whether there is anything on this listener for callers without a login, from wherever they come.
+    pub fn serves_anonymous(&self, listener: &str) -> bool {
+        let place = Place { listener, from: None };
+        for rule in &self.rules {
+            let here = rule.listeners.is_empty() || rule.listeners.iter().any(|name| **name == *listener);
+            if !here || !rule.who.iter().any(|who| who.is(&None)) {
+                continue;
+            }
+            if rule.may > Right::Nothing || rule.is_whole(place) {
+                return rule.may > Right::Nothing;
+            }
+        }
+        false
+    }
+
     /// Whether a login could get anybody more than he has without, on this listener.
     pub fn gains_by_login(&self, listener: &str) -> bool {
         let place = Place { listener, from: None };

@@ -21,6 +21,9 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    for hint in crate::auth::hints(&config) {
+        tracing::info!("{hint}");
+    }
     let sockets = match systemd::sockets() {
         Ok(sockets) => sockets,
         Err(error) => {
@@ -91,6 +94,13 @@ pub(super) fn listening(running: &Running) -> String {
     let mut text = String::new();
     for address in &running.registry {
         text += &format!("larder: registry listening on {scheme}://{address}\n");
+    }
+    for listener in &running.listeners {
+        let scheme = if listener.tls { "https://" } else { "http://" };
+        for at in &listener.at {
+            let scheme = if at.port().is_some() { scheme } else { "" };
+            text += &format!("larder: registry listening on {scheme}{at} ({})\n", listener.name);
+        }
     }
     for address in &running.admin {
         text += &format!("larder: admin listening on http://{address}\n");
