@@ -147,12 +147,10 @@ impl Rule {
         if !self.who.iter().any(|who| who.is(asked.who)) {
             return Some(Miss::Who);
         }
-        // Who comes by a Unix socket has no address: a rule for addresses is not for them.
-        let is_from = |net: &ipnet::IpNet| from.is_some_and(|from| net.contains(&from.to_canonical()));
-        if !self.from.is_empty() && !self.from.iter().any(is_from) {
+        if !self.is_from(from) {
             return Some(Miss::From);
         }
-        if !self.listeners.is_empty() && !self.listeners.iter().any(|name| **name == *listener) {
+        if !self.is_on(listener) {
             return Some(Miss::Listener);
         }
         if !self.images.is_empty() && !self.images.iter().any(|pattern| matches_pattern(pattern, asked.image)) {
@@ -160,6 +158,21 @@ impl Rule {
         }
         let holds = !asked.needs_credentials || self.private || self.may == Right::Nothing;
         (!holds).then_some(Miss::Private)
+    }
+
+    /// Who comes by a Unix socket has no address: a rule for addresses is not for him.
+    fn is_from(&self, from: Option<IpAddr>) -> bool {
+        let holds = |net: &ipnet::IpNet| from.is_some_and(|from| net.contains(&from.to_canonical()));
+        self.from.is_empty() || self.from.iter().any(holds)
+    }
+
+    fn is_on(&self, listener: &str) -> bool {
+        self.listeners.is_empty() || self.listeners.iter().any(|name| **name == *listener)
+    }
+
+    /// Whether it is for callers who stand there.
+    fn is_at(&self, place: Place<'_>) -> bool {
+        self.is_on(place.listener) && self.is_from(place.from)
     }
 
     /// Whether it could let `who` in, whatever the image.
@@ -179,8 +192,7 @@ impl Rule {
 
     /// Whether it is about every image, public or not, from everywhere on this listener.
     fn is_whole(&self, place: Place<'_>) -> bool {
-        let here = self.listeners.is_empty() || self.listeners.iter().any(|name| **name == *place.listener);
-        here && self.from.is_empty() && self.images.is_empty()
+        self.is_on(place.listener) && self.from.is_empty() && self.images.is_empty()
     }
 }
 
@@ -282,7 +294,7 @@ impl Policy {
     pub fn serves_anonymous(&self, listener: &str) -> bool {
         let place = Place { listener, from: None };
         for rule in &self.rules {
-            let here = rule.listeners.is_empty() || rule.listeners.iter().any(|name| **name == *listener);
+            let here = rule.is_on(listener);
             if !here || !rule.who.iter().any(|who| who.is(&None)) {
                 continue;
             }
@@ -293,19 +305,17 @@ impl Policy {
         false
     }
 
-    /// Whether a login could get anybody more than he has without, on this listener.
-    pub fn gains_by_login(&self, listener: &str) -> bool {
-        let place = Place { listener, from: None };
-        for rule in &self.rules {
+    /// Whether a login could get somebody who stands there more than he has without.
+    pub fn gains_by_login(&self, place: Place<'_>) -> bool {
+        for rule in self.rules.iter().filter(|rule| rule.is_at(place)) {
             let is_for_all = rule.who.iter().any(|who| matches!(who, Who::Everybody));
             let is_for_some = !is_for_all && rule.who.iter().any(|who| !matches!(who, Who::Anonymous));
-            let here = rule.listeners.is_empty() || rule.listeners.iter().any(|name| **name == *listener);
-            if here && is_for_some && rule.may > Right::Nothing {
+            if is_for_some && rule.may > Right::Nothing {
                 return true;
             }
             // Nothing behind it matters.
             let is_last = rule.may == Right::Nothing || (rule.may == Right::Fetch && rule.private);
-            if is_for_all && rule.is_whole(place) && is_last {
+            if is_for_all && is_last && rule.images.is_empty() {
                 return false;
             }
         }
@@ -316,7 +326,7 @@ impl Policy {
     pub fn is_open(&self, listener: &str) -> bool {
         let place = Place { listener, from: None };
         for rule in &self.rules {
-            let here = rule.listeners.is_empty() || rule.listeners.iter().any(|name| **name == *listener);
+            let here = rule.is_on(listener);
             match rule.may {
                 Right::Fetch if rule.is_whole(place) && rule.who.iter().any(|who| matches!(who, Who::Everybody)) => {
                     return true;

@@ -34,7 +34,14 @@ fn without_rules() {
     assert_eq!(rights(&policy, "cert:node-1", "", "main", ALPINE), (Fetch, Fetch));
     // An issuer vouches for everybody.
     assert_eq!(rights(&policy, "github:evil/x", "", "main", ALPINE), (Fetch, Nothing));
-    assert!(policy.is_open("main") && policy.is_default() && policy.gains_by_login("main"));
+    assert!(
+        policy.is_open("main")
+            && policy.is_default()
+            && policy.gains_by_login(Place {
+                listener: "main",
+                from: None
+            })
+    );
 }
 
 #[test]
@@ -162,7 +169,13 @@ fn what_is_open_to_all() {
     ] {
         let policy = policy(rules);
         assert_eq!(
-            (policy.is_open("main"), policy.gains_by_login("main")),
+            (
+                policy.is_open("main"),
+                policy.gains_by_login(Place {
+                    listener: "main",
+                    from: None
+                })
+            ),
             (open, gains),
             "{rules}"
         );
@@ -205,7 +218,7 @@ proptest::proptest! {
         // Whoever has more than nobody has, has it by a login that was asked for.
         let (nobody, nobodys) = rights(&policy, "", from, "main", image);
         if public > nobody || private > nobodys {
-            proptest::prop_assert!(policy.gains_by_login("main"));
+            proptest::prop_assert!(policy.gains_by_login(place));
         }
     }
 }

@@ -77,6 +77,7 @@ pub struct Pull {
     /// Whether a repository answers to nobody.
     privacy_questions: Single<(Arc<str>, Probe), Result<Option<bool>, PullError>>,
     privacy_doubts: moka::sync::Cache<privacy::Doubt, ()>,
+    public_just_now: moka::sync::Cache<Arc<str>, ()>,
     tally: Tally,
 }
 
@@ -134,6 +135,10 @@ impl Pull {
             privacy_doubts: moka::sync::Cache::builder()
                 .max_capacity(20_000)
                 .time_to_live(privacy::IN_DOUBT_FOR)
+                .build(),
+            public_just_now: moka::sync::Cache::builder()
+                .max_capacity(20_000)
+                .time_to_live(privacy::JUST_NOW)
                 .build(),
             troubled: Mutex::default(),
             tally: Tally::default(),

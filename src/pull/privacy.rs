@@ -20,12 +20,27 @@ const PRIVATE_FOR: Duration = Duration::from_secs(300);
 /// How long nobody asks again after an answer that showed nothing.
 pub(super) const IN_DOUBT_FOR: Duration = Duration::from_secs(10);
 
+/// How long it is not looked at again whether there are credentials: as often as login files are.
+pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
+
 /// A question that showed nothing: about one thing (404), or the repository (its upstream failed).
 pub(super) type Doubt = (Arc<str>, Option<Probe>);
 
 impl Pull {
     /// Whether the repository needs credentials, where that is known without asking.
     pub fn needs_credentials_now(&self, target: &Target) -> Option<bool> {
+        // Asked for every request: without locks and files, where that is possible.
+        if self.public_just_now.contains_key(&target.key) {
+            return Some(false);
+        }
+        let known = self.find_out_now(target);
+        if known == Some(false) {
+            self.public_just_now.insert(target.key.clone(), ());
+        }
+        known
+    }
+
+    fn find_out_now(&self, target: &Target) -> Option<bool> {
         let client = self.clients.get(&target.upstream.name)?;
         if !self.store.had_credentials(&target.key) && !client.may_log_in(&target.repository) {
             return Some(false);

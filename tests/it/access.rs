@@ -707,3 +707,103 @@ async fn bad_files() {
         assert!(!error.contains("plain-password"), "{error}");
     }
 }
+
+/// A client of the listener `tls` with a certificate of its own: the answer's status and body.
+struct Certified {
+    connector: tokio_rustls::TlsConnector,
+    to: SocketAddr,
+}
+
+impl Certified {
+    async fn ask(&self, path: &str) -> (String, Vec<u8>) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let tcp = tokio::net::TcpStream::connect(self.to).await.unwrap();
+        let name = rustls::pki_types::ServerName::try_from("larder").unwrap();
+        let mut stream = self.connector.connect(name, tcp).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all).await;
+        let text = String::from_utf8_lossy(&all);
+        let status = text.split(' ').nth(1).unwrap_or("none").to_owned();
+        (status, all)
+    }
+}
+
+/// Client certificates: the name in them is an identity.
+#[tokio::test]
+async fn certificates() {
+    let upstream = hub().await;
+    upstream.image(SECRET, "1", &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let authority = params.self_signed(&authority_key).unwrap();
+    std::fs::write(at("ca.pem"), authority.pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, &authority_key);
+    let issue = |common: Option<&str>, names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if let Some(common) = common {
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, "acme");
+            params.distinguished_name.push(rcgen::DnType::CommonName, common);
+        }
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        (certificate, key)
+    };
+    let (server, server_key) = issue(None, &["larder"]);
+    std::fs::write(at("server.pem"), server.pem()).unwrap();
+    std::fs::write(at("server.key"), server_key.serialize_pem()).unwrap();
+    let larder = Larder::start(&upstream, |toml| {
+        log_in_upstream(toml);
+        toml.set(&["listener", "tls"], "listen", "127.0.0.1:0");
+        for (key, file) in [("cert", "server.pem"), ("key", "server.key"), ("client_ca", "ca.pem")] {
+            toml.set(&["listener", "tls", "tls"], key, at(file).to_str().unwrap());
+        }
+        rules(
+            toml,
+            json!([
+                { "listeners": "tls", "who": ["cert:node-*", "cert:by-name.example"], "may": "fetch", "private": true },
+                { "listeners": "main", "may": "fetch" },
+            ]),
+        );
+    })
+    .await;
+    let Listen::Tcp(to) = larder.listeners()[0].at[0] else {
+        panic!("no address")
+    };
+    let client = |common: Option<&str>, names: &[&str]| {
+        let (certificate, key) = issue(common, names);
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(authority.der().clone()).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        Certified {
+            connector: tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)),
+            to,
+        }
+    };
+    for (common, names, may) in [
+        (Some("node-7"), &["other.example"][..], true),
+        (None, &["by-name.example", "x.example"][..], true),
+        (Some("stranger"), &["by-name.example"][..], false),
+        (Some("a\nnode-7"), &[][..], false),
+    ] {
+        let (status, all) = client(common, names).ask(&manifest(SECRET, "1")).await;
+        let text = String::from_utf8_lossy(&all);
+        assert_eq!(status == "200", may, "{common:?}: {text}");
+        assert!(may || matches!(&*status, "404" | "403"), "{text}");
+    }
+    assert_eq!(client(Some("node-7"), &[]).ask("/v2/").await.0, "200");
+    larder.get(manifest(SECRET, "1")).await.expect(404);
+}

@@ -134,8 +134,8 @@ impl Door {
     }
 
     /// Whether to ask callers who they are: it could get them more.
-    fn asks(&self) -> bool {
-        self.gate.knows_logins() && self.gate.policy().gains_by_login(&self.listener)
+    fn asks(&self, visitor: &Visitor) -> bool {
+        self.gate.knows_logins() && self.gate.policy().gains_by_login(self.place(visitor))
     }
 
     /// `/v2/`. Clients take from it whether they have to log in, and some ask nowhere else (R-C35, R-C36).
@@ -147,7 +147,7 @@ impl Door {
             _ if is_wrong => Err(self.challenge(visitor, headers, None)),
             (_, Some(_)) => Ok(()),
             (Claim::Good, None) if let_in => Ok(()),
-            (_, None) if self.asks() && (!let_in || visitor.claim == Claim::None) => {
+            (_, None) if self.asks(visitor) && (!let_in || visitor.claim == Claim::None) => {
                 Err(self.challenge(visitor, headers, None))
             }
             (_, None) if let_in => Ok(()),
@@ -160,7 +160,7 @@ impl Door {
         if visitor.who.is_some() || self.lets_in(&visitor.who, visitor) {
             return Ok(());
         }
-        match (visitor.claim, self.asks()) {
+        match (visitor.claim, self.asks(visitor)) {
             (Claim::Busy, _) => Err(ApiError::busy()),
             (_, true) => Err(self.challenge(visitor, headers, Some(name))),
             (_, false) => Err(ApiError::nothing_here()),
@@ -186,7 +186,7 @@ impl Door {
         if visitor.claim == Claim::Busy {
             return ApiError::busy();
         }
-        match visitor.who.is_none() && self.asks() {
+        match visitor.who.is_none() && self.asks(visitor) {
             true => self.challenge(visitor, headers, Some(&target.client_name)),
             false => ApiError::not_there_for_you(&target.key, subject),
         }
