@@ -8,6 +8,8 @@
 //! held to the code.
 
 mod access;
+#[cfg(test)]
+mod access_tests;
 mod builtin;
 mod environment;
 mod error;
