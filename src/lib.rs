@@ -33,6 +33,10 @@
 //! - **What was told before**: `http::v2::hot` finds the head of an earlier answer under the same path; `pull::hot` says,
 //!   from memory and without waiting, whether what it speaks of is held, linked and fresh at this moment; then it is told
 //!   again. Otherwise the walk above. Hot manifests, `HEAD` of hot blobs and `/v2/` go this way.
+//! - **Who may**: `http::v2::door` makes an identity of header and certificate (`auth::Gate`: `basic`, `bearer`, `jwks`), once for
+//!   each request, and a right of identity, place and image (`auth::policy`) before anything is told, hot or not. Where that
+//!   depends on whether the repository needs credentials, `pull::privacy` knows, or asks the upstream once as nobody. A right to
+//!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
 //!   (`pull::transfer`); it stages through `store::writer`, which hashes beside the writing; every client, the first
 //!   included, reads the growing file (`pull::body`); the last 16 KiB of every response wait for the verdict;

@@ -307,12 +307,15 @@ impl Policy {
 
     /// Whether a login could get somebody who stands there more than he has without.
     pub fn gains_by_login(&self, place: Place<'_>) -> bool {
+        // Whether a rule before was for nobody alone: then one for all may be more to those with a name.
+        let mut nobody_apart = false;
         for rule in self.rules.iter().filter(|rule| rule.is_at(place)) {
             let is_for_all = rule.who.iter().any(|who| matches!(who, Who::Everybody));
             let is_for_some = !is_for_all && rule.who.iter().any(|who| !matches!(who, Who::Anonymous));
-            if is_for_some && rule.may > Right::Nothing {
+            if (is_for_some || (is_for_all && nobody_apart)) && rule.may > Right::Nothing {
                 return true;
             }
+            nobody_apart |= !is_for_all && rule.who.iter().any(|who| who.is(&None));
             // Nothing behind it matters.
             let is_last = rule.may == Right::Nothing || (rule.may == Right::Fetch && rule.private);
             if is_for_all && is_last && rule.images.is_empty() {

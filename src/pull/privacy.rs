@@ -82,7 +82,16 @@ impl Pull {
                 }
                 said.map_err(|error: UpstreamError| PullError::from(error))
             });
-        match pending.wait().await {
+        let asking = pending.wait();
+        let said = match learned {
+            None => asking.await,
+            // The question goes on; its answer is for those who come later.
+            Some(_) => match tokio::time::timeout(self.patience(target).0, asking).await {
+                Ok(said) => said,
+                Err(_) => return last,
+            },
+        };
+        match said {
             Ok(Some(is_public)) => !is_public,
             Ok(None) => {
                 self.privacy_doubts.insert(about_this, ());

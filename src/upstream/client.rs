@@ -250,7 +250,21 @@ impl Client {
             },
         };
         question.as_nobody = true;
-        match self.ask_itself(&question).await {
+        let mut asked = self.ask_itself(&question).await;
+        // R-U27: where HEAD is not understood, a GET whose body nobody reads.
+        if let Err(error) = &asked
+            && matches!(
+                error.kind,
+                ErrorKind::Status {
+                    status: 400 | 405 | 501,
+                    ..
+                }
+            )
+        {
+            question.method = Method::GET;
+            asked = self.ask_itself(&question).await;
+        }
+        match asked {
             Ok(()) => Ok(Some(true)),
             Err(error) => match error.kind {
                 ErrorKind::Denied { .. } => Ok(Some(false)),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Ask, Response, http2};
 use crate::support::larder::Larder;
-use crate::support::process::LarderProcess;
+use crate::support::process::{LarderProcess, command};
 use crate::support::toml::Toml;
 use crate::support::upstream::{On, TokenPolicy, Upstream, basic};
 use crate::support::{blob, manifest};
@@ -551,6 +551,10 @@ async fn several_listeners() {
     ask(dockerd, &manifest(PUBLIC, "1"), None)
         .await
         .expect_content(&image.manifest);
+    // Whatever it brings, where no login could get it more.
+    let hubs = basic("hub-user", "hub-secret");
+    ask(dockerd, "/v2/", Some(&hubs)).await.expect(200);
+    ask(dockerd, &manifest(PUBLIC, "1"), Some(&hubs)).await.expect(200);
     let closed = ask(dockerd, "/v2/quay.io/a/b/manifests/1", None).await.expect(404);
     assert_eq!(closed.header("www-authenticate"), None);
     ask(larder.registry(), "/v2/", None).await.expect(401);
@@ -806,4 +810,122 @@ async fn certificates() {
     }
     assert_eq!(client(Some("node-7"), &[]).ask("/v2/").await.0, "200");
     larder.get(manifest(SECRET, "1")).await.expect(404);
+}
+
+/// R-U27: an upstream that knows no HEAD is asked by GET.
+#[tokio::test]
+async fn an_upstream_without_head() {
+    let upstream = hub().await;
+    let (open, _) = (upstream.image(PUBLIC, "1", &[]), upstream.image(SECRET, "1", &[]));
+    upstream.on(On::Manifests).always().no_head(405);
+    let larder = Larder::start(&upstream, log_in_upstream).await;
+    larder.get(manifest(PUBLIC, "1")).await.expect_content(&open.manifest);
+    larder.get(manifest(SECRET, "1")).await.expect(404);
+}
+
+/// `larder auth` tells why, and makes lines that let in.
+#[tokio::test]
+async fn the_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = async |args: &[&str], input: &str| {
+        use std::io::Write as _;
+        let mut command = command(folder.path());
+        command.args(args).stdin(std::process::Stdio::piped());
+        let input = input.to_owned();
+        let running = tokio::task::spawn_blocking(move || {
+            let mut child = command.spawn().unwrap();
+            child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+            child.wait_with_output().unwrap()
+        });
+        let output = crate::support::within("the command to end", running).await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (status, line, _) = run(&["auth", "hash", "alice"], "s3cret\n").await;
+    assert_eq!(status, Some(0));
+    let hash = line.trim().strip_prefix("alice:").unwrap();
+    assert!(bcrypt::verify("s3cret", hash).unwrap());
+    assert_eq!(run(&["auth", "hash", "a:b"], "s3cret\n").await.0, Some(64));
+    assert_eq!(run(&["auth", "hash", "alice"], "").await.0, Some(64));
+    std::fs::write(folder.path().join("users"), line).unwrap();
+    std::fs::write(
+        folder.path().join("proxy.toml"),
+        r#"
+        [upstream."ghcr.io"]
+        username = "robot"
+        password = "never shown"
+        [listener.dockerd]
+        listen = "127.0.0.1:5002"
+        [access]
+        htpasswd_file = "users"
+        [[access.rule]]
+        listeners = "dockerd"
+        from = "10.0.0.0/8"
+        may = "pull-held"
+        [[access.rule]]
+        who = "alice"
+        may = "fetch"
+        "#,
+    )
+    .unwrap();
+    let (status, out, _) = run(&["auth", "check", "alice", "alpine:3"], "").await;
+    assert_eq!(status, Some(0));
+    assert!(out.contains("alice asks main for docker.io/library/alpine"), "{out}");
+    assert!(
+        out.contains("1. * from 10.0.0.0/8 on dockerd: every image → pull-held: it is for other addresses"),
+        "{out}"
+    );
+    assert!(out.contains("2. alice: every image → fetch: matches"), "{out}");
+    assert!(out.contains("(fetch)") && !out.contains("note:"), "{out}");
+    let (_, out, _) = run(
+        &[
+            "auth",
+            "check",
+            "anonymous",
+            "ghcr.io/a/b@sha256:00",
+            "--listener",
+            "dockerd",
+            "--from",
+            "10.1.1.1",
+        ],
+        "",
+    )
+    .await;
+    assert!(
+        out.contains("if the repository is public:") && out.contains("verdict: refused"),
+        "{out}"
+    );
+    let (_, out, _) = run(&["auth", "check", "bob", "alpine"], "").await;
+    assert!(
+        out.contains("has no such user") && out.contains("no rule matches"),
+        "{out}"
+    );
+    let (_, out, _) = run(&["auth", "check", "alice", "ghcr.io/a/b", "--json"], "").await;
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(
+        (&json["public"]["may"], &json["private"]["may"]),
+        (&json!("fetch"), &json!("nothing"))
+    );
+    assert_eq!(json["private"]["rules"][1]["matches"], false);
+    assert_eq!(
+        run(&["auth", "check", "alice", "nowhere.example/a"], "").await.0,
+        Some(64)
+    );
+    assert_eq!(
+        run(&["auth", "check", "alice", "alpine", "--listener", "x"], "")
+            .await
+            .0,
+        Some(64)
+    );
+    let (status, out, _) = run(&["check-config"], "").await;
+    assert_eq!(status, Some(0));
+    for wants in [
+        "Who may pull",
+        "2. alice: every image → fetch",
+        "dockerd     127.0.0.1:5002, without TLS",
+        "What no rule matches is refused.",
+    ] {
+        assert!(out.contains(wants), "{out}");
+    }
+    assert!(!out.contains("never shown") && !out.contains("$2"), "{out}");
 }

@@ -226,6 +226,7 @@ async fn repository(
     parts: Parts,
     caller: &Caller,
 ) -> Response {
+    let deadline = tokio::time::Instant::now() + DEADLINE;
     let subject = subject(&what);
     if let Err(error) = door.first_look(visitor, &parts.headers, &name.visible) {
         return refused(error);
@@ -245,7 +246,7 @@ async fn repository(
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let probe = probe(&what);
     let right = door.right_to(visitor, &pull, &target, probe.as_ref());
-    let target = match tokio::time::timeout(DEADLINE, right).await {
+    let target = match tokio::time::timeout_at(deadline, right).await {
         Ok(Right::Fetch) => target,
         Ok(Right::Held) => Target {
             held_only: true,
@@ -270,7 +271,7 @@ async fn repository(
             What::Referrers(digest) => referrers::answer(&ask, digest).await,
         }
     };
-    let answered = match tokio::time::timeout(DEADLINE, answering).await {
+    let answered = match tokio::time::timeout_at(deadline, answering).await {
         Ok(answered) => answered,
         Err(_) => Err(ApiError::too_slow(&ask.target, DEADLINE)),
     };
