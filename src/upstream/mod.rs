@@ -10,7 +10,8 @@
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
 //! `credentials` finds whose they are (`auth_file` reads one login file), `redirect` decides where a Location may lead,
 //! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
-//! upstream that said 429, `rate_limit` reads what is left before it does, `body` reads small documents and what errors say, `blob` is a large body on its way.
+//! upstream that said 429, `rate_limit` reads what is left before it does, `body` reads small documents and what errors say, `blob` is a large body on its way;
+//! `greet` asks at the door, for a checkup.
 
 mod ask;
 mod auth_file;
@@ -24,6 +25,7 @@ mod dance;
 pub mod documents;
 mod endpoint;
 pub mod error;
+mod greet;
 mod guard;
 mod link;
 mod question;
@@ -41,4 +43,5 @@ mod tests;
 pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
+pub use greet::Greeting;
 pub use rate_limit::RateLimit;
