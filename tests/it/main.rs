@@ -14,6 +14,7 @@ mod commands;
 mod config;
 mod demo;
 mod disk;
+mod doctor;
 mod far;
 mod flights;
 mod laws;

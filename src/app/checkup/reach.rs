@@ -15,24 +15,33 @@ pub(super) struct Reached {
     pub(super) finding: Finding,
 }
 
-/// By the scheme that is named, or by both.
+/// By the scheme that is named, or by both: plain first, for what speaks TLS says no to that at once, and not the other
+/// way round.
 pub(super) async fn find(address: &Address) -> Reached {
     let schemes: &[&'static str] = match address.scheme {
         Some("http") => &["http"],
         Some(_) => &["https"],
-        None => &["https", "http"],
+        None => &["http", "https"],
     };
     let mut failed = Vec::new();
+    let mut strange = None;
     for &scheme in schemes {
         match ask(scheme, address).await {
-            Ok(answer) => {
+            Ok(answer) if matches!(answer.status, 200 | 401) => {
                 return Reached {
                     scheme: Some(scheme),
                     finding: judged(scheme, address, &answer),
                 };
             }
+            Ok(answer) => strange = Some(judged(scheme, address, &answer)),
             Err(why) => failed.push(format!("{scheme}://{address}: {why}")),
         }
+    }
+    if let Some(finding) = strange {
+        return Reached {
+            scheme: address.scheme,
+            finding,
+        };
     }
     let found = failed.join("; ");
     let advice = match found.to_ascii_lowercase().contains("certificate") {
