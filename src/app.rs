@@ -20,7 +20,8 @@ use crate::http::ops::{self, Readiness, ReadinessCheck};
 use crate::http::server::tls::{Certificates, TlsError};
 use crate::http::server::{self, BindError};
 use crate::http::{admin as api, v2};
-use crate::jobs::{Pace, Verifier};
+use crate::jobs::prefetch::Patience;
+use crate::jobs::{Pace, Prefetcher, Verifier};
 use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
@@ -134,9 +135,11 @@ async fn launch(
     let (registry_at, admin_at) = (registry.addresses.clone(), admin.addresses.clone());
     let grace = config.server.shutdown_grace;
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
+    let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), Patience::default());
     let api = api::router(Admin::new(
         pull.clone(),
         verifier.clone(),
+        prefetcher.clone(),
         limits(&config),
         meter(&handle),
     ));
@@ -318,6 +321,7 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         let store = pull.store().clone();
         let _ = tokio::task::spawn_blocking(move || {
             store.keep_limit();
+            store.flush_wishes();
             // What it found is in the metrics and in the log.
             let _ = probe_disk(&store);
         })

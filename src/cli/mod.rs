@@ -10,13 +10,16 @@ mod desk;
 mod du;
 mod inspect;
 mod keep;
+mod lists;
 mod ls;
+mod prefetch;
 mod remote;
 mod serve;
 mod stats;
 mod systemd;
 mod table;
 mod verify;
+mod wishes;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -83,6 +86,10 @@ enum Command {
     Rm(keep::RemoveArgs),
     /// Ask the upstream again, now, where tags point
     Refresh(keep::Args),
+    /// Fetch images before anybody asks for them
+    Prefetch(prefetch::Args),
+    /// Say what was asked for while nobody could be asked (offline = true)
+    Wishes(wishes::Args),
     /// Hash everything that is held again
     Verify(verify::Args),
     /// Print completions for a shell
@@ -125,6 +132,8 @@ where
         Command::Unpin(args) => keep::unpin(&args, config()),
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::Prefetch(args) => prefetch::run(&args, config()),
+        Command::Wishes(args) => wishes::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -57,6 +57,21 @@ impl fmt::Debug for Tag {
     }
 }
 
+/// What people write for an image, in its parts, none of them checked: name, tag, digest.
+///
+/// `registry.example:5000/a/b:1@sha256:…` has all three; a colon before the last slash is a port.
+pub fn split_image(text: &str) -> (&str, Option<&str>, Option<&str>) {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (text, None),
+    };
+    let slash = rest.rfind('/').map_or(0, |at| at + 1);
+    match rest[slash..].find(':') {
+        Some(at) => (&rest[..slash + at], Some(&rest[slash + at + 1..]), digest),
+        None => (rest, None, digest),
+    }
+}
+
 /// A tag or a digest; a digest if and only if it contains `:`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
@@ -114,6 +129,20 @@ mod tests {
             &"a".repeat(129),
         ] {
             assert!(bad.parse::<Tag>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn images_are_split() {
+        for (text, parts) in [
+            ("alpine", ("alpine", None, None)),
+            ("alpine:3", ("alpine", Some("3"), None)),
+            ("h:5000/a/b", ("h:5000/a/b", None, None)),
+            ("h:5000/a/b:1@sha256:x", ("h:5000/a/b", Some("1"), Some("sha256:x"))),
+            ("a@", ("a", None, Some(""))),
+            (":", ("", Some(""), None)),
+        ] {
+            assert_eq!(split_image(text), parts, "{text}");
         }
     }
 

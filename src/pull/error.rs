@@ -1,5 +1,7 @@
 //! Why a pull did not give what was asked for. Clonable: all waiters of a flight get the same.
 
+use std::time::Duration;
+
 use crate::oci::manifest::ManifestError;
 use crate::oci::name::{HostError, NameError};
 use crate::store::StoreError;
@@ -56,6 +58,26 @@ impl PullError {
     pub fn is_trouble(&self) -> bool {
         matches!(self, PullError::Upstream(error)
             if error.is_transient() || matches!(error.kind, ErrorKind::RateLimited { .. } | ErrorKind::Auth(_)))
+    }
+
+    /// Set when the upstream allows no more for now: for how long.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            PullError::Upstream(UpstreamError {
+                kind: ErrorKind::RateLimited { retry_after },
+                ..
+            }) => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// Whether the same may succeed if it is tried again in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            PullError::Upstream(error) => error.is_transient(),
+            PullError::LeftBehind | PullError::Internal(_) => true,
+            _ => false,
+        }
     }
 
     /// One word for logs, metrics and the `detail` of Cache-Status.

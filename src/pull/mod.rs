@@ -3,11 +3,12 @@
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
 //! need no waiting. `flight` lists the transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
 //! when it gives up. `single` is one question at a time; `freshness` decides about time, without I/O; `outcome` says
-//! how it went and `tally` counts that; `operate` is what operators ask for.
+//! how it went and `tally` counts that; `operate` is what operators ask for, `bring` what is fetched ahead.
 
 mod blob;
 mod blocking;
 mod body;
+mod bring;
 pub mod error;
 mod flight;
 mod freshness;
@@ -32,6 +33,7 @@ use tokio_util::task::TaskTracker;
 
 pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source};
+pub use bring::Brought;
 pub use error::PullError;
 pub use lists::Listing;
 pub use manifest::{ManifestAnswer, Want};

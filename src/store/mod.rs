@@ -21,6 +21,7 @@ mod startup;
 mod survey;
 mod tags;
 mod verify;
+mod wishes;
 mod writer;
 
 use std::fs::File;
@@ -39,6 +40,7 @@ pub use images::{Image, ImageName, Part, Removed};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
 pub use survey::{Row, Survey};
 pub use verify::{Check, Verdict};
+pub use wishes::{MOST_WISHES, Wish};
 pub use writer::{Hashing, Remains, Writer, verify};
 
 use crate::config::Config;
@@ -84,6 +86,7 @@ struct Inner {
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
     private: privacy::Marks,
+    wishes: wishes::Shared,
     hashers: beside::Hashers,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
@@ -188,6 +191,7 @@ impl Store {
         startup::load(&database, &mut index)?;
         startup::sweep_staging(&tree, &mut index)?;
         let private = privacy::load(&database)?;
+        let wishes = wishes::load(&database)?;
         let inner = Inner {
             tree,
             max_size: cache.max_size,
@@ -215,6 +219,7 @@ impl Store {
             disk: Disk::with(faults),
             trouble: Mutex::default(),
             private,
+            wishes,
             hashers: beside::Hashers::default(),
             _lock: lock,
         };
@@ -438,6 +443,7 @@ impl Store {
 
     /// Writes what is queued. Blocking.
     pub fn close(&self) {
+        self.flush_wishes();
         self.inner.database.stop();
     }
 
