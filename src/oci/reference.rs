@@ -15,6 +15,16 @@ impl Tag {
         &self.0
     }
 
+    /// Whether it is one that tools write beside an image, and not an image's own: `sha256-<64 hex>` and what begins so.
+    pub fn is_companion(&self) -> bool {
+        let hex = self
+            .0
+            .strip_prefix("sha256-")
+            .or_else(|| self.0.strip_prefix("sha512-"));
+        let hex = hex.and_then(|hex| hex.get(..64));
+        hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+
     /// The tag under which the referrers of `subject` are listed by registries without a referrers
     /// API: `sha256-<hex>`, the encoded part cut to 64 characters (distribution-spec § Referrers Tag Schema; R-S21).
     pub fn of_referrers(subject: &Digest) -> Tag {
@@ -160,6 +170,7 @@ mod tests {
         let digest = Digest::of(crate::oci::Algorithm::Sha512, b"x");
         let tag = Tag::of_referrers(&digest);
         assert_eq!(tag.as_str().len(), "sha512-".len() + 64);
+        assert!(tag.is_companion() && !"sha256-x".parse::<Tag>().unwrap().is_companion());
         assert!(tag.as_str().parse::<Tag>().is_ok());
     }
 }

@@ -18,6 +18,8 @@ mod flights;
 mod laws;
 mod manifests;
 mod naming;
+mod offline;
+mod prefetch;
 mod pressure;
 mod privacy;
 mod questions;

@@ -7,6 +7,8 @@ use std::cmp::Ordering;
 
 use semver::{BuildMetadata, Comparator, Prerelease, Version, VersionReq};
 
+use crate::oci::Tag;
+
 /// What one line wants of a repository's tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Choice {
@@ -132,11 +134,8 @@ fn newer_first(a: Option<&Version>, b: Option<&Version>) -> Ordering {
     }
 }
 
-/// `sha256-<64 hex>` and what begins so: what cosign and old clients write beside an image.
 fn is_companion(tag: &str) -> bool {
-    let hex = tag.strip_prefix("sha256-").or_else(|| tag.strip_prefix("sha512-"));
-    hex.and_then(|hex| hex.get(..64))
-        .is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    tag.parse::<Tag>().is_ok_and(|tag| tag.is_companion())
 }
 
 fn version_of(tag: &str) -> Option<Version> {
