@@ -5,13 +5,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Admin, AdminError};
-use crate::jobs::prefetch::wanted::MAX_IMAGES;
-pub use crate::jobs::prefetch::wanted::{ListError, MAX_LIST_BYTES, Wanted, parse_line, parse_list};
-use crate::jobs::prefetch::{Image, Job, PARALLEL, Phase, Platforms, Progress, Request, Totals};
+use crate::config::BY_COMMAND;
+use crate::config::wanted::{MAX_IMAGES, Platforms, Wanted, parse_line};
+use crate::jobs::prefetch::{Image, Job, PARALLEL, Phase, Progress, Request, Scheduled, Totals};
 use crate::store::Wish;
 
-/// What the jobs of operators are called in metrics.
-pub const BY_COMMAND: &str = "command";
 /// Blobs that one job may fetch at the same time.
 pub const MOST_PARALLEL: usize = 64;
 
@@ -166,7 +164,7 @@ impl Admin {
         let jobs = self.inner.prefetcher.list();
         PrefetchList {
             jobs: jobs.iter().map(|job| view(job, None)).collect(),
-            schedules: Vec::new(),
+            schedules: self.inner.prefetcher.schedules().iter().map(ScheduleView::of).collect(),
         }
     }
 
@@ -252,6 +250,17 @@ fn images(progress: &Progress, after: Option<u64>) -> Vec<PrefetchImage> {
     // An image that has not changed yet has no version: everybody sees it the first time.
     let news = all.filter(|(_, image)| after == 0 || image.changed > after);
     news.map(|(at, image)| PrefetchImage::of(at, image)).collect()
+}
+
+impl ScheduleView {
+    fn of(scheduled: &Scheduled) -> ScheduleView {
+        ScheduleView {
+            name: scheduled.config.name.clone(),
+            schedule: scheduled.config.schedule.as_str().to_owned(),
+            next_ms: scheduled.next_ms(),
+            last_job: scheduled.last().map(|job| job.id),
+        }
+    }
 }
 
 impl PrefetchTotals {

@@ -42,22 +42,6 @@ impl Platform {
         })
     }
 
-    /// That of the machine this runs on.
-    pub fn of_this_machine() -> Platform {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            "x86" => "386",
-            "powerpc64" => "ppc64le",
-            other => other,
-        };
-        Platform {
-            os: "linux".to_owned(),
-            architecture: architecture.to_owned(),
-            variant: None,
-        }
-    }
-
     /// Whether who wants `self` wants what is for `other`. Without a variant all variants are meant; `arm64` and
     /// `arm64/v8` are the same, and so are `amd64` and `amd64/v1`.
     pub fn takes(&self, other: &Platform) -> bool {

@@ -4,7 +4,6 @@
 //! looked for among what is held, off the async threads, and that is noted with its platform. What nothing here names is
 //! noted by its digest if it was asked for as a manifest; nobody could fetch a bare blob.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Pull;
@@ -17,28 +16,27 @@ use crate::oci::{Digest, Platform, Reference};
 pub(super) const MOST_SEARCHES: usize = 8;
 
 impl Pull {
-    /// Notes a miss, if that is what the error is. Returns at once.
+    /// Notes a miss, if that is what the error is; `by`: who asked, as operators call him. Returns at once.
     pub fn wish(
         self: &Arc<Pull>,
         error: &PullError,
         target: &Target,
         missing: &Reference,
         is_manifest: bool,
-        by: IpAddr,
+        by: &str,
     ) {
         if !matches!(error, PullError::NotInMirror(_)) {
             return;
         }
-        let by = by.to_canonical().to_string();
         match missing {
             // What clients look for beside an image comes with it, and most images have none.
             Reference::Tag(tag) if tag.is_companion() => {}
-            Reference::Tag(tag) => self.store.wish(&format!("{}:{tag}", target.key), None, &by),
+            Reference::Tag(tag) => self.store.wish(&format!("{}:{tag}", target.key), None, by),
             Reference::Digest(digest) => {
                 let Ok(permit) = self.wish_searches.clone().try_acquire_owned() else {
                     return;
                 };
-                let (pull, key, digest) = (self.clone(), target.key.clone(), *digest);
+                let (pull, key, digest, by) = (self.clone(), target.key.clone(), *digest, by.to_owned());
                 tokio::task::spawn_blocking(move || {
                     let found = pull.owner(&key, &digest);
                     let bare = || is_manifest.then(|| (format!("{key}@{digest}"), None));

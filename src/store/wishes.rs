@@ -148,6 +148,10 @@ impl Store {
         all
     }
 
+    pub fn wish_count(&self) -> usize {
+        self.wish_list().known.len().min(MOST_WISHES)
+    }
+
     /// Forgets all wishes, and says how many there were. Blocking.
     pub fn clear_wishes(&self) -> usize {
         let ops = {

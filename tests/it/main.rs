@@ -20,6 +20,7 @@ mod manifests;
 mod naming;
 mod offline;
 mod prefetch;
+mod prefetch_commands;
 mod pressure;
 mod privacy;
 mod questions;

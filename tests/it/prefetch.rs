@@ -232,7 +232,11 @@ async fn what_an_empty_cache_uses_is_this_machine() {
     let larder = Larder::start(&upstream, |_| {}).await;
     upstream.image(REPO, "a", &[100]);
     let view = run(&larder, order(&["alpine:a"])).await;
-    let own = larder::oci::Platform::of_this_machine().to_string();
+    let own = if cfg!(target_arch = "x86_64") {
+        "linux/amd64"
+    } else {
+        "linux/arm64"
+    };
     assert_eq!(view["platforms"], json!([own]));
     assert!(view["platforms_from"].as_str().unwrap().contains("this machine"));
 }
@@ -450,4 +454,93 @@ async fn clients_share_its_transfers() {
     client.expect_content(&image.layers[0]);
     assert_eq!(ended(&larder, &begun["id"]).await["state"], "done");
     assert_eq!(upstream.count(On::Blob(image.layers[0]).get()), 1);
+}
+
+/// By an explicit clock: what is due begins, once; its list is read each time; metrics count it.
+#[tokio::test]
+async fn schedules() {
+    use std::sync::Arc;
+
+    use larder::config::Config;
+    use larder::jobs::Prefetcher;
+    use larder::jobs::prefetch::{Patience, Phase};
+    use larder::pull::Pull;
+    use larder::store::{Store, unix_ms};
+    use larder::upstream::Clients;
+    use tokio_util::sync::CancellationToken;
+    use tokio_util::task::TaskTracker;
+
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "1", &[1000]);
+    upstream.image(REPO, "2", &[1000]);
+    let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("images.txt");
+    std::fs::write(&list, "alpine:1\n").unwrap();
+    let toml = crate::support::toml::Toml::new(&folder.path().join("cache"), &upstream).text();
+    let schedule = format!(
+        "{toml}\n[[prefetch]]\nname = \"it-schedules\"\nfile = {:?}\nschedule = \"0 * * * *\"\nreferrers = false\n",
+        list.display().to_string()
+    );
+    let config = Config::from_toml(&schedule).unwrap_or_else(|error| panic!("{error}\n{schedule}"));
+    let store = Store::open(&config).unwrap();
+    let clients = Clients::new(&config).unwrap();
+    let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+    let timing = crate::support::larder::quick();
+    let pull = Pull::new(&config, store.clone(), clients, timing, tasks.clone(), stop.clone()).unwrap();
+    let prefetcher = Prefetcher::new(pull, tasks, stop, Patience::default(), &config.prefetch);
+    let metrics = larder::telemetry::metrics::install().unwrap();
+    let last = |prefetcher: &Arc<Prefetcher>| prefetcher.schedules()[0].last();
+
+    prefetcher.tick(unix_ms()).await;
+    assert!(last(&prefetcher).is_none(), "not due yet");
+    let due = prefetcher.schedules()[0].next_ms().unwrap();
+    prefetcher.tick(due - 1).await;
+    assert!(last(&prefetcher).is_none());
+    prefetcher.tick(due).await;
+    let first = last(&prefetcher).unwrap();
+    within("the first", first.watch().wait_for(|_| first.phase() != Phase::Running))
+        .await
+        .unwrap();
+    assert_eq!(first.phase(), Phase::Done, "{:?}", first.progress());
+    assert_eq!(prefetcher.schedules()[0].next_ms(), Some(due + 3_600_000));
+    assert_eq!(store.filled().unwrap().1, "prefetch it-schedules");
+    prefetcher.tick(due + 1000).await;
+    assert_eq!(last(&prefetcher).unwrap().id, first.id, "once");
+
+    std::fs::write(&list, "alpine:1\nalpine:2\n").unwrap();
+    prefetcher.tick(due + 3_600_000).await;
+    let second = last(&prefetcher).unwrap();
+    within(
+        "the second",
+        second.watch().wait_for(|_| second.phase() != Phase::Running),
+    )
+    .await
+    .unwrap();
+    assert_eq!(second.progress().totals().images, 2);
+
+    // A list that cannot be read is told, and the next time comes.
+    std::fs::write(&list, "alpine:1 nonsense\n").unwrap();
+    prefetcher.tick(due + 7_200_000).await;
+    assert_eq!(last(&prefetcher).unwrap().id, second.id);
+    let text = metrics.render();
+    let count = |line: &str| {
+        let found = text.lines().find_map(|l| l.strip_prefix(line));
+        found.unwrap_or_else(|| panic!("no {line} in {text}")).trim().to_owned()
+    };
+    assert_eq!(
+        count("larder_prefetch_runs_total{prefetch=\"it-schedules\",result=\"done\"}"),
+        "2"
+    );
+    assert_eq!(
+        count("larder_prefetch_runs_total{prefetch=\"it-schedules\",result=\"refused\"}"),
+        "1"
+    );
+    assert_eq!(
+        count("larder_prefetch_images_total{prefetch=\"it-schedules\",result=\"held\"}"),
+        "3"
+    );
+    assert_eq!(
+        count("larder_prefetch_bytes_total{prefetch=\"it-schedules\"}"),
+        upstream.bytes_sent(On::Blobs).to_string()
+    );
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::Args;
-use crate::admin::prefetch::{MAX_LIST_BYTES, parse_line, parse_list};
 use crate::cli::lists::{self, Found};
+use crate::config::wanted::{ListError, MAX_LIST_BYTES, Wanted, parse_line, parse_list};
 
 /// One line of the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,10 +127,10 @@ fn list(path: &Path) -> Result<Vec<Entry>, Vec<String>> {
     let (text, shown) = read(path).map_err(|error| vec![error])?;
     let lines: Vec<&str> = text.trim_start_matches('\u{feff}').lines().collect();
     let wanted = parse_list(&text).map_err(|errors| {
-        let say = |error: &crate::admin::prefetch::ListError| format!("{shown}: {error}");
+        let say = |error: &ListError| format!("{shown}: {error}");
         errors.iter().map(say).collect::<Vec<_>>()
     })?;
-    let entry = |(number, wanted): (usize, crate::admin::prefetch::Wanted)| Entry {
+    let entry = |(number, wanted): (usize, Wanted)| Entry {
         shown: wanted.to_string(),
         line: lines.get(number - 1).copied().unwrap_or_default().to_owned(),
         from: Some(format!("{shown}:{number}")),

@@ -123,7 +123,8 @@ impl Ask {
 
     /// A miss where nobody may be asked is a wish.
     fn wish(&self, error: &PullError, missing: &Reference, is_manifest: bool) {
-        self.pull.wish(error, &self.target, missing, is_manifest, self.by);
+        let by = self.by.to_canonical().to_string();
+        self.pull.wish(error, &self.target, missing, is_manifest, &by);
     }
 
     fn header(&self, name: HeaderName) -> Option<&str> {

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::plan::{Plan, Planner};
 use super::progress::{Image, ImageState, Phase, Progress};
 use super::used::{self, Chosen};
-use super::wanted::{Platforms, Wanted, Which};
 use super::{Patience, Request};
+use crate::config::wanted::{Platforms, Wanted, Which};
 use crate::oci::{Digest, Reference};
 use crate::pull::{Brought, Pull, PullError, Target};
 use crate::store::unix_ms;
@@ -466,7 +466,8 @@ impl Job {
         if let (Brought::Held | Brought::Fetched, Some(size)) = (brought, counts) {
             tell(size);
             if brought == Brought::Fetched {
-                metrics::counter!("larder_prefetch_bytes_total", "job" => self.request.name.clone()).increment(size);
+                metrics::counter!("larder_prefetch_bytes_total", "prefetch" => self.request.name.clone())
+                    .increment(size);
             }
         }
         match brought {

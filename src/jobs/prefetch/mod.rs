@@ -1,16 +1,15 @@
 //! Images that are fetched before anybody asks for them.
 //!
-//! `wanted` reads what people write, `tags` chooses among a repository's tags, `plan` finds what an image consists of,
-//! `job` does it and tells `progress`; `used` says which platforms are meant where nobody does. [`Prefetcher`] keeps the
-//! jobs of this process. All of it asks and fetches by way of [`Pull`], as clients do: the same questions, transfers,
+//! What people write is read by [`crate::config::wanted`]. `plan` finds what an image consists of, `job` fetches it and tells
+//! `progress`; `used` says which platforms are meant where nobody does; `schedule` begins jobs by the clock. [`Prefetcher`]
+//! keeps the jobs of this process. All of it asks and fetches by way of [`Pull`], as clients do: the same questions, transfers,
 //! verification and links.
 
 mod job;
 mod plan;
 mod progress;
-mod tags;
+mod schedule;
 mod used;
-pub mod wanted;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,8 +20,10 @@ use tokio_util::task::TaskTracker;
 
 pub use job::Job;
 pub use progress::{Image, ImageState, Phase, Progress, Totals};
-pub use wanted::{ListError, Platforms, Wanted};
+pub use schedule::Scheduled;
 
+use crate::config::Prefetch;
+use crate::config::wanted::{Platforms, Wanted};
 use crate::pull::Pull;
 use crate::store::unix_ms;
 
@@ -81,6 +82,7 @@ pub struct Prefetcher {
     tasks: TaskTracker,
     stop: CancellationToken,
     patience: Patience,
+    schedules: Vec<Scheduled>,
     jobs: Mutex<Jobs>,
 }
 
@@ -92,12 +94,23 @@ struct Jobs {
 
 impl Prefetcher {
     /// `tasks` counts the jobs, `stop` ends them.
-    pub fn new(pull: Arc<Pull>, tasks: TaskTracker, stop: CancellationToken, patience: Patience) -> Arc<Prefetcher> {
+    pub fn new(
+        pull: Arc<Pull>,
+        tasks: TaskTracker,
+        stop: CancellationToken,
+        patience: Patience,
+        schedules: &[Prefetch],
+    ) -> Arc<Prefetcher> {
+        let now = unix_ms();
         Arc::new(Prefetcher {
             pull,
             tasks,
             stop,
             patience,
+            schedules: schedules
+                .iter()
+                .map(|config| Scheduled::new(config.clone(), now))
+                .collect(),
             jobs: Mutex::default(),
         })
     }
@@ -196,13 +209,13 @@ fn end(job: &Job, phase: Phase) {
 
 fn tell(job: &Job, phase: Phase, totals: &Totals) {
     let name = || job.request.name.clone();
-    metrics::counter!("larder_prefetch_runs_total", "job" => name(), "result" => phase.as_str()).increment(1);
-    metrics::counter!("larder_prefetch_images_total", "job" => name(), "result" => "held")
+    metrics::counter!("larder_prefetch_runs_total", "prefetch" => name(), "result" => phase.as_str()).increment(1);
+    metrics::counter!("larder_prefetch_images_total", "prefetch" => name(), "result" => "held")
         .increment(totals.held as u64);
-    metrics::counter!("larder_prefetch_images_total", "job" => name(), "result" => "failed")
+    metrics::counter!("larder_prefetch_images_total", "prefetch" => name(), "result" => "failed")
         .increment(totals.failed as u64);
     if phase == Phase::Done {
-        metrics::gauge!("larder_prefetch_last_success_timestamp_seconds", "job" => name())
+        metrics::gauge!("larder_prefetch_last_success_timestamp_seconds", "prefetch" => name())
             .set(unix_ms() as f64 / 1000.0);
     }
     tracing::info!(

@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use super::job::{Job, Stop};
-use super::wanted::Platforms;
+use crate::config::wanted::Platforms;
 use crate::oci::manifest::{Descriptor, Manifest};
 use crate::oci::{Digest, Platform, Reference, Tag};
 use crate::pull::{ManifestAnswer, Outcome, PullError, Target, Want};

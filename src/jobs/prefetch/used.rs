@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::wanted::Platforms;
+use crate::config::wanted::Platforms;
 use crate::oci::manifest::Manifest;
 use crate::oci::{Platform, media_type};
 use crate::store::Store;
@@ -35,7 +35,7 @@ pub async fn platforms(store: &Store) -> Chosen {
     let found = looking.await.unwrap_or_default();
     let (platforms, from) = match found.is_empty() {
         true => (
-            vec![Platform::of_this_machine()],
+            vec![of_this_machine()],
             "as this machine is: nothing else was pulled yet",
         ),
         false => (found.into_iter().collect(), "as clients have pulled so far"),
@@ -44,6 +44,22 @@ pub async fn platforms(store: &Store) -> Chosen {
         platforms: Platforms::Only(platforms),
         from,
         is_named: false,
+    }
+}
+
+/// Linux: that is what images are for on the machines that pull them here.
+fn of_this_machine() -> Platform {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        "x86" => "386",
+        "powerpc64" => "ppc64le",
+        other => other,
+    };
+    Platform {
+        os: "linux".to_owned(),
+        architecture: architecture.to_owned(),
+        variant: None,
     }
 }
 

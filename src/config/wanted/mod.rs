@@ -9,7 +9,10 @@
 //! redis tags=*-alpine newest=1 referrers=no
 //! ```
 
-use super::tags::{Choice, Range};
+mod tags;
+
+pub use tags::{Choice, Range};
+
 use crate::oci::reference::split_image;
 use crate::oci::{Digest, Platform, Reference, Tag};
 

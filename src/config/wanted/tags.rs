@@ -143,13 +143,11 @@ fn version_of(tag: &str) -> Option<Version> {
     let end = text.find(['-', '+', '_']).unwrap_or(text.len());
     let (numbers, rest) = text.split_at(end);
     let mut parts = [0u64; 3];
-    let mut count = 0;
-    for number in numbers.split('.') {
+    for (at, number) in numbers.split('.').enumerate() {
         if number.is_empty() || number.len() > 18 || !number.bytes().all(|b| b.is_ascii_digit()) {
             return None;
         }
-        *parts.get_mut(count)? = number.parse().ok()?;
-        count += 1;
+        *parts.get_mut(at)? = number.parse().ok()?;
     }
     let [major, minor, patch] = parts;
     let mut version = Version::new(major, minor, patch);
