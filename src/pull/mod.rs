@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use blob::{BlobStat, OpenBlob};
-pub use body::{Body, Chunk, Source};
+pub use body::{Body, Chunk, Source, Span};
 pub use bring::Brought;
 pub use error::{Absent, PullError};
 pub use lists::Listing;
