@@ -223,3 +223,56 @@ fn date(ms: u64) -> Timestamp {
     let seconds = i64::try_from(ms / 1000).unwrap_or(i64::MAX);
     Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn store(folder: &std::path::Path) -> Store {
+        let text = format!(
+            "[cache]\npath = {:?}\nmin_free = \"0B\"\n",
+            folder.display().to_string()
+        );
+        Store::open(&Config::from_toml(&text).unwrap()).unwrap()
+    }
+
+    /// However much is asked for, the list stays bounded; those that were wished for last stay, also after a restart.
+    #[test]
+    fn the_list_is_bounded() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = store(folder.path());
+        for n in 0..MOST_WISHES * 2 {
+            first.wish(&format!("docker.io/library/x:{n}"), None, "192.0.2.1");
+            if n % 1000 == 0 {
+                first.flush_wishes();
+            }
+        }
+        let last = format!("docker.io/library/x:{}", MOST_WISHES * 2 - 1);
+        first.wish(&last, Some("linux/arm64"), "192.0.2.2");
+        first.wish(&last, Some("linux/arm64"), "192.0.2.3");
+        first.wish("with\0nul", None, "192.0.2.1");
+        first.wish(&"x".repeat(1000), None, "192.0.2.1");
+        assert!(first.wish_list().known.len() <= MOST_WISHES + MOST_WISHES / 10);
+        first.set_filled(1_000, "bundle 1");
+        first.close();
+        drop(first);
+
+        let second = store(folder.path());
+        let wishes = second.wishes();
+        assert_eq!(wishes.len(), MOST_WISHES);
+        assert_eq!((wishes[0].image.as_str(), wishes[0].count), (last.as_str(), 2));
+        assert_eq!(
+            (wishes[0].first_by.as_str(), wishes[0].last_by.as_str()),
+            ("192.0.2.2", "192.0.2.3")
+        );
+        assert!(wishes.iter().all(|wish| wish.image != "docker.io/library/x:0"));
+        assert_eq!(second.filled(), Some((1_000, "bundle 1".to_owned())));
+        let json = serde_json::to_value(&wishes[0]).unwrap();
+        let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys.len(), 7, "{json}");
+        assert_eq!(second.clear_wishes(), MOST_WISHES);
+        drop(second);
+        assert_eq!(store(folder.path()).wishes(), []);
+    }
+}

@@ -9,7 +9,7 @@ use crate::cli::table::printable;
 
 /// Images that have a bar of their own at the same time.
 const MOST_BARS: usize = 8;
-const IMAGE: &str = "  {prefix:.bold} {bar:24} {bytes:>10}/{total_bytes} {bytes_per_sec} {msg}";
+const IMAGE: &str = "  {prefix:.bold} {bar:24} {bytes:>10}/{total_bytes} {bytes_per_sec}, {eta} left";
 const ALL: &str = "{prefix} {bar:24} {bytes:>10}/{total_bytes} {bytes_per_sec}, {eta} left {msg}";
 /// Before it is known how much there is.
 const ASKING: &str = "{spinner} {msg}";
@@ -76,7 +76,7 @@ impl Bars {
         let asked = format!("{} of {} images looked at", totals.planned, totals.images);
         let message = match &view.waits {
             Some(why) => printable(why),
-            None if totals.planned < totals.images => asked,
+            None if totals.planned < totals.images || view.dry_run => asked,
             None => format!("{} of {} images held", totals.held, totals.images),
         };
         if totals.new_bytes > 0 && !view.dry_run {

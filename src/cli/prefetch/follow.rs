@@ -1,5 +1,6 @@
 //! Watches a job until it ends, and tells how far it is: by bars on a terminal, else by a line now and then.
 
+use std::collections::HashSet;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
@@ -47,13 +48,13 @@ pub async fn follow(desk: &Desk, begun: PrefetchView, silent: bool) -> Result<(P
 /// What has changed, into what was known.
 fn merge(view: &mut PrefetchView, news: PrefetchView) {
     let mut images = std::mem::take(&mut view.images);
+    // In their order, and the first answer had all there were: each is at its place, or comes next.
     for image in &news.images {
-        match images.iter_mut().find(|known| known.at == image.at) {
+        match images.get_mut(image.at) {
             Some(known) => *known = image.clone(),
             None => images.push(image.clone()),
         }
     }
-    images.sort_by_key(|image| image.at);
     *view = PrefetchView { images, ..news };
 }
 
@@ -90,7 +91,7 @@ impl Show {
 /// A line for each image that is done, and one now and then for all.
 #[derive(Default)]
 struct Lines {
-    told: Vec<usize>,
+    told: HashSet<usize>,
     last: Option<Instant>,
     waits: Option<String>,
 }
@@ -100,9 +101,8 @@ impl Lines {
         let mut err = std::io::stderr().lock();
         for image in &view.images {
             if let Some(line) = line(image)
-                && !self.told.contains(&image.at)
+                && self.told.insert(image.at)
             {
-                self.told.push(image.at);
                 let _ = writeln!(err, "{}", printable(&line));
             }
         }
