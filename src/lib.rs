@@ -55,6 +55,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod demo;
