@@ -1,5 +1,6 @@
 //! Why an operator did not get what was asked for. Each says what to do.
 
+use crate::bundle::BundleError;
 use crate::jobs::Busy;
 use crate::oci::digest::DigestError;
 use crate::oci::reference::TagError;
@@ -26,6 +27,10 @@ pub enum AdminError {
     Refresh { image: String, error: PullError },
     #[error(transparent)]
     Busy(#[from] Busy),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error("a bundle is being imported: wait for its end")]
+    Importing,
     /// A task of ours ended without a result; the log says why.
     #[error("the work was dropped: the log says why")]
     Dropped,
@@ -43,6 +48,8 @@ impl AdminError {
             AdminError::NoTag(_) => "no-tag",
             AdminError::Refresh { error, .. } => error.as_str(),
             AdminError::Busy(_) => "busy",
+            AdminError::Bundle(error) => error.as_str(),
+            AdminError::Importing => "busy",
             AdminError::Dropped => "internal",
         }
     }

@@ -3,6 +3,7 @@
 //! [`Admin`] stands in front of store, service and verification; `views` is what it shows, `show` makes those from
 //! what the floors below say, `names` reads what images are called, `error` says why not.
 
+mod bundle;
 pub mod error;
 mod names;
 mod pattern;
@@ -13,6 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use bundle::{BundleOrder, ImportOrder, PlanView, Planned};
 pub use error::AdminError;
 
 use crate::jobs::{Progress, Verifier};
@@ -27,12 +29,15 @@ use views::{
 /// Longest page (R-X20).
 pub const MOST_ROWS: usize = 1000;
 
-/// Limits that are shown in place of the store's own, which are lifted while a folder is at rest.
+/// Limits that are shown in place of the store's own, which are lifted while a folder is at rest; and who may send
+/// bundles.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
     pub max_bytes: u64,
     /// By the upstream's name.
     pub upstreams: BTreeMap<String, u64>,
+    /// Public keys, as texts.
+    pub bundle_keys: Vec<String>,
 }
 
 /// Body bytes since the start, by upstream, as the metrics count them.
@@ -59,6 +64,8 @@ struct Inner {
     limits: Limits,
     meter: Meter,
     started: Instant,
+    /// Held while a bundle is imported.
+    importing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Admin {
@@ -70,6 +77,7 @@ impl Admin {
                 limits,
                 meter,
                 started: Instant::now(),
+                importing: Arc::default(),
             }),
         }
     }

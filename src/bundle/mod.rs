@@ -33,6 +33,7 @@ pub mod import;
 pub mod input;
 pub mod inspect;
 mod pack;
+pub mod pipe;
 pub mod plan;
 pub mod receipt;
 pub mod report;

@@ -105,7 +105,7 @@ impl Plan {
 }
 
 /// What other tools read: the images whose manifests are inside.
-fn index(catalog: &Catalog) -> Result<Vec<u8>, BundleError> {
+pub(super) fn index(catalog: &Catalog) -> Result<Vec<u8>, BundleError> {
     let inside: BTreeSet<Digest> = catalog.blobs.iter().map(|blob| blob.digest).collect();
     let descriptor = |image: &Image| {
         let name = image.name();

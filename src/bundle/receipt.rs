@@ -14,8 +14,8 @@ use super::pack::Packed;
 use crate::oci::Digest;
 use crate::store::Store;
 
-/// Largest receipt or catalogue that is read, in bytes: some five million digests.
-pub const MAX_RECEIPT_BYTES: u64 = 256 << 20;
+/// Largest receipt or catalogue that is read, in bytes: more than a million digests.
+pub const MAX_RECEIPT_BYTES: u64 = 64 << 20;
 const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 //! Here are what all commands share: `--config`, the exit status and writing to standard output. Operators' commands
 //! also share `desk`, which finds the proxy or opens its folder, and `table`, which shows figures to people.
 
+mod bundle;
 mod check_config;
 mod client_config;
 mod demo;
@@ -83,6 +84,8 @@ enum Command {
     Rm(keep::RemoveArgs),
     /// Ask the upstream again, now, where tags point
     Refresh(keep::Args),
+    /// Carry images across an air gap as files
+    Bundle(bundle::Args),
     /// Hash everything that is held again
     Verify(verify::Args),
     /// Print completions for a shell
@@ -125,6 +128,7 @@ where
         Command::Unpin(args) => keep::unpin(&args, config()),
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::Bundle(args) => bundle::run(&args, config),
         Command::Verify(args) => verify::run(&args, config()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

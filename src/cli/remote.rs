@@ -31,6 +31,8 @@ pub enum CallError {
 
 pub struct Remote {
     http: reqwest::Client,
+    /// For archives.
+    patient: reqwest::Client,
     base: Url,
     token: Option<Secret>,
 }
@@ -58,16 +60,22 @@ impl Remote {
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
-            .redirect(reqwest::redirect::Policy::none())
-            // A proxy for the internet is no way to the machine beside this one.
-            .no_proxy()
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Remote { http, base, token })
+        let build = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .connect_timeout(CONNECT)
+                .redirect(reqwest::redirect::Policy::none())
+                // A proxy for the internet is no way to the machine beside this one.
+                .no_proxy()
+        };
+        let http = build().read_timeout(SILENCE).build().map_err(|error| error.to_string())?;
+        let patient = build().build().map_err(|error| error.to_string())?;
+        Ok(Remote {
+            http,
+            patient,
+            base,
+            token,
+        })
     }
 
     pub fn base(&self) -> &Url {
@@ -86,15 +94,7 @@ impl Remote {
         query: &[(&str, String)],
         body: Option<&Value>,
     ) -> Result<T, CallError> {
-        let strange = |why: String| CallError::Strange(self.base.clone(), why);
-        let mut url = self.base.clone();
-        match url.path_segments_mut() {
-            Ok(mut segments) => segments.pop_if_empty().extend(["api", "v1"]).extend(path),
-            Err(()) => return Err(strange("it is no address of a server".to_owned())),
-        };
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
+        let url = self.url(path, query)?;
         let changes = method != Method::GET;
         let mut request = self.http.request(method, url);
         if changes {
@@ -106,10 +106,56 @@ impl Remote {
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
-        let unreachable = |error: reqwest::Error| CallError::Unreachable(self.base.clone(), innermost(&error));
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        self.read(response).await
+    }
+
+    fn url(&self, path: &[&str], query: &[(&str, String)]) -> Result<Url, CallError> {
+        let mut url = self.base.clone();
+        match url.path_segments_mut() {
+            Ok(mut segments) => segments.pop_if_empty().extend(["api", "v1"]).extend(path),
+            Err(()) => {
+                let why = "it is no address of a server".to_owned();
+                return Err(CallError::Strange(self.base.clone(), why));
+            }
+        };
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> CallError {
+        CallError::Unreachable(self.base.clone(), innermost(error))
+    }
+
+    /// A call that sends or brings an archive: nobody knows how long it takes.
+    pub async fn stream(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        kind: &'static str,
+        body: reqwest::Body,
+    ) -> Result<reqwest::Response, CallError> {
+        let mut request = self.patient.post(self.url(path, query)?).header("content-type", kind);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token.reveal());
+        }
+        let response = request.body(body).send().await;
+        let response = response.map_err(|error| self.unreachable(&error))?;
+        match response.status().is_success() {
+            true => Ok(response),
+            false => Err(self.read::<Value>(response).await.err().unwrap_or_else(|| {
+                CallError::Strange(self.base.clone(), "an error that is none".to_owned())
+            })),
+        }
+    }
+
+    /// An answer in JSON, or why there is none.
+    pub async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T, CallError> {
+        let strange = |why: String| CallError::Strange(self.base.clone(), why);
         let status = response.status();
-        let bytes = response.bytes().await.map_err(unreachable)?;
+        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| strange(error.to_string()));
         }

@@ -180,6 +180,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     names::check_not_ourselves(findings, &upstreams, [&server.listen, &admin.listen]);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
+    let bundle = settle::bundle(findings, &raw.bundle);
     if !findings.problems.is_empty() {
         return Err(ConfigError::new(std::mem::take(&mut findings.problems)));
     }
@@ -189,6 +190,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         cache,
         log,
         limits,
+        bundle,
         upstreams,
         sources,
         warnings: std::mem::take(&mut findings.warnings),

@@ -3,6 +3,8 @@
 //! The table below is all there is; `openapi.json` beside it describes each, and a test holds one to the other. What
 //! changes something takes JSON and nothing else, which no web page can send here (R-X16); lists are clamped (R-X20).
 
+mod bundle;
+
 use std::collections::BTreeMap;
 
 use axum::Router;
@@ -30,7 +32,7 @@ const DESCRIPTION: &str = include_str!("admin/openapi.json");
 type Answer = Result<Response, OperatorError>;
 
 /// Every route: its path, what it takes, and who answers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 8] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 12] {
     [
         ("/api/v1/images", &["GET"], get(images)),
         (
@@ -47,6 +49,10 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 8]
             &["GET", "POST", "DELETE"],
             get(verification).post(verify).delete(cancel_verify),
         ),
+        ("/api/v1/bundle/plan", &["POST"], post(bundle::plan)),
+        ("/api/v1/bundle/create", &["POST"], post(bundle::create)),
+        ("/api/v1/bundle/import", &["POST"], post(bundle::import)),
+        ("/api/v1/bundle/receipt", &["GET"], get(bundle::receipt)),
         ("/api/v1/openapi.json", &["GET"], get(description)),
     ]
 }
@@ -193,9 +199,13 @@ fn demand_json(headers: &HeaderMap) -> Result<(), OperatorError> {
 }
 
 async fn body<T: DeserializeOwned>(request: Request) -> Result<T, OperatorError> {
+    body_within(request, MAX_BODY_BYTES).await
+}
+
+async fn body_within<T: DeserializeOwned>(request: Request, limit: usize) -> Result<T, OperatorError> {
     demand_json(request.headers())?;
-    let bytes = to_bytes(request.into_body(), MAX_BODY_BYTES).await;
-    let bytes = bytes.map_err(|_| OperatorError::too_large(MAX_BODY_BYTES))?;
+    let bytes = to_bytes(request.into_body(), limit).await;
+    let bytes = bytes.map_err(|_| OperatorError::too_large(limit))?;
     serde_json::from_slice(&bytes).map_err(|error| OperatorError::bad_request(format!("the body: {error}")))
 }
 

@@ -45,6 +45,7 @@ pub fn meaning(config: &Config) -> String {
             "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
             "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
         },
+        "bundle": { "trusted_keys": config.bundle.trusted_keys },
         "upstreams": upstreams,
         "origins": config.origins,
         "warnings": config.warnings,

@@ -98,6 +98,7 @@ fn config(upstream: Upstream) -> Config {
             header_timeout: Duration::ZERO,
             idle_timeout: Duration::ZERO,
         },
+        bundle: crate::config::Bundle::default(),
         upstreams: vec![upstream],
         sources: Vec::new(),
         warnings: Vec::new(),
