@@ -1,7 +1,7 @@
 //! What is inside a bundle, as it says itself: written first, signed, and all that an import goes by.
 //!
 //! The same holdings give the same bytes: nothing in it comes from a clock or from chance. Its date is the newest of the
-//! dates inside, or `SOURCE_DATE_EPOCH`.
+//! dates inside, or `SOURCE_DATE_EPOCH`. Only a signature differs each time.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -170,6 +170,11 @@ impl Blob {
     }
 }
 
+/// Of the piece at that place.
+pub fn piece_name(blob: &Blob, at: usize) -> String {
+    format!("larder/pieces/{}.{:04}", blob.digest.hex(), at + 1)
+}
+
 impl Catalog {
     pub fn to_bytes(&self) -> Result<Vec<u8>, BundleError> {
         let bytes = serde_json::to_vec(self).map_err(|error| BundleError::Bad(error.to_string()))?;
@@ -281,7 +286,7 @@ impl Catalog {
             };
             parts.push(Part {
                 blob: at,
-                name: format!("larder/pieces/{}.{:04}", blob.digest.hex(), number + 1),
+                name: piece_name(blob, number),
                 offset: blob.pieces[..number].iter().map(|piece| piece.size).sum(),
                 size: piece.size,
                 digest: piece.digest,

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use serde_json::json;
 
 use super::archive::{BLOCK, space};
-use super::catalog::{Blob, Catalog, Image, Piece, Since, VERSION};
+use super::catalog::{Blob, Catalog, Image, Piece, Since, VERSION, piece_name};
 use super::error::BundleError;
 use super::pack::Packed;
 use super::receipt::Known;
@@ -175,7 +175,8 @@ fn deal_out(catalog: &mut Catalog, capacity: u64) -> Result<(), BundleError> {
             continue;
         }
         // Larger than any volume: a piece in each. Its last one shares a volume with what comes next.
-        let most = (capacity - BLOCK) / BLOCK * BLOCK;
+        let head = entry(&piece_name(blob, 0), 0);
+        let most = (capacity - head) / BLOCK * BLOCK;
         let mut rest = blob.size;
         while rest > 0 {
             let size = rest.min(most);
@@ -187,7 +188,7 @@ fn deal_out(catalog: &mut Catalog, capacity: u64) -> Result<(), BundleError> {
             if rest > 0 {
                 volume += 1;
             } else {
-                left = capacity - space(size);
+                left = capacity - head - size.next_multiple_of(BLOCK);
             }
         }
     }
