@@ -12,12 +12,13 @@
 //! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry |
 //! | [`upstream`] | a client of other registries | oci config telemetry |
 //! | [`pull`] | the pull-through service | oci config telemetry store upstream |
+//! | [`bundle`] | images as files: export and import, without the network | oci telemetry store |
 //! | [`jobs`] | hashing what is held again, in idle hours and when asked | oci config telemetry store pull |
-//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci store pull jobs |
+//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci store pull bundle jobs |
 //! | [`http`] | listeners, routes, status codes | oci config telemetry pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
-//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config admin app demo telemetry |
+//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config bundle admin app demo telemetry |
 //!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
 //! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
@@ -50,6 +51,12 @@
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
 //!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
 //!   it, or at once if repair was asked for.
+//! - **Bundle, out**: `cli::bundle` orders it at the desk → `bundle::select` says what the images need and hold →
+//!   `bundle::plan` writes the catalogue → `bundle::create` streams the archive, hashing what it reads → `bundle::seal`
+//!   signs and cuts it into files, on the machine of whoever asked: the key goes nowhere.
+//! - **Bundle, in**: `bundle::import` reads the catalogue, asks whom it is from, and takes from then on only what that
+//!   names → `store::writer` → blobs that are linked to nobody; at the end image by image is shown (`store::reveal`):
+//!   links, tag and pin in one durable step, or nothing.
 //! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle.
 

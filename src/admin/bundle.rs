@@ -45,7 +45,10 @@ pub struct ImportOrder {
 impl ImportOrder {
     /// As parameters of a call.
     pub fn to_query(&self) -> Vec<(&'static str, String)> {
-        let mut query = vec![("unsigned", self.unsigned.to_string()), ("older", self.older.to_string())];
+        let mut query = vec![
+            ("unsigned", self.unsigned.to_string()),
+            ("older", self.older.to_string()),
+        ];
         query.extend(self.key.clone().map(|key| ("key", key)));
         query
     }
@@ -112,7 +115,11 @@ impl Admin {
     pub async fn plan_bundle(&self, order: BundleOrder) -> Result<Planned, AdminError> {
         let names = self.bundle_names(&order.images).await?;
         self.work(move |admin| {
-            let known = order.since.as_deref().map(|text| Known::parse(text.as_bytes())).transpose()?;
+            let known = order
+                .since
+                .as_deref()
+                .map(|text| Known::parse(text.as_bytes()))
+                .transpose()?;
             let mut selection: Selection = select::select(admin.store(), &names)?;
             let left_out = std::mem::take(&mut selection.incomplete);
             if !left_out.is_empty() && !order.partial {
@@ -162,7 +169,12 @@ impl Admin {
 
     /// Takes a bundle in. One at a time.
     pub async fn import_bundle(&self, input: Box<dyn Input>, order: &ImportOrder) -> Result<Report, AdminError> {
-        let running = self.inner.importing.clone().try_lock_owned().map_err(|_| AdminError::Importing)?;
+        let running = self
+            .inner
+            .importing
+            .clone()
+            .try_lock_owned()
+            .map_err(|_| AdminError::Importing)?;
         let texts = self.inner.limits.bundle_keys.iter().chain(&order.key);
         let keys = texts.map(|text| PublicKey::parse(text)).collect::<Result<_, _>>()?;
         let options = Options {
@@ -207,4 +219,3 @@ impl Admin {
         .await
     }
 }
-

@@ -198,7 +198,9 @@ impl Catalog {
                 _ => BundleError::NotABundle(format!("{CATALOG}: {error}")),
             }
         })?;
-        catalog.check().map_err(|why| BundleError::hostile(format!("{CATALOG}: {why}")))?;
+        catalog
+            .check()
+            .map_err(|why| BundleError::hostile(format!("{CATALOG}: {why}")))?;
         Ok(catalog)
     }
 
@@ -244,7 +246,10 @@ impl Catalog {
         if let Some(media_type) = &blob.media_type {
             check_text(media_type)?;
             if blob.size > MAX_MANIFEST_BYTES as u64 {
-                return Err(format!("a manifest of {} bytes, at most {MAX_MANIFEST_BYTES}", blob.size));
+                return Err(format!(
+                    "a manifest of {} bytes, at most {MAX_MANIFEST_BYTES}",
+                    blob.size
+                ));
             }
         }
         if blob.image as usize >= self.images.len() {
@@ -256,7 +261,10 @@ impl Catalog {
             return Err(format!("in a volume that is not one of {}", self.volumes));
         }
         if !blob.pieces.is_empty() {
-            let sum = blob.pieces.iter().try_fold(0u64, |sum, piece| sum.checked_add(piece.size));
+            let sum = blob
+                .pieces
+                .iter()
+                .try_fold(0u64, |sum, piece| sum.checked_add(piece.size));
             if pieces == 1 || sum != Some(blob.size) || blob.is_manifest() {
                 return Err(format!("in pieces that do not make {} bytes", blob.size));
             }
@@ -320,7 +328,14 @@ pub fn check_repository(text: &str) -> Result<(), String> {
 
 fn check_text(text: &str) -> Result<(), String> {
     let fits = (1..=255).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
-    if fits { Ok(()) } else { Err(format!("{:?} is no media type", text.chars().take(255).collect::<String>())) }
+    if fits {
+        Ok(())
+    } else {
+        Err(format!(
+            "{:?} is no media type",
+            text.chars().take(255).collect::<String>()
+        ))
+    }
 }
 
 fn check_image(image: &Image, known: &BTreeSet<Digest>) -> Result<(), String> {
@@ -390,7 +405,8 @@ mod tests {
     /// Each lie by itself.
     #[test]
     fn lies_are_refused() {
-        let lies: [(&str, fn(&mut Catalog)); 16] = [
+        type Lie = (&'static str, fn(&mut Catalog));
+        let lies: [Lie; 16] = [
             ("version", |c| c.larder_bundle = 2),
             ("volumes", |c| c.volumes = 0),
             ("volumes", |c| c.volumes = 10_000),
@@ -403,7 +419,9 @@ mod tests {
             ("image", |c| c.blobs[0].image = 1),
             ("not there", |c| c.images[0].digest = Digest::sha256(b"x")),
             ("upstream", |c| c.images[0].repository = "alpine".to_owned()),
-            ("repository name", |c| c.images[0].repository = "docker.io/../x".to_owned()),
+            ("repository name", |c| {
+                c.images[0].repository = "docker.io/../x".to_owned()
+            }),
             ("lower case", |c| c.images[0].repository = "Docker.io/x".to_owned()),
             ("tag", |c| c.images[0].tag = Some("../x".to_owned())),
             ("absent", |c| c.images[0].absent = vec![c.images[0].digest]),
@@ -411,12 +429,17 @@ mod tests {
         for (word, lie) in lies {
             let mut catalog = catalog();
             lie(&mut catalog);
-            let error = Catalog::from_bytes(&catalog.to_bytes().unwrap()).unwrap_err().to_string();
+            let error = Catalog::from_bytes(&catalog.to_bytes().unwrap())
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(word), "{word}: {error}");
         }
         let mut pieces = catalog();
         pieces.volumes = 2;
-        let piece = |size| Piece { size, digest: Digest::sha256(b"p") };
+        let piece = |size| Piece {
+            size,
+            digest: Digest::sha256(b"p"),
+        };
         pieces.blobs[0].pieces = vec![piece(4), piece(5)];
         assert_eq!(pieces.parts(2)[0].offset, 4);
         assert!(Catalog::from_bytes(&pieces.to_bytes().unwrap()).is_ok());

@@ -46,8 +46,12 @@ fn copy<W: Write>(
     buffer: &mut [u8],
 ) -> Result<(), BundleError> {
     let digest = plan.catalog.blobs[part.blob].digest;
-    let held = store.open_blob(&digest).ok_or_else(|| BundleError::Gone(Box::new(digest)))?;
-    let rotten = || BundleError::Rotten { digest: Box::new(digest) };
+    let held = store
+        .open_blob(&digest)
+        .ok_or_else(|| BundleError::Gone(Box::new(digest)))?;
+    let rotten = || BundleError::Rotten {
+        digest: Box::new(digest),
+    };
     let mut hashing = Hashing::new(part.digest);
     archive.begin(&part.name, part.size).map_err(BundleError::Write)?;
     let (mut at, end) = (part.offset, part.offset + part.size);

@@ -62,7 +62,10 @@ pub fn import(
             Ok(report)
         }
         Err(error) => {
-            let keep = !matches!(error, BundleError::Hostile(_) | BundleError::NotABundle(_) | BundleError::Bad(_));
+            let keep = !matches!(
+                error,
+                BundleError::Hostile(_) | BundleError::NotABundle(_) | BundleError::Bad(_)
+            );
             run.leave(keep);
             Err(error)
         }
@@ -101,6 +104,8 @@ struct Run<'a> {
     fresh: Vec<Digest>,
     /// Whose bytes this archive has shown.
     proven: HashSet<Digest>,
+    /// The pieces so far of a blob that has to show its bytes.
+    proof: Option<(usize, Hashing)>,
     damaged: Vec<Digest>,
     fresh_bytes: u64,
     held: usize,
@@ -123,6 +128,7 @@ impl<'a> Run<'a> {
             coming: None,
             fresh: Vec::new(),
             proven: HashSet::new(),
+            proof: None,
             damaged: Vec::new(),
             fresh_bytes: 0,
             held: 0,
@@ -167,7 +173,9 @@ impl<'a> Run<'a> {
             }
             if let Some(entry) = reader.entry()? {
                 let name = entry.name;
-                return Err(BundleError::hostile(format!("{name:?} is not in its catalogue, or for the second time")));
+                return Err(BundleError::hostile(format!(
+                    "{name:?} is not in its catalogue, or for the second time"
+                )));
             }
             if !reader.more()? {
                 return Ok(seen);
@@ -235,15 +243,24 @@ impl<'a> Run<'a> {
             self.held += 1;
             self.held_bytes += blob.size;
         }
-        if self.trusted || !blob.pieces.is_empty() || self.is_public(&blob.digest) {
+        if self.trusted || self.is_public(&blob.digest) {
             return reader.skip(part.size);
         }
-        let mut hashing = Hashing::new(blob.digest);
+        let begun = self.proof.take().filter(|(of, _)| *of == part.blob);
+        let mut hashing = begun.map_or_else(|| Hashing::new(blob.digest), |(_, hashing)| hashing);
+        // Pieces prove something together only.
+        if hashing.len() != part.offset {
+            return reader.skip(part.size);
+        }
         loop {
             match reader.read(&mut self.buffer)? {
                 0 => break,
                 count => hashing.update(&self.buffer[..count]),
             }
+        }
+        if part.offset + part.size < blob.size {
+            self.proof = Some((part.blob, hashing));
+            return Ok(());
         }
         match hashing.verify() {
             Ok(()) => {
@@ -283,12 +300,17 @@ impl<'a> Run<'a> {
             });
         }
         // A piece whose predecessor is not here is of no use yet.
-        Ok(self.coming.as_ref().is_some_and(|coming| coming.writer.len() >= part.offset))
+        Ok(self
+            .coming
+            .as_ref()
+            .is_some_and(|coming| coming.writer.len() >= part.offset))
     }
 
     /// Appends what is not staged yet. `false`: the blob did not come whole.
     fn fill(&mut self, reader: &mut Reader<'_>, part: &Part, blob: &Blob) -> Result<bool, BundleError> {
-        let Some(coming) = &mut self.coming else { return Ok(false) };
+        let Some(coming) = &mut self.coming else {
+            return Ok(false);
+        };
         reader.skip(coming.writer.len() - part.offset)?;
         loop {
             let most = usize::try_from(reader.left()).unwrap_or(usize::MAX).min(BUFFER);

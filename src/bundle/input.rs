@@ -70,7 +70,8 @@ impl Read for Plain {
 impl Input for Plain {
     fn skip(&mut self, count: u64) -> io::Result<u64> {
         let count = count.min(self.len.saturating_sub(self.at));
-        self.file.seek_relative(i64::try_from(count).map_err(io::Error::other)?)?;
+        self.file
+            .seek_relative(i64::try_from(count).map_err(io::Error::other)?)?;
         self.at += count;
         Ok(count)
     }
@@ -190,7 +191,7 @@ pub fn volume(path: &Path, number: u32) -> PathBuf {
 /// Opens files as one stream. Errors: the first of them cannot be opened.
 pub fn open(paths: &[PathBuf]) -> Result<Box<dyn Input>, BundleError> {
     let mut files = Files {
-        paths: paths.to_vec().into_iter(),
+        paths: Vec::from(paths).into_iter(),
         open: None,
     };
     files.current().map_err(BundleError::Read)?;

@@ -67,7 +67,9 @@ pub fn read_head(reader: &mut Reader<'_>) -> Result<Head, BundleError> {
         let is_file = entry.as_ref().is_some_and(|entry| entry.kind == Kind::File);
         let Some(place) = place.filter(|_| is_file) else {
             let expected = order[from..].join(" or ");
-            return Err(BundleError::hostile(format!("found {name:?} in front of its content, expected {expected}")));
+            return Err(BundleError::hostile(format!(
+                "found {name:?} in front of its content, expected {expected}"
+            )));
         };
         from += place + 1;
         match name {
@@ -195,14 +197,19 @@ pub fn inspect(
             told(part.size);
         }
         if let Some(entry) = reader.entry()? {
-            return Err(BundleError::hostile(format!("{:?} is not in its catalogue", entry.name)));
+            return Err(BundleError::hostile(format!(
+                "{:?} is not in its catalogue",
+                entry.name
+            )));
         }
         if !reader.more()? {
             break;
         }
         let head = read_head(&mut reader)?;
         if head.catalog != bytes {
-            return Err(BundleError::Bad("the volumes are not of one bundle: their catalogues differ".to_owned()));
+            return Err(BundleError::Bad(
+                "the volumes are not of one bundle: their catalogues differ".to_owned(),
+            ));
         }
         volume = head.volume(catalog.volumes)?;
         if !seen.insert(volume) {

@@ -44,10 +44,15 @@ impl Packed {
         ] {
             let name = algorithm.as_str();
             let bad = |why: String| BundleError::NotABundle(format!("its {name} digests {why}"));
-            let bytes = STANDARD.decode(text).map_err(|error| bad(format!("are no base64: {error}")))?;
+            let bytes = STANDARD
+                .decode(text)
+                .map_err(|error| bad(format!("are no base64: {error}")))?;
             let hashes = bytes.chunks_exact(algorithm.hash_len());
             if !hashes.remainder().is_empty() {
-                return Err(bad(format!("are {} bytes, which is no whole number of them", bytes.len())));
+                return Err(bad(format!(
+                    "are {} bytes, which is no whole number of them",
+                    bytes.len()
+                )));
             }
             for hash in hashes {
                 digests.extend(Digest::from_key(&[&[tag], hash].concat()));

@@ -77,7 +77,10 @@ impl PipeWriter {
     fn send(&mut self) -> io::Result<()> {
         match self.piece.is_empty() {
             true => Ok(()),
-            false => self.sender.blocking_send(Ok(self.piece.split().freeze())).map_err(|_| gone()),
+            false => self
+                .sender
+                .blocking_send(Ok(self.piece.split().freeze()))
+                .map_err(|_| gone()),
         }
     }
 }
@@ -108,7 +111,10 @@ pub fn pour(mut input: Box<dyn Input>, sender: Sender<Piece>) -> io::Result<()> 
         match input.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(count) => {
-                if sender.blocking_send(Ok(Bytes::copy_from_slice(&buffer[..count]))).is_err() {
+                if sender
+                    .blocking_send(Ok(Bytes::copy_from_slice(&buffer[..count])))
+                    .is_err()
+                {
                     return Ok(());
                 }
             }

@@ -43,9 +43,16 @@ impl Plan {
     /// Blocking: where blobs are cut into pieces these are hashed.
     ///
     /// Errors: there is nothing to send, volumes are too small, something went missing.
-    pub fn new(store: &Store, selection: Selection, known: Option<&Known>, wanted: &Wanted) -> Result<Plan, BundleError> {
+    pub fn new(
+        store: &Store,
+        selection: Selection,
+        known: Option<&Known>,
+        wanted: &Wanted,
+    ) -> Result<Plan, BundleError> {
         if selection.images.is_empty() {
-            return Err(BundleError::Nothing("no image that was chosen is held whole".to_owned()));
+            return Err(BundleError::Nothing(
+                "no image that was chosen is held whole".to_owned(),
+            ));
         }
         let mut keeps = Vec::new();
         let mut omitted = BTreeSet::new();
@@ -120,7 +127,12 @@ pub(super) fn index(catalog: &Catalog) -> Result<Vec<u8>, BundleError> {
             },
         })
     };
-    let manifests: Vec<_> = catalog.images.iter().filter(|i| inside.contains(&i.digest)).map(descriptor).collect();
+    let manifests: Vec<_> = catalog
+        .images
+        .iter()
+        .filter(|i| inside.contains(&i.digest))
+        .map(descriptor)
+        .collect();
     let index = json!({ "schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": manifests });
     serde_json::to_vec(&index).map_err(|error| BundleError::Bad(error.to_string()))
 }
@@ -141,7 +153,9 @@ fn deal(catalog: &mut Catalog, size: u64, index: u64) -> Result<(), BundleError>
     let mut reserve = catalog.to_bytes()?.len() as u64;
     loop {
         let head = fixed(reserve, index);
-        let capacity = size.checked_sub(head).filter(|rest| size >= MIN_VOLUME_BYTES && *rest >= size / 2);
+        let capacity = size
+            .checked_sub(head)
+            .filter(|rest| size >= MIN_VOLUME_BYTES && *rest >= size / 2);
         let capacity = capacity.ok_or_else(|| {
             BundleError::Bad(format!(
                 "volumes of {size} bytes are too small: each holds the catalogue of {head} bytes, and at least as much of the content; the least is {MIN_VOLUME_BYTES}"
@@ -194,7 +208,9 @@ fn deal_out(catalog: &mut Catalog, capacity: u64) -> Result<(), BundleError> {
     }
     catalog.volumes = volume;
     match volume > 9_999 {
-        true => Err(BundleError::Bad("that would be more than 9999 volumes: choose larger ones".to_owned())),
+        true => Err(BundleError::Bad(
+            "that would be more than 9999 volumes: choose larger ones".to_owned(),
+        )),
         false => Ok(()),
     }
 }
@@ -202,7 +218,9 @@ fn deal_out(catalog: &mut Catalog, capacity: u64) -> Result<(), BundleError> {
 fn hash_pieces(store: &Store, catalog: &mut Catalog) -> Result<(), BundleError> {
     let mut buffer = vec![0; BUFFER];
     for blob in catalog.blobs.iter_mut().filter(|blob| !blob.pieces.is_empty()) {
-        let held = store.open_blob(&blob.digest).ok_or_else(|| BundleError::Gone(Box::new(blob.digest)))?;
+        let held = store
+            .open_blob(&blob.digest)
+            .ok_or_else(|| BundleError::Gone(Box::new(blob.digest)))?;
         let mut whole = Hashing::new(blob.digest);
         let mut at = 0;
         for piece in &mut blob.pieces {
@@ -211,14 +229,18 @@ fn hash_pieces(store: &Store, catalog: &mut Catalog) -> Result<(), BundleError> 
             while at < end {
                 let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
                 let read = held.file.read_exact_at(&mut buffer[..most], at);
-                read.map_err(|_| BundleError::Rotten { digest: Box::new(blob.digest) })?;
+                read.map_err(|_| BundleError::Rotten {
+                    digest: Box::new(blob.digest),
+                })?;
                 hasher.update(&buffer[..most]);
                 whole.update(&buffer[..most]);
                 at += most as u64;
             }
             piece.digest = hasher.finish();
         }
-        whole.verify().map_err(|_| BundleError::Rotten { digest: Box::new(blob.digest) })?;
+        whole.verify().map_err(|_| BundleError::Rotten {
+            digest: Box::new(blob.digest),
+        })?;
     }
     Ok(())
 }

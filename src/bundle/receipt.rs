@@ -67,7 +67,11 @@ pub struct Known {
 impl Known {
     /// Reads either.
     pub fn parse(bytes: &[u8]) -> Result<Known, BundleError> {
-        let neither = |why: String| BundleError::Bad(format!("--since: this is neither a receipt nor a bundle's catalogue: {why}"));
+        let neither = |why: String| {
+            BundleError::Bad(format!(
+                "--since: this is neither a receipt nor a bundle's catalogue: {why}"
+            ))
+        };
         if bytes.len() as u64 > MAX_RECEIPT_BYTES {
             return Err(neither(format!("larger than {MAX_RECEIPT_BYTES} bytes")));
         }
@@ -112,8 +116,14 @@ mod tests {
             wishes: Vec::new(),
         };
         let known = Known::parse(&serde_json::to_vec(&receipt).unwrap()).unwrap();
-        assert_eq!((known.what, known.blobs, known.tags), (Base::Receipt, BTreeSet::from([digest]), receipt.tags.clone()));
-        let newer = Receipt { larder_receipt: 2, ..receipt };
+        assert_eq!(
+            (known.what, known.blobs, known.tags),
+            (Base::Receipt, BTreeSet::from([digest]), receipt.tags.clone())
+        );
+        let newer = Receipt {
+            larder_receipt: 2,
+            ..receipt
+        };
         assert!(Known::parse(&serde_json::to_vec(&newer).unwrap()).is_err());
     }
 

@@ -59,8 +59,16 @@ impl Pending {
         for (part, path) in &self.files {
             std::fs::rename(part, path).map_err(BundleError::file("name", path))?;
         }
-        let folder = self.files.first().and_then(|(_, path)| path.parent()).unwrap_or(Path::new("."));
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let folder = self
+            .files
+            .first()
+            .and_then(|(_, path)| path.parent())
+            .unwrap_or(Path::new("."));
+        let folder = if folder.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            folder
+        };
         File::open(folder)
             .and_then(|folder| folder.sync_all())
             .map_err(BundleError::file("sync", folder))?;
@@ -92,7 +100,11 @@ pub fn seal(input: &mut dyn Input, seal: &Seal, told: &mut dyn FnMut(u64)) -> Re
         if number > 1 && !matches!(reader.entry()?, Some(entry) if entry.name == CATALOG) {
             return Err(BundleError::NotABundle(format!("volume {number} has no catalogue")));
         }
-        let path = if catalog.volumes > 1 { volume(&seal.out, number) } else { seal.out.clone() };
+        let path = if catalog.volumes > 1 {
+            volume(&seal.out, number)
+        } else {
+            seal.out.clone()
+        };
         let file = pending.create(&path)?;
         let sink = Sink::new(file, seal.zstd);
         let file = one(&mut reader, sink, &bytes, signature.as_deref(), told).map_err(|error| match error {
@@ -140,13 +152,18 @@ fn one(
     archive.sink().next_entry(b"{").map_err(BundleError::Write)?;
     archive.file(CATALOG, catalog).map_err(BundleError::Write)?;
     if let Some(signature) = signature {
-        archive.file(SIGNATURE, signature.as_bytes()).map_err(BundleError::Write)?;
+        archive
+            .file(SIGNATURE, signature.as_bytes())
+            .map_err(BundleError::Write)?;
     }
     let mut buffer = vec![0; BUFFER];
     reader.skip(u64::MAX)?;
     while let Some(Entry { name, size, .. }) = reader.entry()? {
         let mut count = reader.fill(&mut buffer)?;
-        archive.sink().next_entry(&buffer[..count]).map_err(BundleError::Write)?;
+        archive
+            .sink()
+            .next_entry(&buffer[..count])
+            .map_err(BundleError::Write)?;
         archive.begin(&name, size).map_err(BundleError::Write)?;
         while count > 0 {
             archive.write(&buffer[..count]).map_err(BundleError::Write)?;
@@ -167,7 +184,11 @@ enum Sink {
 impl Sink {
     fn new(file: File, zstd: bool) -> Sink {
         let file = BufWriter::with_capacity(BUFFER, file);
-        if zstd { Sink::Zstd(None, Some(file)) } else { Sink::Plain(file) }
+        if zstd {
+            Sink::Zstd(None, Some(file))
+        } else {
+            Sink::Plain(file)
+        }
     }
 
     /// Begins a frame for an entry whose content begins like this.

@@ -117,7 +117,11 @@ fn signing_tags(store: &Store, repository: &str, manifests: &[Digest]) -> Vec<St
         let stem = format!("{}-{}", digest.algorithm().as_str(), digest.hex());
         TAG_ENDINGS.map(|ending| format!("{stem}{ending}"))
     };
-    let is_held = |tag: &String| store.tag(repository, tag).is_some_and(|record| store.size(&record.digest).is_some());
+    let is_held = |tag: &String| {
+        store
+            .tag(repository, tag)
+            .is_some_and(|record| store.size(&record.digest).is_some())
+    };
     manifests.iter().flat_map(of).filter(is_held).collect()
 }
 
@@ -161,7 +165,11 @@ impl Look<'_> {
             ..Tree::default()
         };
         let is_index = manifest.descriptors.iter().any(|child| child.is_manifest);
-        let platforms = if is_index { platforms_of(&held.bytes) } else { BTreeMap::new() };
+        let platforms = if is_index {
+            platforms_of(&held.bytes)
+        } else {
+            BTreeMap::new()
+        };
         let mut images = 0;
         for child in &manifest.descriptors {
             if !child.is_manifest {
@@ -199,14 +207,18 @@ impl Look<'_> {
                 let media_type = child.media_type.as_deref().unwrap_or_default();
                 media_type.contains("image.config") || media_type.contains("container.image")
             });
-            tree.platforms.extend(config.and_then(|config| self.platform(&config.digest)));
+            tree.platforms
+                .extend(config.and_then(|config| self.platform(&config.digest)));
         }
         Some(tree)
     }
 
     /// By its config.
     fn platform(&self, config: &Digest) -> Option<String> {
-        let held = self.store.open_blob(config).filter(|held| held.size <= MAX_CONFIG_BYTES)?;
+        let held = self
+            .store
+            .open_blob(config)
+            .filter(|held| held.size <= MAX_CONFIG_BYTES)?;
         let platform: Platform = serde_json::from_reader(std::io::BufReader::new(&*held.file)).ok()?;
         platform.text()
     }
@@ -277,4 +289,3 @@ fn platforms_of(index: &[u8]) -> BTreeMap<Digest, String> {
 fn is_kept_elsewhere(media_type: &str) -> bool {
     media_type.contains("nondistributable") || media_type.contains(".foreign.")
 }
-

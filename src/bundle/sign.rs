@@ -20,10 +20,16 @@ pub struct PublicKey(minisign::PublicKey);
 impl PublicKey {
     /// From a `.pub` file's text or from its second line alone.
     pub fn parse(text: &str) -> Result<PublicKey, BundleError> {
-        let line = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
+        let line = text
+            .lines()
+            .map(str::trim)
+            .rfind(|line| !line.is_empty())
+            .unwrap_or_default();
         minisign::PublicKey::from_base64(line).map(PublicKey).map_err(|_| {
             let shown: String = line.chars().take(60).collect();
-            BundleError::Key(format!("{shown:?} is no public key: expected the line of a .pub file that begins with RW"))
+            BundleError::Key(format!(
+                "{shown:?} is no public key: expected the line of a .pub file that begins with RW"
+            ))
         })
     }
 
@@ -80,11 +86,19 @@ pub fn verify(catalog: &[u8], signature: &[u8], trusted: &[PublicKey]) -> Result
         minisign::verify(&key.0, &signature, Cursor::new(catalog), true, false, false).is_ok()
     };
     trusted.iter().find(fits).cloned().ok_or_else(|| {
-        let by = signature.keynum().iter().rev().map(|b| format!("{b:02X}")).collect::<String>();
+        let by = signature
+            .keynum()
+            .iter()
+            .rev()
+            .map(|b| format!("{b:02X}"))
+            .collect::<String>();
         let known = trusted.iter().any(|key| key.0.keynum() == signature.keynum());
         BundleError::Signature(match known {
             true => format!("the catalogue is not what key {by} signed: it was changed or damaged"),
-            false => format!("it is signed by key {by}, which is none of the {} trusted ones", trusted.len()),
+            false => format!(
+                "it is signed by key {by}, which is none of the {} trusted ones",
+                trusted.len()
+            ),
         })
     })
 }
@@ -97,9 +111,14 @@ pub fn keygen(path: &Path) -> Result<(PathBuf, PublicKey), BundleError> {
     public.push(".pub");
     let public = PathBuf::from(public);
     if public.exists() {
-        return Err(BundleError::file("create", &public)(std::io::ErrorKind::AlreadyExists.into()));
+        return Err(BundleError::file("create", &public)(
+            std::io::ErrorKind::AlreadyExists.into(),
+        ));
     }
-    let secret = sk.to_box(Some("larder bundle secret key")).map_err(broken)?.into_string();
+    let secret = sk
+        .to_box(Some("larder bundle secret key"))
+        .map_err(broken)?
+        .into_string();
     write_new(path, 0o600, &secret)?;
     let text = pk.to_box().map_err(broken)?.into_string();
     write_new(&public, 0o644, &text)?;
@@ -145,9 +164,13 @@ mod tests {
         let signature = secret.sign(b"catalogue").unwrap();
         let trusted = [other.clone(), key.clone()];
         assert_eq!(verify(b"catalogue", signature.as_bytes(), &trusted).unwrap(), key);
-        let changed = verify(b"catalogus", signature.as_bytes(), &trusted).unwrap_err().to_string();
+        let changed = verify(b"catalogus", signature.as_bytes(), &trusted)
+            .unwrap_err()
+            .to_string();
         assert!(changed.contains("changed or damaged"), "{changed}");
-        let foreign = verify(b"catalogue", signature.as_bytes(), &[other]).unwrap_err().to_string();
+        let foreign = verify(b"catalogue", signature.as_bytes(), &[other])
+            .unwrap_err()
+            .to_string();
         assert!(foreign.contains("none of the 1 trusted"), "{foreign}");
         assert!(verify(b"catalogue", b"nonsense", &trusted).is_err());
         assert!(PublicKey::parse("RWnonsense").is_err() && PublicKey::parse("").is_err());

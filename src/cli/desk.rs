@@ -13,8 +13,8 @@ use url::Url;
 
 use super::remote::{CallError, Remote};
 use super::{Exit, complain, refuse};
-use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::admin::views::{DuView, ImageList, ImageView, PinView, RefreshView, RemovedView, StatsView, VerifyView};
+use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
 use crate::bundle::receipt::Receipt;
 use crate::bundle::report::Report;
@@ -300,7 +300,7 @@ impl Desk {
             Desk::Proxy(remote) => {
                 let path = ["bundle", "plan"];
                 let body = told(serde_json::to_string(order))?;
-                let response = told(remote.stream(&path, &[], "application/json", body.into()).await)?;
+                let response = told(remote.order(&path, body).await)?;
                 told(remote.read(response).await)
             }
             Desk::Folder(folder) => Ok(told(folder.admin.plan_bundle(order.clone()).await)?.view()),
@@ -314,7 +314,7 @@ impl Desk {
             Desk::Proxy(remote) => {
                 let path = ["bundle", "create"];
                 let body = told(serde_json::to_string(order))?;
-                let response = told(remote.stream(&path, &[], "application/json", body.into()).await)?;
+                let response = told(remote.order(&path, body).await)?;
                 tokio::spawn(async move {
                     let mut pieces = response.bytes_stream();
                     while let Some(piece) = pieces.next().await {
@@ -341,7 +341,7 @@ impl Desk {
         let pouring = tokio::task::spawn_blocking(move || pipe::pour(input, sender));
         let body = reqwest::Body::wrap_stream(reader.into_stream());
         let path = ["bundle", "import"];
-        let sent = remote.stream(&path, &order.to_query(), "application/x-tar", body).await;
+        let sent = remote.upload(&path, &order.to_query(), body).await;
         // What could not be read here is the reason for what the proxy says of it.
         if let Ok(Err(error)) = pouring.await {
             return Err(format!("the archive cannot be read: {error}"));

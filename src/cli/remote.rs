@@ -33,6 +33,8 @@ pub struct Remote {
     http: reqwest::Client,
     /// For archives.
     patient: reqwest::Client,
+    /// For bodies whose length is not known before: HTTP/1.1 would send them in chunks, which the proxy does not take.
+    uploads: reqwest::Client,
     base: Url,
     token: Option<Secret>,
 }
@@ -68,11 +70,19 @@ impl Remote {
                 // A proxy for the internet is no way to the machine beside this one.
                 .no_proxy()
         };
-        let http = build().read_timeout(SILENCE).build().map_err(|error| error.to_string())?;
+        let http = build()
+            .read_timeout(SILENCE)
+            .build()
+            .map_err(|error| error.to_string())?;
         let patient = build().build().map_err(|error| error.to_string())?;
+        let uploads = build()
+            .http2_prior_knowledge()
+            .build()
+            .map_err(|error| error.to_string())?;
         Ok(Remote {
             http,
             patient,
+            uploads,
             base,
             token,
         })
@@ -129,25 +139,36 @@ impl Remote {
         CallError::Unreachable(self.base.clone(), innermost(error))
     }
 
-    /// A call that sends or brings an archive: nobody knows how long it takes.
-    pub async fn stream(
+    /// A call with an order, that brings an archive: nobody knows how long it takes.
+    pub async fn order(&self, path: &[&str], order: String) -> Result<reqwest::Response, CallError> {
+        let request = self.patient.post(self.url(path, &[])?);
+        self.send(request.header("content-type", "application/json").body(order))
+            .await
+    }
+
+    /// A call that sends an archive.
+    pub async fn upload(
         &self,
         path: &[&str],
         query: &[(&str, String)],
-        kind: &'static str,
         body: reqwest::Body,
     ) -> Result<reqwest::Response, CallError> {
-        let mut request = self.patient.post(self.url(path, query)?).header("content-type", kind);
+        let request = self.uploads.post(self.url(path, query)?);
+        self.send(request.header("content-type", "application/x-tar").body(body))
+            .await
+    }
+
+    async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<reqwest::Response, CallError> {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.reveal());
         }
-        let response = request.body(body).send().await;
-        let response = response.map_err(|error| self.unreachable(&error))?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         match response.status().is_success() {
             true => Ok(response),
-            false => Err(self.read::<Value>(response).await.err().unwrap_or_else(|| {
-                CallError::Strange(self.base.clone(), "an error that is none".to_owned())
-            })),
+            false => Err(match self.read::<Value>(response).await {
+                Err(error) => error,
+                Ok(_) => CallError::Strange(self.base.clone(), "an error that is none".to_owned()),
+            }),
         }
     }
 

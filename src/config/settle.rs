@@ -191,11 +191,16 @@ pub fn bundle(findings: &mut Findings<'_>, raw: &RawBundle) -> Bundle {
     for key in &raw.trusted_keys {
         let fits = key.len() == 56
             && key.starts_with("RW")
-            && key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'));
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'));
         if !fits {
             findings.refuse(
                 &["bundle", "trusted_keys"],
-                format!("found {}, expected the line of a .pub file that begins with RW", super::file::quoted(key)),
+                format!(
+                    "found {}, expected the line of a .pub file that begins with RW",
+                    super::file::quoted(key)
+                ),
             );
         }
     }

@@ -321,7 +321,13 @@ impl Store {
         bytes: &Bytes,
     ) -> Result<(), StoreError> {
         let manifest = Manifest::new(bytes.clone(), media_type.into());
-        self.write_manifest(repository, digest, Kind::manifest(media_type.into(), children), bytes, true)?;
+        self.write_manifest(
+            repository,
+            digest,
+            Kind::manifest(media_type.into(), children),
+            bytes,
+            true,
+        )?;
         self.inner.manifests.insert(*digest, manifest);
         Ok(())
     }

@@ -102,7 +102,10 @@ impl Store {
     pub fn room(&self, max_size: Option<u64>) -> u64 {
         let index = self.inner.index();
         let limit = max_size.map_or_else(|| self.inner.limit(), |max| max.min(self.inner.limit()));
-        let fixed = self.inner.used_bytes(&index).saturating_sub(index.loose_bytes(Scope::All));
+        let fixed = self
+            .inner
+            .used_bytes(&index)
+            .saturating_sub(index.loose_bytes(Scope::All));
         let on_disk = index
             .loose_bytes(Scope::All)
             .saturating_add(self.inner.free_bytes(&index));
@@ -135,7 +138,11 @@ impl Store {
         ops.extend(links.map(|key| Op::Put(Table::Links, key, Vec::new())));
         for (subject, list) in &image.referrers {
             let key = ListKey::Referrers(*subject).to_key(image.repository);
-            ops.extend(serde_json::to_vec(list).ok().map(|value| Op::Put(Table::Lists, key, value)));
+            ops.extend(
+                serde_json::to_vec(list)
+                    .ok()
+                    .map(|value| Op::Put(Table::Lists, key, value)),
+            );
         }
         let written = {
             let index = self.inner.index();

@@ -10,6 +10,7 @@ mod support;
 mod admin;
 mod blobs;
 mod bundle;
+mod bundle_hostile;
 mod commands;
 mod config;
 mod demo;

@@ -105,13 +105,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn settle(
-        &mut self,
-        header: &Header,
-        kind: EntryType,
-        mut size: u64,
-        extra: Extra,
-    ) -> Result<Entry, BundleError> {
+    fn settle(&mut self, header: &Header, kind: EntryType, mut size: u64, extra: Extra) -> Result<Entry, BundleError> {
         if let Some(key) = extra.pax.keys().find(|key| key.starts_with("GNU.sparse")) {
             return Err(self.hostile(format!("a sparse file ({key})")));
         }
@@ -135,9 +129,7 @@ impl<'a> Reader<'a> {
             // different files.
             let fits_old = told < 8 << 30;
             if told != size && (fits_old || size != 0) {
-                return Err(self.hostile(format!(
-                    "{name:?} has {size} bytes by one header and {told} by another"
-                )));
+                return Err(self.hostile(format!("{name:?} has {size} bytes by one header and {told} by another")));
             }
             size = told;
         }
@@ -248,6 +240,9 @@ impl<'a> Reader<'a> {
 
     /// Whether another archive follows. Zeros in between are passed over: writers fill their last record.
     pub fn more(&mut self) -> Result<bool, BundleError> {
+        if self.ahead.is_some() {
+            return Ok(true);
+        }
         let mut trail = 0;
         while trail <= MAX_TRAIL {
             let mut block = [0; BLOCK as usize];

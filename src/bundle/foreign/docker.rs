@@ -89,8 +89,18 @@ fn one(tree: &Tree, image: &Saved, given: Option<&str>, alone: bool, found: &mut
     let manifest = serde_json::to_vec(&manifest).map_err(|error| BundleError::Bad(error.to_string()))?;
     let digest = Digest::sha256(&manifest);
     let size = manifest.len() as u64;
-    found.add(config_digest, config.len() as u64, None, Place::File(image.config.clone()))?;
-    found.add(digest, size, Some(media_type::OCI_MANIFEST.to_owned()), Place::Made(manifest))?;
+    found.add(
+        config_digest,
+        config.len() as u64,
+        None,
+        Place::File(image.config.clone()),
+    )?;
+    found.add(
+        digest,
+        size,
+        Some(media_type::OCI_MANIFEST.to_owned()),
+        Place::Made(manifest),
+    )?;
     for name in names {
         found.images.push(Image {
             repository: name.repository,

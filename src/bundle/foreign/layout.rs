@@ -42,13 +42,22 @@ pub(super) fn read(tree: &Tree, given: Option<&str>, found: &mut Found) -> Resul
     let digests: BTreeSet<&Digest> = index.manifests.iter().map(|descriptor| &descriptor.digest).collect();
     let alone = digests.len() == 1;
     for descriptor in &index.manifests {
-        let short = descriptor.annotations.get("org.opencontainers.image.ref.name").map(String::as_str);
-        let own: Vec<String> = [descriptor.annotations.get("io.containerd.image.name").map(String::as_str), short]
-            .into_iter()
-            .flatten()
-            .filter(|name| name.contains('/'))
-            .map(str::to_owned)
-            .collect();
+        let short = descriptor
+            .annotations
+            .get("org.opencontainers.image.ref.name")
+            .map(String::as_str);
+        let own: Vec<String> = [
+            descriptor
+                .annotations
+                .get("io.containerd.image.name")
+                .map(String::as_str),
+            short,
+        ]
+        .into_iter()
+        .flatten()
+        .filter(|name| name.contains('/'))
+        .map(str::to_owned)
+        .collect();
         // Two of them say the same.
         let names = choose(given, &own[..own.len().min(1)], short, alone)?;
         let mut absent = BTreeSet::new();
@@ -90,7 +99,12 @@ fn gather(
     let manifest = Manifest::parse(&bytes, descriptor.media_type.as_deref())
         .map_err(|error| BundleError::NotABundle(format!("{}: {error}", descriptor.digest)))?;
     let size = bytes.len() as u64;
-    found.add(descriptor.digest, size, Some(manifest.media_type.clone()), Place::File(name))?;
+    found.add(
+        descriptor.digest,
+        size,
+        Some(manifest.media_type.clone()),
+        Place::File(name),
+    )?;
     for child in &manifest.descriptors {
         let name = place(&child.digest);
         match (tree.size(&name), child.is_manifest) {
@@ -107,7 +121,10 @@ fn gather(
                 absent.insert(child.digest);
             }
             (None, false) => {
-                return Err(BundleError::Incomplete(vec![format!("{} of {}", child.digest, descriptor.digest)]));
+                return Err(BundleError::Incomplete(vec![format!(
+                    "{} of {}",
+                    child.digest, descriptor.digest
+                )]));
             }
         }
     }

@@ -26,7 +26,11 @@ pub(super) fn parse(text: &str) -> Result<Name, BundleError> {
         Some((host, name)) if looks_like_host(host) => (host.to_ascii_lowercase(), name.to_owned()),
         _ => ("docker.io".to_owned(), path.to_owned()),
     };
-    let host = if host == "index.docker.io" { "docker.io".to_owned() } else { host };
+    let host = if host == "index.docker.io" {
+        "docker.io".to_owned()
+    } else {
+        host
+    };
     let name = match host == "docker.io" && !name.contains('/') {
         true => format!("library/{name}"),
         false => name,
@@ -43,9 +47,18 @@ pub(super) fn parse(text: &str) -> Result<Name, BundleError> {
 /// The names of one image: the one that was given, or those that the archive gives it.
 ///
 /// `own` are full names, `short` what the archive calls it among its other images. `alone`: there is no other.
-pub(super) fn choose(given: Option<&str>, own: &[String], short: Option<&str>, alone: bool) -> Result<Vec<Name>, BundleError> {
+pub(super) fn choose(
+    given: Option<&str>,
+    own: &[String],
+    short: Option<&str>,
+    alone: bool,
+) -> Result<Vec<Name>, BundleError> {
     let Some(given) = given else {
-        let names: Vec<Name> = own.iter().filter_map(|name| parse(name).ok()).filter(|name| name.tag.is_some()).collect();
+        let names: Vec<Name> = own
+            .iter()
+            .filter_map(|name| parse(name).ok())
+            .filter(|name| name.tag.is_some())
+            .collect();
         return match names.is_empty() {
             true => Err(BundleError::Bad(format!(
                 "the archive does not say where its image {} is from: give it a name with --as",
@@ -65,13 +78,15 @@ pub(super) fn choose(given: Option<&str>, own: &[String], short: Option<&str>, a
         )));
     }
     let own = own.iter().find_map(|name| parse(name).ok()?.tag);
-    let tag = short.filter(|short| short.parse::<Tag>().is_ok()).map(str::to_owned).or(own);
+    let tag = short
+        .filter(|short| short.parse::<Tag>().is_ok())
+        .map(str::to_owned)
+        .or(own);
     match tag {
-        Some(tag) => Ok(vec![Name {
-            tag: Some(tag),
-            ..name
-        }]),
-        None => Err(BundleError::Bad("several images are inside, and one of them has no tag".to_owned())),
+        Some(tag) => Ok(vec![Name { tag: Some(tag), ..name }]),
+        None => Err(BundleError::Bad(
+            "several images are inside, and one of them has no tag".to_owned(),
+        )),
     }
 }
 
@@ -90,7 +105,11 @@ mod tests {
             ("Index.docker.io/a/b", "docker.io/a/b", None),
         ] {
             let name = parse(text).unwrap();
-            assert_eq!((name.repository.as_str(), name.tag.as_deref()), (repository, tag), "{text}");
+            assert_eq!(
+                (name.repository.as_str(), name.tag.as_deref()),
+                (repository, tag),
+                "{text}"
+            );
         }
         for bad in ["", "a b", "../x", "Alpine", "alpine:", "a/../b:1"] {
             assert!(parse(bad).is_err(), "{bad}");
@@ -100,10 +119,19 @@ mod tests {
     #[test]
     fn who_is_called_what() {
         let own = ["docker.io/library/a:1".to_owned()];
-        assert_eq!(choose(None, &own, Some("1"), false).unwrap()[0].repository, "docker.io/library/a");
+        assert_eq!(
+            choose(None, &own, Some("1"), false).unwrap()[0].repository,
+            "docker.io/library/a"
+        );
         assert!(choose(None, &[], Some("1"), true).is_err());
-        assert_eq!(choose(Some("x.y/b"), &[], None, true).unwrap()[0].tag.as_deref(), Some("latest"));
-        assert_eq!(choose(Some("x.y/b"), &own, Some("2"), false).unwrap()[0].tag.as_deref(), Some("2"));
+        assert_eq!(
+            choose(Some("x.y/b"), &[], None, true).unwrap()[0].tag.as_deref(),
+            Some("latest")
+        );
+        assert_eq!(
+            choose(Some("x.y/b"), &own, Some("2"), false).unwrap()[0].tag.as_deref(),
+            Some("2")
+        );
         assert!(choose(Some("x.y/b:3"), &own, Some("2"), false).is_err());
     }
 }

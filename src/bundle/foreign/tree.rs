@@ -16,7 +16,10 @@ const MAX_NAME: usize = 512;
 
 pub(super) enum Tree {
     Folder(PathBuf),
-    Tar { path: PathBuf, files: HashMap<String, (u64, u64)> },
+    Tar {
+        path: PathBuf,
+        files: HashMap<String, (u64, u64)>,
+    },
 }
 
 impl Tree {
@@ -97,12 +100,17 @@ impl Tree {
                     .open(&path)
                     .map_err(BundleError::file("open", &path))?;
                 let meta = file.metadata().map_err(BundleError::file("read", &path))?;
-                if meta.is_file() { Ok((file, meta.len())) } else { Err(missing()) }
+                if meta.is_file() {
+                    Ok((file, meta.len()))
+                } else {
+                    Err(missing())
+                }
             }
             Tree::Tar { path, files } => {
                 let (offset, size) = files.get(name).ok_or_else(missing)?;
                 let mut file = File::open(path).map_err(BundleError::file("open", path))?;
-                file.seek(SeekFrom::Start(*offset)).map_err(BundleError::file("read", path))?;
+                file.seek(SeekFrom::Start(*offset))
+                    .map_err(BundleError::file("read", path))?;
                 Ok((file, *size))
             }
         }
@@ -117,7 +125,9 @@ impl Tree {
     pub(super) fn small(&self, name: &str, limit: u64) -> Result<Vec<u8>, BundleError> {
         let (file, size) = self.file(name)?;
         if size > limit {
-            return Err(BundleError::hostile(format!("{name:?} has {size} bytes, expected at most {limit}")));
+            return Err(BundleError::hostile(format!(
+                "{name:?} has {size} bytes, expected at most {limit}"
+            )));
         }
         let mut bytes = Vec::new();
         file.take(size).read_to_end(&mut bytes).map_err(BundleError::Read)?;
@@ -125,14 +135,21 @@ impl Tree {
     }
 
     fn place(&self, name: &str) -> Result<PathBuf, BundleError> {
-        let Tree::Folder(root) = self else { return Ok(PathBuf::new()) };
+        let Tree::Folder(root) = self else {
+            return Ok(PathBuf::new());
+        };
         Ok(root.join(plain(name)?))
     }
 }
 
 /// A name inside an archive: relative, without `.`, `..` and what no such name holds.
 fn plain(name: &str) -> Result<String, BundleError> {
-    let refused = || BundleError::hostile(format!("the name {:?}", name.chars().take(MAX_NAME).collect::<String>()));
+    let refused = || {
+        BundleError::hostile(format!(
+            "the name {:?}",
+            name.chars().take(MAX_NAME).collect::<String>()
+        ))
+    };
     let trimmed = name.strip_prefix("./").unwrap_or(name);
     let trimmed = trimmed.strip_suffix('/').unwrap_or(trimmed);
     if name == "./" || name == "." {

@@ -62,7 +62,9 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             return Exit::Failed;
         }
     };
-    with_desk(&args.place, config, async |desk: &Desk| create(args, &order, key, desk).await)
+    with_desk(&args.place, config, async |desk: &Desk| {
+        create(args, &order, key, desk).await
+    })
 }
 
 fn order(args: &Args) -> Result<BundleOrder, String> {
@@ -82,7 +84,11 @@ fn order(args: &Args) -> Result<BundleOrder, String> {
 
 fn key(args: &Args) -> Result<Option<SecretKey>, String> {
     let read = |path: &PathBuf| SecretKey::read(path, std::env::var(PASSWORD).ok());
-    args.key.as_ref().map(read).transpose().map_err(|error| error.to_string())
+    args.key
+        .as_ref()
+        .map(read)
+        .transpose()
+        .map_err(|error| error.to_string())
 }
 
 async fn create(args: &Args, order: &BundleOrder, key: Option<SecretKey>, desk: &Desk) -> Outcome {
@@ -109,7 +115,9 @@ async fn create(args: &Args, order: &BundleOrder, key: Option<SecretKey>, desk: 
     let sealed = progress.beside(sealing).await.map_err(|error| error.to_string())?;
     let sealed = sealed.map_err(|error| error.to_string())?;
     if !signed {
-        complain("note: the bundle is not signed; whoever takes it in has to say --unsigned. `larder bundle keygen` makes a key");
+        complain(
+            "note: the bundle is not signed; whoever takes it in has to say --unsigned. `larder bundle keygen` makes a key",
+        );
     }
     Ok(match args.place.json {
         true => print_json(&json!({

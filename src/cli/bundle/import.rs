@@ -85,7 +85,11 @@ fn open(args: &Args) -> Result<(Box<dyn Input>, u64, bool), String> {
     for file in &args.files {
         files.extend(input::volumes(file).map_err(failed)?);
     }
-    let total = files.iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum();
+    let total = files
+        .iter()
+        .filter_map(|file| file.metadata().ok())
+        .map(|meta| meta.len())
+        .sum();
     Ok((input::open(&files).map_err(failed)?, total, false))
 }
 
@@ -124,7 +128,10 @@ fn text(report: &Report) -> String {
             (Became::Moved, Some(before)) => {
                 format!("{}: moved from {} to {}", row.name, short(before), short(&row.digest))
             }
-            (Became::Older, _) => format!("{}: stays, it was confirmed later here (--older moves it back)", row.name),
+            (Became::Older, _) => format!(
+                "{}: stays, it was confirmed later here (--older moves it back)",
+                row.name
+            ),
             _ => incomplete(row),
         };
         text += &format!("{}\n", printable(&line));
@@ -147,7 +154,12 @@ fn text(report: &Report) -> String {
 }
 
 fn incomplete(row: &ImageRow) -> String {
-    let few: Vec<&str> = row.missing.iter().take(3).map(|digest| short_with_name(digest)).collect();
+    let few: Vec<&str> = row
+        .missing
+        .iter()
+        .take(3)
+        .map(|digest| short_with_name(digest))
+        .collect();
     let more = match row.missing.len() {
         0..=3 => String::new(),
         n => format!(" and {} more", n - 3),
@@ -161,13 +173,14 @@ fn short_with_name(digest: &str) -> &str {
 
 fn problems(report: &Report) -> Vec<String> {
     let mut problems = Vec::new();
-    if !report.missing_volumes.is_empty() {
+    if !report.missing_volumes.is_empty() && !report.is_whole() {
         let list: Vec<String> = report.missing_volumes.iter().map(ToString::to_string).collect();
-        problems.push(format!(
-            "volumes {} of {} were not there: import them too, in any number of steps",
-            list.join(", "),
-            report.volumes
-        ));
+        let how = match &report.signed_by {
+            Some(_) => "import them too, in any number of steps",
+            None => "of a bundle that nobody signed all have to be imported at once",
+        };
+        let (list, all) = (list.join(", "), report.volumes);
+        problems.push(format!("volumes {list} of {all} were not there: {how}"));
     }
     if !report.damaged.is_empty() {
         problems.push(format!(
@@ -183,7 +196,7 @@ fn problems(report: &Report) -> Vec<String> {
                 count(incomplete, "incomplete image")
             ));
         }
-        None if incomplete > 0 && report.signed_by.is_none() => problems.push(
+        None if incomplete > 0 && report.signed_by.is_none() && report.damaged.is_empty() && report.missing_volumes.is_empty() => problems.push(
             "what an image lacks may be here for private repositories alone; only a signed bundle may say who else has it".to_owned(),
         ),
         _ => {}

@@ -40,8 +40,15 @@ pub fn run(args: &Args, config: Option<&Config>) -> Outcome {
     let configured = config.iter().flat_map(|config| &config.bundle.trusted_keys);
     let mut keys: Vec<PublicKey> = configured.filter_map(|text| PublicKey::parse(text).ok()).collect();
     keys.extend(args.key.as_deref().map(read_key).transpose()?);
-    let receipt = args.receipt.as_deref().map(|path| read_text(path, MAX_RECEIPT_BYTES)).transpose()?;
-    let known = receipt.map(|text| Known::parse(text.as_bytes())).transpose().map_err(failed)?;
+    let receipt = args
+        .receipt
+        .as_deref()
+        .map(|path| read_text(path, MAX_RECEIPT_BYTES))
+        .transpose()?;
+    let known = receipt
+        .map(|text| Known::parse(text.as_bytes()))
+        .transpose()
+        .map_err(failed)?;
     let mut files = Vec::new();
     for file in &args.files {
         files.extend(input::volumes(file).map_err(failed)?);
@@ -123,7 +130,11 @@ fn text(found: &Inspection) -> String {
         text += &format!("volumes {} of {} are not here\n", list.join(", "), found.volumes);
     }
     if let Some(change) = found.change {
-        text += &format!("there it would bring {} new, {}", count(change.new_blobs, "blob"), size(change.new_bytes));
+        text += &format!(
+            "there it would bring {} new, {}",
+            count(change.new_blobs, "blob"),
+            size(change.new_bytes)
+        );
         text += &match change.missing_blobs {
             0 => "\n".to_owned(),
             n => format!("; {} that it builds upon would be MISSING\n", count(n, "blob")),

@@ -27,7 +27,12 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
         match &args.out {
             None => Ok(print(&text)),
             Some(path) => write(path, &text).map(|()| {
-                let told = format!("{}: what {site} has, {} tags, {} wishes\n", path.display(), receipt.tags.len(), receipt.wishes.len());
+                let told = format!(
+                    "{}: what {site} has, {} tags, {} wishes\n",
+                    path.display(),
+                    receipt.tags.len(),
+                    receipt.wishes.len()
+                );
                 if args.place.json { Exit::Done } else { print(&told) }
             }),
         }

@@ -33,10 +33,15 @@ pub(super) async fn create(State(admin): State<Admin>, request: Request) -> Answ
 }
 
 pub(super) async fn import(State(admin): State<Admin>, request: Request) -> Answer {
-    let kind = request.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = request
+        .headers()
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
     // As little as JSON can a web page send this (R-X16).
     if kind.and_then(media_type::essence).as_deref() != Some("application/x-tar") {
-        return Err(OperatorError::bad_request("a bundle is sent with Content-Type: application/x-tar"));
+        return Err(OperatorError::bad_request(
+            "a bundle is sent with Content-Type: application/x-tar",
+        ));
     }
     let mut query = query(&request, &["key", "unsigned", "older"])?;
     let flag = |value: Option<String>| match value.as_deref() {
@@ -71,7 +76,9 @@ pub(super) async fn receipt(State(admin): State<Admin>, request: Request) -> Res
     let mut query = query(&request, &["site"])?;
     let site = query.remove("site").unwrap_or_default();
     if site.len() > MAX_SITE || site.chars().any(char::is_control) {
-        return Err(OperatorError::bad_request(format!("site: expected at most {MAX_SITE} letters")));
+        return Err(OperatorError::bad_request(format!(
+            "site: expected at most {MAX_SITE} letters"
+        )));
     }
     Ok(json(&admin.receipt(&site).await?))
 }
