@@ -1,6 +1,6 @@
 //! Bundles from site to site: the real binary, at rest and through running proxies.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 
 use larder::oci::Digest;
@@ -90,10 +90,6 @@ impl Closed {
         .await;
         larder.kill_9();
         Closed { upstream, larder }
-    }
-
-    fn folder(&self) -> PathBuf {
-        self.larder.folder().to_owned()
     }
 
     async fn run(&self, args: &[&str]) -> Ran {
