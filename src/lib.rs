@@ -13,8 +13,8 @@
 //! | [`upstream`] | a client of other registries | oci config telemetry |
 //! | [`pull`] | the pull-through service | oci config telemetry store upstream |
 //! | [`bundle`] | images as files: export and import, without the network | oci telemetry store |
-//! | [`jobs`] | hashing what is held again, in idle hours and when asked | oci config telemetry store pull |
-//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci store pull bundle jobs |
+//! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead | oci config telemetry store pull |
+//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config store pull bundle jobs |
 //! | [`http`] | listeners, routes, status codes | oci config telemetry pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
@@ -57,6 +57,11 @@
 //! - **Bundle, in**: `bundle::import` reads the catalogue, asks whom it is from, and takes from then on only what that
 //!   names → `store::writer` → blobs that are linked to nobody; at the end image by image is shown (`store::reveal`):
 //!   links, tag and pin in one durable step, or nothing.
+//! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
+//!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
+//!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).
+//! - **A miss offline**: `http::v2` → 404 that says when the mirror was filled → `pull::wishes`: which image it is part of →
+//!   `store::wishes`; an operator takes the list to where it can be fetched.
 //! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle.
 

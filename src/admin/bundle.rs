@@ -187,6 +187,13 @@ impl Admin {
             .work(move |admin| {
                 let mut input = input;
                 let outcome = import::import(admin.store(), &mut *input, &options, &mut |_| {});
+                if let Ok(report) = &outcome
+                    && report.count(Outcome::Incomplete) < report.images.len()
+                {
+                    admin
+                        .store()
+                        .set_filled(unix_ms(), &format!("bundle {}", report.bundle));
+                }
                 drop(running);
                 outcome
             })
@@ -212,8 +219,11 @@ impl Admin {
     pub async fn receipt(&self, site: &str) -> Result<Receipt, AdminError> {
         let site = site.to_owned();
         self.work(move |admin| {
-            // What clients missed is not written down yet.
-            let wishes = Vec::new();
+            let wishes = admin.store().wishes();
+            let wishes = wishes
+                .iter()
+                .filter_map(|wish| serde_json::to_value(wish).ok())
+                .collect();
             Receipt::of(admin.store(), &site, unix_ms(), wishes)
         })
         .await

@@ -1,12 +1,14 @@
 //! What an operator may ask of Larder: plain functions, and views of what they give. No HTTP.
 //!
 //! [`Admin`] stands in front of store, service and verification; `views` is what it shows, `show` makes those from
-//! what the floors below say, `names` reads what images are called, `error` says why not.
+//! what the floors below say, `names` reads what images are called, `error` says why not. `prefetch` is about images that
+//! are fetched ahead.
 
 mod bundle;
 pub mod error;
 mod names;
 mod pattern;
+pub mod prefetch;
 mod show;
 pub mod views;
 
@@ -17,7 +19,7 @@ use std::time::Instant;
 pub use bundle::{BundleOrder, ImportOrder, PlanView, Planned};
 pub use error::AdminError;
 
-use crate::jobs::{Progress, Verifier};
+use crate::jobs::{Prefetcher, Progress, Verifier};
 use crate::oci::Reference;
 use crate::pull::Pull;
 use crate::store::{ImageName, Store};
@@ -61,6 +63,7 @@ pub struct Admin {
 struct Inner {
     pull: Arc<Pull>,
     verifier: Arc<Verifier>,
+    prefetcher: Arc<Prefetcher>,
     limits: Limits,
     meter: Meter,
     started: Instant,
@@ -69,11 +72,18 @@ struct Inner {
 }
 
 impl Admin {
-    pub fn new(pull: Arc<Pull>, verifier: Arc<Verifier>, limits: Limits, meter: Meter) -> Admin {
+    pub fn new(
+        pull: Arc<Pull>,
+        verifier: Arc<Verifier>,
+        prefetcher: Arc<Prefetcher>,
+        limits: Limits,
+        meter: Meter,
+    ) -> Admin {
         Admin {
             inner: Arc::new(Inner {
                 pull,
                 verifier,
+                prefetcher,
                 limits,
                 meter,
                 started: Instant::now(),

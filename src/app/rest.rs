@@ -11,7 +11,8 @@ use tokio_util::task::TaskTracker;
 use super::{StartError, limits};
 use crate::admin::{Admin, Traffic};
 use crate::config::Config;
-use crate::jobs::Verifier;
+use crate::jobs::prefetch::Patience;
+use crate::jobs::{Prefetcher, Verifier};
 use crate::pull::{Pull, Timing};
 use crate::store::{Store, StoreError};
 use crate::upstream::Clients;
@@ -48,8 +49,10 @@ impl AtRest {
         let pull = Pull::new(&config, store, clients, Timing::default(), tasks.clone(), stop.clone())
             .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
         let verifier = Verifier::new(pull.clone(), tasks.clone(), stop.clone());
+        let prefetcher = Prefetcher::new(pull.clone(), tasks.clone(), stop.clone(), Patience::default(), &[]);
+        let meter = Arc::new(Traffic::default);
         Ok(AtRest {
-            admin: Admin::new(pull.clone(), verifier, limits(&config), Arc::new(Traffic::default)),
+            admin: Admin::new(pull.clone(), verifier, prefetcher, limits(&config), meter),
             pull,
             tasks,
             stop,

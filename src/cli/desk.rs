@@ -13,6 +13,7 @@ use url::Url;
 
 use super::remote::{CallError, Remote};
 use super::{Exit, complain, refuse};
+use crate::admin::prefetch::{ClearedView, PrefetchList, PrefetchOrder, PrefetchView, WishList};
 use crate::admin::views::{DuView, ImageList, ImageView, PinView, RefreshView, RemovedView, StatsView, VerifyView};
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
@@ -354,6 +355,58 @@ impl Desk {
         match self {
             Desk::Proxy(remote) => told(remote.get(&["bundle", "receipt"], &[("site", site.to_owned())]).await),
             Desk::Folder(folder) => told(folder.admin.receipt(site).await),
+        }
+    }
+
+    pub async fn prefetch(&self, order: &PrefetchOrder) -> Result<PrefetchView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let body = told(serde_json::to_value(order))?;
+                told(remote.call(Method::POST, &["prefetch"], &[], Some(&body)).await)
+            }
+            Desk::Folder(folder) => told(folder.admin.prefetch(order)),
+        }
+    }
+
+    /// A job, with the images that have changed after that version of it.
+    pub async fn prefetch_job(&self, id: u64, after: u64) -> Result<PrefetchView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let query = [("after", after.to_string())];
+                told(remote.get(&["prefetch", &id.to_string()], &query).await)
+            }
+            Desk::Folder(folder) => told(folder.admin.prefetch_job(id, after)),
+        }
+    }
+
+    pub async fn cancel_prefetch(&self, id: u64) -> Result<PrefetchView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let path = ["prefetch", &id.to_string()];
+                told(remote.call(Method::DELETE, &path, &[], None).await)
+            }
+            Desk::Folder(folder) => told(folder.admin.cancel_prefetch(id)),
+        }
+    }
+
+    pub async fn prefetches(&self) -> Result<PrefetchList, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["prefetch"], &[]).await),
+            Desk::Folder(folder) => Ok(folder.admin.prefetches()),
+        }
+    }
+
+    pub async fn wishes(&self) -> Result<WishList, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["wishes"], &[]).await),
+            Desk::Folder(folder) => Ok(folder.admin.wishes()),
+        }
+    }
+
+    pub async fn clear_wishes(&self) -> Result<ClearedView, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.call(Method::DELETE, &["wishes"], &[], None).await),
+            Desk::Folder(folder) => told(folder.admin.clear_wishes().await),
         }
     }
 

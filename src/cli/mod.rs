@@ -11,13 +11,16 @@ mod desk;
 mod du;
 mod inspect;
 mod keep;
+mod lists;
 mod ls;
+mod prefetch;
 mod remote;
 mod serve;
 mod stats;
 mod systemd;
 mod table;
 mod verify;
+mod wishes;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -86,6 +89,10 @@ enum Command {
     Refresh(keep::Args),
     /// Carry images across an air gap as files
     Bundle(bundle::Args),
+    /// Fetch images before anybody asks for them
+    Prefetch(prefetch::Args),
+    /// Say what was asked for while nobody could be asked (offline = true)
+    Wishes(wishes::Args),
     /// Hash everything that is held again
     Verify(verify::Args),
     /// Print completions for a shell
@@ -129,6 +136,8 @@ where
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
         Command::Bundle(args) => bundle::run(&args, config),
+        Command::Prefetch(args) => prefetch::run(&args, config()),
+        Command::Wishes(args) => wishes::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -5,7 +5,7 @@
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `listen`, `upstreams` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
-//! held to the code.
+//! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch.
 
 mod builtin;
 mod environment;
@@ -19,15 +19,18 @@ mod listen;
 mod load;
 mod names;
 mod paths;
+mod prefetch;
 mod raw;
 mod settle;
 #[cfg(test)]
 mod tests;
 pub mod units;
 mod upstreams;
+pub mod wanted;
 
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
+pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -50,6 +53,8 @@ pub struct Config {
     pub bundle: Bundle,
     /// Built-in ones included, each name once, sorted by name.
     pub upstreams: Vec<Upstream>,
+    /// What is fetched ahead, and when.
+    pub prefetch: Vec<Prefetch>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
     /// What works but should not stay so: a secret that others can read. For `check-config` and the log.

@@ -20,6 +20,7 @@ pub struct Raw {
     pub limits: RawLimits,
     pub bundle: RawBundle,
     pub upstream: BTreeMap<String, RawUpstream>,
+    pub prefetch: Vec<RawPrefetch>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -130,6 +131,33 @@ pub struct RawUpstream {
     pub max_connections: Option<usize>,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPrefetch {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub images: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    pub platforms: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    pub referrers: bool,
+}
+
+impl Default for RawPrefetch {
+    fn default() -> RawPrefetch {
+        RawPrefetch {
+            name: None,
+            images: Vec::new(),
+            file: None,
+            platforms: Vec::new(),
+            schedule: None,
+            referrers: true,
+        }
+    }
+}
+
 /// A size or duration before it is understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -197,6 +225,7 @@ impl Default for Raw {
                 trusted_keys: Vec::new(),
             },
             upstream: builtin::raw_upstreams(),
+            prefetch: Vec::new(),
         }
     }
 }

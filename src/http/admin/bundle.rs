@@ -8,7 +8,7 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use futures_util::StreamExt as _;
 
-use super::{Answer, OperatorError, body_within, json, query};
+use super::{Answer, OperatorError, body_of, json, query};
 use crate::admin::{Admin, BundleOrder, ImportOrder};
 use crate::oci::media_type;
 
@@ -18,13 +18,13 @@ const MAX_ORDER_BYTES: usize = 80 << 20;
 const MAX_SITE: usize = 255;
 
 pub(super) async fn plan(State(admin): State<Admin>, request: Request) -> Answer {
-    let order: BundleOrder = body_within(request, MAX_ORDER_BYTES).await?;
+    let order: BundleOrder = body_of(request, MAX_ORDER_BYTES).await?;
     Ok(json(&admin.plan_bundle(order).await?.view()))
 }
 
 /// If it breaks off the answer ends short.
 pub(super) async fn create(State(admin): State<Admin>, request: Request) -> Answer {
-    let order: BundleOrder = body_within(request, MAX_ORDER_BYTES).await?;
+    let order: BundleOrder = body_of(request, MAX_ORDER_BYTES).await?;
     let planned = admin.plan_bundle(order).await?;
     let (sender, reader) = admin.pipe();
     tokio::task::spawn_blocking(move || planned.write(sender));

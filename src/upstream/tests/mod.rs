@@ -99,6 +99,7 @@ fn config(upstream: Upstream) -> Config {
             idle_timeout: Duration::ZERO,
         },
         bundle: crate::config::Bundle::default(),
+        prefetch: Vec::new(),
         upstreams: vec![upstream],
         sources: Vec::new(),
         warnings: Vec::new(),
