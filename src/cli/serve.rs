@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Exit, complain, print, refuse, systemd};
 use crate::app::{self, Running};
@@ -20,6 +20,9 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
     }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
+    }
+    for hint in crate::auth::hints(&config) {
+        tracing::info!("{hint}");
     }
     let sockets = match systemd::sockets() {
         Ok(sockets) => sockets,
@@ -40,6 +43,7 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
         // A limit on file sizes (`ulimit -f`) is an error of one write, not the end of the process: having a handler
         // of its own is all it takes.
         let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
+        let stop = Stop::listen();
         let described = describe(&config);
         match app::start_on(config, sockets).await {
             Ok(running) => {
@@ -54,7 +58,7 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
                         .join(", ")
                 ));
                 let why = tokio::select! {
-                    why = stop_signal() => why,
+                    why = stop.asked() => why,
                     never = systemd::feed_watchdog() => match never {},
                 };
                 tracing::info!(why, "stopping: running responses may finish");
@@ -92,6 +96,13 @@ pub(super) fn listening(running: &Running) -> String {
     for address in &running.registry {
         text += &format!("larder: registry listening on {scheme}://{address}\n");
     }
+    for listener in &running.listeners {
+        let scheme = if listener.tls { "https://" } else { "http://" };
+        for at in &listener.at {
+            let scheme = if at.port().is_some() { scheme } else { "" };
+            text += &format!("larder: registry listening on {scheme}{at} ({})\n", listener.name);
+        }
+    }
     for address in &running.admin {
         text += &format!("larder: admin listening on http://{address}\n");
     }
@@ -115,18 +126,38 @@ fn describe(config: &Config) -> String {
     text
 }
 
-/// Which signal asks for the end.
-pub(super) async fn stop_signal() -> &'static str {
-    let terminate = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
+/// The signals that ask for the end, from when this is made: a stop that comes as soon as somebody was served is one too.
+pub(super) struct Stop {
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+}
+
+impl Stop {
+    pub(super) fn listen() -> Stop {
+        Stop {
+            interrupt: signal(SignalKind::interrupt()).ok(),
+            terminate: signal(SignalKind::terminate()).ok(),
         }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => "interrupt",
-        () = terminate => "terminate",
     }
+
+    /// Which of them came.
+    pub(super) async fn asked(mut self) -> &'static str {
+        async fn came(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => {
+                    signal.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        }
+        tokio::select! {
+            () = came(&mut self.interrupt) => "interrupt",
+            () = came(&mut self.terminate) => "terminate",
+        }
+    }
+}
+
+/// The same, from now on.
+pub(super) async fn stop_signal() -> &'static str {
+    Stop::listen().asked().await
 }

@@ -4,7 +4,6 @@
 //! [`Line`] goes with a request from its beginning, and in its response's body to the end.
 //! Secrets stay out: no `Authorization`, no query string but `ns` (L7, R-X17); what clients send is escaped (R-X15).
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll, ready};
@@ -18,12 +17,12 @@ use http_body::{Frame, SizeHint};
 
 use super::labels::Labels;
 use super::outbox::Outbox;
-use super::server::Caller;
+use super::server::{Caller, Peer};
 
 /// What the line says of the request.
 struct Asked {
     path: String,
-    client: SocketAddr,
+    client: Peer,
     user_agent: Option<String>,
     range: Option<String>,
 }
@@ -119,6 +118,8 @@ pub struct Line {
     status: u16,
     outcome: &'static str,
     upstream: Option<Arc<str>>,
+    /// Whom the caller is known as.
+    user: Option<Arc<str>>,
     declared: Option<u64>,
     outbox: Option<Arc<Outbox>>,
     sent: u64,
@@ -137,12 +138,18 @@ impl Line {
             status: NOT_ANSWERED,
             outcome: "-",
             upstream: None,
+            user: None,
             declared: None,
             outbox: caller.outbox.clone(),
             sent: 0,
             ended: Ended::Aborted,
             is_cold: false,
         }
+    }
+
+    /// Who it is that asks; `None`: anybody.
+    pub fn known_as(&mut self, user: Option<Arc<str>>) {
+        self.user = user;
     }
 
     /// Its answer goes out: counts it, and stays with it until its body has ended.
@@ -278,6 +285,7 @@ impl Drop for Line {
             outcome = self.outcome,
             upstream = self.upstream.as_deref(),
             client = asked.map(|asked| tracing::field::display(asked.client)),
+            user = self.user.as_deref(),
             user_agent = asked.and_then(|asked| asked.user_agent.as_deref()),
             range = asked.and_then(|asked| asked.range.as_deref()),
             complete = self.ended == Ended::Complete,

@@ -184,6 +184,11 @@ impl Credentials {
         }
     }
 
+    /// Whether there are any, without reading a password.
+    pub fn are_there(&self, repository: &Repository) -> bool {
+        self.fixed.is_some() || self.find(Some(repository)).map_or(true, |found| !found.is_anonymous())
+    }
+
     /// Errors: why the configured password cannot be had.
     pub fn find(&self, repository: Option<&Repository>) -> Result<Arc<Credential>, String> {
         let Some(fixed) = &self.fixed else {

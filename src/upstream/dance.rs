@@ -48,10 +48,13 @@ enum Carried {
 impl Endpoint {
     /// The verdict. Time is bounded by the caller.
     pub async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, ErrorKind> {
-        let credential = self
-            .credentials
-            .find(Some(ask.repository))
-            .map_err(|e| ErrorKind::Auth(e.into()))?;
+        let credential = match ask.as_nobody {
+            true => Arc::new(Credential::Anonymous),
+            false => self
+                .credentials
+                .find(Some(ask.repository))
+                .map_err(|e| ErrorKind::Auth(e.into()))?,
+        };
         if let Some(retry_after) = self.breaker.left(&credential) {
             return Err(ErrorKind::RateLimited { retry_after });
         }
@@ -250,7 +253,7 @@ impl Dance<'_> {
             (Carried::Nothing, _) | (_, None) => None,
             (_, Some(demand)) => Some(Known::Demands(demand)),
         };
-        if let Some(known) = known.filter(|_| was_let_in) {
+        if let Some(known) = known.filter(|_| was_let_in && !self.ask.as_nobody) {
             self.endpoint.learn(self.ask.repository, known);
         }
         if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {

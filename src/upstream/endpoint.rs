@@ -31,6 +31,8 @@ pub struct Ask<'a> {
     pub accept: &'static str,
     pub range: Option<Span>,
     pub repository: &'a Repository,
+    /// Without credentials, whatever there are.
+    pub as_nobody: bool,
 }
 
 impl Ask<'_> {
@@ -116,6 +118,11 @@ impl Endpoint {
         self.credentials
             .find(Some(repository))
             .map_or(true, |c| !c.is_anonymous())
+    }
+
+    /// Whether credentials are configured for it, or found in a login file.
+    pub fn may_log_in(&self, repository: &Repository) -> bool {
+        self.credentials.are_there(repository)
     }
 
     pub(super) fn known(&self, repository: &Repository) -> (Option<Known>, Option<Demand>) {

@@ -21,6 +21,7 @@ mod challenge;
 pub mod client;
 pub mod credentials;
 mod dance;
+pub mod documents;
 mod endpoint;
 pub mod error;
 mod guard;
@@ -37,7 +38,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
-pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Referrers, Tuning};
+pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
 pub use rate_limit::RateLimit;
