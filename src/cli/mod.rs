@@ -4,6 +4,7 @@
 //! also share `desk`, which finds the proxy or opens its folder, and `table`, which shows figures to people.
 
 mod auth;
+mod bundle;
 mod check_config;
 mod client_config;
 mod demo;
@@ -89,6 +90,8 @@ enum Command {
     Rm(keep::RemoveArgs),
     /// Ask the upstream again, now, where tags point
     Refresh(keep::Args),
+    /// Carry images across an air gap as files
+    Bundle(bundle::Args),
     /// Fetch images before anybody asks for them
     Prefetch(prefetch::Args),
     /// Say what was asked for while nobody could be asked (offline = true)
@@ -136,6 +139,7 @@ where
         Command::Unpin(args) => keep::unpin(&args, config()),
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::Bundle(args) => bundle::run(&args, config),
         Command::Prefetch(args) => prefetch::run(&args, config()),
         Command::Wishes(args) => wishes::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),

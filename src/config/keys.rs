@@ -65,6 +65,7 @@ pub const ROOT: &[Key] = &[
     key("cache", Kind::Table(CACHE)),
     key("log", Kind::Table(LOG)),
     key("limits", Kind::Table(LIMITS)),
+    key("bundle", Kind::Table(BUNDLE)),
     key("listener", Kind::Tables(LISTENER)),
     key("access", Kind::Table(ACCESS)),
     key("upstream", Kind::Named(UPSTREAM)),
@@ -142,6 +143,8 @@ const LIMITS: &[Key] = &[
     key("header_timeout", Kind::Duration),
     key("idle_timeout", Kind::Duration),
 ];
+
+const BUNDLE: &[Key] = &[key("trusted_keys", Kind::List)];
 
 /// The keys of one `[upstream."…"]`.
 pub const UPSTREAM: &[Key] = &[

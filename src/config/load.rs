@@ -194,6 +194,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     names::check_not_ourselves(findings, &upstreams, &taken);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
+    let bundle = settle::bundle(findings, &raw.bundle);
     let prefetch = prefetch::prefetches(findings, &raw.prefetch);
     if !findings.problems.is_empty() {
         return Err(ConfigError::new(std::mem::take(&mut findings.problems)));
@@ -206,6 +207,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         cache,
         log,
         limits,
+        bundle,
         upstreams,
         prefetch,
         sources,

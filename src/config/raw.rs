@@ -18,6 +18,7 @@ pub struct Raw {
     pub cache: RawCache,
     pub log: RawLog,
     pub limits: RawLimits,
+    pub bundle: RawBundle,
     pub listener: BTreeMap<String, RawListener>,
     pub access: RawAccess,
     pub upstream: BTreeMap<String, RawUpstream>,
@@ -128,6 +129,12 @@ pub struct RawLimits {
     pub headers: usize,
     pub header_timeout: Figure,
     pub idle_timeout: Figure,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBundle {
+    pub trusted_keys: Vec<String>,
 }
 
 // No Debug: a password may be inside (R-X17).
@@ -260,6 +267,9 @@ impl Default for Raw {
                 headers: 100,
                 header_timeout: text("10s"),
                 idle_timeout: text("75s"),
+            },
+            bundle: RawBundle {
+                trusted_keys: Vec::new(),
             },
             listener: BTreeMap::new(),
             access: RawAccess {

@@ -10,6 +10,8 @@ mod support;
 mod access;
 mod admin;
 mod blobs;
+mod bundle;
+mod bundle_hostile;
 mod commands;
 mod config;
 mod demo;

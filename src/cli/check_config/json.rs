@@ -56,6 +56,7 @@ pub fn meaning(config: &Config) -> String {
             "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
             "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
         },
+        "bundle": { "trusted_keys": config.bundle.trusted_keys },
         "upstreams": upstreams,
         "prefetch": config.prefetch.iter().map(prefetch).collect::<Vec<_>>(),
         "origins": config.origins,
