@@ -30,7 +30,7 @@ const FLOORS: &[Floor] = &[
     floor("pull", &["oci", "config", "telemetry", "events", "store", "upstream"]),
     floor("bundle", &["oci", "telemetry", "store"]),
     floor("jobs", &["oci", "config", "telemetry", "events", "store", "pull"]),
-    floor("admin", &["oci", "store", "pull", "bundle", "jobs"]),
+    floor("admin", &["oci", "config", "store", "pull", "bundle", "jobs"]),
     floor("http", &["oci", "config", "telemetry", "auth", "pull", "admin"]),
     floor(
         "app",
@@ -50,7 +50,7 @@ const FLOORS: &[Floor] = &[
         ],
     ),
     floor("demo", &["oci", "config", "app"]),
-    floor("cli", &["config", "auth", "admin", "app", "demo"]),
+    floor("cli", &["config", "bundle", "auth", "admin", "app", "demo"]),
     // The crate's root declares the floors and uses none.
     floor("lib", &[]),
     floor("main", &["cli"]),

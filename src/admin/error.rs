@@ -1,6 +1,8 @@
 //! Why an operator did not get what was asked for. Each says what to do.
 
+use crate::bundle::BundleError;
 use crate::jobs::Busy;
+use crate::jobs::prefetch::TooMany;
 use crate::oci::digest::DigestError;
 use crate::oci::reference::TagError;
 use crate::pull::PullError;
@@ -26,6 +28,16 @@ pub enum AdminError {
     Refresh { image: String, error: PullError },
     #[error(transparent)]
     Busy(#[from] Busy),
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error("a bundle is being imported: wait for its end")]
+    Importing,
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+    #[error("there is no prefetch {0}: the last ones are at /api/v1/prefetch")]
+    NoJob(u64),
+    #[error("{0}")]
+    BadOrder(String),
     /// A task of ours ended without a result; the log says why.
     #[error("the work was dropped: the log says why")]
     Dropped,
@@ -42,7 +54,11 @@ impl AdminError {
             AdminError::Pinned(_) => "pinned",
             AdminError::NoTag(_) => "no-tag",
             AdminError::Refresh { error, .. } => error.as_str(),
-            AdminError::Busy(_) => "busy",
+            AdminError::Busy(_) | AdminError::TooMany(_) => "busy",
+            AdminError::NoJob(_) => "no-job",
+            AdminError::BadOrder(_) => "bad-request",
+            AdminError::Bundle(error) => error.as_str(),
+            AdminError::Importing => "busy",
             AdminError::Dropped => "internal",
         }
     }

@@ -1,11 +1,14 @@
 //! What an operator may ask of Larder: plain functions, and views of what they give. No HTTP.
 //!
 //! [`Admin`] stands in front of store, service and verification; `views` is what it shows, `show` makes those from
-//! what the floors below say, `names` reads what images are called, `error` says why not.
+//! what the floors below say, `names` reads what images are called, `error` says why not. `prefetch` is about images that
+//! are fetched ahead.
 
+mod bundle;
 pub mod error;
 mod names;
 mod pattern;
+pub mod prefetch;
 mod show;
 pub mod views;
 
@@ -13,9 +16,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use bundle::{BundleOrder, ImportOrder, PlanView, Planned};
 pub use error::AdminError;
 
-use crate::jobs::{Progress, Verifier};
+use crate::jobs::{Prefetcher, Progress, Verifier};
 use crate::oci::Reference;
 use crate::pull::Pull;
 use crate::store::{ImageName, Store};
@@ -27,12 +31,15 @@ use views::{
 /// Longest page (R-X20).
 pub const MOST_ROWS: usize = 1000;
 
-/// Limits that are shown in place of the store's own, which are lifted while a folder is at rest.
+/// Limits that are shown in place of the store's own, which are lifted while a folder is at rest; and who may send
+/// bundles.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
     pub max_bytes: u64,
     /// By the upstream's name.
     pub upstreams: BTreeMap<String, u64>,
+    /// Public keys, as texts.
+    pub bundle_keys: Vec<String>,
 }
 
 /// Body bytes since the start, by upstream, as the metrics count them.
@@ -56,20 +63,31 @@ pub struct Admin {
 struct Inner {
     pull: Arc<Pull>,
     verifier: Arc<Verifier>,
+    prefetcher: Arc<Prefetcher>,
     limits: Limits,
     meter: Meter,
     started: Instant,
+    /// Held while a bundle is imported.
+    importing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Admin {
-    pub fn new(pull: Arc<Pull>, verifier: Arc<Verifier>, limits: Limits, meter: Meter) -> Admin {
+    pub fn new(
+        pull: Arc<Pull>,
+        verifier: Arc<Verifier>,
+        prefetcher: Arc<Prefetcher>,
+        limits: Limits,
+        meter: Meter,
+    ) -> Admin {
         Admin {
             inner: Arc::new(Inner {
                 pull,
                 verifier,
+                prefetcher,
                 limits,
                 meter,
                 started: Instant::now(),
+                importing: Arc::default(),
             }),
         }
     }

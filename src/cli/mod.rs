@@ -4,6 +4,7 @@
 //! also share `desk`, which finds the proxy or opens its folder, and `table`, which shows figures to people.
 
 mod auth;
+mod bundle;
 mod check_config;
 mod client_config;
 mod demo;
@@ -12,13 +13,16 @@ mod doctor;
 mod du;
 mod inspect;
 mod keep;
+mod lists;
 mod ls;
+mod prefetch;
 mod remote;
 mod serve;
 mod stats;
 mod systemd;
 mod table;
 mod verify;
+mod wishes;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -89,6 +93,12 @@ enum Command {
     Rm(keep::RemoveArgs),
     /// Ask the upstream again, now, where tags point
     Refresh(keep::Args),
+    /// Carry images across an air gap as files
+    Bundle(bundle::Args),
+    /// Fetch images before anybody asks for them
+    Prefetch(prefetch::Args),
+    /// Say what was asked for while nobody could be asked (offline = true)
+    Wishes(wishes::Args),
     /// Hash everything that is held again
     Verify(verify::Args),
     /// Print completions for a shell
@@ -133,6 +143,9 @@ where
         Command::Unpin(args) => keep::unpin(&args, config()),
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::Bundle(args) => bundle::run(&args, config),
+        Command::Prefetch(args) => prefetch::run(&args, config()),
+        Command::Wishes(args) => wishes::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -61,11 +61,12 @@ fn note_lines(table: &DeTable<'_>, path: &mut KeyPath, origins: &mut Origins, pl
         origins.entry(path.clone()).or_insert_with(|| place(key.span().start));
         match value.get_ref() {
             DeValue::Table(inner) => note_lines(inner, path, origins, place),
-            DeValue::Array(list) => {
-                for (at, item) in list.iter().enumerate() {
+            // Tables in double brackets are called by their number.
+            DeValue::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
                     if let DeValue::Table(inner) = item.get_ref() {
                         path.push((at + 1).to_string());
-                        origins.insert(path.clone(), place(item.span().start));
+                        origins.entry(path.clone()).or_insert_with(|| place(item.span().start));
                         note_lines(inner, path, origins, place);
                         path.pop();
                     }
@@ -138,12 +139,8 @@ impl Check<'_> {
                 }
                 return Some(Value::Table(kept));
             }
-            (Kind::Rules(keys), Value::Array(list)) if list.iter().all(Value::is_table) => {
-                let rules = list.iter().enumerate().filter_map(|(at, value)| {
-                    let path = [path, &[(at + 1).to_string()]].concat();
-                    self.value(value.clone(), Kind::Table(keys), &path)
-                });
-                return Some(Value::Array(rules.collect()));
+            (Kind::Listed(keys), Value::Array(items)) if items.iter().all(Value::is_table) => {
+                return Some(Value::Array(self.tables(items, keys, path)));
             }
             _ => false,
         };
@@ -152,6 +149,16 @@ impl Check<'_> {
             self.refuse(path, format!("found {found}, expected {}", kind.expected()));
         }
         fits.then_some(value)
+    }
+
+    fn tables(&mut self, items: &[Value], keys: &'static [Key], at: &[String]) -> Vec<Value> {
+        let tables = items.iter().filter_map(Value::as_table).enumerate();
+        tables
+            .map(|(number, table)| {
+                let path = [at, &[(number + 1).to_string()]].concat();
+                Value::Table(self.table(table.clone(), keys, &path))
+            })
+            .collect()
     }
 
     fn upstreams(&mut self, named: Table, keys: &'static [Key], at: &[String]) -> Table {
@@ -238,6 +245,7 @@ fn bad_name(name: &str, value: &Value) -> Option<String> {
 fn found(value: &Value, kind: Kind) -> String {
     match (value, kind) {
         (Value::Array(list), _) if list.iter().all(Value::is_str) => "a list of texts".to_owned(),
+        (Value::Array(_), Kind::Listed(_)) => "a list with something else than tables in it".to_owned(),
         (Value::Array(_), _) => "a list with something else than texts in it".to_owned(),
         (Value::Table(_), _) => "a table".to_owned(),
         (value, Kind::Secret) => format!("something of type {}", value.type_str()),

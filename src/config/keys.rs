@@ -26,7 +26,7 @@ pub enum Kind {
     /// Tables under words that the operator chooses.
     Tables(&'static [Key]),
     /// A list of tables; a part of a path that stands for one of them is its number, from 1.
-    Rules(&'static [Key]),
+    Listed(&'static [Key]),
 }
 
 impl Kind {
@@ -43,7 +43,7 @@ impl Kind {
             Kind::Table(_) => "a table",
             Kind::Named(_) => "a table for each name, such as [upstream.\"registry.example\"]",
             Kind::Tables(_) => "a table for each name, such as [listener.dockerd]",
-            Kind::Rules(_) => "tables in double brackets, such as [[access.rule]]",
+            Kind::Listed(_) => "tables in double brackets, such as [[prefetch]]",
         }
     }
 }
@@ -65,9 +65,11 @@ pub const ROOT: &[Key] = &[
     key("cache", Kind::Table(CACHE)),
     key("log", Kind::Table(LOG)),
     key("limits", Kind::Table(LIMITS)),
+    key("bundle", Kind::Table(BUNDLE)),
     key("listener", Kind::Tables(LISTENER)),
     key("access", Kind::Table(ACCESS)),
     key("upstream", Kind::Named(UPSTREAM)),
+    key("prefetch", Kind::Listed(PREFETCH)),
 ];
 
 /// The keys of one `[listener.…]`.
@@ -79,7 +81,7 @@ pub const ACCESS: &[Key] = &[
     key("token_ttl", Kind::Duration),
     key("realm", Kind::Text),
     key("oidc", Kind::Tables(ISSUER)),
-    key("rule", Kind::Rules(RULE)),
+    key("rule", Kind::Listed(RULE)),
 ];
 
 /// The keys of one `[access.oidc.…]`.
@@ -142,6 +144,8 @@ const LIMITS: &[Key] = &[
     key("idle_timeout", Kind::Duration),
 ];
 
+const BUNDLE: &[Key] = &[key("trusted_keys", Kind::List)];
+
 /// The keys of one `[upstream."…"]`.
 pub const UPSTREAM: &[Key] = &[
     key("url", Kind::Text),
@@ -167,6 +171,16 @@ pub const UPSTREAM: &[Key] = &[
     key("max_connections", Kind::Count),
 ];
 
+/// The keys of one `[[prefetch]]`.
+pub const PREFETCH: &[Key] = &[
+    key("name", Kind::Text),
+    key("images", Kind::List),
+    key("file", Kind::Text),
+    key("platforms", Kind::List),
+    key("schedule", Kind::Text),
+    key("referrers", Kind::Flag),
+];
+
 pub fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {
     keys.iter().find(|key| key.name == name)
 }
@@ -182,7 +196,7 @@ pub fn leaves(named: Named<'_>) -> Vec<(Vec<String>, Kind)> {
             path.push(key.name.to_owned());
             match key.kind {
                 Kind::Table(inner) => walk(inner, &path, named, out),
-                Kind::Named(inner) | Kind::Tables(inner) | Kind::Rules(inner) => {
+                Kind::Named(inner) | Kind::Tables(inner) | Kind::Listed(inner) => {
                     for name in named(&path) {
                         let path = [path.as_slice(), &[name]].concat();
                         walk(inner, &path, named, out);
@@ -208,6 +222,12 @@ pub fn nearest(path: &[String]) -> Option<String> {
     };
     let mut candidates: Vec<Vec<String>> = leaves(&named).into_iter().map(|(path, _)| path).collect();
     candidates.extend(ROOT.iter().map(|key| vec![key.name.to_owned()]));
+    // The keys of the table that it stands in, whichever of several that is.
+    candidates.extend(
+        names_in(section)
+            .into_iter()
+            .map(|name| [section, &[name.to_owned()]].concat()),
+    );
     let best = candidates.into_iter().filter_map(|candidate| {
         let (name, home) = candidate.split_last()?;
         let distance = distance(wrong, name);
@@ -231,7 +251,7 @@ pub fn names_in(path: &[String]) -> Vec<&'static str> {
         keys = match find(keys, part).map(|key| key.kind) {
             Some(Kind::Table(inner)) => inner,
             // The next part is the name that the operator chose.
-            Some(Kind::Named(inner) | Kind::Tables(inner) | Kind::Rules(inner)) if parts.next().is_some() => inner,
+            Some(Kind::Named(inner) | Kind::Tables(inner) | Kind::Listed(inner)) if parts.next().is_some() => inner,
             _ => return Vec::new(),
         };
     }

@@ -15,7 +15,7 @@ use super::file::{self, Layer};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, names, settle, settle_access, upstreams};
+use super::{Config, names, prefetch, settle, settle_access, upstreams};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -194,6 +194,8 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     names::check_not_ourselves(findings, &upstreams, &taken);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
+    let bundle = settle::bundle(findings, &raw.bundle);
+    let prefetch = prefetch::prefetches(findings, &raw.prefetch);
     if !findings.problems.is_empty() {
         return Err(ConfigError::new(std::mem::take(&mut findings.problems)));
     }
@@ -205,7 +207,9 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         cache,
         log,
         limits,
+        bundle,
         upstreams,
+        prefetch,
         sources,
         warnings: std::mem::take(&mut findings.warnings),
         origins: findings

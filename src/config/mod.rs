@@ -5,7 +5,7 @@
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `listen`, `upstreams` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
-//! held to the code.
+//! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch.
 
 mod access;
 #[cfg(test)]
@@ -22,6 +22,7 @@ mod listen;
 mod load;
 mod names;
 mod paths;
+mod prefetch;
 mod raw;
 mod settle;
 mod settle_access;
@@ -29,10 +30,12 @@ mod settle_access;
 mod tests;
 pub mod units;
 mod upstreams;
+pub mod wanted;
 
 pub use access::{Access, AccessRule, Issuer, JwksAt, Listen, Listener, MAIN_LISTENER, May};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
+pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,8 +58,11 @@ pub struct Config {
     pub cache: Cache,
     pub log: Log,
     pub limits: Limits,
+    pub bundle: Bundle,
     /// Built-in ones included, each name once, sorted by name.
     pub upstreams: Vec<Upstream>,
+    /// What is fetched ahead, and when.
+    pub prefetch: Vec<Prefetch>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
     /// What works but should not stay so: a secret that others can read. For `check-config` and the log.
@@ -132,6 +138,13 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// A kept-alive connection without a request.
     pub idle_timeout: Duration,
+}
+
+/// Images that come as files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bundle {
+    /// Whose signatures count: public keys as minisign writes them.
+    pub trusted_keys: Vec<String>,
 }
 
 /// One registry that Larder may talk to.

@@ -18,9 +18,11 @@ pub struct Raw {
     pub cache: RawCache,
     pub log: RawLog,
     pub limits: RawLimits,
+    pub bundle: RawBundle,
     pub listener: BTreeMap<String, RawListener>,
     pub access: RawAccess,
     pub upstream: BTreeMap<String, RawUpstream>,
+    pub prefetch: Vec<RawPrefetch>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -129,6 +131,12 @@ pub struct RawLimits {
     pub idle_timeout: Figure,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBundle {
+    pub trusted_keys: Vec<String>,
+}
+
 // No Debug: a password may be inside (R-X17).
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -168,6 +176,33 @@ pub struct RawUpstream {
     pub read_timeout: Figure,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPrefetch {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub images: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    pub platforms: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    pub referrers: bool,
+}
+
+impl Default for RawPrefetch {
+    fn default() -> RawPrefetch {
+        RawPrefetch {
+            name: None,
+            images: Vec::new(),
+            file: None,
+            platforms: Vec::new(),
+            schedule: None,
+            referrers: true,
+        }
+    }
 }
 
 /// A size or duration before it is understood.
@@ -233,6 +268,9 @@ impl Default for Raw {
                 header_timeout: text("10s"),
                 idle_timeout: text("75s"),
             },
+            bundle: RawBundle {
+                trusted_keys: Vec::new(),
+            },
             listener: BTreeMap::new(),
             access: RawAccess {
                 htpasswd_file: None,
@@ -243,6 +281,7 @@ impl Default for Raw {
                 rule: Vec::new(),
             },
             upstream: builtin::raw_upstreams(),
+            prefetch: Vec::new(),
         }
     }
 }

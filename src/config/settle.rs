@@ -10,8 +10,8 @@ use super::error::Place;
 use super::file::quoted;
 use super::findings::{Findings, MOMENT};
 use super::listen::{addresses, clash};
-use super::raw::{Raw, RawLimits, RawLog, RawServer};
-use super::{Admin, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
+use super::raw::{Raw, RawBundle, RawLimits, RawLog, RawServer};
+use super::{Admin, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
 use crate::oci::HostPort;
 
 const MIB: u64 = 1 << 20;
@@ -174,5 +174,28 @@ pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
         headers: findings.count(&["limits", "headers"], raw.headers, 10_000),
         header_timeout: findings.timeout(&["limits", "header_timeout"], &raw.header_timeout),
         idle_timeout: findings.duration(&["limits", "idle_timeout"], &raw.idle_timeout, (MOMENT, DAY)),
+    }
+}
+
+/// A key is checked for its form only: whether it is a point of the curve turns out when a signature is held against it.
+pub fn bundle(findings: &mut Findings<'_>, raw: &RawBundle) -> Bundle {
+    for key in &raw.trusted_keys {
+        let fits = key.len() == 56
+            && key.starts_with("RW")
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'));
+        if !fits {
+            findings.refuse(
+                &["bundle", "trusted_keys"],
+                format!(
+                    "found {}, expected the line of a .pub file that begins with RW",
+                    super::file::quoted(key)
+                ),
+            );
+        }
+    }
+    Bundle {
+        trusted_keys: raw.trusted_keys.clone(),
     }
 }

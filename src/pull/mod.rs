@@ -2,12 +2,14 @@
 //!
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
 //! need no waiting. `flight` lists the transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
-//! when it gives up. `single` is one question at a time; `privacy` knows what needs credentials; `freshness` decides about time, without I/O; `outcome` says
-//! how it went and `tally` counts that; `operate` is what operators ask for.
+//! when it gives up. `single` is one question at a time; `privacy` knows what needs credentials; `freshness` decides about
+//! time, without I/O; `outcome` says how it went and `tally` counts that; `operate` is what operators ask for, `bring`
+//! what is fetched ahead, `wishes` what could not be had.
 
 mod blob;
 mod blocking;
 mod body;
+mod bring;
 pub mod error;
 mod flight;
 mod freshness;
@@ -23,17 +25,20 @@ mod sink;
 mod tally;
 mod timing;
 mod transfer;
+mod wishes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
-pub use error::PullError;
+pub use bring::Brought;
+pub use error::{Absent, PullError};
 pub use lists::Listing;
 pub use manifest::{ManifestAnswer, Want};
 pub use names::{Names, Target};
@@ -79,6 +84,8 @@ pub struct Pull {
     privacy_doubts: moka::sync::Cache<privacy::Doubt, ()>,
     public_just_now: moka::sync::Cache<Arc<str>, ()>,
     tally: Tally,
+    /// For images that a missing digest is part of.
+    wish_searches: Arc<Semaphore>,
 }
 
 /// What was asked, as the key of a negative answer.
@@ -142,6 +149,7 @@ impl Pull {
                 .build(),
             troubled: Mutex::default(),
             tally: Tally::default(),
+            wish_searches: Arc::new(Semaphore::new(wishes::MOST_SEARCHES)),
         }))
     }
 
@@ -177,11 +185,15 @@ impl Pull {
             return Err(PullError::NotHeld(target.key.to_string()));
         }
         if self.is_offline(target) {
-            return Err(PullError::NotInMirror(target.key.to_string()));
+            return Err(self.not_in_mirror(target));
         }
         self.clients
             .get(&target.upstream.name)
             .ok_or_else(|| PullError::UnknownUpstream(target.upstream.name.to_string()))
+    }
+
+    fn not_in_mirror(&self, target: &Target) -> PullError {
+        PullError::NotInMirror(Absent::new(&target.key, self.store.filled()))
     }
 
     fn is_offline(&self, target: &Target) -> bool {

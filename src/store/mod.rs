@@ -14,6 +14,7 @@ mod index;
 mod keys;
 mod privacy;
 mod records;
+mod reveal;
 #[doc(hidden)]
 pub mod scale;
 mod space;
@@ -21,6 +22,7 @@ mod startup;
 mod survey;
 mod tags;
 mod verify;
+mod wishes;
 mod writer;
 
 use std::fs::File;
@@ -38,8 +40,10 @@ pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
 pub use privacy::ToNobody;
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
+pub use reveal::{Keep, Reveal, RevealError};
 pub use survey::{Row, Survey};
 pub use verify::{Check, Verdict};
+pub use wishes::{MOST_WISHES, Wish};
 pub use writer::{Hashing, Remains, Writer, verify};
 
 use crate::config::Config;
@@ -85,6 +89,7 @@ struct Inner {
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
     private: privacy::Marks,
+    wishes: wishes::Shared,
     hashers: beside::Hashers,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
@@ -189,6 +194,7 @@ impl Store {
         startup::load(&database, &mut index)?;
         startup::sweep_staging(&tree, &mut index)?;
         let private = privacy::load(&database)?;
+        let wishes = wishes::load(&database)?;
         let inner = Inner {
             tree,
             max_size: cache.max_size,
@@ -216,6 +222,7 @@ impl Store {
             disk: Disk::with(faults),
             trouble: Mutex::default(),
             private,
+            wishes,
             hashers: beside::Hashers::default(),
             _lock: lock,
         };
@@ -319,13 +326,30 @@ impl Store {
         children: &[Digest],
         bytes: &Bytes,
     ) -> Result<(), StoreError> {
+        let manifest = Manifest::new(bytes.clone(), media_type.into());
+        self.write_manifest(
+            repository,
+            digest,
+            Kind::manifest(media_type.into(), children),
+            bytes,
+            true,
+        )?;
+        self.inner.manifests.insert(*digest, manifest);
+        Ok(())
+    }
+
+    fn write_manifest(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        kind: Kind,
+        bytes: &Bytes,
+        linked: bool,
+    ) -> Result<(), StoreError> {
         let mut writer = Writer::begin(self.inner.clone(), *digest, false)?;
         writer.append(std::slice::from_ref(bytes))?;
         writer.verify()?;
-        let manifest = Manifest::new(bytes.clone(), media_type.into());
-        writer.commit_as(repository, Kind::manifest(media_type.into(), children))?;
-        self.inner.manifests.insert(*digest, manifest);
-        Ok(())
+        writer.commit_as(repository, kind, linked)
     }
 
     /// Begins or resumes a blob for `repository`. Blocking: what was staged before is hashed again.
@@ -439,6 +463,7 @@ impl Store {
 
     /// Writes what is queued. Blocking.
     pub fn close(&self) {
+        self.flush_wishes();
         self.inner.database.stop();
     }
 
@@ -481,7 +506,10 @@ struct Arrival<'a> {
     counted: bool,
     /// Bytes that were counted for it without a name.
     small: u64,
+    /// Its upstream's shelf is what it counts on.
     repository: &'a str,
+    /// Whether that repository has it from now on.
+    linked: bool,
     kind: Kind,
 }
 

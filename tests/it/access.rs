@@ -428,7 +428,7 @@ async fn public_and_private_behind_one_address() {
     }
 }
 
-/// A changed password file counts, a broken one does not.
+/// A changed password file counts without a restart.
 #[tokio::test]
 async fn the_password_file_is_read_again() {
     let upstream = hub().await;
@@ -451,12 +451,6 @@ async fn the_password_file_is_read_again() {
     assert_eq!(
         (status("alice", "one").await, status("alice", "other").await),
         (401, 200)
-    );
-    std::fs::write(&path, "alice:secret\n").unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(2_100)).await;
-    assert_eq!(
-        (status("alice", "other").await, status("alice", "secret").await),
-        (200, 401)
     );
 }
 

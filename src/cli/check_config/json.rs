@@ -3,7 +3,8 @@
 use serde_json::{Value, json};
 
 use super::{origin, without_user};
-use crate::config::{Config, ConfigError, LogFormat, Password, StaticCredentials, Upstream, show_key};
+use crate::config::wanted::Platforms;
+use crate::config::{Config, ConfigError, LogFormat, Password, Prefetch, StaticCredentials, Upstream, show_key};
 
 pub fn meaning(config: &Config) -> String {
     let upstreams: Vec<Value> = config.upstreams.iter().map(|one| upstream(config, one)).collect();
@@ -55,10 +56,23 @@ pub fn meaning(config: &Config) -> String {
             "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
             "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
         },
+        "bundle": { "trusted_keys": config.bundle.trusted_keys },
         "upstreams": upstreams,
+        "prefetch": config.prefetch.iter().map(prefetch).collect::<Vec<_>>(),
         "origins": config.origins,
         "warnings": config.warnings,
     }))
+}
+
+fn prefetch(prefetch: &Prefetch) -> Value {
+    json!({
+        "name": prefetch.name,
+        "images": prefetch.wanted().map(|all| all.len()).ok(),
+        "file": prefetch.file,
+        "platforms": prefetch.platforms.as_ref().map(Platforms::names),
+        "schedule": prefetch.schedule.as_str(),
+        "referrers": prefetch.referrers,
+    })
 }
 
 fn access(config: &Config) -> Value {

@@ -83,13 +83,29 @@ impl From<AdminError> for OperatorError {
     fn from(error: AdminError) -> OperatorError {
         let status = match &error {
             AdminError::Name(error) => of_name(error),
-            AdminError::Tag(_) | AdminError::Digest(_) | AdminError::NoTag(_) => StatusCode::BAD_REQUEST,
-            AdminError::NotHeld(_) | AdminError::NotPinned(_) => StatusCode::NOT_FOUND,
-            AdminError::Pinned(_) | AdminError::Busy(_) => StatusCode::CONFLICT,
+            AdminError::Tag(_) | AdminError::Digest(_) | AdminError::NoTag(_) | AdminError::BadOrder(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            AdminError::NotHeld(_) | AdminError::NotPinned(_) | AdminError::NoJob(_) => StatusCode::NOT_FOUND,
+            AdminError::Pinned(_) | AdminError::Busy(_) | AdminError::TooMany(_) => StatusCode::CONFLICT,
             AdminError::Refresh { error, .. } => of_upstream(error),
+            AdminError::Bundle(error) => of_bundle(error.as_str()),
+            AdminError::Importing => StatusCode::CONFLICT,
             AdminError::Dropped => StatusCode::INTERNAL_SERVER_ERROR,
         };
         OperatorError::new(status, error.as_str(), error.to_string())
+    }
+}
+
+/// By the error's word: the bundle is not as it should be, or this machine is not.
+fn of_bundle(word: &str) -> StatusCode {
+    match word {
+        "signature" => StatusCode::FORBIDDEN,
+        "nothing" => StatusCode::NOT_FOUND,
+        "incomplete" | "gone" => StatusCode::CONFLICT,
+        "no-room" => StatusCode::INSUFFICIENT_STORAGE,
+        "store" | "io" | "damaged" => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::BAD_REQUEST,
     }
 }
 

@@ -35,7 +35,7 @@ use super::labels::{self, Labels};
 use super::outbox::Outbox;
 use super::payload::Payload;
 use super::range;
-use super::server::{Caller, Handler};
+use super::server::{Caller, Handler, Peer};
 use crate::auth::{Identity, Right};
 use crate::oci::{Digest, Reference};
 use crate::pull::{Outcome, Probe, Pull, PullError, Target};
@@ -135,6 +135,9 @@ struct Ask {
     path: String,
     headers: HeaderMap,
     is_head: bool,
+    /// Who asks, and from where.
+    who: Identity,
+    by: Peer,
     /// Where files can be handed to, if the connection takes them.
     outbox: Option<Arc<Outbox>>,
 }
@@ -144,6 +147,16 @@ impl Ask {
     fn has(&self, digest: &Digest) -> bool {
         let known = self.header(IF_NONE_MATCH);
         known.is_some() && range::if_none_match(known, &etag(digest))
+    }
+
+    /// A miss where nobody may be asked is a wish.
+    fn wish(&self, error: &PullError, missing: &Reference, is_manifest: bool) {
+        let by = match (&self.who, self.by.ip()) {
+            (Some(name), _) => name.to_string(),
+            (None, Some(ip)) => ip.to_canonical().to_string(),
+            (None, None) => self.by.to_string(),
+        };
+        self.pull.wish(error, &self.target, missing, is_manifest, &by);
     }
 
     fn header(&self, name: HeaderName) -> Option<&str> {
@@ -260,6 +273,8 @@ async fn repository(
         query,
         path,
         is_head: parts.method == Method::HEAD,
+        who: visitor.who.clone(),
+        by: caller.address,
         outbox: caller.outbox.clone(),
         headers: parts.headers,
     };

@@ -100,6 +100,8 @@ fn config(upstream: Upstream) -> Config {
             header_timeout: Duration::ZERO,
             idle_timeout: Duration::ZERO,
         },
+        bundle: crate::config::Bundle::default(),
+        prefetch: Vec::new(),
         upstreams: vec![upstream],
         sources: Vec::new(),
         warnings: Vec::new(),
