@@ -18,6 +18,8 @@ pub enum Kind {
     /// Text or a whole number of bytes.
     Size,
     Duration,
+    /// Text or a whole number of pulls.
+    Floor,
     List,
     TextOrList,
     Table(&'static [Key]),
@@ -34,6 +36,7 @@ impl Kind {
             Kind::Count => "a whole number, not negative",
             Kind::Size => super::units::SIZE,
             Kind::Duration => super::units::DURATION,
+            Kind::Floor => super::care::FLOOR,
             Kind::List => "a list of texts, such as [\"a\", \"b\"]",
             Kind::TextOrList => "a text or a list of texts",
             Kind::Table(_) => "a table",
@@ -110,6 +113,8 @@ pub const UPSTREAM: &[Key] = &[
     key("username", Kind::Text),
     key("password", Kind::Secret),
     key("password_file", Kind::Text),
+    key("credential_helper", Kind::Text),
+    key("cloud", Kind::Text),
     key("tag_ttl", Kind::Duration),
     key("stale_if_error", Kind::Duration),
     key("offline", Kind::Flag),
@@ -125,6 +130,8 @@ pub const UPSTREAM: &[Key] = &[
     key("connect_timeout", Kind::Duration),
     key("read_timeout", Kind::Duration),
     key("max_connections", Kind::Count),
+    key("budget_floor", Kind::Floor),
+    key("max_bandwidth", Kind::Text),
 ];
 
 pub fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {

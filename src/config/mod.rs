@@ -3,11 +3,12 @@
 //! `load` finds the file, layers defaults, file and environment and refuses what makes no sense;
 //! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
-//! `settle`, `listen`, `upstreams` and `names` give it meaning and tell `findings` what has none. `units` reads
+//! `settle`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
 //! held to the code.
 
 mod builtin;
+mod care;
 mod environment;
 mod error;
 #[cfg(test)]
@@ -26,6 +27,7 @@ mod tests;
 pub mod units;
 mod upstreams;
 
+pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 
@@ -127,7 +129,7 @@ pub struct Limits {
 }
 
 /// One registry that Larder may talk to.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// How images name it: `docker.io`, `registry.example:5000`.
     pub name: HostPort,
@@ -140,6 +142,8 @@ pub struct Upstream {
     /// Other hosts that mean the same registry (`index.docker.io`); built in (R-U30).
     pub synonyms: Vec<HostPort>,
     pub credentials: Option<StaticCredentials>,
+    /// Who gives out credentials; never beside `credentials`.
+    pub lender: Option<Lender>,
     pub tag_ttl: Duration,
     pub stale_if_error: Duration,
     pub offline: bool,
@@ -160,6 +164,10 @@ pub struct Upstream {
     /// Between two pieces of an upstream's answer.
     pub read_timeout: Duration,
     pub max_connections: Option<usize>,
+    /// Below it only misses are worth a pull.
+    pub budget_floor: Floor,
+    /// Bytes a second, of all transfers together.
+    pub max_bandwidth: Option<u64>,
 }
 
 /// As derived, but for the user and password that a proxy's address may hold (R-X17). Taken apart without
@@ -173,6 +181,7 @@ impl fmt::Debug for Upstream {
             aliases,
             synonyms,
             credentials,
+            lender,
             tag_ttl,
             stale_if_error,
             offline,
@@ -188,6 +197,8 @@ impl fmt::Debug for Upstream {
             connect_timeout,
             read_timeout,
             max_connections,
+            budget_floor,
+            max_bandwidth,
         } = self;
         f.debug_struct("Upstream")
             .field("name", name)
@@ -196,6 +207,7 @@ impl fmt::Debug for Upstream {
             .field("aliases", aliases)
             .field("synonyms", synonyms)
             .field("credentials", credentials)
+            .field("lender", lender)
             .field("tag_ttl", tag_ttl)
             .field("stale_if_error", stale_if_error)
             .field("offline", offline)
@@ -211,11 +223,19 @@ impl fmt::Debug for Upstream {
             .field("connect_timeout", connect_timeout)
             .field("read_timeout", read_timeout)
             .field("max_connections", max_connections)
+            .field("budget_floor", budget_floor)
+            .field("max_bandwidth", max_bandwidth)
             .finish()
     }
 }
 
 impl Upstream {
+    /// Whether a HEAD of a manifest counts against the pull limit. Docker Hub's does not (R-U31); of others nothing is
+    /// known, so it may.
+    pub fn counts_heads(&self) -> bool {
+        self.name.as_str() != builtin::DOCKER_HUB
+    }
+
     /// Whether `allow` and `deny` let this repository be pulled; deny wins.
     pub fn permits(&self, repository: &str) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|p| matches_pattern(p, repository));
@@ -234,14 +254,14 @@ fn matches_pattern(pattern: &str, text: &str) -> bool {
 }
 
 /// What the operator gave for one upstream in the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticCredentials {
     pub username: String,
     pub password: Password,
 }
 
 /// Where the password is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Password {
     Value(Secret),
     /// Read when it is needed, so that a rotated secret is found.

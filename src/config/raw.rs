@@ -97,6 +97,10 @@ pub struct RawUpstream {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_helper: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloud: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub tag_ttl: Option<Figure>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stale_if_error: Option<Figure>,
@@ -121,6 +125,9 @@ pub struct RawUpstream {
     pub read_timeout: Figure,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
+    pub budget_floor: Figure,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<String>,
 }
 
 /// A size or duration before it is understood.
@@ -200,6 +207,8 @@ impl Default for RawUpstream {
             username: None,
             password: None,
             password_file: None,
+            credential_helper: None,
+            cloud: None,
             tag_ttl: None,
             stale_if_error: None,
             offline: None,
@@ -215,6 +224,8 @@ impl Default for RawUpstream {
             connect_timeout: text("5s"),
             read_timeout: text("30s"),
             max_connections: None,
+            budget_floor: text("10%"),
+            max_bandwidth: None,
         }
     }
 }

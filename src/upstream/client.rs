@@ -17,13 +17,15 @@ use super::ask::{Body, Reply};
 pub use super::blob::BlobStream;
 use super::blob::Span;
 use super::body;
-use super::credentials::{Credentials, Logins, Sources};
+use super::cloud;
+use super::credentials::{self, Credentials, Logins, Sources};
 use super::endpoint::{Endpoint, Settings};
 use super::error::{ErrorKind, UpstreamError};
+use super::lease::Lease;
 use super::question::{Kind, Question, Take, blob, manifest};
 use super::rate_limit::RateLimit;
 use super::transport::Transport;
-use crate::config::{Config, Upstream};
+use crate::config::{Config, Lender, Upstream};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, HostPort, Reference, Repository, Tag, media_type};
 
@@ -171,7 +173,11 @@ impl Client {
             let transport = Transport::new(&base, upstream, sources)?;
             // A mirror is another host: the upstream's password is none of its business (L7).
             let fixed = upstream.credentials.clone().filter(|_| is_own);
-            let credentials = Credentials::new(fixed, logins.clone(), &base);
+            let lender = match &upstream.lender {
+                Some(lender) if is_own => Some(Arc::new(lease(lender, &base, &transport, sources))),
+                _ => None,
+            };
+            let credentials = Credentials::new(fixed, lender, logins.clone(), &base);
             let settings = Settings {
                 upstream: name.clone(),
                 redirect_hosts: upstream.redirect_hosts.clone(),
@@ -384,6 +390,14 @@ impl Client {
 
     pub(super) fn error(&self, kind: ErrorKind) -> UpstreamError {
         UpstreamError::new(&self.name, kind)
+    }
+}
+
+/// Who gives out credentials for the registry at `base`, by the configuration's word.
+fn lease(lender: &Lender, base: &Url, transport: &Transport, sources: &Sources) -> Lease {
+    match lender {
+        Lender::Helper(name) => credentials::from_helper(name, base, sources),
+        Lender::Cloud(cloud) => cloud::lease(*cloud, base, transport, sources),
     }
 }
 

@@ -48,10 +48,23 @@ enum Carried {
 impl Endpoint {
     /// The verdict. Time is bounded by the caller.
     pub async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, ErrorKind> {
-        let credential = self
-            .credentials
-            .find(Some(ask.repository))
-            .map_err(|e| ErrorKind::Auth(e.into()))?;
+        let found = self.credentials.find(Some(ask.repository)).await;
+        let found = found.map_err(|e| ErrorKind::Auth(e.into()))?;
+        let outcome = self.ask_as(ask, found.credential.clone()).await;
+        let (Err(refusal), Some(lease)) = (&outcome, &found.lease) else {
+            return outcome;
+        };
+        if !may_be_its_age(refusal) {
+            return outcome;
+        }
+        // What was given out for a while may have ended before its time (R-U43). Another is worth one more try.
+        match lease.renew(&found.credential).await {
+            Some(another) => self.ask_as(ask, another).await,
+            None => outcome,
+        }
+    }
+
+    async fn ask_as(&self, ask: &Ask<'_>, credential: Arc<Credential>) -> Result<Answer, ErrorKind> {
         if let Some(retry_after) = self.breaker.left(&credential) {
             return Err(ErrorKind::RateLimited { retry_after });
         }
@@ -66,6 +79,14 @@ impl Endpoint {
         };
         dance.run().await
     }
+}
+
+/// 401, and where a registry says it with 400 or 403; by the registry or by its token server.
+fn may_be_its_age(refusal: &ErrorKind) -> bool {
+    matches!(
+        refusal,
+        ErrorKind::Denied { .. } | ErrorKind::Auth(_) | ErrorKind::Status { status: 400, .. }
+    )
 }
 
 impl Carried {

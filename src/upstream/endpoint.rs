@@ -114,8 +114,8 @@ impl Endpoint {
     /// Whether stored credentials exist for this repository.
     pub fn has_login(&self, repository: &Repository) -> bool {
         self.credentials
-            .find(Some(repository))
-            .map_or(true, |c| !c.is_anonymous())
+            .at_hand(Some(repository))
+            .is_none_or(|credential| !credential.is_anonymous())
     }
 
     pub(super) fn known(&self, repository: &Repository) -> (Option<Known>, Option<Demand>) {

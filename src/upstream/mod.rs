@@ -8,7 +8,8 @@
 //! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
-//! `credentials` finds whose they are (`auth_file` reads one login file), `redirect` decides where a Location may lead,
+//! `credentials` finds whose they are (`auth_file` reads one login file, `helper` runs the program that one names, `cloud`
+//! gets a registry's short-lived tokens, and `lease` keeps what those two give out), `redirect` decides where a Location may lead,
 //! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
 //! upstream that said 429, `rate_limit` reads what is left before it does, `body` reads small documents and what errors say, `blob` is a large body on its way.
 
@@ -19,11 +20,14 @@ mod body;
 mod breaker;
 mod challenge;
 pub mod client;
+mod cloud;
 pub mod credentials;
 mod dance;
 mod endpoint;
 pub mod error;
 mod guard;
+mod helper;
+mod lease;
 mod link;
 mod question;
 pub mod rate_limit;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{origin, without_user};
-use crate::config::{Config, ConfigError, LogFormat, Password, StaticCredentials, Upstream, show_key};
+use crate::config::{Config, ConfigError, Lender, LogFormat, Password, StaticCredentials, Upstream, show_key};
 
 pub fn meaning(config: &Config) -> String {
     let upstreams: Vec<Value> = config.upstreams.iter().map(|one| upstream(config, one)).collect();
@@ -60,6 +60,14 @@ fn upstream(config: &Config, upstream: &Upstream) -> Value {
         "aliases": upstream.aliases,
         "synonyms": names(&upstream.synonyms),
         "credentials": upstream.credentials.as_ref().map(|given| credentials(config, upstream, given)),
+        "credential_helper": match &upstream.lender {
+            Some(Lender::Helper(name)) => Some(name),
+            _ => None,
+        },
+        "cloud": match &upstream.lender {
+            Some(Lender::Cloud(cloud)) => Some(cloud.as_str()),
+            _ => None,
+        },
         "tag_ttl_seconds": upstream.tag_ttl.as_secs_f64(),
         "stale_if_error_seconds": upstream.stale_if_error.as_secs_f64(),
         "offline": upstream.offline,
@@ -75,6 +83,8 @@ fn upstream(config: &Config, upstream: &Upstream) -> Value {
         "connect_timeout_seconds": upstream.connect_timeout.as_secs_f64(),
         "read_timeout_seconds": upstream.read_timeout.as_secs_f64(),
         "max_connections": upstream.max_connections,
+        "budget_floor": upstream.budget_floor.to_string(),
+        "max_bandwidth_bytes_per_second": upstream.max_bandwidth,
     })
 }
 
