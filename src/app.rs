@@ -314,6 +314,7 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_cache_staged_bytes").set(usage.staged_bytes as f64);
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
+        pull.export();
         handle.upkeep();
         let store = pull.store().clone();
         let _ = tokio::task::spawn_blocking(move || {

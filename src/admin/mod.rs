@@ -17,11 +17,12 @@ pub use error::AdminError;
 
 use crate::jobs::{Progress, Verifier};
 use crate::oci::Reference;
-use crate::pull::Pull;
+use crate::pull::{Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
 use views::{
-    DuView, ImageList, ImageRow, ImageView, PinView, RefreshView, RemovedView, StatsView, UpstreamView, VerifyView,
+    BudgetView, DuView, ImageList, ImageRow, ImageView, PinView, RefreshView, RemovedView, StatsView, UpstreamView,
+    VerifyView,
 };
 
 /// Longest page (R-X20).
@@ -148,6 +149,11 @@ impl Admin {
             .map(|(name, left)| (name.to_string(), left.as_secs().max(1)))
             .collect();
         let troubles: BTreeMap<String, &str> = pull.troubles().into_iter().collect();
+        let budgets: BTreeMap<String, Vec<Budget>> = pull
+            .budgets()
+            .into_iter()
+            .map(|(name, budgets)| (name.to_string(), budgets))
+            .collect();
         let limits = &self.inner.limits;
         let traffic = (self.inner.meter)();
         let held: BTreeMap<String, u64> = usage
@@ -161,6 +167,7 @@ impl Admin {
             .chain(paused.keys())
             .chain(troubles.keys())
             .chain(limits.upstreams.keys())
+            .chain(budgets.keys())
             .chain(traffic.fetched.keys())
             .collect();
         names.sort_unstable();
@@ -174,6 +181,9 @@ impl Admin {
             max_bytes: limits.upstreams.get(name).copied(),
             paused_seconds: paused.get(name).copied(),
             trouble: troubles.get(name).map(|why| (*why).to_owned()),
+            budgets: budgets
+                .get(name)
+                .map_or_else(Vec::new, |list| list.iter().map(BudgetView::of).collect()),
             name: name.clone(),
         };
         let upstreams: Vec<UpstreamView> = names.into_iter().map(upstream).collect();

@@ -176,6 +176,8 @@ impl ApiError {
             PullError::NotInMirror(_) => plain(StatusCode::NOT_FOUND, subject.unknown())
                 .detail("this mirror is offline: it serves what it holds and asks nobody"),
             PullError::Upstream(upstream) => ApiError::of_upstream(upstream, subject, message),
+            // Only where what was to be served instead is gone in the same moment.
+            PullError::Spared(_) => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             PullError::Manifest { .. } => plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
                 .detail("nothing of it was kept; the manifest has to be repaired where it was pushed"),
             PullError::Upset { .. } | PullError::Store(StoreError::Mismatch(_)) => {

@@ -92,6 +92,20 @@ impl Pull {
             let overdue = may_be_stale(items.checked_ms, unix_ms(), ttl, target.upstream.stale_if_error)?;
             Some((items, overdue))
         });
+        if let Some((items, overdue_s)) = &stale
+            && target.upstream.counts_heads()
+            && self.is_budget_low(target)
+        {
+            // Where a HEAD may count, so may this.
+            let outcome = Outcome::Stale {
+                overdue_s: *overdue_s,
+                reason: self.spared(target).as_str(),
+            };
+            return Ok(Listing {
+                items: items.clone(),
+                outcome,
+            });
+        }
         if stale.is_none() {
             self.check_negative(target, &Question::List(which.clone()))?;
         }

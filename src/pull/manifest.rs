@@ -2,7 +2,9 @@
 //!
 //! By tag: the tag's record × what of it is held × now × policy gives Fresh, Revalidate or Fetch (`freshness`); the upstream is asked by
 //! HEAD (which costs nothing on Docker Hub, R-U31), and by GET only for what is not held. Whatever
-//! goes wrong upstream, what is held is served within `stale_if_error` (L3).
+//! goes wrong upstream, what is held is served within `stale_if_error` (L3). So it is below an upstream's `budget_floor`: what
+//! can be answered from what is held costs no pull then. A HEAD is still sent where it is free, and what it confirms is
+//! fresh; a tag that has moved to something that is not held stays where it was.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -82,11 +84,13 @@ impl Pull {
         if fallback.is_none() {
             self.check_negative(target, &Question::Tag(tag.clone()))?;
         }
-        let key = (target.key.clone(), tag.clone(), want);
+        // What can be answered without it may be spared.
+        let spare = fallback.is_some();
+        let key = (target.key.clone(), tag.clone(), want, spare);
         let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
         let mut pending = self
             .tag_questions
-            .join(key, || async move { pull.resolve_tag(&to, &asked, want).await });
+            .join(key, || async move { pull.resolve_tag(&to, &asked, want, spare).await });
         let joined = pending.joined;
         let Some(fallback) = fallback else {
             let answer = pending
@@ -98,6 +102,10 @@ impl Pull {
         let (patience, reason) = self.patience(target);
         let error = match tokio::time::timeout(patience, pending.wait()).await {
             Ok(Ok(answer)) => return Ok(if joined { collapsed(answer) } else { answer }),
+            Ok(Err(error @ PullError::Spared(_))) => {
+                tracing::debug!(repository = %target.key, %tag, "a tag is served unchecked to spare the pull limit");
+                error
+            }
             Ok(Err(error)) => {
                 tracing::warn!(repository = %target.key, %tag, %error, "the upstream could not confirm a tag: serving what is held");
                 error
@@ -122,10 +130,12 @@ impl Pull {
         target: &Target,
         tag: &Tag,
         want: Want,
+        spare: bool,
     ) -> Result<ManifestAnswer, PullError> {
         let begun = Instant::now();
         let record = self.store.tag(&target.key, tag.as_str());
-        let outcome = self.resolve_tag_from(target, tag, record, want).await;
+        let spare = spare && self.is_budget_low(target);
+        let outcome = self.resolve_tag_from(target, tag, record, want, spare).await;
         self.note_verdict(target, outcome.as_ref().err(), begun.elapsed());
         outcome
     }
@@ -136,6 +146,7 @@ impl Pull {
         tag: &Tag,
         record: Option<Arc<TagRecord>>,
         want: Want,
+        spare: bool,
     ) -> Result<ManifestAnswer, PullError> {
         // Nothing known and the bytes wanted: one GET says everything.
         if record.is_none() && want == Want::Body {
@@ -147,6 +158,9 @@ impl Pull {
             Outcome::Passed
         };
         let client = self.client(target)?;
+        if spare && target.upstream.counts_heads() {
+            return Err(self.spared(target));
+        }
         let head = match client
             .head_manifest(&target.repository, &Reference::Tag(tag.clone()))
             .await
@@ -157,6 +171,9 @@ impl Pull {
             }
             // HEAD is where upstreams differ; only a GET can be believed (R-U27).
             Err(error) if doubts_head(&error) => {
+                if spare {
+                    return Err(self.spared(target));
+                }
                 let outcome = if record.is_some() {
                     Outcome::Refreshed
                 } else {
@@ -166,6 +183,11 @@ impl Pull {
             }
             Err(error) => return Err(error.into()),
         };
+        // A HEAD may be free, but what it leads to is not, unless it is held.
+        let is_to_be_had = |digest: &Digest| self.store.media_type(digest).is_some();
+        if spare && !head.digest.as_ref().is_some_and(is_to_be_had) {
+            return Err(self.spared(target));
+        }
         let Some(digest) = head.digest else {
             return self.fetch_by_tag(target, tag, moved).await;
         };
@@ -193,6 +215,18 @@ impl Pull {
             }
             (None, _) => self.fetch_by_tag(target, tag, moved).await,
         }
+    }
+
+    pub(super) fn is_budget_low(&self, target: &Target) -> bool {
+        let client = self.clients.get(&target.upstream.name);
+        client.is_some_and(|client| client.is_budget_low(&target.repository))
+    }
+
+    /// A question is left out.
+    pub(super) fn spared(&self, target: &Target) -> PullError {
+        let upstream = target.upstream.name.to_string();
+        metrics::counter!("larder_upstream_questions_spared_total", "upstream" => upstream.clone()).increment(1);
+        PullError::Spared(upstream)
     }
 
     /// Type and size of a manifest, from what is held or from a HEAD that tells both.

@@ -43,6 +43,7 @@ pub use timing::{Parallel, Timing};
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};
 use crate::store::{ListKey, ListRecord, Store};
+pub use crate::upstream::Budget;
 use crate::upstream::{Client, Clients, ErrorKind, ManifestHead};
 use flight::Flights;
 use single::Single;
@@ -59,7 +60,8 @@ pub struct Pull {
     timing: Timing,
     offline: bool,
     flights: Flights,
-    tag_questions: Single<(Arc<str>, Tag, Want), Result<ManifestAnswer, PullError>>,
+    /// The flag: whether it may be left out to spare a pull limit.
+    tag_questions: Single<(Arc<str>, Tag, Want, bool), Result<ManifestAnswer, PullError>>,
     tag_bodies: Single<(Arc<str>, Tag), Result<ManifestAnswer, PullError>>,
     manifest_heads: Single<(Arc<str>, Digest), Result<ManifestHead, PullError>>,
     manifest_bodies: Single<(Arc<str>, Digest), Result<ManifestAnswer, PullError>>,
@@ -157,6 +159,21 @@ impl Pull {
             .collect()
     }
 
+    /// The pull limits of every upstream that speaks of them.
+    pub fn budgets(&self) -> Vec<(Arc<str>, Vec<Budget>)> {
+        let of = |client: &Arc<Client>| (client.name().clone(), client.budgets());
+        self.clients
+            .all()
+            .map(of)
+            .filter(|(_, budgets)| !budgets.is_empty())
+            .collect()
+    }
+
+    /// Brings gauges up to date that change by time alone.
+    pub fn export(&self) {
+        self.clients.all().for_each(|client| client.export());
+    }
+
     fn client(&self, target: &Target) -> Result<&Arc<Client>, PullError> {
         if self.is_offline(target) {
             return Err(PullError::NotInMirror(target.key.to_string()));
@@ -222,7 +239,7 @@ impl Pull {
     fn note_verdict(&self, target: &Target, error: Option<&PullError>, took: Duration) {
         match error {
             Some(error) if error.is_trouble() => self.note_trouble(target, error.as_str()),
-            Some(PullError::Store(_) | PullError::Internal(_)) => {}
+            Some(PullError::Store(_) | PullError::Internal(_) | PullError::Spared(_)) => {}
             _ if took < self.timing.patience => {
                 self.troubled().remove(&target.upstream.name);
             }

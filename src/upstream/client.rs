@@ -17,13 +17,14 @@ use super::ask::{Body, Reply};
 pub use super::blob::BlobStream;
 use super::blob::Span;
 use super::body;
+use super::budget::Budget;
 use super::cloud;
 use super::credentials::{self, Credentials, Logins, Sources};
 use super::endpoint::{Endpoint, Settings};
 use super::error::{ErrorKind, UpstreamError};
 use super::lease::Lease;
+use super::pacer::Pacer;
 use super::question::{Kind, Question, Take, blob, manifest};
-use super::rate_limit::RateLimit;
 use super::transport::Transport;
 use crate::config::{Config, Lender, Upstream};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
@@ -122,6 +123,8 @@ pub struct Client {
     pub(super) tuning: Tuning,
     /// `max_connections`: requests in flight, bodies included.
     pub(super) slots: Option<Arc<Semaphore>>,
+    /// `max_bandwidth`.
+    pacer: Option<Arc<Pacer>>,
     /// Whether stored credentials were behind a repository's last answer.
     pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
@@ -183,6 +186,7 @@ impl Client {
                 redirect_hosts: upstream.redirect_hosts.clone(),
                 trusted_realms: upstream.trusted_realms.clone(),
                 read_timeout: upstream.read_timeout,
+                budget_floor: upstream.budget_floor,
             };
             Ok::<_, String>(Endpoint::new(base, transport, credentials, settings))
         };
@@ -196,6 +200,7 @@ impl Client {
             slots: upstream
                 .max_connections
                 .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
+            pacer: upstream.max_bandwidth.map(|rate| Arc::new(Pacer::new(&name, rate))),
             logins_used: moka::sync::Cache::new(MAX_REPOSITORIES),
             name,
         })
@@ -227,9 +232,19 @@ impl Client {
         self.own.paused()
     }
 
-    /// What the upstream said last about its pull limit, where it says anything (R-U32).
-    pub fn rate_limit(&self) -> Option<RateLimit> {
-        self.own.rate_limit()
+    /// What the upstream said last about its pull limits, where it says anything (R-U32).
+    pub fn budgets(&self) -> Vec<Budget> {
+        self.own.budgets.all()
+    }
+
+    /// Whether few pulls are left for who asks for this repository: fewer than `budget_floor`.
+    pub fn is_budget_low(&self, repository: &Repository) -> bool {
+        self.own.is_budget_low(repository)
+    }
+
+    /// Brings gauges up to date that change by time alone.
+    pub fn export(&self) {
+        self.own.budgets.export();
     }
 
     /// Some upstreams answer HEAD with 405, 400, 501 or even 404 and 403 where a GET would do (R-U27): the caller, who
@@ -318,6 +333,7 @@ impl Client {
             response,
             self.name.clone(),
             self.read_timeout,
+            self.pacer.clone(),
             slot,
         ))
     }

@@ -16,6 +16,7 @@ use super::challenge::{self, Demand};
 use super::credentials::Credential;
 use super::endpoint::{Ask, Endpoint, Known};
 use super::error::ErrorKind;
+use super::rate_limit::RateLimit;
 use super::token::{self, Token, TokenKey};
 use super::walk::{Walked, Wanted, demand_of};
 use super::{body, breaker};
@@ -127,6 +128,7 @@ impl Dance<'_> {
         // Ends: from nothing it goes on to something, and back to nothing only once.
         loop {
             let walked = self.endpoint.walk(self.ask, carried.header()).await?;
+            self.note_budget(&walked, &carried);
             let status = walked.response.status().as_u16();
             if !walked.is_home || !matches!(status, 400 | 401 | 403) {
                 return self.finish(walked, &carried).await;
@@ -150,6 +152,17 @@ impl Dance<'_> {
             } else {
                 return self.finish(walked, &carried).await;
             }
+        }
+    }
+
+    /// What the endpoint says is left is whose Authorization it was sent.
+    fn note_budget(&self, walked: &Walked, carried: &Carried) {
+        if let Some(limit) = RateLimit::read(walked.response.headers()).filter(|_| walked.is_home) {
+            let who = match carried.with_credentials() {
+                true => &self.credential,
+                false => &Credential::Anonymous,
+            };
+            self.endpoint.budgets.note(who, limit);
         }
     }
 

@@ -11,13 +11,15 @@
 //! `credentials` finds whose they are (`auth_file` reads one login file, `helper` runs the program that one names, `cloud`
 //! gets a registry's short-lived tokens, and `lease` keeps what those two give out), `redirect` decides where a Location may lead,
 //! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
-//! upstream that said 429, `rate_limit` reads what is left before it does, `body` reads small documents and what errors say, `blob` is a large body on its way.
+//! upstream that said 429, `rate_limit` reads what is left before it does and
+//! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way.
 
 mod ask;
 mod auth_file;
 mod blob;
 mod body;
 mod breaker;
+pub mod budget;
 mod challenge;
 pub mod client;
 mod cloud;
@@ -29,8 +31,9 @@ mod guard;
 mod helper;
 mod lease;
 mod link;
+mod pacer;
 mod question;
-pub mod rate_limit;
+mod rate_limit;
 mod realm;
 mod redirect;
 mod tls;
@@ -41,7 +44,7 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use budget::Budget;
 pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
-pub use rate_limit::RateLimit;

@@ -9,6 +9,7 @@ mod support;
 
 mod admin;
 mod blobs;
+mod budget;
 mod commands;
 mod config;
 mod demo;
