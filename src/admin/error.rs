@@ -26,6 +26,11 @@ pub enum AdminError {
     Refresh { image: String, error: PullError },
     #[error(transparent)]
     Busy(#[from] Busy),
+    #[error("{0}")]
+    Level(String),
+    /// Of a folder at rest.
+    #[error("no proxy runs: there is no log level to show or change")]
+    NoLog,
     /// A task of ours ended without a result; the log says why.
     #[error("the work was dropped: the log says why")]
     Dropped,
@@ -43,6 +48,8 @@ impl AdminError {
             AdminError::NoTag(_) => "no-tag",
             AdminError::Refresh { error, .. } => error.as_str(),
             AdminError::Busy(_) => "busy",
+            AdminError::Level(_) => "bad-level",
+            AdminError::NoLog => "no-proxy",
             AdminError::Dropped => "internal",
         }
     }

@@ -236,6 +236,13 @@ pub struct BackgroundView {
     pub finished_ms: Option<u64>,
 }
 
+/// How much the process tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogView {
+    /// As in `log.level`.
+    pub level: String,
+}
+
 /// What was done about a pin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinView {

@@ -10,7 +10,9 @@ mod desk;
 mod du;
 mod inspect;
 mod keep;
+mod log_level;
 mod ls;
+mod reload;
 mod remote;
 mod serve;
 mod stats;
@@ -83,6 +85,8 @@ enum Command {
     Rm(keep::RemoveArgs),
     /// Ask the upstream again, now, where tags point
     Refresh(keep::Args),
+    /// Show or change how much the running proxy tells in its log
+    LogLevel(log_level::Args),
     /// Hash everything that is held again
     Verify(verify::Args),
     /// Print completions for a shell
@@ -109,7 +113,7 @@ where
     };
     let config = || Config::load(cli.config.as_deref(), &Environment::of_process());
     match cli.command {
-        Command::Serve => serve::run(config()),
+        Command::Serve => serve::run(config),
         Command::ClientConfig(args) => client_config::run(&args, config()),
         Command::CheckConfig(args) => check_config::run(&args, config()),
         Command::Demo(_) if cli.config.is_some() => {
@@ -125,6 +129,7 @@ where
         Command::Unpin(args) => keep::unpin(&args, config()),
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::LogLevel(args) => log_level::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -2,15 +2,16 @@
 
 use std::net::SocketAddr;
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Exit, complain, print, refuse, systemd};
+use super::{Exit, complain, print, refuse, reload, systemd};
 use crate::app::{self, Running};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::telemetry::log;
 
-pub fn run(config: Result<Config, ConfigError>) -> Exit {
-    let config = match config {
+/// `load` reads the configuration, now and whenever it has changed.
+pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
+    let config = match load() {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
@@ -40,7 +41,9 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
         // A limit on file sizes (`ulimit -f`) is an error of one write, not the end of the process: having a handler
         // of its own is all it takes.
         let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
+        let (stop, hangup) = (stop_signal(), reload::listen());
         let described = describe(&config);
+        let file = config.file.clone();
         match app::start_on(config, sockets).await {
             Ok(running) => {
                 print(&(listening(&running) + &described));
@@ -54,8 +57,9 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
                         .join(", ")
                 ));
                 let why = tokio::select! {
-                    why = stop_signal() => why,
+                    why = stop => why,
                     never = systemd::feed_watchdog() => match never {},
+                    never = reload::run(&running, file.as_deref(), hangup, &load) => match never {},
                 };
                 tracing::info!(why, "stopping: running responses may finish");
                 systemd::tell_stopping();
@@ -115,18 +119,23 @@ fn describe(config: &Config) -> String {
     text
 }
 
-/// Which signal asks for the end.
-pub(super) async fn stop_signal() -> &'static str {
-    let terminate = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
+/// Which signal asks for the end. They are heard from this call on, not only once it is waited for: who is told that the
+/// proxy serves may end it in the same moment.
+pub(super) fn stop_signal() -> impl Future<Output = &'static str> {
+    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
+    async move {
+        tokio::select! {
+            () = heard(interrupt) => "interrupt",
+            () = heard(terminate) => "terminate",
         }
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => "interrupt",
-        () = terminate => "terminate",
+    }
+}
+
+async fn heard(signal: std::io::Result<Signal>) {
+    match signal {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
     }
 }

@@ -7,7 +7,7 @@ use figment::{Figment, error::Kind as FigmentKind};
 use serde::de::DeserializeOwned;
 
 use super::keys::{self, Key, Kind};
-use super::raw::{Raw, RawAdmin, RawCache, RawLimits, RawLog, RawServer, RawTls, RawUpstream};
+use super::raw::{Raw, RawAdmin, RawAudit, RawCache, RawLimits, RawLog, RawServer, RawTls, RawUpstream};
 use super::{Config, file};
 
 const EXAMPLE: &str = include_str!("../../proxy.toml.example");
@@ -105,6 +105,7 @@ fn the_list_of_keys_and_the_structs_agree() {
         (inner(keys::ROOT, "cache"), fields::<RawCache>()),
         (inner(keys::ROOT, "log"), fields::<RawLog>()),
         (inner(keys::ROOT, "limits"), fields::<RawLimits>()),
+        (inner(keys::ROOT, "audit"), fields::<RawAudit>()),
         (keys::UPSTREAM, fields::<RawUpstream>()),
     ] {
         assert_eq!(keys.iter().map(|key| key.name).collect::<BTreeSet<_>>(), fields);

@@ -62,6 +62,7 @@ pub const ROOT: &[Key] = &[
     key("cache", Kind::Table(CACHE)),
     key("log", Kind::Table(LOG)),
     key("limits", Kind::Table(LIMITS)),
+    key("audit", Kind::Table(AUDIT)),
     key("upstream", Kind::Named(UPSTREAM)),
 ];
 
@@ -103,6 +104,12 @@ const LIMITS: &[Key] = &[
     key("headers", Kind::Count),
     key("header_timeout", Kind::Duration),
     key("idle_timeout", Kind::Duration),
+];
+
+const AUDIT: &[Key] = &[
+    key("file", Kind::Text),
+    key("max_size", Kind::Size),
+    key("keep", Kind::Count),
 ];
 
 /// The keys of one `[upstream."…"]`.

@@ -49,10 +49,13 @@ pub struct Config {
     pub cache: Cache,
     pub log: Log,
     pub limits: Limits,
+    pub audit: Option<Audit>,
     /// Built-in ones included, each name once, sorted by name.
     pub upstreams: Vec<Upstream>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
     /// What works but should not stay so: a secret that others can read. For `check-config` and the log.
     pub warnings: Vec<String>,
     /// Which keys were given and where: `cache.max_size` → `proxy.toml:3` or a variable's name.
@@ -112,6 +115,16 @@ pub struct Log {
 pub enum LogFormat {
     Text,
     Json,
+}
+
+/// Where it is written down who did what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    pub file: PathBuf,
+    /// Bytes of one file.
+    pub max_size: u64,
+    /// Full files that are kept beside it.
+    pub keep: usize,
 }
 
 /// Bounds on what clients may cost (R-X13).

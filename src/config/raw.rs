@@ -18,6 +18,7 @@ pub struct Raw {
     pub cache: RawCache,
     pub log: RawLog,
     pub limits: RawLimits,
+    pub audit: RawAudit,
     pub upstream: BTreeMap<String, RawUpstream>,
 }
 
@@ -80,6 +81,15 @@ pub struct RawLimits {
     pub headers: usize,
     pub header_timeout: Figure,
     pub idle_timeout: Figure,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawAudit {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    pub max_size: Figure,
+    pub keep: usize,
 }
 
 // No Debug: a password may be inside (R-X17).
@@ -192,6 +202,11 @@ impl Default for Raw {
                 headers: 100,
                 header_timeout: text("10s"),
                 idle_timeout: text("75s"),
+            },
+            audit: RawAudit {
+                file: None,
+                max_size: text("100MiB"),
+                keep: 10,
             },
             upstream: builtin::raw_upstreams(),
         }

@@ -39,7 +39,8 @@ impl Pull {
             let some = self.store.repositories(&last, NAMES_AT_ONCE);
             let Some(end) = some.last() else { break };
             last = end.clone();
-            names.extend(some.into_iter().filter(|name| self.names.may_pull(name)));
+            let policy = self.policy.load();
+            names.extend(some.into_iter().filter(|name| policy.names.may_pull(name)));
         }
         names.truncate(limit);
         names

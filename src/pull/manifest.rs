@@ -17,6 +17,7 @@ use super::freshness::{Freshness, Holding, judge_tag, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question};
+use crate::events::{Action, Event};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Algorithm, Digest, Reference, Tag};
 use crate::store::{self, TagRecord, unix_ms};
@@ -218,7 +219,7 @@ impl Pull {
     }
 
     pub(super) fn is_budget_low(&self, target: &Target) -> bool {
-        let client = self.clients.get(&target.upstream.name);
+        let client = self.upstream_of(target);
         client.is_some_and(|client| client.is_budget_low(&target.repository))
     }
 
@@ -412,7 +413,7 @@ impl Pull {
         digest: &Digest,
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
-        let client = self.client(target)?.clone();
+        let client = self.client(target)?;
         let (repository, reference) = (target.repository.clone(), Reference::Digest(*digest));
         let mut pending = self.manifest_heads.join((target.key.clone(), *digest), || async move {
             client
@@ -463,7 +464,7 @@ impl Pull {
 
     /// GET by digest, once for all who ask, verified, kept, linked.
     async fn fetch_by_digest(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<ManifestAnswer, PullError> {
-        let client = self.client(target)?.clone();
+        let client = self.client(target)?;
         let (pull, to, digest) = (self.clone(), target.clone(), *digest);
         let mut pending = self.manifest_bodies.join((target.key.clone(), digest), || async move {
             // It may have come between the look into the store and this question.
@@ -530,6 +531,14 @@ impl Pull {
                 self.hints.insert((target.key.clone(), child.digest), size);
             }
         }
+        self.store.events().emit(|| Event {
+            repository: Some(target.key.clone()),
+            digest: Some(digest),
+            media_type: Some(manifest.media_type.as_str().into()),
+            upstream: Some(target.upstream.name.as_str().into()),
+            bytes: Some(size),
+            ..Event::of(Action::Fetch)
+        });
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         let media_type: Arc<str> = manifest.media_type.as_str().into();
         let (store, key, kind) = (self.store.clone(), target.key.clone(), media_type.clone());

@@ -333,6 +333,36 @@ pub const METRICS: &[Metric] = &[
         &["found"],
         "Damaged blobs that hashing found: wrong or missing.",
     ),
+    metric(
+        "larder_config_reloads_total",
+        Kind::Counter,
+        &["result"],
+        "Times that the configuration was read again; ok or refused.",
+    ),
+    metric(
+        "larder_config_last_reload_ok",
+        Kind::Gauge,
+        &[],
+        "1 if the configuration that was read last holds, 0 if it was refused.",
+    ),
+    metric(
+        "larder_config_loaded_timestamp_seconds",
+        Kind::Gauge,
+        &[],
+        "When the configuration that holds was read, Unix time.",
+    ),
+    metric(
+        "larder_audit_lost_total",
+        Kind::Counter,
+        &[],
+        "Events that the audit log had no room for in its queue.",
+    ),
+    metric(
+        "larder_audit_errors_total",
+        Kind::Counter,
+        &[],
+        "Writes of the audit log that failed.",
+    ),
     metric("larder_store_errors_total", Kind::Counter, &[], "Failures of the disk."),
 ];
 

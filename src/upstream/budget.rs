@@ -52,7 +52,7 @@ pub struct Budgets {
     accounts: Mutex<BTreeMap<String, Ledger>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Ledger {
     last: RateLimit,
     seen: Instant,
@@ -105,6 +105,12 @@ impl Budgets {
         let accounts = self.accounts();
         let ledger = accounts.get(account(credential));
         ledger.is_some_and(|ledger| ledger.is_low(self.floor, Instant::now()))
+    }
+
+    /// Takes over the ledgers; the floor may be another.
+    pub fn inherit(&self, before: &Budgets) {
+        let ledgers = before.accounts().clone();
+        *self.accounts() = ledgers;
     }
 
     pub fn all(&self) -> Vec<Budget> {

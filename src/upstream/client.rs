@@ -63,6 +63,10 @@ impl Default for Tuning {
 pub struct Clients {
     all: Vec<Arc<Client>>,
     by_name: HashMap<HostPort, usize>,
+    /// Where they were built from, to build others.
+    logins: Arc<Logins>,
+    sources: Sources,
+    tuning: Tuning,
 }
 
 impl Clients {
@@ -74,19 +78,46 @@ impl Clients {
 
     /// The same, with everything from outside given.
     pub fn with(config: &Config, sources: &Sources, tuning: Tuning) -> Result<Clients, BuildError> {
-        let logins = Arc::new(Logins::new(sources));
+        let none = Clients {
+            all: Vec::new(),
+            by_name: HashMap::new(),
+            logins: Arc::new(Logins::new(sources)),
+            sources: sources.clone(),
+            tuning,
+        };
+        none.renewed(config)
+    }
+
+    /// Those of another configuration. A client of an upstream that is asked as before is the same one, with its tokens
+    /// and connections; another goes on with what was known of limits and pauses. Files of certificates are read again.
+    pub fn renewed(&self, config: &Config) -> Result<Clients, BuildError> {
         let mut clients = Clients {
             all: Vec::new(),
             by_name: HashMap::new(),
+            logins: self.logins.clone(),
+            sources: self.sources.clone(),
+            tuning: self.tuning,
         };
         for upstream in &config.upstreams {
-            let built = Client::build(upstream, config.cache.offline, &logins, sources, tuning);
-            let client = built.map_err(|what| BuildError {
-                upstream: upstream.name.to_string(),
-                what,
-            })?;
+            let before = self.get(&upstream.name);
+            let asked = asked_as(upstream, config.cache.offline);
+            let has_files = upstream.ca_file.is_some() || upstream.client_cert.is_some();
+            let client = match before.filter(|before| before.asked == asked && !has_files) {
+                Some(same) => same.clone(),
+                None => {
+                    let built = Client::build(asked, &clients.logins, &self.sources, self.tuning);
+                    let client = built.map_err(|what| BuildError {
+                        upstream: upstream.name.to_string(),
+                        what,
+                    })?;
+                    if let Some(before) = before {
+                        client.own.inherit(&before.own);
+                    }
+                    Arc::new(client)
+                }
+            };
             clients.by_name.insert(upstream.name.clone(), clients.all.len());
-            clients.all.push(Arc::new(client));
+            clients.all.push(client);
         }
         Ok(clients)
     }
@@ -115,6 +146,8 @@ pub struct BuildError {
 #[derive(Debug)]
 pub struct Client {
     pub(super) name: Arc<str>,
+    /// What it was built from.
+    asked: Upstream,
     /// The mirrors in order, then the upstream itself.
     pub(super) mirrors: Vec<Endpoint>,
     pub(super) own: Endpoint,
@@ -163,13 +196,8 @@ pub enum Referrers {
 }
 
 impl Client {
-    fn build(
-        upstream: &Upstream,
-        offline: bool,
-        logins: &Arc<Logins>,
-        sources: &Sources,
-        tuning: Tuning,
-    ) -> Result<Client, String> {
+    fn build(asked: Upstream, logins: &Arc<Logins>, sources: &Sources, tuning: Tuning) -> Result<Client, String> {
+        let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
         let endpoint = |url: &Url, is_own: bool| {
             let base = base(url);
@@ -194,7 +222,7 @@ impl Client {
         Ok(Client {
             mirrors: mirrors?,
             own: endpoint(&upstream.url, true)?,
-            offline: offline || upstream.offline,
+            offline: upstream.offline,
             read_timeout: upstream.read_timeout,
             tuning,
             slots: upstream
@@ -203,6 +231,7 @@ impl Client {
             pacer: upstream.max_bandwidth.map(|rate| Arc::new(Pacer::new(&name, rate))),
             logins_used: moka::sync::Cache::new(MAX_REPOSITORIES),
             name,
+            asked,
         })
     }
 
@@ -406,6 +435,21 @@ impl Client {
 
     pub(super) fn error(&self, kind: ErrorKind) -> UpstreamError {
         UpstreamError::new(&self.name, kind)
+    }
+}
+
+/// What matters to how an upstream is asked; what does not is as if nobody had given it.
+fn asked_as(upstream: &Upstream, offline: bool) -> Upstream {
+    Upstream {
+        aliases: Vec::new(),
+        synonyms: Vec::new(),
+        tag_ttl: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+        offline: offline || upstream.offline,
+        max_size: None,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        ..upstream.clone()
     }
 }
 

@@ -97,6 +97,14 @@ impl Endpoint {
         }
     }
 
+    /// Goes on where another endpoint at the same address stood: what is left of limits, and who is to be left alone.
+    pub fn inherit(&self, before: &Endpoint) {
+        if self.base == before.base {
+            self.budgets.inherit(&before.budgets);
+            self.breaker.inherit(&before.breaker);
+        }
+    }
+
     /// `<base>/v2/<rest>`: a base path of the product's comes first (R-U50).
     pub fn url(&self, rest: &str) -> Url {
         let mut url = self.base.clone();

@@ -8,6 +8,7 @@
 mod support;
 
 mod admin;
+mod audit;
 mod blobs;
 mod budget;
 mod commands;
@@ -23,6 +24,7 @@ mod pressure;
 mod privacy;
 mod questions;
 mod referrers;
+mod reload;
 mod rot;
 mod sending;
 mod serving;

@@ -45,6 +45,11 @@ pub fn meaning(config: &Config) -> String {
             "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
             "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
         },
+        "audit": config.audit.as_ref().map(|audit| json!({
+            "file": audit.file,
+            "max_size_bytes": audit.max_size,
+            "keep": audit.keep,
+        })),
         "upstreams": upstreams,
         "origins": config.origins,
         "warnings": config.warnings,

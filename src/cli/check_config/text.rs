@@ -148,6 +148,18 @@ fn limits(config: &Config) -> Vec<String> {
             ),
         ),
         row("log", format!("{} as {format}", config.log.level)),
+        row(
+            "audit log",
+            match &config.audit {
+                None => "none".to_owned(),
+                Some(audit) => format!(
+                    "{}, and {} of {} each",
+                    audit.file.display(),
+                    audit.keep,
+                    show_size(audit.max_size)
+                ),
+            },
+        ),
     ]
 }
 

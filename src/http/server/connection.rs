@@ -54,7 +54,7 @@ pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared<i
     let first = tokio::select! {
         biased;
         () = shared.stop.cancelled() => return,
-        first = tokio::time::timeout(shared.limits.idle_timeout, first_byte(&tcp)) => first,
+        first = tokio::time::timeout(shared.limits.now().idle_timeout, first_byte(&tcp)) => first,
     };
     let Ok(Ok(Some(first))) = first else { return };
     match (&shared.tls, first) {
@@ -69,7 +69,7 @@ async fn secure(tcp: TcpStream, certificates: &Certificates, client: SocketAddr,
     let handshake = async { certificates.acceptor().await.accept(tcp).await };
     let handshake = tokio::select! {
         () = shared.stop.cancelled() => return,
-        handshake = tokio::time::timeout(shared.limits.header_timeout, Box::pin(handshake)) => handshake,
+        handshake = tokio::time::timeout(shared.limits.now().header_timeout, Box::pin(handshake)) => handshake,
     };
     match handshake {
         Ok(Ok(stream)) => {
@@ -106,7 +106,7 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
 async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared<impl Handler>) {
     let told = tokio::select! {
         () = shared.stop.cancelled() => return,
-        told = tokio::time::timeout(shared.limits.header_timeout, preface(&mut tcp)) => told,
+        told = tokio::time::timeout(shared.limits.now().header_timeout, preface(&mut tcp)) => told,
     };
     match told {
         Ok(Ok(prefix)) => {
@@ -143,7 +143,7 @@ async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: Sock
             address: client,
             outbox,
         },
-        limits: shared.limits.clone(),
+        limits: (*shared.limits.now()).clone(),
         pulse: pulse.clone(),
     });
     let service = service_fn(move |request: Request<Incoming>| answer::answer(request, of_all.clone()));
@@ -176,11 +176,12 @@ async fn drive<C: GracefulConnection, H>(
     client: SocketAddr,
     shared: &Shared<H>,
 ) {
+    let limits = shared.limits.now();
     let overdue = tokio::select! {
         // Nothing else is there to be decided in a connection that goes on.
         biased;
         _ended = connection.as_mut() => return,
-        overdue = pulse.overdue(&shared.limits) => Some(overdue),
+        overdue = pulse.overdue(&limits) => Some(overdue),
         () = shared.stop.cancelled() => None,
     };
     if let Some(why) = overdue {
@@ -194,7 +195,7 @@ async fn drive<C: GracefulConnection, H>(
     tokio::select! {
         _ended = connection.as_mut() => {}
         _still_idle = still_idle(pulse) => {}
-        _overdue = pulse.overdue(&shared.limits), if overdue.is_none() => {}
+        _overdue = pulse.overdue(&limits), if overdue.is_none() => {}
         () = shared.cut.cancelled() => {}
     }
 }
@@ -212,7 +213,7 @@ async fn still_idle(pulse: &Pulse) {
 
 fn http1_builder<H>(shared: &Shared<H>) -> http1::Builder {
     // hyper counts the request line as well, and refuses with 431; up to twice the limit `answer` refuses more kindly.
-    let head = (shared.limits.header_bytes * 2).saturating_add(answer::MAX_URI);
+    let head = (shared.limits.now().header_bytes * 2).saturating_add(answer::MAX_URI);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -222,14 +223,15 @@ fn http1_builder<H>(shared: &Shared<H>) -> http1::Builder {
         // It bounds what waits in memory for a slow client, too: hyper takes of a body until it has that much, and asks
         // again only then. Its own default would be three times as much.
         .max_buf_size(head.max(BUFFER_BYTES));
-    if shared.limits.headers != HYPER_HEADERS {
-        builder.max_headers(shared.limits.headers);
+    let headers = shared.limits.now().headers;
+    if headers != HYPER_HEADERS {
+        builder.max_headers(headers);
     }
     builder
 }
 
 fn http2_builder<H>(shared: &Shared<H>) -> http2::Builder<TokioExecutor> {
-    let head = u32::try_from(shared.limits.header_bytes * 2).unwrap_or(u32::MAX);
+    let head = u32::try_from(shared.limits.now().header_bytes * 2).unwrap_or(u32::MAX);
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())

@@ -13,6 +13,7 @@ mod tags;
 mod timing;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -57,12 +58,12 @@ pub struct Registry {
     pull: Arc<Pull>,
     heads: Arc<Heads>,
     /// Whether every answer says where its time went.
-    timed: bool,
+    timed: Arc<AtomicBool>,
 }
 
 impl Registry {
     /// `timed`: every answer says where its time went, asked or not.
-    pub fn new(pull: Arc<Pull>, timed: bool) -> Registry {
+    pub fn new(pull: Arc<Pull>, timed: Arc<AtomicBool>) -> Registry {
         Registry {
             pull,
             timed,
@@ -76,8 +77,8 @@ impl Handler for Registry {
 
     async fn handle(&self, request: Request<Body>, caller: &Caller) -> axum::http::Response<Logged<Payload>> {
         let (parts, _body) = request.into_parts();
-        let line = Line::begin(&parts, caller);
-        let watch = timing::wanted(self.timed, &parts.headers);
+        let line = Line::begin(&parts, caller).heard(self.pull.store().events(), &parts, caller);
+        let watch = timing::wanted(self.timed.load(Ordering::Relaxed), &parts.headers);
         let is_head = parts.method == Method::HEAD;
         let (mut response, labels) = match (self.heads.answer(&self.pull, &parts), &watch) {
             (Some(told), _) => told,
@@ -176,7 +177,15 @@ async fn repository(
     parts: Parts,
     caller: &Caller,
 ) -> Response {
-    let subject = subject(&what);
+    let kind = subject(&what);
+    let asked_for: Option<Arc<str>> = match &what {
+        What::Manifest(reference) | What::Blob(reference) => Some(reference.as_str().into()),
+        What::Tags | What::Referrers(_) => None,
+    };
+    let about = |repository: Arc<str>| {
+        let reference = asked_for.clone()?;
+        Some(Arc::new(labels::Subject { repository, reference }))
+    };
     let unknown_prefix = name.prefix.as_ref().filter(|p| !pull.is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
         Some(prefix) => Err(PullError::UnknownUpstream(prefix)),
@@ -187,8 +196,15 @@ async fn repository(
             client_name: name.visible,
             ..target
         },
-        Err(error) => return respond(ApiError::of_pull(&error, subject, None)),
+        Err(error) => {
+            let mut response = respond(ApiError::of_pull(&error, kind, None));
+            if let Some(about) = about(name.full.as_str().into()) {
+                response.extensions_mut().insert(about);
+            }
+            return response;
+        }
     };
+    let about = about(target.key.clone());
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let ask = Ask {
         pull,
@@ -218,6 +234,9 @@ async fn repository(
         response
     });
     response.extensions_mut().insert(upstream);
+    if let Some(about) = about {
+        response.extensions_mut().insert(about);
+    }
     response
 }
 

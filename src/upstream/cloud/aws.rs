@@ -17,6 +17,7 @@ use super::http::{Call, Http, Json, Way};
 use super::sigv4::{self, Keys, Request, Scope};
 use super::{Variables, below};
 use crate::config::Secret;
+use crate::telemetry::clock;
 use crate::upstream::credentials::Credential;
 use crate::upstream::lease::{Give, Given};
 
@@ -264,7 +265,7 @@ fn may_be_the_containers(url: &Url) -> bool {
 
 /// A call of a JSON service.
 fn signed(keys: &Keys, scope: Scope<'_>, url: Url, target: &str, body: &str) -> Result<Call, String> {
-    let date = sigv4::amz_date(SystemTime::now());
+    let date = clock::basic(clock::unix_ms(SystemTime::now()));
     let host = match url.port() {
         Some(port) => format!("{}:{port}", url.host_str().unwrap_or_default()),
         None => url.host_str().unwrap_or_default().to_owned(),

@@ -102,8 +102,10 @@ fn config(upstream: Upstream) -> Config {
             header_timeout: Duration::ZERO,
             idle_timeout: Duration::ZERO,
         },
+        audit: None,
         upstreams: vec![upstream],
         sources: Vec::new(),
+        file: None,
         warnings: Vec::new(),
         origins: Default::default(),
     }
