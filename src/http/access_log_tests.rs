@@ -166,7 +166,13 @@ async fn files_count_as_they_are_sent() {
     for (sends, bytes, ended) in [(0, 0, "aborted"), (3, 3, "aborted"), (10, 10, "complete")] {
         let outbox = Arc::new(Outbox::default());
         let file = Arc::new(tempfile::tempfile().unwrap());
-        let ticket = outbox.ticket(crate::oci::Digest::sha256(b""), file, 0, 10);
+        let span = crate::pull::Span {
+            file,
+            at: 0,
+            len: 10,
+            more: false,
+        };
+        let ticket = outbox.ticket(crate::oci::Digest::sha256(b""), span);
         let frames = [io::Result::Ok(ticket.clone()), Ok(Bytes::from_static(b"more"))];
         let caller = Caller {
             address: ([10, 0, 0, 7], 4242).into(),

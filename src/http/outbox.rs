@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use bytes::{Buf, Bytes};
 
 use crate::oci::Digest;
+use crate::pull::Span;
 
 /// How much is read at once where a file cannot be sent by the kernel.
 const READ_BYTES: u64 = 256 * 1024;
@@ -35,6 +36,7 @@ pub struct FileRun {
     digest: Digest,
     at: AtomicU64,
     end: AtomicU64,
+    more: bool,
     /// The outbox's.
     unsent: Arc<AtomicU64>,
 }
@@ -56,6 +58,11 @@ impl FileRun {
     /// Bytes that have not been sent.
     pub fn left(&self) -> u64 {
         self.end.load(Ordering::Relaxed).saturating_sub(self.at())
+    }
+
+    /// Whether the bytes behind it come next.
+    pub fn has_more(&self) -> bool {
+        self.more
     }
 
     /// The next bytes, read; empty if the file has ended. Blocking.
@@ -95,14 +102,16 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// A ticket for `len` bytes of a file. It belongs into a body of this connection and nowhere else.
-    pub fn ticket(&self, digest: Digest, file: Arc<File>, at: u64, len: u64) -> Bytes {
+    /// A ticket for a stretch of a file. It belongs into a body of this connection and nowhere else.
+    pub fn ticket(&self, digest: Digest, span: Span) -> Bytes {
+        let Span { file, at, len, more } = span;
         let run = Arc::new(FileRun {
             ticket: *b"?",
             file,
             digest,
             at: at.into(),
             end: at.saturating_add(len).into(),
+            more,
             unsent: self.unsent.clone(),
         });
         self.unsent.fetch_add(len, Ordering::Relaxed);
@@ -227,6 +236,11 @@ mod tests {
         Arc::new(file)
     }
 
+    fn span(file: Arc<File>, at: u64, len: u64) -> Span {
+        let more = false;
+        Span { file, at, len, more }
+    }
+
     fn digest() -> Digest {
         Digest::sha256(b"")
     }
@@ -235,8 +249,8 @@ mod tests {
     fn a_ticket_stands_for_its_run_and_nothing_else_does() {
         let outbox = Outbox::default();
         let (first, second) = (
-            outbox.ticket(digest(), file(b"abc"), 0, 3),
-            outbox.ticket(digest(), file(b"defg"), 0, 4),
+            outbox.ticket(digest(), span(file(b"abc"), 0, 3)),
+            outbox.ticket(digest(), span(file(b"defg"), 0, 4)),
         );
         assert_eq!(
             (outbox.length(&first), outbox.length(&second), outbox.unsent()),
@@ -257,7 +271,7 @@ mod tests {
     #[test]
     fn a_piece_tells_its_true_length_and_whoever_looks_sees_its_true_bytes() {
         let outbox = Outbox::default();
-        let data = outbox.ticket(digest(), file(b"0123456789"), 2, 7);
+        let data = outbox.ticket(digest(), span(file(b"0123456789"), 2, 7));
         let mut piece = Piece::of(data, Some(&outbox), 5);
         assert_eq!(piece.remaining(), 5, "cut to what was promised");
         assert_eq!(piece.chunk(), b"23456");
@@ -277,7 +291,7 @@ mod tests {
         let at = (5 << 30) - 2;
         let sparse = tempfile::tempfile().unwrap();
         sparse.write_all_at(b"abc", at).unwrap();
-        let data = outbox.ticket(digest(), Arc::new(sparse), 0, at + 3);
+        let data = outbox.ticket(digest(), span(Arc::new(sparse), 0, at + 3));
         let mut piece = Piece::of(data, Some(&outbox), u64::MAX);
         assert_eq!(piece.remaining() as u64, at + 3);
         piece.advance(usize::try_from(at).unwrap());

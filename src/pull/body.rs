@@ -28,8 +28,17 @@ const PROBE_BYTES: usize = 512 * 1024;
 /// Some of a blob's bytes.
 pub enum Chunk {
     Memory(Bytes),
-    /// Where they are: so many bytes of a file from an offset, in the kernel's memory as far as one can tell.
-    File(Arc<File>, u64, u64),
+    File(Span),
+}
+
+/// A stretch of a file, in the kernel's memory as far as one can tell.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub file: Arc<File>,
+    pub at: u64,
+    pub len: u64,
+    /// Whether the bytes behind it are there too and come next: a socket may hold back what fills no packet.
+    pub more: bool,
 }
 
 /// Where a blob's bytes come from.
@@ -96,7 +105,12 @@ impl Body {
         {
             let at = self.at;
             self.at += want as u64;
-            return Ok(Some(Chunk::File(file.clone(), at, want as u64)));
+            return Ok(Some(Chunk::File(Span {
+                file: file.clone(),
+                at,
+                len: want as u64,
+                more: upto > self.at,
+            })));
         }
         Ok(Some(Chunk::Memory(self.read(run, upto).await?)))
     }

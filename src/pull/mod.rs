@@ -32,7 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use blob::{BlobStat, OpenBlob};
-pub use body::{Body, Chunk, Source};
+pub use body::{Body, Chunk, Source, Span};
 pub use error::PullError;
 pub use lists::Listing;
 pub use manifest::{ManifestAnswer, Want};

@@ -117,6 +117,7 @@ mod tests {
     use super::*;
     use crate::http::outbox::{Outbox, Piece};
     use crate::oci::Digest;
+    use crate::pull::Span;
 
     /// What arrives of `len` bytes of a file, sent that way, and how the sending ended.
     async fn sent_by(way: Way, file: Arc<File>, len: u64) -> (Vec<u8>, io::Result<()>) {
@@ -129,7 +130,19 @@ mod tests {
             read
         });
         let outbox = Outbox::default();
-        let mut piece = Piece::of(outbox.ticket(Digest::sha256(b""), file, 0, len), Some(&outbox), len);
+        let mut piece = Piece::of(
+            outbox.ticket(
+                Digest::sha256(b""),
+                Span {
+                    file,
+                    at: 0,
+                    len,
+                    more: false,
+                },
+            ),
+            Some(&outbox),
+            len,
+        );
         let ended = std::future::poll_fn(|cx| {
             while piece.has_remaining() {
                 let mut slices = [IoSlice::new(&[]); 1];

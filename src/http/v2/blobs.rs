@@ -161,7 +161,7 @@ async fn next_of(body: &mut pull::Body, outbox: Option<&Outbox>) -> Result<Optio
     };
     Ok(body.next_chunk().await?.map(|chunk| match chunk {
         Chunk::Memory(bytes) => bytes,
-        Chunk::File(file, at, len) => outbox.ticket(*body.digest(), file, at, len),
+        Chunk::File(span) => outbox.ticket(*body.digest(), span),
     }))
 }
 

@@ -19,8 +19,8 @@ use crate::http::payload::Payload;
 use crate::oci::{Digest, Reference};
 use crate::pull::{Outcome, Pull, Target, Want};
 
-/// Heads that are kept, at most: some 2 KiB each.
-const HEADS: usize = 4096;
+/// Heads of a generation, at most; there are two. A head is some 2 KiB.
+const GENERATION: usize = 6144;
 /// A path that is longer is nobody's image.
 const PATH_BYTES: usize = 1024;
 
@@ -57,7 +57,30 @@ struct Head {
 
 /// The heads of answers, by path and query.
 #[derive(Default)]
-pub(super) struct Heads(RwLock<HashMap<Box<str>, Arc<Head>>>);
+pub(super) struct Heads(RwLock<Generations<Arc<Head>>>);
+
+/// What was put in or asked for lately. When the young are many they become the old, and the old go, other than those
+/// that were asked for meanwhile: so what is hot stays, however many paths there are.
+struct Generations<T> {
+    young: HashMap<Box<str>, T>,
+    old: HashMap<Box<str>, T>,
+}
+
+impl<T> Default for Generations<T> {
+    fn default() -> Generations<T> {
+        let (young, old) = Default::default();
+        Generations { young, old }
+    }
+}
+
+impl<T> Generations<T> {
+    fn insert(&mut self, path: Box<str>, value: T) {
+        if self.young.len() >= GENERATION && !self.young.contains_key(&path) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(path, value);
+    }
+}
 
 impl Heads {
     /// The answer, if it is one that was given before and is right now.
@@ -100,8 +123,20 @@ impl Heads {
     }
 
     fn get(&self, path: &str) -> Option<Arc<Head>> {
-        let heads = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        heads.get(path).cloned()
+        let old = {
+            let heads = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            match heads.young.get(path) {
+                Some(head) => return Some(head.clone()),
+                None => heads.old.get(path)?.clone(),
+            }
+        };
+        self.insert(path, old.clone());
+        Some(old)
+    }
+
+    fn insert(&self, path: &str, head: Arc<Head>) {
+        let mut heads = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        heads.insert(path.into(), head);
     }
 
     /// Keeps the head of an answer, if it may be given again.
@@ -119,11 +154,26 @@ impl Heads {
             headers: response.headers().clone(),
             labels: labels.clone(),
         };
-        let mut heads = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        // Which of them are asked for again shows soon enough.
-        if heads.len() >= HEADS {
-            heads.clear();
+        self.insert(path.as_str(), Arc::new(head));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_stays_and_their_number_is_bounded() {
+        let mut heads = Generations::default();
+        for n in 0..5 * GENERATION {
+            heads.insert(n.to_string().into(), n);
+            // As `Heads::get` does.
+            if let (None, Some(hot)) = (heads.young.get("7"), heads.old.get("7").copied()) {
+                heads.insert("7".into(), hot);
+            }
+            assert!(heads.young.len() <= GENERATION && heads.old.len() <= GENERATION);
         }
-        heads.insert(path.as_str().into(), Arc::new(head));
+        assert_eq!(heads.young.get("7").or(heads.old.get("7")), Some(&7));
+        assert_eq!(heads.young.get("8").or(heads.old.get("8")), None);
     }
 }

@@ -100,7 +100,7 @@ impl Transfer {
         loop {
             if !queue.pieces.is_empty() {
                 if let Some(writer) = idle.take() {
-                    writing = Some(append(writer, queue.take()));
+                    writing = Some(self.append(writer, queue.take(), total));
                 }
             } else if let Some(ended) = intake.end.take_if(|_| idle.is_some())
                 && let Some(writer) = idle.take()
@@ -126,10 +126,7 @@ impl Transfer {
                         Ok(written) if total.is_some_and(|total| written > total) => {
                             return Ok((Sink::Disk(writer), Poured::Fatal(self.too_much(total))));
                         }
-                        Ok(written) => {
-                            self.flight.tell(|state| state.written = written);
-                            idle = Some(writer);
-                        }
+                        Ok(_) => idle = Some(writer),
                         Err(error) => {
                             let Sink::Memory(mut passage) = self.give_up_disk(writer, &error) else {
                                 return Err(error.into());
@@ -144,6 +141,20 @@ impl Transfer {
                 }
             }
         }
+    }
+
+    /// Appends off the async threads, and tells followers from there: they need not wait until this task has its turn.
+    fn append(&self, mut writer: Writer, pieces: Vec<Bytes>, total: Option<u64>) -> Batch {
+        let flight = self.flight.clone();
+        tokio::task::spawn_blocking(move || {
+            let appended = writer.append(&pieces);
+            if let Ok(written) = &appended
+                && total.is_none_or(|total| *written <= total)
+            {
+                flight.tell(|state| state.written = *written);
+            }
+            (writer, pieces, appended)
+        })
     }
 
     /// Passes what comes through memory: at the pace of the slowest follower, up to a point.
@@ -309,13 +320,6 @@ impl Intake {
 
 /// The pieces come back with the writer: what the disk does not take goes elsewhere.
 type Batch = JoinHandle<(Writer, Vec<Bytes>, Result<u64, StoreError>)>;
-
-fn append(mut writer: Writer, pieces: Vec<Bytes>) -> Batch {
-    tokio::task::spawn_blocking(move || {
-        let appended = writer.append(&pieces);
-        (writer, pieces, appended)
-    })
-}
 
 #[derive(Default)]
 struct Queue {

@@ -7,6 +7,7 @@ use std::sync::Weak;
 use super::*;
 use crate::http::labels::SendsFiles;
 use crate::oci::Digest;
+use crate::pull::Span;
 
 const GET: &str = "GET /file HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n";
 const MIB: u64 = 1 << 20;
@@ -35,7 +36,10 @@ fn body(file: &Weak<File>, outbox: Option<SendsFiles>, from: u64, to: u64, run: 
     let runs = futures_util::stream::unfold(from, move |at| {
         let len = run.min(to - at);
         let data = match &outbox {
-            Some(outbox) => outbox.0.ticket(Digest::sha256(b""), file.clone(), at, len),
+            Some(outbox) => {
+                let (file, more) = (file.clone(), at + len < to);
+                outbox.0.ticket(Digest::sha256(b""), Span { file, at, len, more })
+            }
             None => {
                 let mut bytes = vec![0; usize::try_from(len).unwrap()];
                 file.read_exact_at(&mut bytes, at).unwrap();
