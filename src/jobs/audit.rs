@@ -8,6 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -21,6 +22,8 @@ use crate::telemetry::clock;
 /// Events that may wait: a few MiB, and some seconds of a busy proxy.
 const ROOM: usize = 16_384;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+/// For another event, while the last are not yet synced.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A disk that fails is told of this often.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -44,18 +47,7 @@ impl Audit {
 }
 
 fn write_all(mut log: Log, mut from: Subscription) {
-    loop {
-        let event = match from.events.try_recv() {
-            Ok(event) => event,
-            Err(TryRecvError::Disconnected) => break,
-            Err(TryRecvError::Empty) => {
-                log.at_rest();
-                match from.events.blocking_recv() {
-                    Some(event) => event,
-                    None => break,
-                }
-            }
-        };
+    while let Some(event) = next(&mut log, &mut from) {
         let lost = from.lost();
         if lost > 0 {
             metrics::counter!("larder_audit_lost_total").increment(lost);
@@ -63,8 +55,24 @@ fn write_all(mut log: Log, mut from: Subscription) {
         }
         log.line(&line(&event, SystemTime::now()));
     }
-    log.at_rest();
+    log.flush();
     log.sync();
+}
+
+/// The next event. Before it is waited for, what is written is handed over, and synced when its second is over.
+fn next(log: &mut Log, from: &mut Subscription) -> Option<Arc<Event>> {
+    loop {
+        match from.events.try_recv() {
+            Ok(event) => return Some(event),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => log.flush(),
+        }
+        match (log.is_dirty, log.synced.elapsed() >= SYNC_EVERY) {
+            (false, _) => return from.events.blocking_recv(),
+            (true, true) => log.sync(),
+            (true, false) => std::thread::sleep(LOOK_EVERY),
+        }
+    }
 }
 
 /// An event as a line, without its end.
@@ -75,7 +83,7 @@ fn line(event: &Event, now: SystemTime) -> String {
             fields.insert(name.to_owned(), value);
         }
     };
-    let text = |text: &Option<std::sync::Arc<str>>| text.as_deref().map(Value::from);
+    let text = |text: &Option<Arc<str>>| text.as_deref().map(Value::from);
     put("time", Some(clock::rfc3339(clock::unix_ms(now)).into()));
     put("action", Some(event.action.as_str().into()));
     put("repository", text(&event.repository));
@@ -131,6 +139,11 @@ impl Log {
 
     fn line(&mut self, text: &str) {
         let length = text.len() as u64 + 1;
+        // A busy proxy leaves no pause.
+        if self.is_dirty && self.synced.elapsed() >= SYNC_EVERY {
+            self.flush();
+            self.sync();
+        }
         if self.size > 0 && self.size + length > self.max_size {
             let rotated = self.rotate();
             self.tell(rotated);
@@ -144,13 +157,9 @@ impl Log {
         self.is_dirty = true;
     }
 
-    /// Nothing waits to be written.
-    fn at_rest(&mut self) {
+    fn flush(&mut self) {
         let flushed = self.file.flush();
         self.tell(flushed);
-        if self.synced.elapsed() >= SYNC_EVERY {
-            self.sync();
-        }
     }
 
     fn sync(&mut self) {
