@@ -278,6 +278,7 @@ async fn without_cloud_no_cloud_is_dialled() {
 
 // --- Google ---------------------------------------------------------------------------------------------
 
+/// Made for this test; it opens nothing.
 const SERVICE_ACCOUNT: &str = include_str!("service_account.pem");
 const PUBLIC: &[u8] = include_bytes!("service_account.pub.der");
 
