@@ -25,7 +25,8 @@ use crate::http::server::tls::{Certificates, TlsError};
 use crate::http::server::{self, BindError};
 use crate::http::{admin as api, v2};
 use crate::jobs::audit::Audit;
-use crate::jobs::{Pace, Verifier};
+use crate::jobs::prefetch::Patience;
+use crate::jobs::{Pace, Prefetcher, Verifier};
 use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
@@ -152,7 +153,16 @@ async fn launch(
     let (registry_at, admin_at) = (registry.addresses.clone(), admin.addresses.clone());
     let grace = config.server.shutdown_grace;
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
-    let desk = Admin::new(pull.clone(), verifier.clone(), limits(&config), meter(&handle)).with_log(log_control());
+    let (patience, schedules) = (Patience::default(), &config.prefetch);
+    let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), patience, schedules);
+    let desk = Admin::new(
+        pull.clone(),
+        verifier.clone(),
+        prefetcher.clone(),
+        limits(&config),
+        meter(&handle),
+    )
+    .with_log(log_control());
     let reloader = Arc::new(Reloader {
         pull: pull.clone(),
         admin: desk.clone(),
@@ -187,6 +197,7 @@ async fn launch(
         )),
         tokio::spawn(keep_up(pull.clone(), handle, cut.clone())),
         tokio::spawn(look_for_rot(verifier, cut.clone())),
+        tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
     ];
     Ok(Running {
         registry: registry_at,
@@ -363,6 +374,13 @@ async fn look_for_rot(verifier: Arc<Verifier>, stop: CancellationToken) {
     }
 }
 
+async fn fetch_ahead(prefetcher: Arc<Prefetcher>, stop: CancellationToken) {
+    tokio::select! {
+        () = prefetcher.run_schedules() => {}
+        () = stop.cancelled() => {}
+    }
+}
+
 async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationToken) {
     loop {
         let usage = pull.store().usage();
@@ -371,12 +389,14 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_cache_blobs").set(usage.blobs as f64);
         ::metrics::gauge!("larder_cache_staged_bytes").set(usage.staged_bytes as f64);
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
+        ::metrics::gauge!("larder_wishes").set(pull.store().wish_count() as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         pull.export();
         handle.upkeep();
         let store = pull.store().clone();
         let _ = tokio::task::spawn_blocking(move || {
             store.keep_limit();
+            store.flush_wishes();
             // What it found is in the metrics and in the log.
             let _ = probe_disk(&store);
         })

@@ -13,8 +13,8 @@
 //! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry events |
 //! | [`upstream`] | a client of other registries | oci config telemetry |
 //! | [`pull`] | the pull-through service | oci config telemetry events store upstream |
-//! | [`jobs`] | hashing what is held again, in idle hours and when asked; the audit log | oci config telemetry events store pull |
-//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci events store pull jobs |
+//! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead; the audit log | oci config telemetry events store pull |
+//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config events store pull jobs |
 //! | [`http`] | listeners, routes, status codes | oci config telemetry events pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
@@ -58,6 +58,11 @@
 //!   (`upstream::cloud`) gives out, one question for all who wait; again before it ends, and once when a registry refuses it.
 //! - **Audit**: `store` (evictions), `pull` (fetches), `admin` (an operator's doing) and `http` (pulls, refusals) note what they did in
 //!   [`events`], without waiting; `jobs::audit` writes it down.
+//! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
+//!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
+//!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).
+//! - **A miss offline**: `http::v2` → 404 that says when the mirror was filled → `pull::wishes`: which image it is part of →
+//!   `store::wishes`; an operator takes the list to where it can be fetched.
 //! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle.
 

@@ -31,7 +31,7 @@ const FLOORS: &[Floor] = &[
     floor("bundle", &["oci", "telemetry", "store"]),
     floor("jobs", &["oci", "config", "telemetry", "events", "store", "pull"]),
     // What an operator did is an event.
-    floor("admin", &["oci", "events", "store", "pull", "bundle", "jobs"]),
+    floor("admin", &["oci", "config", "events", "store", "pull", "bundle", "jobs"]),
     // Who pulled is known here only.
     floor(
         "http",

@@ -1,6 +1,7 @@
 //! Why an operator did not get what was asked for. Each says what to do.
 
 use crate::jobs::Busy;
+use crate::jobs::prefetch::TooMany;
 use crate::oci::digest::DigestError;
 use crate::oci::reference::TagError;
 use crate::pull::PullError;
@@ -31,6 +32,12 @@ pub enum AdminError {
     /// Of a folder at rest.
     #[error("no proxy runs: there is no log level to show or change")]
     NoLog,
+    #[error(transparent)]
+    TooMany(#[from] TooMany),
+    #[error("there is no prefetch {0}: the last ones are at /api/v1/prefetch")]
+    NoJob(u64),
+    #[error("{0}")]
+    BadOrder(String),
     /// A task of ours ended without a result; the log says why.
     #[error("the work was dropped: the log says why")]
     Dropped,
@@ -47,9 +54,11 @@ impl AdminError {
             AdminError::Pinned(_) => "pinned",
             AdminError::NoTag(_) => "no-tag",
             AdminError::Refresh { error, .. } => error.as_str(),
-            AdminError::Busy(_) => "busy",
+            AdminError::Busy(_) | AdminError::TooMany(_) => "busy",
             AdminError::Level(_) => "bad-level",
             AdminError::NoLog => "no-proxy",
+            AdminError::NoJob(_) => "no-job",
+            AdminError::BadOrder(_) => "bad-request",
             AdminError::Dropped => "internal",
         }
     }

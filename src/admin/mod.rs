@@ -1,11 +1,13 @@
 //! What an operator may ask of Larder: plain functions, and views of what they give. No HTTP.
 //!
 //! [`Admin`] stands in front of store, service and verification; `views` is what it shows, `show` makes those from
-//! what the floors below say, `names` reads what images are called, `error` says why not.
+//! what the floors below say, `names` reads what images are called, `error` says why not. `prefetch` is about images that
+//! are fetched ahead.
 
 pub mod error;
 mod names;
 mod pattern;
+pub mod prefetch;
 mod show;
 pub mod views;
 
@@ -18,7 +20,7 @@ pub use error::AdminError;
 use arc_swap::ArcSwap;
 
 use crate::events::{Action, Event};
-use crate::jobs::{Progress, Verifier};
+use crate::jobs::{Prefetcher, Progress, Verifier};
 use crate::oci::Reference;
 use crate::pull::{Budget, Pull};
 use crate::store::{ImageName, Store};
@@ -71,17 +73,25 @@ pub struct Admin {
 struct Inner {
     pull: Arc<Pull>,
     verifier: Arc<Verifier>,
+    prefetcher: Arc<Prefetcher>,
     limits: ArcSwap<Limits>,
     meter: Meter,
     started: Instant,
 }
 
 impl Admin {
-    pub fn new(pull: Arc<Pull>, verifier: Arc<Verifier>, limits: Limits, meter: Meter) -> Admin {
+    pub fn new(
+        pull: Arc<Pull>,
+        verifier: Arc<Verifier>,
+        prefetcher: Arc<Prefetcher>,
+        limits: Limits,
+        meter: Meter,
+    ) -> Admin {
         Admin {
             inner: Arc::new(Inner {
                 pull,
                 verifier,
+                prefetcher,
                 limits: ArcSwap::from_pointee(limits),
                 meter,
                 started: Instant::now(),

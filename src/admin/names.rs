@@ -5,6 +5,7 @@
 
 use super::{Admin, AdminError};
 use crate::events::{Action, Event, Events};
+use crate::oci::reference::split_image;
 use crate::oci::{Reference, Tag};
 use crate::pull::{PullError, Target};
 use crate::store::ImageName;
@@ -47,18 +48,10 @@ impl std::fmt::Display for Wanted {
 
 /// Repository and reference. A digest wins over a tag beside it, as with every client.
 fn split(text: &str) -> Result<(&str, Reference), AdminError> {
-    let (rest, digest) = match text.split_once('@') {
-        Some((rest, digest)) => (rest, Some(digest.parse()?)),
-        None => (text, None),
-    };
-    // A colon before the last slash is a port.
-    let slash = rest.rfind('/').map_or(0, |at| at + 1);
-    let (name, tag) = match rest[slash..].find(':') {
-        Some(at) => (&rest[..slash + at], Some(rest[slash + at + 1..].parse::<Tag>()?)),
-        None => (rest, None),
-    };
+    let (name, tag, digest) = split_image(text);
+    let tag = tag.map(str::parse::<Tag>).transpose()?;
     let reference = match (digest, tag) {
-        (Some(digest), _) => Reference::Digest(digest),
+        (Some(digest), _) => Reference::Digest(digest.parse()?),
         (None, Some(tag)) => Reference::Tag(tag),
         (None, None) => Reference::Tag("latest".parse()?),
     };

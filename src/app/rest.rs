@@ -1,7 +1,7 @@
 //! A folder at rest: no proxy runs on it, and operators look at it or mend it all the same.
 //!
 //! Everything is built as for the proxy, but for listeners and background work; so a refresh or a repair can ask
-//! upstreams. Nothing is evicted for being opened.
+//! upstreams. Nothing is evicted for being opened, unless it is opened to be filled.
 
 use std::sync::Arc;
 
@@ -11,9 +11,10 @@ use tokio_util::task::TaskTracker;
 use super::{StartError, limits};
 use crate::admin::{Admin, Traffic};
 use crate::config::Config;
-use crate::jobs::Verifier;
+use crate::jobs::prefetch::Patience;
+use crate::jobs::{Prefetcher, Verifier};
 use crate::pull::{Pull, Timing};
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::upstream::Clients;
 
 /// An open folder. [`AtRest::close`] writes down what is known.
@@ -27,8 +28,20 @@ pub struct AtRest {
 impl AtRest {
     /// Takes the folder's lock. Errors: `StartError::Store` with `Locked` when a larder has it.
     pub async fn open(config: Config) -> Result<AtRest, StartError> {
+        AtRest::open_by(config, Store::open_at_rest).await
+    }
+
+    /// The same for who brings something into it: it is made if it is not there, and its limits hold (L5).
+    pub async fn open_to_fill(config: Config) -> Result<AtRest, StartError> {
+        AtRest::open_by(config, Store::open).await
+    }
+
+    async fn open_by(
+        config: Config,
+        open: impl FnOnce(&Config) -> Result<Store, StoreError> + Send + 'static,
+    ) -> Result<AtRest, StartError> {
         let at = config.clone();
-        let store = tokio::task::spawn_blocking(move || Store::open_at_rest(&at))
+        let store = tokio::task::spawn_blocking(move || open(&at))
             .await
             .map_err(|_| StartError::Task)??;
         let clients = Clients::new(&config)?;
@@ -36,8 +49,10 @@ impl AtRest {
         let pull = Pull::new(&config, store, clients, Timing::default(), tasks.clone(), stop.clone())
             .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
         let verifier = Verifier::new(pull.clone(), tasks.clone(), stop.clone());
+        let prefetcher = Prefetcher::new(pull.clone(), tasks.clone(), stop.clone(), Patience::default(), &[]);
+        let meter = Arc::new(Traffic::default);
         Ok(AtRest {
-            admin: Admin::new(pull.clone(), verifier, limits(&config), Arc::new(Traffic::default)),
+            admin: Admin::new(pull.clone(), verifier, prefetcher, limits(&config), meter),
             pull,
             tasks,
             stop,

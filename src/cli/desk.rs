@@ -12,6 +12,7 @@ use url::Url;
 
 use super::remote::{CallError, Remote};
 use super::{Exit, complain, refuse};
+use crate::admin::prefetch::{ClearedView, PrefetchList, PrefetchOrder, PrefetchView, WishList};
 use crate::admin::views::{
     DuView, ImageList, ImageView, LogView, PinView, RefreshView, RemovedView, StatsView, VerifyView,
 };
@@ -56,10 +57,35 @@ pub enum Desk {
     Folder(Box<AtRest>),
 }
 
+/// What a folder is opened for, where no proxy runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    Look,
+    Fill,
+}
+
 /// Runs a command against whoever answers.
 pub fn with_desk(
     place: &Place,
     config: Result<Config, ConfigError>,
+    command: impl AsyncFnOnce(&Desk) -> Result<Exit, String>,
+) -> Exit {
+    at_desk(place, config, Purpose::Look, command)
+}
+
+/// The same for a command that brings something in: where no proxy runs the folder is made, and its limits hold.
+pub fn with_desk_to_fill(
+    place: &Place,
+    config: Result<Config, ConfigError>,
+    command: impl AsyncFnOnce(&Desk) -> Result<Exit, String>,
+) -> Exit {
+    at_desk(place, config, Purpose::Fill, command)
+}
+
+fn at_desk(
+    place: &Place,
+    config: Result<Config, ConfigError>,
+    purpose: Purpose,
     command: impl AsyncFnOnce(&Desk) -> Result<Exit, String>,
 ) -> Exit {
     let config = match config {
@@ -74,7 +100,7 @@ pub fn with_desk(
         }
     };
     runtime.block_on(async {
-        let desk = match Desk::find(place, config).await {
+        let desk = match Desk::find(place, config, purpose).await {
             Ok(desk) => desk,
             Err(error) => {
                 complain(&error);
@@ -91,7 +117,7 @@ pub fn with_desk(
 }
 
 impl Desk {
-    async fn find(place: &Place, config: Config) -> Result<Desk, String> {
+    async fn find(place: &Place, config: Config, purpose: Purpose) -> Result<Desk, String> {
         let token = config.admin.token.as_ref().map(Password::read).transpose();
         let token = token.map_err(|error| format!("admin.token_file: {error}"))?;
         if let Some(url) = &place.admin {
@@ -120,16 +146,16 @@ impl Desk {
                 Err(error) => silent.push(error.to_string()),
             }
         }
-        Desk::open(config, &silent).await
+        Desk::open(config, &silent, purpose).await
     }
 
-    async fn open(config: Config, silent: &[String]) -> Result<Desk, String> {
+    async fn open(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, String> {
         let path = config.cache.path.clone();
         let silence = match silent {
             [] => "admin.listen names no port to ask a running proxy at".to_owned(),
             errors => errors.join("; "),
         };
-        if !path.is_dir() {
+        if !path.is_dir() && purpose == Purpose::Look {
             let path = path.display();
             return Err(format!(
                 "{silence}; and there is no cache folder {path}. Is this the proxy's configuration (--config), or is it on another machine (--admin)?"
@@ -137,7 +163,11 @@ impl Desk {
         }
         // Where the log cannot be set up, nothing is lost but its lines.
         let _ = log::init(LOG_LEVEL, false);
-        match AtRest::open(config).await {
+        let opened = match purpose {
+            Purpose::Look => AtRest::open(config).await,
+            Purpose::Fill => AtRest::open_to_fill(config).await,
+        };
+        match opened {
             Ok(folder) => Ok(Desk::Folder(Box::new(folder))),
             Err(error) => match error.lock_holder() {
                 None => Err(format!("cannot open the cache folder: {error}")),
@@ -273,6 +303,58 @@ impl Desk {
         match self {
             Desk::Proxy(remote) => told(remote.call(Method::DELETE, &["verify"], &[], None).await),
             Desk::Folder(folder) => Ok(folder.admin.cancel_verify()),
+        }
+    }
+
+    pub async fn prefetch(&self, order: &PrefetchOrder) -> Result<PrefetchView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let body = told(serde_json::to_value(order))?;
+                told(remote.call(Method::POST, &["prefetch"], &[], Some(&body)).await)
+            }
+            Desk::Folder(folder) => told(folder.admin.prefetch(order)),
+        }
+    }
+
+    /// A job, with the images that have changed after that version of it.
+    pub async fn prefetch_job(&self, id: u64, after: u64) -> Result<PrefetchView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let query = [("after", after.to_string())];
+                told(remote.get(&["prefetch", &id.to_string()], &query).await)
+            }
+            Desk::Folder(folder) => told(folder.admin.prefetch_job(id, after)),
+        }
+    }
+
+    pub async fn cancel_prefetch(&self, id: u64) -> Result<PrefetchView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let path = ["prefetch", &id.to_string()];
+                told(remote.call(Method::DELETE, &path, &[], None).await)
+            }
+            Desk::Folder(folder) => told(folder.admin.cancel_prefetch(id)),
+        }
+    }
+
+    pub async fn prefetches(&self) -> Result<PrefetchList, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["prefetch"], &[]).await),
+            Desk::Folder(folder) => Ok(folder.admin.prefetches()),
+        }
+    }
+
+    pub async fn wishes(&self) -> Result<WishList, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["wishes"], &[]).await),
+            Desk::Folder(folder) => Ok(folder.admin.wishes()),
+        }
+    }
+
+    pub async fn clear_wishes(&self) -> Result<ClearedView, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.call(Method::DELETE, &["wishes"], &[], None).await),
+            Desk::Folder(folder) => told(folder.admin.clear_wishes().await),
         }
     }
 

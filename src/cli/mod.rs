@@ -10,8 +10,10 @@ mod desk;
 mod du;
 mod inspect;
 mod keep;
+mod lists;
 mod log_level;
 mod ls;
+mod prefetch;
 mod reload;
 mod remote;
 mod serve;
@@ -19,6 +21,7 @@ mod stats;
 mod systemd;
 mod table;
 mod verify;
+mod wishes;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -87,6 +90,10 @@ enum Command {
     Refresh(keep::Args),
     /// Show or change how much the running proxy tells in its log
     LogLevel(log_level::Args),
+    /// Fetch images before anybody asks for them
+    Prefetch(prefetch::Args),
+    /// Say what was asked for while nobody could be asked (offline = true)
+    Wishes(wishes::Args),
     /// Hash everything that is held again
     Verify(verify::Args),
     /// Print completions for a shell
@@ -130,6 +137,8 @@ where
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
         Command::LogLevel(args) => log_level::run(&args, config()),
+        Command::Prefetch(args) => prefetch::run(&args, config()),
+        Command::Wishes(args) => wishes::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -94,6 +94,18 @@ fn age(seconds: u64) -> String {
     }
 }
 
+/// `2026-11-21 13:40 +00:00`, in this machine's time.
+pub fn date(ms: u64) -> String {
+    let moment = i64::try_from(ms)
+        .ok()
+        .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let Some(moment) = moment else { return "-".to_owned() };
+    moment
+        .to_zoned(jiff::tz::TimeZone::system())
+        .strftime("%Y-%m-%d %H:%M %:z")
+        .to_string()
+}
+
 /// `12s`, `5m`, `3h`, `2d`.
 pub fn span(seconds: u64) -> String {
     match seconds {

@@ -7,15 +7,16 @@ use figment::{Figment, error::Kind as FigmentKind};
 use serde::de::DeserializeOwned;
 
 use super::keys::{self, Key, Kind};
-use super::raw::{Raw, RawAdmin, RawAudit, RawCache, RawLimits, RawLog, RawServer, RawTls, RawUpstream};
+use super::raw::{Raw, RawAdmin, RawAudit, RawCache, RawLimits, RawLog, RawPrefetch, RawServer, RawTls, RawUpstream};
 use super::{Config, file};
 
 const EXAMPLE: &str = include_str!("../../proxy.toml.example");
 
-/// Takes the `# ` off lines of the form `# key = value`.
+/// Takes the `# ` off lines of the form `# key = value` and `# [[name]]`.
 fn uncommented() -> String {
     let is_key = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
     let line = |line: &str| match line.strip_prefix("# ") {
+        Some(rest) if rest.starts_with("[[") => rest.to_owned(),
         Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => rest.to_owned(),
         _ => line.to_owned(),
     };
@@ -58,11 +59,19 @@ fn every_key_is_in_the_example_and_its_example_value_fits() {
     for (path, _) in keys::leaves("docker.io") {
         assert!(layer.origins.contains_key(&path), "{path:?} is missing");
     }
+    for key in keys::PREFETCH {
+        let path = ["prefetch", "1", key.name].map(str::to_owned).to_vec();
+        assert!(layer.origins.contains_key(&path), "{path:?} is missing");
+    }
     // All that may be wrong is that the files of the examples are not there, and that both of the two ways to
     // give a secret are shown.
     for problem in Config::from_toml(&text).unwrap_err().problems() {
         let both = problem.message.starts_with("expected either ");
-        assert!(both || problem.message.contains("there is no such file"), "{problem}");
+        let absent = ["there is no such file", "No such file"];
+        assert!(
+            both || absent.iter().any(|word| problem.message.contains(word)),
+            "{problem}"
+        );
     }
 }
 
@@ -93,7 +102,7 @@ fn fields<T: DeserializeOwned>() -> BTreeSet<&'static str> {
 #[test]
 fn the_list_of_keys_and_the_structs_agree() {
     let inner = |keys: &'static [Key], name: &str| match keys::find(keys, name).unwrap().kind {
-        Kind::Table(inner) | Kind::Named(inner) => inner,
+        Kind::Table(inner) | Kind::Named(inner) | Kind::Tables(inner) => inner,
         _ => panic!("{name} is no table"),
     };
     let server = inner(keys::ROOT, "server");
@@ -107,6 +116,7 @@ fn the_list_of_keys_and_the_structs_agree() {
         (inner(keys::ROOT, "limits"), fields::<RawLimits>()),
         (inner(keys::ROOT, "audit"), fields::<RawAudit>()),
         (keys::UPSTREAM, fields::<RawUpstream>()),
+        (keys::PREFETCH, fields::<RawPrefetch>()),
     ] {
         assert_eq!(keys.iter().map(|key| key.name).collect::<BTreeSet<_>>(), fields);
     }

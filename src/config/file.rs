@@ -59,8 +59,20 @@ fn note_lines(table: &DeTable<'_>, path: &mut KeyPath, origins: &mut Origins, pl
         path.push(canonical(path, key.get_ref()));
         // The first of two spellings of one upstream keeps its place; the second is refused anyway.
         origins.entry(path.clone()).or_insert_with(|| place(key.span().start));
-        if let DeValue::Table(inner) = value.get_ref() {
-            note_lines(inner, path, origins, place);
+        match value.get_ref() {
+            DeValue::Table(inner) => note_lines(inner, path, origins, place),
+            // Tables in double brackets are called by their number.
+            DeValue::Array(items) => {
+                for (at, item) in items.iter().enumerate() {
+                    if let DeValue::Table(inner) = item.get_ref() {
+                        path.push((at + 1).to_string());
+                        origins.entry(path.clone()).or_insert_with(|| place(item.span().start));
+                        note_lines(inner, path, origins, place);
+                        path.pop();
+                    }
+                }
+            }
+            _ => {}
         }
         path.pop();
     }
@@ -117,6 +129,9 @@ impl Check<'_> {
             (Kind::Table(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.table(table.clone(), keys, path)));
             }
+            (Kind::Tables(keys), Value::Array(items)) if items.iter().all(Value::is_table) => {
+                return Some(Value::Array(self.tables(items, keys, path)));
+            }
             (Kind::Named(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.upstreams(table.clone(), keys, path)));
             }
@@ -127,6 +142,16 @@ impl Check<'_> {
             self.refuse(path, format!("found {found}, expected {}", kind.expected()));
         }
         fits.then_some(value)
+    }
+
+    fn tables(&mut self, items: &[Value], keys: &'static [Key], at: &[String]) -> Vec<Value> {
+        let tables = items.iter().filter_map(Value::as_table).enumerate();
+        tables
+            .map(|(number, table)| {
+                let path = [at, &[(number + 1).to_string()]].concat();
+                Value::Table(self.table(table.clone(), keys, &path))
+            })
+            .collect()
     }
 
     fn upstreams(&mut self, named: Table, keys: &'static [Key], at: &[String]) -> Table {
@@ -201,6 +226,7 @@ fn bad_name(name: &str, value: &Value) -> Option<String> {
 fn found(value: &Value, kind: Kind) -> String {
     match (value, kind) {
         (Value::Array(list), _) if list.iter().all(Value::is_str) => "a list of texts".to_owned(),
+        (Value::Array(_), Kind::Tables(_)) => "a list with something else than tables in it".to_owned(),
         (Value::Array(_), _) => "a list with something else than texts in it".to_owned(),
         (Value::Table(_), _) => "a table".to_owned(),
         (value, Kind::Secret) => format!("something of type {}", value.type_str()),

@@ -25,6 +25,8 @@ pub enum Kind {
     Table(&'static [Key]),
     /// Tables under names that the operator chooses.
     Named(&'static [Key]),
+    /// Tables one after another. Only a file has such: no variable sets them.
+    Tables(&'static [Key]),
 }
 
 impl Kind {
@@ -40,6 +42,7 @@ impl Kind {
             Kind::List => "a list of texts, such as [\"a\", \"b\"]",
             Kind::TextOrList => "a text or a list of texts",
             Kind::Table(_) => "a table",
+            Kind::Tables(_) => "tables in double brackets, such as [[prefetch]]",
             Kind::Named(_) => "a table for each name, such as [upstream.\"registry.example\"]",
         }
     }
@@ -64,6 +67,7 @@ pub const ROOT: &[Key] = &[
     key("limits", Kind::Table(LIMITS)),
     key("audit", Kind::Table(AUDIT)),
     key("upstream", Kind::Named(UPSTREAM)),
+    key("prefetch", Kind::Tables(PREFETCH)),
 ];
 
 const SERVER: &[Key] = &[
@@ -141,11 +145,21 @@ pub const UPSTREAM: &[Key] = &[
     key("max_bandwidth", Kind::Text),
 ];
 
+/// The keys of one `[[prefetch]]`.
+pub const PREFETCH: &[Key] = &[
+    key("name", Kind::Text),
+    key("images", Kind::List),
+    key("file", Kind::Text),
+    key("platforms", Kind::List),
+    key("schedule", Kind::Text),
+    key("referrers", Kind::Flag),
+];
+
 pub fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {
     keys.iter().find(|key| key.name == name)
 }
 
-/// Every key that holds a value, as a path; `upstream` stands for one of its tables under that name.
+/// Every key that holds a value and can be set everywhere, as a path; `upstream` stands for one of its tables under that name.
 pub fn leaves(upstream: &str) -> Vec<(Vec<String>, Kind)> {
     fn walk(keys: &'static [Key], at: &[String], upstream: &str, out: &mut Vec<(Vec<String>, Kind)>) {
         for key in keys {
@@ -157,6 +171,7 @@ pub fn leaves(upstream: &str) -> Vec<(Vec<String>, Kind)> {
                     path.push(upstream.to_owned());
                     walk(inner, &path, upstream, out);
                 }
+                Kind::Tables(_) => {}
                 kind => out.push((path, kind)),
             }
         }
@@ -175,6 +190,12 @@ pub fn nearest(path: &[String]) -> Option<String> {
     };
     let mut candidates: Vec<Vec<String>> = leaves(upstream).into_iter().map(|(path, _)| path).collect();
     candidates.extend(ROOT.iter().map(|key| vec![key.name.to_owned()]));
+    // The keys of the table that it stands in, whichever of several that is.
+    candidates.extend(
+        names_in(section)
+            .into_iter()
+            .map(|name| [section, &[name.to_owned()]].concat()),
+    );
     let best = candidates.into_iter().filter_map(|candidate| {
         let (name, home) = candidate.split_last()?;
         let distance = distance(wrong, name);
@@ -197,8 +218,8 @@ pub fn names_in(path: &[String]) -> Vec<&'static str> {
     while let Some(part) = parts.next() {
         keys = match find(keys, part).map(|key| key.kind) {
             Some(Kind::Table(inner)) => inner,
-            // The next part is the name that the operator chose.
-            Some(Kind::Named(inner)) if parts.next().is_some() => inner,
+            // The next part is the name that the operator chose, or a number.
+            Some(Kind::Named(inner) | Kind::Tables(inner)) if parts.next().is_some() => inner,
             _ => return Vec::new(),
         };
     }

@@ -15,7 +15,7 @@ use super::file::{self, Layer};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, names, settle, upstreams};
+use super::{Config, names, prefetch, settle, upstreams};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -187,6 +187,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
     let audit = settle::audit(findings, &raw.audit);
+    let prefetch = prefetch::prefetches(findings, &raw.prefetch);
     if !findings.problems.is_empty() {
         return Err(ConfigError::new(std::mem::take(&mut findings.problems)));
     }
@@ -198,6 +199,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         limits,
         audit,
         upstreams,
+        prefetch,
         sources,
         file: None,
         warnings: std::mem::take(&mut findings.warnings),

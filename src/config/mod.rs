@@ -5,7 +5,7 @@
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
-//! held to the code.
+//! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch.
 
 mod builtin;
 mod care;
@@ -20,16 +20,19 @@ mod listen;
 mod load;
 mod names;
 mod paths;
+mod prefetch;
 mod raw;
 mod settle;
 #[cfg(test)]
 mod tests;
 pub mod units;
 mod upstreams;
+pub mod wanted;
 
 pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
+pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -52,6 +55,8 @@ pub struct Config {
     pub audit: Option<Audit>,
     /// Built-in ones included, each name once, sorted by name.
     pub upstreams: Vec<Upstream>,
+    /// What is fetched ahead, and when.
+    pub prefetch: Vec<Prefetch>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
     /// The file that was read, if there was one.

@@ -20,6 +20,7 @@ pub struct Raw {
     pub limits: RawLimits,
     pub audit: RawAudit,
     pub upstream: BTreeMap<String, RawUpstream>,
+    pub prefetch: Vec<RawPrefetch>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,6 +141,33 @@ pub struct RawUpstream {
     pub max_bandwidth: Option<String>,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPrefetch {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub images: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    pub platforms: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
+    pub referrers: bool,
+}
+
+impl Default for RawPrefetch {
+    fn default() -> RawPrefetch {
+        RawPrefetch {
+            name: None,
+            images: Vec::new(),
+            file: None,
+            platforms: Vec::new(),
+            schedule: None,
+            referrers: true,
+        }
+    }
+}
+
 /// A size or duration before it is understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -209,6 +237,7 @@ impl Default for Raw {
                 keep: 10,
             },
             upstream: builtin::raw_upstreams(),
+            prefetch: Vec::new(),
         }
     }
 }

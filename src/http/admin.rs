@@ -17,11 +17,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::operators::OperatorError;
+use crate::admin::prefetch::PrefetchOrder;
 use crate::admin::{Admin, MOST_ROWS};
 use crate::oci::media_type;
 
 /// Largest body of a call.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Largest list of images to be fetched ahead.
+pub const MAX_ORDER_BYTES: usize = 4 << 20;
 /// Rows of a list when the call does not say.
 const ROWS: usize = 100;
 
@@ -30,7 +33,7 @@ const DESCRIPTION: &str = include_str!("admin/openapi.json");
 type Answer = Result<Response, OperatorError>;
 
 /// Every route: its path, what it takes, and who answers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 9] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 12] {
     [
         ("/api/v1/images", &["GET"], get(images)),
         (
@@ -52,6 +55,13 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 9]
             &["GET", "POST"],
             get(log_level).post(set_log_level),
         ),
+        ("/api/v1/prefetch", &["GET", "POST"], get(prefetches).post(prefetch)),
+        (
+            "/api/v1/prefetch/{job}",
+            &["GET", "DELETE"],
+            get(prefetch_job).delete(cancel_prefetch),
+        ),
+        ("/api/v1/wishes", &["GET", "DELETE"], get(wishes).delete(clear_wishes)),
         ("/api/v1/openapi.json", &["GET"], get(description)),
     ]
 }
@@ -170,6 +180,49 @@ async fn set_log_level(State(admin): State<Admin>, request: Request) -> Answer {
     Ok(json(&admin.log_level(Some(&level))?))
 }
 
+async fn prefetch(State(admin): State<Admin>, request: Request) -> Answer {
+    let order: PrefetchOrder = body_of(request, MAX_ORDER_BYTES).await?;
+    let mut response = json(&admin.prefetch(&order)?);
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}
+
+async fn prefetches(State(admin): State<Admin>) -> Response {
+    json(&admin.prefetches())
+}
+
+/// The number of a job, in its path.
+type Numbered = Result<Path<u64>, PathRejection>;
+
+fn number(job: Numbered) -> Result<u64, OperatorError> {
+    let Path(job) = job.map_err(|error| OperatorError::bad_request(error.body_text()))?;
+    Ok(job)
+}
+
+async fn prefetch_job(State(admin): State<Admin>, job: Numbered, request: Request) -> Answer {
+    let query = query(&request, &["after"])?;
+    let after = match query.get("after").map(|text| text.parse::<u64>()) {
+        None => 0,
+        Some(Ok(after)) => after,
+        Some(Err(_)) => return Err(OperatorError::bad_request("after: expected a version that the job had")),
+    };
+    Ok(json(&admin.prefetch_job(number(job)?, after)?))
+}
+
+async fn cancel_prefetch(State(admin): State<Admin>, job: Numbered, request: Request) -> Answer {
+    demand_json(request.headers())?;
+    Ok(json(&admin.cancel_prefetch(number(job)?)?))
+}
+
+async fn wishes(State(admin): State<Admin>) -> Response {
+    json(&admin.wishes())
+}
+
+async fn clear_wishes(State(admin): State<Admin>, request: Request) -> Answer {
+    demand_json(request.headers())?;
+    Ok(json(&admin.clear_wishes().await?))
+}
+
 async fn description() -> Response {
     json_text(DESCRIPTION.to_owned())
 }
@@ -213,9 +266,13 @@ fn demand_json(headers: &HeaderMap) -> Result<(), OperatorError> {
 }
 
 async fn body<T: DeserializeOwned>(request: Request) -> Result<T, OperatorError> {
+    body_of(request, MAX_BODY_BYTES).await
+}
+
+async fn body_of<T: DeserializeOwned>(request: Request, limit: usize) -> Result<T, OperatorError> {
     demand_json(request.headers())?;
-    let bytes = to_bytes(request.into_body(), MAX_BODY_BYTES).await;
-    let bytes = bytes.map_err(|_| OperatorError::too_large(MAX_BODY_BYTES))?;
+    let bytes = to_bytes(request.into_body(), limit).await;
+    let bytes = bytes.map_err(|_| OperatorError::too_large(limit))?;
     serde_json::from_slice(&bytes).map_err(|error| OperatorError::bad_request(format!("the body: {error}")))
 }
 

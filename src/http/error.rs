@@ -161,9 +161,10 @@ impl ApiError {
 impl ApiError {
     /// `target` is what the client's name meant, once that is known.
     pub fn of_pull(error: &PullError, subject: Subject, target: Option<&Target>) -> ApiError {
-        let message = match target {
-            Some(target) => format!("{}: {error}", target.key),
-            None => error.to_string(),
+        let message = match (error, target) {
+            // It says itself what it is about.
+            (PullError::NotInMirror(_), _) | (_, None) => error.to_string(),
+            (_, Some(target)) => format!("{}: {error}", target.key),
         };
         let plain = |status, code| ApiError::new(status, code, message.clone());
         match error {
@@ -173,8 +174,15 @@ impl ApiError {
             PullError::UnknownUpstream(_) => plain(StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
             PullError::NotAllowed { .. } => plain(StatusCode::FORBIDDEN, ErrorCode::Denied)
                 .detail("the operator decides this with `allow` and `deny` of the upstream"),
-            PullError::NotInMirror(_) => plain(StatusCode::NOT_FOUND, subject.unknown())
-                .detail("this mirror is offline: it serves what it holds and asks nobody"),
+            PullError::NotInMirror(absent) => {
+                let filled = absent.filled();
+                plain(StatusCode::NOT_FOUND, subject.unknown()).detail(json!({
+                    "mirror": "offline",
+                    "last_filled": filled.map(|(when, _)| when.to_string()),
+                    "filled_by": filled.map(|(_, by)| by.as_str()),
+                    "do": "ask the operator to bring it in: what is missing is on the list of `larder wishes`",
+                }))
+            }
             PullError::Upstream(upstream) => ApiError::of_upstream(upstream, subject, message),
             // Only where what was to be served instead is gone in the same moment.
             PullError::Spared(_) => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),

@@ -11,6 +11,7 @@ use serde::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::digest::Digest;
 use super::media_type;
+use super::platform::Platform;
 
 /// Largest manifest taken from an upstream, in bytes (R-S9).
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
@@ -23,6 +24,10 @@ pub struct Descriptor {
     pub size: Option<u64>,
     pub media_type: Option<String>,
     pub is_manifest: bool,
+    /// Of a manifest in an index. `None` where none is named, or an unknown one.
+    pub platform: Option<Platform>,
+    /// Of an attestation in an index: the manifest that it speaks of (`vnd.docker.reference.digest`).
+    pub describes: Option<Digest>,
 }
 
 /// The part of a manifest that Larder reads.
@@ -72,6 +77,23 @@ struct RawDescriptor {
     digest: Option<String>,
     size: Option<u64>,
     media_type: Option<String>,
+    // What is odd about these is no reason to refuse a manifest that clients take.
+    platform: Option<serde_json::Value>,
+    annotations: Option<serde_json::Value>,
+}
+
+impl RawDescriptor {
+    fn platform(&self) -> Option<Platform> {
+        let platform = self.platform.as_ref()?;
+        let text = |key: &str| platform.get(key).and_then(serde_json::Value::as_str);
+        Platform::new(text("os")?, text("architecture")?, text("variant"))
+    }
+
+    fn describes(&self) -> Option<Digest> {
+        let annotations = self.annotations.as_ref()?;
+        let text = annotations.get("vnd.docker.reference.digest")?.as_str()?;
+        text.parse().ok()
+    }
 }
 
 impl Manifest {
@@ -96,6 +118,8 @@ impl Manifest {
                 descriptors.push(Descriptor {
                     digest,
                     size: item.size,
+                    platform: item.platform(),
+                    describes: item.describes(),
                     media_type: item.media_type,
                     is_manifest,
                 });

@@ -9,9 +9,11 @@ pub mod error_code;
 pub mod manifest;
 pub mod media_type;
 pub mod name;
+pub mod platform;
 pub mod reference;
 
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error_code::ErrorCode;
 pub use name::{HostPort, Repository};
+pub use platform::Platform;
 pub use reference::{Reference, Tag};

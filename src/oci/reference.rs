@@ -15,6 +15,16 @@ impl Tag {
         &self.0
     }
 
+    /// Whether it is one that tools write beside an image, and not an image's own: `sha256-<64 hex>` and what begins so.
+    pub fn is_companion(&self) -> bool {
+        let hex = self
+            .0
+            .strip_prefix("sha256-")
+            .or_else(|| self.0.strip_prefix("sha512-"));
+        let hex = hex.and_then(|hex| hex.get(..64));
+        hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()))
+    }
+
     /// The tag under which the referrers of `subject` are listed by registries without a referrers
     /// API: `sha256-<hex>`, the encoded part cut to 64 characters (distribution-spec § Referrers Tag Schema; R-S21).
     pub fn of_referrers(subject: &Digest) -> Tag {
@@ -54,6 +64,21 @@ impl fmt::Display for Tag {
 impl fmt::Debug for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// What people write for an image, in its parts, none of them checked: name, tag, digest.
+///
+/// `registry.example:5000/a/b:1@sha256:…` has all three; a colon before the last slash is a port.
+pub fn split_image(text: &str) -> (&str, Option<&str>, Option<&str>) {
+    let (rest, digest) = match text.split_once('@') {
+        Some((rest, digest)) => (rest, Some(digest)),
+        None => (text, None),
+    };
+    let slash = rest.rfind('/').map_or(0, |at| at + 1);
+    match rest[slash..].find(':') {
+        Some(at) => (&rest[..slash + at], Some(&rest[slash + at + 1..]), digest),
+        None => (rest, None, digest),
     }
 }
 
@@ -118,6 +143,20 @@ mod tests {
     }
 
     #[test]
+    fn images_are_split() {
+        for (text, parts) in [
+            ("alpine", ("alpine", None, None)),
+            ("alpine:3", ("alpine", Some("3"), None)),
+            ("h:5000/a/b", ("h:5000/a/b", None, None)),
+            ("h:5000/a/b:1@sha256:x", ("h:5000/a/b", Some("1"), Some("sha256:x"))),
+            ("a@", ("a", None, Some(""))),
+            (":", ("", Some(""), None)),
+        ] {
+            assert_eq!(split_image(text), parts, "{text}");
+        }
+    }
+
+    #[test]
     fn a_colon_makes_a_digest() {
         assert!(matches!("latest".parse(), Ok(Reference::Tag(_))));
         assert!(matches!(
@@ -131,6 +170,7 @@ mod tests {
         let digest = Digest::of(crate::oci::Algorithm::Sha512, b"x");
         let tag = Tag::of_referrers(&digest);
         assert_eq!(tag.as_str().len(), "sha512-".len() + 64);
+        assert!(tag.is_companion() && !"sha256-x".parse::<Tag>().unwrap().is_companion());
         assert!(tag.as_str().parse::<Tag>().is_ok());
     }
 }

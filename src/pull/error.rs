@@ -1,5 +1,10 @@
 //! Why a pull did not give what was asked for. Clonable: all waiters of a flight get the same.
 
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::oci::Reference;
 use crate::oci::manifest::ManifestError;
 use crate::oci::name::{HostError, NameError};
 use crate::store::StoreError;
@@ -25,8 +30,8 @@ pub enum PullError {
     #[error("the configuration of this proxy does not allow {upstream}/{repository}")]
     NotAllowed { upstream: String, repository: String },
     /// Not held, and no upstream may be asked.
-    #[error("{0} is not in this mirror, and the mirror is offline by configuration")]
-    NotInMirror(String),
+    #[error(transparent)]
+    NotInMirror(Absent),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
@@ -48,7 +53,66 @@ pub enum PullError {
     Internal(&'static str),
 }
 
+/// What is not in a mirror that may ask nobody, and when that was filled last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absent {
+    /// A repository; or an image or blob of one.
+    what: String,
+    /// When, and by what.
+    filled: Option<(Timestamp, String)>,
+}
+
+impl Absent {
+    /// `filled`: Unix milliseconds, and by what.
+    pub fn new(what: &str, filled: Option<(u64, String)>) -> Absent {
+        let filled = filled.and_then(|(ms, by)| {
+            let seconds = i64::try_from(ms / 1000).ok()?;
+            Some((Timestamp::from_second(seconds).ok()?, by))
+        });
+        Absent {
+            what: what.to_owned(),
+            filled,
+        }
+    }
+
+    pub fn filled(&self) -> Option<&(Timestamp, String)> {
+        self.filled.as_ref()
+    }
+}
+
+impl std::error::Error for Absent {}
+
+impl std::fmt::Display for Absent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} is not in this mirror, which is offline and asks nobody; ",
+            self.what
+        )?;
+        match &self.filled {
+            Some((when, by)) => write!(f, "it was last filled {when} by {by}"),
+            None => f.write_str("it was never filled by a bundle or a prefetch"),
+        }
+    }
+}
+
 impl PullError {
+    /// Says what of a repository it is that is not there; anything else stays as it is.
+    #[must_use]
+    pub fn about(self, reference: &Reference) -> PullError {
+        match self {
+            PullError::NotInMirror(absent) => {
+                let joint = match reference {
+                    Reference::Tag(_) => ':',
+                    Reference::Digest(_) => '@',
+                };
+                let what = format!("{}{joint}{reference}", absent.what);
+                PullError::NotInMirror(Absent { what, ..absent })
+            }
+            other => other,
+        }
+    }
+
     /// "It is not there", said by an upstream that works.
     pub fn is_definite(&self) -> bool {
         matches!(self, PullError::Upstream(error) if error.is_definite())
@@ -59,6 +123,26 @@ impl PullError {
     pub fn is_trouble(&self) -> bool {
         matches!(self, PullError::Upstream(error)
             if error.is_transient() || matches!(error.kind, ErrorKind::RateLimited { .. } | ErrorKind::Auth(_)))
+    }
+
+    /// Set when the upstream allows no more for now: for how long.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            PullError::Upstream(UpstreamError {
+                kind: ErrorKind::RateLimited { retry_after },
+                ..
+            }) => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// Whether the same may succeed if it is tried again in a moment.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            PullError::Upstream(error) => error.is_transient(),
+            PullError::LeftBehind | PullError::Internal(_) => true,
+            _ => false,
+        }
     }
 
     /// One word for logs, metrics and the `detail` of Cache-Status.

@@ -48,14 +48,21 @@ impl Pull {
 
     /// Every tag of a repository, in byte order (R-S17).
     pub async fn tags(self: &Arc<Pull>, target: &Target) -> Result<Listing, PullError> {
-        let known = self.known_list(target, &ListKey::Tags).await?;
-        // Nobody may be asked: the tags that were seen one by one are the list.
-        if known.is_none() && self.is_offline(target) {
-            let (store, key) = (self.store.clone(), target.key.clone());
-            let tags = blocking(move || Ok(store.known_tags(&key))).await?;
-            let items: Vec<Value> = tags.into_iter().map(Value::String).collect();
+        // Nobody may be asked: the tags whose images can be had are the list, whatever an upstream said before that.
+        if self.is_offline(target) {
+            let (pull, to) = (self.clone(), target.clone());
+            let tags = blocking(move || {
+                let mut tags = pull.store.known_tags(&to.key);
+                tags.retain(|tag| {
+                    pull.store
+                        .tag(&to.key, tag)
+                        .is_some_and(|record| pull.last_held(&to, &record).is_some())
+                });
+                Ok(tags)
+            });
+            let items: Vec<Value> = tags.await?.into_iter().map(Value::String).collect();
             if items.is_empty() {
-                return Err(PullError::NotInMirror(target.key.to_string()));
+                return Err(self.not_in_mirror(target));
             }
             let items = Arc::new(ListRecord {
                 checked_ms: unix_ms(),

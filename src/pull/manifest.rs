@@ -351,7 +351,7 @@ impl Pull {
     }
 
     /// The latest of a tag's targets that is held, and this repository's to serve. Memory only.
-    fn last_held(&self, target: &Target, record: &TagRecord) -> Option<Digest> {
+    pub(super) fn last_held(&self, target: &Target, record: &TagRecord) -> Option<Digest> {
         let earlier = record.moves.iter().rev().map(|m| m.digest);
         std::iter::once(record.digest)
             .chain(earlier)

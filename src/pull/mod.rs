@@ -3,11 +3,13 @@
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
 //! need no waiting. `flight` lists the transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
 //! when it gives up. `single` is one question at a time; `freshness` decides about time, without I/O; `outcome` says
-//! how it went and `tally` counts that; `operate` is what operators ask for.
+//! how it went and `tally` counts that; `operate` is what operators ask for, `bring` what is fetched ahead, `wishes`
+//! what could not be had.
 
 mod blob;
 mod blocking;
 mod body;
+mod bring;
 pub mod error;
 mod flight;
 mod freshness;
@@ -22,18 +24,21 @@ mod sink;
 mod tally;
 mod timing;
 mod transfer;
+mod wishes;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
-pub use error::PullError;
+pub use bring::Brought;
+pub use error::{Absent, PullError};
 pub use lists::Listing;
 pub use manifest::{ManifestAnswer, Want};
 pub use names::{Names, Target};
@@ -75,6 +80,8 @@ pub struct Pull {
     /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
     troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
     tally: Tally,
+    /// For images that a missing digest is part of.
+    wish_searches: Arc<Semaphore>,
 }
 
 /// The last: whether it may be left out to spare a pull limit.
@@ -141,6 +148,7 @@ impl Pull {
             hints: moka::sync::Cache::new(200_000),
             troubled: Mutex::default(),
             tally: Tally::default(),
+            wish_searches: Arc::new(Semaphore::new(wishes::MOST_SEARCHES)),
         }))
     }
 
@@ -215,10 +223,14 @@ impl Pull {
 
     fn client(&self, target: &Target) -> Result<Arc<Client>, PullError> {
         if self.is_offline(target) {
-            return Err(PullError::NotInMirror(target.key.to_string()));
+            return Err(self.not_in_mirror(target));
         }
         self.upstream_of(target)
             .ok_or_else(|| PullError::UnknownUpstream(target.upstream.name.to_string()))
+    }
+
+    fn not_in_mirror(&self, target: &Target) -> PullError {
+        PullError::NotInMirror(Absent::new(&target.key, self.store.filled()))
     }
 
     fn is_offline(&self, target: &Target) -> bool {

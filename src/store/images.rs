@@ -370,6 +370,17 @@ impl Store {
             .write(keys.into_iter().map(|key| Op::Delete(Table::Lists, key)).collect());
     }
 
+    /// Held manifests of a repository that name a digest. Blocking: looks at everything that is held.
+    pub fn parents(&self, repository: &str, digest: &Digest) -> Vec<Digest> {
+        let mut parents = Vec::new();
+        self.inner.walk(|index, _, entry| {
+            if entry.kind.children().contains(digest) && index.linked(repository, &entry.digest) {
+                parents.push(entry.digest);
+            }
+        });
+        parents
+    }
+
     /// Bytes on disk of a digest and all that it reaches.
     pub fn held_bytes_of(&self, digest: &Digest) -> u64 {
         let parts = parts(&self.inner.index(), digest);

@@ -21,6 +21,7 @@ mod startup;
 mod survey;
 mod tags;
 mod verify;
+mod wishes;
 mod writer;
 
 use std::fs::File;
@@ -39,6 +40,7 @@ pub use images::{Image, ImageName, Part, Removed};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
 pub use survey::{Row, Survey};
 pub use verify::{Check, Verdict};
+pub use wishes::{MOST_WISHES, Wish};
 pub use writer::{Hashing, Remains, Writer, verify};
 
 use crate::config::Config;
@@ -85,6 +87,7 @@ struct Inner {
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
     private: privacy::Marks,
+    wishes: wishes::Shared,
     hashers: beside::Hashers,
     events: Events,
     /// Keeps the lock for as long as the store lives.
@@ -190,6 +193,7 @@ impl Store {
         startup::load(&database, &mut index)?;
         startup::sweep_staging(&tree, &mut index)?;
         let private = privacy::load(&database)?;
+        let wishes = wishes::load(&database)?;
         let inner = Inner {
             tree,
             max_size: AtomicU64::new(cache.max_size),
@@ -217,6 +221,7 @@ impl Store {
             disk: Disk::with(faults),
             trouble: Mutex::default(),
             private,
+            wishes,
             hashers: beside::Hashers::default(),
             events: Events::default(),
             _lock: lock,
@@ -461,6 +466,7 @@ impl Store {
 
     /// Writes what is queued. Blocking.
     pub fn close(&self) {
+        self.flush_wishes();
         self.inner.database.stop();
     }
 

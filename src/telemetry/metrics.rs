@@ -363,6 +363,36 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Writes of the audit log that failed.",
     ),
+    metric(
+        "larder_prefetch_runs_total",
+        Kind::Counter,
+        &["prefetch", "result"],
+        "Prefetches that ended, by their name in the configuration, or command.",
+    ),
+    metric(
+        "larder_prefetch_images_total",
+        Kind::Counter,
+        &["prefetch", "result"],
+        "Images of these, by whether they are held.",
+    ),
+    metric(
+        "larder_prefetch_bytes_total",
+        Kind::Counter,
+        &["prefetch"],
+        "Bytes of blobs that they brought.",
+    ),
+    metric(
+        "larder_prefetch_last_success_timestamp_seconds",
+        Kind::Gauge,
+        &["prefetch"],
+        "When one last ended with everything held, Unix seconds.",
+    ),
+    metric(
+        "larder_wishes",
+        Kind::Gauge,
+        &[],
+        "Images that were asked for while nobody could be asked, and are on the list.",
+    ),
     metric("larder_store_errors_total", Kind::Counter, &[], "Failures of the disk."),
 ];
 

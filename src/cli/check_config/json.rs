@@ -3,7 +3,10 @@
 use serde_json::{Value, json};
 
 use super::{origin, without_user};
-use crate::config::{Config, ConfigError, Lender, LogFormat, Password, StaticCredentials, Upstream, show_key};
+use crate::config::wanted::Platforms;
+use crate::config::{
+    Config, ConfigError, Lender, LogFormat, Password, Prefetch, StaticCredentials, Upstream, show_key,
+};
 
 pub fn meaning(config: &Config) -> String {
     let upstreams: Vec<Value> = config.upstreams.iter().map(|one| upstream(config, one)).collect();
@@ -51,9 +54,21 @@ pub fn meaning(config: &Config) -> String {
             "keep": audit.keep,
         })),
         "upstreams": upstreams,
+        "prefetch": config.prefetch.iter().map(prefetch).collect::<Vec<_>>(),
         "origins": config.origins,
         "warnings": config.warnings,
     }))
+}
+
+fn prefetch(prefetch: &Prefetch) -> Value {
+    json!({
+        "name": prefetch.name,
+        "images": prefetch.wanted().map(|all| all.len()).ok(),
+        "file": prefetch.file,
+        "platforms": prefetch.platforms.as_ref().map(Platforms::names),
+        "schedule": prefetch.schedule.as_str(),
+        "referrers": prefetch.referrers,
+    })
 }
 
 fn upstream(config: &Config, upstream: &Upstream) -> Value {

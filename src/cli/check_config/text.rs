@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{origin, without_user};
 use crate::config::units::{show_duration, show_size};
-use crate::config::{Cache, Config, Lender, LogFormat, Password, StaticCredentials, Upstream};
+use crate::config::{Cache, Config, Lender, LogFormat, Password, Prefetch, StaticCredentials, Upstream};
 
 pub fn meaning(config: &Config) -> String {
     let mut out = String::new();
@@ -15,6 +15,9 @@ pub fn meaning(config: &Config) -> String {
     section(&mut out, "Policy", &policy(&config.cache));
     section(&mut out, "Limits and log", &limits(config));
     section(&mut out, "Upstreams", &upstreams(config));
+    if !config.prefetch.is_empty() {
+        section(&mut out, "Fetched ahead", &prefetches(config));
+    }
     if !config.warnings.is_empty() {
         section(&mut out, "Warnings", &config.warnings);
     }
@@ -161,6 +164,22 @@ fn limits(config: &Config) -> Vec<String> {
             },
         ),
     ]
+}
+
+fn prefetches(config: &Config) -> Vec<String> {
+    let line = |one: &Prefetch| {
+        let what = match one.wanted() {
+            Ok(wanted) if wanted.len() == 1 => "1 line".to_owned(),
+            Ok(wanted) => format!("{} lines", wanted.len()),
+            Err(why) => why,
+        };
+        let whom = match &one.platforms {
+            Some(platforms) => list(&platforms.names()),
+            None => "the platforms that clients have pulled".to_owned(),
+        };
+        format!("{}: {what}, for {whom}, at {:?}", one.name, one.schedule.as_str())
+    };
+    config.prefetch.iter().map(line).collect()
 }
 
 /// The table, with what is special about an upstream in lines below it.

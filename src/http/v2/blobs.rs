@@ -15,7 +15,7 @@ use super::super::range::{self, Wanted};
 use super::hot::{self, Again};
 use super::{Ask, IMMUTABLE, Response, etag, not_modified, tell_digest, tell_outcome};
 use crate::http::payload::Payload;
-use crate::oci::{Digest, media_type};
+use crate::oci::{Digest, Reference, media_type};
 use crate::pull::{self, Chunk, OpenBlob, PullError, Source};
 
 pub(super) async fn answer(ask: &Ask, digest: &str) -> Result<Response, ApiError> {
@@ -27,7 +27,11 @@ pub(super) async fn answer(ask: &Ask, digest: &str) -> Result<Response, ApiError
     } else {
         get(ask, &digest).await
     };
-    answered.map_err(|error| ApiError::of_pull(&error, Subject::Blob, Some(&ask.target)))
+    answered.map_err(|error| {
+        let reference = Reference::Digest(digest);
+        ask.wish(&error, &reference, false);
+        ApiError::of_pull(&error.about(&reference), Subject::Blob, Some(&ask.target))
+    })
 }
 
 /// Who has it already is told so; nothing has to be fetched for that.

@@ -23,7 +23,10 @@ pub(super) async fn answer(ask: &Ask, reference: &str) -> Result<Response, ApiEr
         .pull
         .manifest(&ask.target, &reference, want)
         .await
-        .map_err(|error| ApiError::of_pull(&error, Subject::Manifest, Some(&ask.target)))?;
+        .map_err(|error| {
+            ask.wish(&error, &reference, true);
+            ApiError::of_pull(&error.about(&reference), Subject::Manifest, Some(&ask.target))
+        })?;
     let cache_control = match &reference {
         Reference::Digest(_) => IMMUTABLE,
         Reference::Tag(_) => NO_CACHE,

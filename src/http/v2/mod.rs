@@ -12,6 +12,7 @@ mod route;
 mod tags;
 mod timing;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ use super::outbox::Outbox;
 use super::payload::Payload;
 use super::range;
 use super::server::{Caller, Handler};
-use crate::oci::Digest;
+use crate::oci::{Digest, Reference};
 use crate::pull::{Outcome, Pull, PullError, Target};
 
 /// Clients give up on headers after 30 s (R-C18); an answer has to be there before.
@@ -108,6 +109,8 @@ struct Ask {
     path: String,
     headers: HeaderMap,
     is_head: bool,
+    /// Who asks.
+    by: IpAddr,
     /// Where files can be handed to, if the connection takes them.
     outbox: Option<Arc<Outbox>>,
 }
@@ -117,6 +120,12 @@ impl Ask {
     fn has(&self, digest: &Digest) -> bool {
         let known = self.header(IF_NONE_MATCH);
         known.is_some() && range::if_none_match(known, &etag(digest))
+    }
+
+    /// A miss where nobody may be asked is a wish.
+    fn wish(&self, error: &PullError, missing: &Reference, is_manifest: bool) {
+        let by = self.by.to_canonical().to_string();
+        self.pull.wish(error, &self.target, missing, is_manifest, &by);
     }
 
     fn header(&self, name: HeaderName) -> Option<&str> {
@@ -212,6 +221,7 @@ async fn repository(
         query,
         path,
         is_head: parts.method == Method::HEAD,
+        by: caller.address.ip(),
         outbox: caller.outbox.clone(),
         headers: parts.headers,
     };

@@ -184,6 +184,25 @@ impl Follower {
         Ok(Some(kept.freeze()))
     }
 
+    /// Waits for the verdict without reading anything; `tell` hears how many bytes are there. `false` if they pass through
+    /// memory and are kept nowhere: who does not read them has to leave.
+    pub(in crate::pull) async fn kept(&mut self, tell: impl Fn(u64)) -> Result<bool, PullError> {
+        loop {
+            {
+                let state = self.state.borrow_and_update();
+                tell(state.written);
+                match &state.phase {
+                    Phase::Failed(error) => return Err(error.clone()),
+                    _ if state.window.is_some() => return Ok(false),
+                    Phase::Verified => return Ok(true),
+                    Phase::Asking | Phase::Streaming => {}
+                }
+            }
+            let changed = self.state.changed().await;
+            changed.map_err(|_| PullError::Internal("a transfer was dropped"))?;
+        }
+    }
+
     /// Whether the bytes pass through memory, once and in their order.
     pub fn is_passing(&self) -> bool {
         self.flight.is_passing()

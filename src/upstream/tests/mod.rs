@@ -103,6 +103,7 @@ fn config(upstream: Upstream) -> Config {
             idle_timeout: Duration::ZERO,
         },
         audit: None,
+        prefetch: Vec::new(),
         upstreams: vec![upstream],
         sources: Vec::new(),
         file: None,
