@@ -2,6 +2,9 @@
 //!
 //! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators.
 
+mod explain;
+mod further;
+mod keys;
 mod reload;
 mod rest;
 
@@ -15,11 +18,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use explain::{AccessCheck, explain};
 pub use reload::{ReloadError, Reloaded};
 pub use rest::AtRest;
 
 use crate::admin::{Admin, Limits, LogControl, Meter, Traffic};
-use crate::config::{Config, ConfigError};
+use crate::auth::{Gate, GateError};
+use crate::config::{Config, ConfigError, Listen, MAIN_LISTENER};
 use crate::http::ops::{self, Readiness, ReadinessCheck};
 use crate::http::server::tls::{Certificates, TlsError};
 use crate::http::server::{self, BindError};
@@ -46,6 +51,8 @@ pub enum StartError {
     Bind(#[from] BindError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Gate(#[from] GateError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -79,13 +86,26 @@ pub struct Running {
     pub admin: Vec<SocketAddr>,
     /// Whether the registry speaks TLS.
     pub tls: bool,
+    /// The further listeners of the registry.
+    pub listeners: Vec<Open>,
     pull: Arc<Pull>,
     reloader: Arc<Reloader>,
     audit: Option<Audit>,
     stop: CancellationToken,
     cut: CancellationToken,
     transfers: TaskTracker,
+    /// Those of clients first, so many.
     servers: Vec<JoinHandle<()>>,
+    registries: usize,
+}
+
+/// A further listener.
+#[derive(Clone, Debug)]
+pub struct Open {
+    pub name: String,
+    /// Port 0 has become a real one.
+    pub at: Vec<Listen>,
+    pub tls: bool,
 }
 
 /// Sockets that the process was started with; where there are any, the configured addresses are not bound.
@@ -126,6 +146,8 @@ async fn launch(
     let handle = metrics::install()?;
     let registry = listen(&config.server.listen, sockets.registry).await?;
     let admin = listen(&config.admin.listen, sockets.admin).await?;
+    let further = further::bind(&config).await?;
+    let gate = Arc::new(Gate::new(&config.access, &keys::fetch())?);
     let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
     let at = config.clone();
     let store = tokio::task::spawn_blocking(move || Store::open_with(&at, faults))
@@ -177,10 +199,13 @@ async fn launch(
     let readiness = readiness(&reloader, &stop);
     let ops = ops::router(readiness, handle.clone(), api, reloader.token.clone(), Vec::new());
     let has_tls = tls.is_some();
-    let servers = vec![
+    let door = |name: &str, tls| v2::Door::new(gate.clone(), name, tls, config.access.realm.as_ref());
+    let registry_of = v2::Registry::new(pull.clone(), reloader.timed.clone(), door(MAIN_LISTENER, has_tls));
+    let listeners = further.iter().map(further::Bound::open).collect();
+    let mut servers = vec![
         tokio::spawn(server::serve(
             registry,
-            v2::Registry::new(pull.clone(), reloader.timed.clone()),
+            registry_of.clone(),
             reloader.limits.clone(),
             tls,
             stop.clone(),
@@ -199,10 +224,26 @@ async fn launch(
         tokio::spawn(look_for_rot(verifier, cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
     ];
+    let mut registries = 1;
+    for bound in further {
+        let handler = registry_of.behind(door(&bound.name, bound.tls.is_some()));
+        let serving = server::serve(
+            bound.listening,
+            handler,
+            reloader.limits.clone(),
+            bound.tls,
+            stop.clone(),
+            grace,
+        );
+        servers.insert(registries, tokio::spawn(serving));
+        registries += 1;
+    }
     Ok(Running {
         registry: registry_at,
         admin: admin_at,
         tls: has_tls,
+        listeners,
+        registries,
         pull,
         reloader,
         audit,
@@ -237,7 +278,7 @@ impl Running {
     pub async fn stop(mut self) {
         self.stop.cancel();
         let mut servers = std::mem::take(&mut self.servers).into_iter();
-        if let Some(registry) = servers.next() {
+        for registry in servers.by_ref().take(self.registries) {
             let _ = registry.await;
         }
         self.cut.cancel();

@@ -3,7 +3,6 @@
 //! Floors below and above note what they did with [`Events::emit`], which never waits: a listener that cannot keep up loses
 //! events and is told how many. While nobody listens an event costs one look at a flag. `jobs::audit` is a listener.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -65,7 +64,8 @@ pub struct Event {
     pub reason: Option<&'static str>,
     /// Whether everything was sent.
     pub is_complete: Option<bool>,
-    pub client: Option<SocketAddr>,
+    /// Its address, or `unix`.
+    pub client: Option<Arc<str>>,
     pub user: Option<Arc<str>>,
     pub user_agent: Option<Arc<str>>,
 }

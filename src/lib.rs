@@ -12,13 +12,14 @@
 //! | [`config`] | what the operator asked for: raw figures in, meaning out | oci |
 //! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry events |
 //! | [`upstream`] | a client of other registries | oci config telemetry |
+//! | [`auth`] | who is asking, what they may pull | oci config |
 //! | [`pull`] | the pull-through service | oci config telemetry events store upstream |
 //! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead; the audit log | oci config telemetry events store pull |
 //! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config events store pull jobs |
-//! | [`http`] | listeners, routes, status codes | oci config telemetry events pull admin, and the error types of store and upstream |
+//! | [`http`] | listeners, routes, status codes | oci config telemetry events auth pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
-//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config admin app demo telemetry |
+//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config auth admin app demo telemetry |
 //!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
 //! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
@@ -33,6 +34,10 @@
 //! - **What was told before**: `http::v2::hot` finds the head of an earlier answer under the same path; `pull::hot` says,
 //!   from memory and without waiting, whether what it speaks of is held, linked and fresh at this moment; then it is told
 //!   again. Otherwise the walk above. Hot manifests, `HEAD` of hot blobs and `/v2/` go this way.
+//! - **Who may**: `http::v2::door` makes an identity of header and certificate (`auth::Gate`: `basic`, `bearer`, `jwks`), once for
+//!   each request, and a right of identity, place and image (`auth::policy`) before anything is told, hot or not. Where that
+//!   depends on whether the repository needs credentials, `pull::privacy` knows, or asks the upstream once as nobody. A right to
+//!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
 //!   (`pull::transfer`); it stages through `store::writer`, which hashes beside the writing; every client, the first
 //!   included, reads the growing file (`pull::body`); the last 16 KiB of every response wait for the verdict;
@@ -68,6 +73,7 @@
 
 pub mod admin;
 pub mod app;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod demo;

@@ -120,6 +120,11 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("cache.path", old.cache.path != new.cache.path),
         ("log.format", old.log.format != new.log.format),
         ("audit", old.audit != new.audit),
+        (
+            "listener",
+            format!("{:?}", old.listeners) != format!("{:?}", new.listeners),
+        ),
+        ("access", format!("{:?}", old.access) != format!("{:?}", new.access)),
         // Their Debug shows all that they are.
         (
             "prefetch",

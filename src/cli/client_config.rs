@@ -40,6 +40,8 @@ struct Proxy<'a> {
     address: String,
     upstreams: Vec<(&'a str, String)>,
     no_fallback: bool,
+    /// Whether there are users that can log in to it.
+    has_logins: bool,
 }
 
 pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
@@ -69,14 +71,44 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             .map(|u| (u.name.as_str(), server_of(u.name.as_str(), &u.url)))
             .collect(),
         no_fallback: args.no_fallback,
+        has_logins: config.access.htpasswd_file.is_some() || !config.access.issuers.is_empty(),
     };
-    print(&match args.client {
+    let text = match args.client {
         Client::Docker => docker(&proxy),
         Client::Containerd => containerd(&proxy),
         Client::Podman | Client::CriO => podman(&proxy, args.client),
         Client::K3s => k3s(&proxy),
         Client::Buildkit => buildkit(&proxy),
+    };
+    print(&match proxy.has_logins {
+        true => text + &login(&proxy, args.client),
+        false => text,
     })
+}
+
+/// How the client logs in, as comments: passwords belong into none of these files that can do without.
+fn login(proxy: &Proxy<'_>, client: Client) -> String {
+    let Proxy { scheme, address, .. } = proxy;
+    let insecure = if *scheme == "http" { " --tls-verify=false" } else { "" };
+    match client {
+        Client::Docker => format!(
+            "\n# To log in, for images with the address before their name:\n#   docker login {address}\n\
+             # Never used for registry-mirrors: there Docker sends the login of Docker Hub, or none.\n\
+             # Give daemons a [listener.NAME] of this proxy, and a rule for it.\n"
+        ),
+        Client::Containerd => format!(
+            "\n# To log in, below each [host.\"{scheme}://{address}\"], with the output of: printf USER:PASSWORD | base64 -w0\n\
+             #   [host.\"{scheme}://{address}\".header]\n#     Authorization = \"Basic …\"\n"
+        ),
+        Client::Podman => format!("\n# To log in:\n#   podman login{insecure} {address}\n"),
+        Client::CriO => format!(
+            "\n# To log in, write the file that global_auth_file of crio.conf names:\n#   podman login{insecure} --authfile /etc/crio/auth.json {address}\n"
+        ),
+        Client::K3s => format!(
+            "# To log in:\n#configs:\n#  \"{address}\":\n#    auth:\n#      username: USER\n#      password: PASSWORD\n"
+        ),
+        Client::Buildkit => format!("# To log in, where builds are started:\n#   docker login {address}\n"),
+    }
 }
 
 /// The first address that is somebody's in particular.
@@ -238,6 +270,7 @@ mod tests {
                 ("ghcr.io", "https://ghcr.io".to_owned()),
             ],
             no_fallback,
+            has_logins: true,
         }
     }
 
@@ -274,6 +307,18 @@ mod tests {
             closed["registry"][1]["location"].as_str(),
             Some("larder.example:5000/ghcr.io")
         );
+    }
+
+    #[test]
+    fn every_client_is_told_how_to_log_in() {
+        for client in Client::value_variants() {
+            let text = login(&proxy(false), *client);
+            assert!(text.contains("larder.example:5000"), "{text}");
+            assert!(
+                text.lines().all(|line| line.is_empty() || line.starts_with('#')),
+                "{text}"
+            );
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Here are what all commands share: `--config`, the exit status and writing to standard output. Operators' commands
 //! also share `desk`, which finds the proxy or opens its folder, and `table`, which shows figures to people.
 
+mod auth;
 mod check_config;
 mod client_config;
 mod demo;
@@ -68,6 +69,8 @@ enum Command {
     ClientConfig(client_config::Args),
     /// Run the proxy; prints the addresses it listens on
     Serve,
+    /// Why somebody may pull something or not; lines for the password file
+    Auth(auth::Args),
     /// Say what the configuration means, or what is wrong with it
     CheckConfig(check_config::Args),
     /// Show what Larder does, without the internet: a tour with an upstream on this machine
@@ -122,6 +125,7 @@ where
     match cli.command {
         Command::Serve => serve::run(config),
         Command::ClientConfig(args) => client_config::run(&args, config()),
+        Command::Auth(args) => auth::run(&args, config),
         Command::CheckConfig(args) => check_config::run(&args, config()),
         Command::Demo(_) if cli.config.is_some() => {
             complain("the tour has a configuration of its own: leave out --config");

@@ -22,6 +22,9 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    for hint in crate::auth::hints(&config) {
+        tracing::info!("{hint}");
+    }
     let sockets = match systemd::sockets() {
         Ok(sockets) => sockets,
         Err(error) => {
@@ -41,7 +44,7 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
         // A limit on file sizes (`ulimit -f`) is an error of one write, not the end of the process: having a handler
         // of its own is all it takes.
         let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
-        let (stop, hangup) = (stop_signal(), reload::listen());
+        let (stop, hangup) = (Stop::listen(), reload::listen());
         let described = describe(&config);
         let file = config.file.clone();
         match app::start_on(config, sockets).await {
@@ -57,7 +60,7 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
                         .join(", ")
                 ));
                 let why = tokio::select! {
-                    why = stop => why,
+                    why = stop.asked() => why,
                     never = systemd::feed_watchdog() => match never {},
                     never = reload::run(&running, file.as_deref(), hangup, &load) => match never {},
                 };
@@ -96,6 +99,13 @@ pub(super) fn listening(running: &Running) -> String {
     for address in &running.registry {
         text += &format!("larder: registry listening on {scheme}://{address}\n");
     }
+    for listener in &running.listeners {
+        let scheme = if listener.tls { "https://" } else { "http://" };
+        for at in &listener.at {
+            let scheme = if at.port().is_some() { scheme } else { "" };
+            text += &format!("larder: registry listening on {scheme}{at} ({})\n", listener.name);
+        }
+    }
     for address in &running.admin {
         text += &format!("larder: admin listening on http://{address}\n");
     }
@@ -119,23 +129,38 @@ fn describe(config: &Config) -> String {
     text
 }
 
-/// Which signal asks for the end. They are heard from this call on, not only once it is waited for: who is told that the
-/// proxy serves may end it in the same moment.
-pub(super) fn stop_signal() -> impl Future<Output = &'static str> {
-    let (interrupt, terminate) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
-    async move {
+/// The signals that ask for the end, from when this is made: a stop that comes as soon as somebody was served is one too.
+pub(super) struct Stop {
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+}
+
+impl Stop {
+    pub(super) fn listen() -> Stop {
+        Stop {
+            interrupt: signal(SignalKind::interrupt()).ok(),
+            terminate: signal(SignalKind::terminate()).ok(),
+        }
+    }
+
+    /// Which of them came.
+    pub(super) async fn asked(mut self) -> &'static str {
+        async fn came(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => {
+                    signal.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        }
         tokio::select! {
-            () = heard(interrupt) => "interrupt",
-            () = heard(terminate) => "terminate",
+            () = came(&mut self.interrupt) => "interrupt",
+            () = came(&mut self.terminate) => "terminate",
         }
     }
 }
 
-async fn heard(signal: std::io::Result<Signal>) {
-    match signal {
-        Ok(mut signal) => {
-            signal.recv().await;
-        }
-        Err(_) => std::future::pending().await,
-    }
+/// The same, from now on.
+pub(super) async fn stop_signal() -> &'static str {
+    Stop::listen().asked().await
 }

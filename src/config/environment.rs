@@ -49,9 +49,15 @@ impl Environment {
     }
 }
 
-/// The variables that set keys. `upstreams` are the names of the built-in and configured ones.
-pub fn read(environment: &Environment, upstreams: &[String], problems: &mut Vec<Problem>) -> Layer {
-    let known = spellings(upstreams);
+/// The variables that set keys. `named` tells the upstreams, built in and configured, and the other tables of the file
+/// that have names.
+pub fn read(
+    environment: &Environment,
+    upstreams: &[String],
+    named: keys::Named<'_>,
+    problems: &mut Vec<Problem>,
+) -> Layer {
+    let known = spellings(named);
     let mut layer = Layer::default();
     for (variable, text) in &environment.variables {
         let Some(rest) = after_prefix(variable) else { continue };
@@ -92,16 +98,11 @@ fn after_prefix(variable: &str) -> Option<String> {
 }
 
 /// Every key by its variable's name behind the prefix. Two upstreams may share a spelling (`a-b.io`, `a.b.io`).
-fn spellings(upstreams: &[String]) -> BTreeMap<String, Vec<(KeyPath, Kind)>> {
+fn spellings(named: keys::Named<'_>) -> BTreeMap<String, Vec<(KeyPath, Kind)>> {
     let mut out: BTreeMap<String, Vec<(KeyPath, Kind)>> = BTreeMap::new();
-    for upstream in upstreams {
-        for (path, kind) in keys::leaves(upstream) {
-            let parts: Vec<String> = path.iter().map(|part| spelled(part)).collect();
-            let targets = out.entry(parts.join("__")).or_default();
-            if targets.iter().all(|(known, _)| *known != path) {
-                targets.push((path, kind));
-            }
-        }
+    for (path, kind) in keys::leaves(named) {
+        let parts: Vec<String> = path.iter().map(|part| spelled(part)).collect();
+        out.entry(parts.join("__")).or_default().push((path, kind));
     }
     out
 }

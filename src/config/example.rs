@@ -7,7 +7,10 @@ use figment::{Figment, error::Kind as FigmentKind};
 use serde::de::DeserializeOwned;
 
 use super::keys::{self, Key, Kind};
-use super::raw::{Raw, RawAdmin, RawAudit, RawCache, RawLimits, RawLog, RawPrefetch, RawServer, RawTls, RawUpstream};
+use super::raw::{
+    Raw, RawAccess, RawAdmin, RawAudit, RawCache, RawIssuer, RawLimits, RawListener, RawLog, RawPrefetch, RawRule,
+    RawServer, RawTls, RawUpstream,
+};
 use super::{Config, file};
 
 const EXAMPLE: &str = include_str!("../../proxy.toml.example");
@@ -16,11 +19,24 @@ const EXAMPLE: &str = include_str!("../../proxy.toml.example");
 fn uncommented() -> String {
     let is_key = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
     let line = |line: &str| match line.strip_prefix("# ") {
-        Some(rest) if rest.starts_with("[[") => rest.to_owned(),
         Some(rest) if rest.split_once(" = ").is_some_and(|(key, _)| is_key(key)) => rest.to_owned(),
+        Some(rest) if rest.starts_with('[') && rest.ends_with(']') => rest.to_owned(),
         _ => line.to_owned(),
     };
     EXAMPLE.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Every key, in the tables that the example has.
+fn leaves() -> Vec<(Vec<String>, Kind)> {
+    keys::leaves(&|table| {
+        let name = match table.last().map(String::as_str) {
+            Some("upstream") => "docker.io",
+            Some("listener") => "dockerd",
+            Some("oidc") => "github",
+            _ => "1",
+        };
+        vec![name.to_owned()]
+    })
 }
 
 /// Without what depends on there being a file.
@@ -40,7 +56,7 @@ fn the_defaults_shown_are_the_defaults() {
 fn every_default_that_there_is_is_shown() {
     let given = Config::from_toml(EXAMPLE).unwrap().origins;
     let defaults = toml::Table::try_from(Raw::default()).unwrap();
-    for (path, _) in keys::leaves("docker.io") {
+    for (path, _) in leaves() {
         let value = path
             .iter()
             .try_fold(&toml::Value::Table(defaults.clone()), |at, part| at.get(part))
@@ -56,7 +72,7 @@ fn every_key_is_in_the_example_and_its_example_value_fits() {
     let mut problems = Vec::new();
     let layer = file::read(&text, "proxy.toml.example", &mut problems).unwrap();
     assert_eq!(problems, []);
-    for (path, _) in keys::leaves("docker.io") {
+    for (path, _) in leaves() {
         assert!(layer.origins.contains_key(&path), "{path:?} is missing");
     }
     for key in keys::PREFETCH {
@@ -102,7 +118,7 @@ fn fields<T: DeserializeOwned>() -> BTreeSet<&'static str> {
 #[test]
 fn the_list_of_keys_and_the_structs_agree() {
     let inner = |keys: &'static [Key], name: &str| match keys::find(keys, name).unwrap().kind {
-        Kind::Table(inner) | Kind::Named(inner) | Kind::Tables(inner) => inner,
+        Kind::Table(inner) | Kind::Named(inner) | Kind::Tables(inner) | Kind::Listed(inner) => inner,
         _ => panic!("{name} is no table"),
     };
     let server = inner(keys::ROOT, "server");
@@ -115,6 +131,10 @@ fn the_list_of_keys_and_the_structs_agree() {
         (inner(keys::ROOT, "log"), fields::<RawLog>()),
         (inner(keys::ROOT, "limits"), fields::<RawLimits>()),
         (inner(keys::ROOT, "audit"), fields::<RawAudit>()),
+        (keys::LISTENER, fields::<RawListener>()),
+        (keys::ACCESS, fields::<RawAccess>()),
+        (keys::ISSUER, fields::<RawIssuer>()),
+        (keys::RULE, fields::<RawRule>()),
         (keys::UPSTREAM, fields::<RawUpstream>()),
         (keys::PREFETCH, fields::<RawPrefetch>()),
     ] {

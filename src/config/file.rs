@@ -129,11 +129,21 @@ impl Check<'_> {
             (Kind::Table(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.table(table.clone(), keys, path)));
             }
-            (Kind::Tables(keys), Value::Array(items)) if items.iter().all(Value::is_table) => {
-                return Some(Value::Array(self.tables(items, keys, path)));
-            }
             (Kind::Named(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.upstreams(table.clone(), keys, path)));
+            }
+            (Kind::Tables(keys), Value::Table(named)) => {
+                let mut kept = Table::new();
+                for (name, value) in named {
+                    let path = [path, std::slice::from_ref(name)].concat();
+                    if let Some(value) = self.value(value.clone(), Kind::Table(keys), &path) {
+                        kept.insert(name.clone(), value);
+                    }
+                }
+                return Some(Value::Table(kept));
+            }
+            (Kind::Listed(keys), Value::Array(items)) if items.iter().all(Value::is_table) => {
+                return Some(Value::Array(self.tables(items, keys, path)));
             }
             _ => false,
         };
@@ -177,6 +187,18 @@ impl Check<'_> {
         }
         kept
     }
+}
+
+/// The names of the tables inside the table at `path`.
+pub fn names_at(values: &Table, path: &[String]) -> Vec<String> {
+    let mut at = values;
+    for part in path {
+        match at.get(part).and_then(Value::as_table) {
+            Some(inner) => at = inner,
+            None => return Vec::new(),
+        }
+    }
+    at.keys().cloned().collect()
 }
 
 fn unknown(path: &[String]) -> String {
@@ -226,7 +248,7 @@ fn bad_name(name: &str, value: &Value) -> Option<String> {
 fn found(value: &Value, kind: Kind) -> String {
     match (value, kind) {
         (Value::Array(list), _) if list.iter().all(Value::is_str) => "a list of texts".to_owned(),
-        (Value::Array(_), Kind::Tables(_)) => "a list with something else than tables in it".to_owned(),
+        (Value::Array(_), Kind::Listed(_)) => "a list with something else than tables in it".to_owned(),
         (Value::Array(_), _) => "a list with something else than texts in it".to_owned(),
         (Value::Table(_), _) => "a table".to_owned(),
         (value, Kind::Secret) => format!("something of type {}", value.type_str()),

@@ -29,7 +29,11 @@ impl Findings<'_> {
     /// Where `key` was given; for a key that is missing, where its table was.
     pub fn place(&self, key: &[&str]) -> Place {
         // `upstream` alone only says that some upstream was given.
-        let shortest = if key.first() == Some(&"upstream") { 2 } else { 1 };
+        let shortest = if matches!(key.first(), Some(&("upstream" | "listener"))) {
+            2
+        } else {
+            1
+        };
         (shortest..=key.len())
             .rev()
             .find_map(|end| self.origins.get(&owned(&key[..end])))

@@ -23,10 +23,12 @@ pub enum Kind {
     List,
     TextOrList,
     Table(&'static [Key]),
-    /// Tables under names that the operator chooses.
+    /// Tables under hosts: the upstreams.
     Named(&'static [Key]),
-    /// Tables one after another. Only a file has such: no variable sets them.
+    /// Tables under words that the operator chooses.
     Tables(&'static [Key]),
+    /// A list of tables; a part of a path that stands for one of them is its number, from 1.
+    Listed(&'static [Key]),
 }
 
 impl Kind {
@@ -42,8 +44,9 @@ impl Kind {
             Kind::List => "a list of texts, such as [\"a\", \"b\"]",
             Kind::TextOrList => "a text or a list of texts",
             Kind::Table(_) => "a table",
-            Kind::Tables(_) => "tables in double brackets, such as [[prefetch]]",
             Kind::Named(_) => "a table for each name, such as [upstream.\"registry.example\"]",
+            Kind::Tables(_) => "a table for each name, such as [listener.dockerd]",
+            Kind::Listed(_) => "tables in double brackets, such as [[prefetch]]",
         }
     }
 }
@@ -66,8 +69,42 @@ pub const ROOT: &[Key] = &[
     key("log", Kind::Table(LOG)),
     key("limits", Kind::Table(LIMITS)),
     key("audit", Kind::Table(AUDIT)),
+    key("listener", Kind::Tables(LISTENER)),
+    key("access", Kind::Table(ACCESS)),
     key("upstream", Kind::Named(UPSTREAM)),
-    key("prefetch", Kind::Tables(PREFETCH)),
+    key("prefetch", Kind::Listed(PREFETCH)),
+];
+
+/// The keys of one `[listener.…]`.
+pub const LISTENER: &[Key] = &[key("listen", Kind::TextOrList), key("tls", Kind::Table(TLS))];
+
+pub const ACCESS: &[Key] = &[
+    key("htpasswd_file", Kind::Text),
+    key("token_key_file", Kind::Text),
+    key("token_ttl", Kind::Duration),
+    key("realm", Kind::Text),
+    key("oidc", Kind::Tables(ISSUER)),
+    key("rule", Kind::Listed(RULE)),
+];
+
+/// The keys of one `[access.oidc.…]`.
+pub const ISSUER: &[Key] = &[
+    key("issuer", Kind::Text),
+    key("jwks_url", Kind::Text),
+    key("jwks_file", Kind::Text),
+    key("ca_file", Kind::Text),
+    key("audience", Kind::Text),
+    key("identity", Kind::Text),
+];
+
+/// The keys of one `[[access.rule]]`.
+pub const RULE: &[Key] = &[
+    key("who", Kind::TextOrList),
+    key("from", Kind::TextOrList),
+    key("listeners", Kind::TextOrList),
+    key("images", Kind::TextOrList),
+    key("may", Kind::Text),
+    key("private", Kind::Flag),
 ];
 
 const SERVER: &[Key] = &[
@@ -159,36 +196,42 @@ pub fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {
     keys.iter().find(|key| key.name == name)
 }
 
-/// Every key that holds a value and can be set everywhere, as a path; `upstream` stands for one of its tables under that name.
-pub fn leaves(upstream: &str) -> Vec<(Vec<String>, Kind)> {
-    fn walk(keys: &'static [Key], at: &[String], upstream: &str, out: &mut Vec<(Vec<String>, Kind)>) {
+/// Which tables stand under names: for the path of the table around them, the names.
+pub type Named<'a> = &'a dyn Fn(&[String]) -> Vec<String>;
+
+/// Every key that holds a value, as a path, with a path for each of the tables that `named` names.
+pub fn leaves(named: Named<'_>) -> Vec<(Vec<String>, Kind)> {
+    fn walk(keys: &'static [Key], at: &[String], named: Named<'_>, out: &mut Vec<(Vec<String>, Kind)>) {
         for key in keys {
             let mut path = at.to_vec();
             path.push(key.name.to_owned());
             match key.kind {
-                Kind::Table(inner) => walk(inner, &path, upstream, out),
-                Kind::Named(inner) => {
-                    path.push(upstream.to_owned());
-                    walk(inner, &path, upstream, out);
+                Kind::Table(inner) => walk(inner, &path, named, out),
+                Kind::Named(inner) | Kind::Tables(inner) | Kind::Listed(inner) => {
+                    for name in named(&path) {
+                        let path = [path.as_slice(), &[name]].concat();
+                        walk(inner, &path, named, out);
+                    }
                 }
-                Kind::Tables(_) => {}
                 kind => out.push((path, kind)),
             }
         }
     }
     let mut out = Vec::new();
-    walk(ROOT, &[], upstream, &mut out);
+    walk(ROOT, &[], named, &mut out);
     out
 }
 
 /// The key that was most likely meant by the unknown `path`, as the operator would write it.
 pub fn nearest(path: &[String]) -> Option<String> {
     let (wrong, section) = path.split_last()?;
-    let upstream = match path {
-        [first, name, _, ..] if first == "upstream" => name.as_str(),
-        _ => "registry.example",
+    // The tables that the wrong key is in; elsewhere, any upstream.
+    let named = |table: &[String]| match path.get(table.len()) {
+        Some(name) if path.starts_with(table) && path.len() > table.len() + 1 => vec![name.clone()],
+        _ if *table == ["upstream"] => vec!["registry.example".to_owned()],
+        _ => Vec::new(),
     };
-    let mut candidates: Vec<Vec<String>> = leaves(upstream).into_iter().map(|(path, _)| path).collect();
+    let mut candidates: Vec<Vec<String>> = leaves(&named).into_iter().map(|(path, _)| path).collect();
     candidates.extend(ROOT.iter().map(|key| vec![key.name.to_owned()]));
     // The keys of the table that it stands in, whichever of several that is.
     candidates.extend(
@@ -218,8 +261,8 @@ pub fn names_in(path: &[String]) -> Vec<&'static str> {
     while let Some(part) = parts.next() {
         keys = match find(keys, part).map(|key| key.kind) {
             Some(Kind::Table(inner)) => inner,
-            // The next part is the name that the operator chose, or a number.
-            Some(Kind::Named(inner) | Kind::Tables(inner)) if parts.next().is_some() => inner,
+            // The next part is the name that the operator chose.
+            Some(Kind::Named(inner) | Kind::Tables(inner) | Kind::Listed(inner)) if parts.next().is_some() => inner,
             _ => return Vec::new(),
         };
     }

@@ -43,6 +43,9 @@ fn address(text: &str) -> Result<SocketAddr, String> {
                 "an address before the port, such as \"[::]:{port}\" for every interface"
             ));
         }
+        _ if text.starts_with("unix:") => {
+            return Err("an IP address here; a Unix socket takes a [listener.NAME] of its own".to_owned());
+        }
         _ if text.parse::<IpAddr>().is_ok() => return Err("a port too, such as \"127.0.0.1:5000\"".to_owned()),
         _ => {}
     }

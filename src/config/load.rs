@@ -15,7 +15,7 @@ use super::file::{self, Layer};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, names, prefetch, settle, upstreams};
+use super::{Config, names, prefetch, settle, settle_access, upstreams};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -135,7 +135,13 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
         }
     }
     let names: Vec<String> = defaults.upstream.keys().cloned().collect();
-    let variables = environment::read(environment, &names, &mut problems);
+    let named = |table: &[String]| match table {
+        [upstream] if upstream == "upstream" => names.clone(),
+        // A list of rules has no names to spell in a variable.
+        [.., rule] if rule == "rule" => Vec::new(),
+        table => file::names_at(&file.values, table),
+    };
+    let variables = environment::read(environment, &names, &named, &mut problems);
     let raw = merge(&defaults, &file, &variables)?;
 
     let mut sources: Vec<String> = source.iter().map(|source| source.shown.clone()).collect();
@@ -183,7 +189,15 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     if let Some(name) = names::default_upstream(findings, raw, &upstreams) {
         cache.default_upstream = name;
     }
-    names::check_not_ourselves(findings, &upstreams, [&server.listen, &admin.listen]);
+    let mut taken = [server.listen.as_slice(), &admin.listen].concat();
+    let listeners = settle_access::listeners(findings, raw.listener.iter(), &taken);
+    let access = settle_access::access(findings, &raw.access, &listeners, &upstreams);
+    taken.extend(
+        listeners
+            .iter()
+            .flat_map(|listener| settle_access::tcp_of(&listener.listen)),
+    );
+    names::check_not_ourselves(findings, &upstreams, &taken);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
     let audit = settle::audit(findings, &raw.audit);
@@ -193,6 +207,8 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     }
     Ok(Config {
         server,
+        listeners,
+        access,
         admin,
         cache,
         log,

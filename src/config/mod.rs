@@ -3,10 +3,13 @@
 //! `load` finds the file, layers defaults, file and environment and refuses what makes no sense;
 //! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
-//! `settle`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
+//! `settle`, `settle_access`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
 //! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch.
 
+mod access;
+#[cfg(test)]
+mod access_tests;
 mod builtin;
 mod care;
 mod environment;
@@ -23,12 +26,14 @@ mod paths;
 mod prefetch;
 mod raw;
 mod settle;
+mod settle_access;
 #[cfg(test)]
 mod tests;
 pub mod units;
 mod upstreams;
 pub mod wanted;
 
+pub use access::{Access, AccessRule, Issuer, JwksAt, Listen, Listener, MAIN_LISTENER, May};
 pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
@@ -48,6 +53,9 @@ use crate::oci::HostPort;
 #[derive(Clone, Debug)]
 pub struct Config {
     pub server: Server,
+    /// Further ones of the registry, sorted by name.
+    pub listeners: Vec<Listener>,
+    pub access: Access,
     pub admin: Admin,
     pub cache: Cache,
     pub log: Log,
@@ -261,14 +269,33 @@ impl Upstream {
     }
 }
 
-/// `*` stands for any run of characters, `/` included; everything else for itself.
-fn matches_pattern(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((head, tail)) => text.strip_prefix(head).is_some_and(|rest| {
-            (0..=rest.len()).any(|at| rest.is_char_boundary(at) && matches_pattern(tail, &rest[at..]))
-        }),
+/// `*` stands for any run of characters, `/` included; everything else for itself. Takes time in proportion to the product
+/// of both lengths at most, whatever somebody makes the text be.
+pub fn matches_pattern(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    // Where the last star was, and how much of the text it stands for by now.
+    let mut star: Option<(usize, usize)> = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(byte) if *byte == text[t] => {
+                p += 1;
+                t += 1;
+            }
+            _ => match &mut star {
+                Some((at, taken)) => {
+                    *taken += 1;
+                    (p, t) = (*at + 1, *taken);
+                }
+                None => return false,
+            },
+        }
     }
+    pattern[p..].iter().all(|byte| *byte == b'*')
 }
 
 /// What the operator gave for one upstream in the configuration.

@@ -77,7 +77,7 @@ pub fn default_upstream(findings: &mut Findings<'_>, raw: &Raw, upstreams: &[Ups
 }
 
 /// An upstream at Larder's own address would have it ask itself until a limit stops it.
-pub fn check_not_ourselves(findings: &mut Findings<'_>, upstreams: &[Upstream], listeners: [&[SocketAddr]; 2]) {
+pub fn check_not_ourselves(findings: &mut Findings<'_>, upstreams: &[Upstream], listeners: &[SocketAddr]) {
     for upstream in upstreams {
         let urls = upstream.mirrors.iter().map(|url| ("mirrors", url));
         for (key, url) in urls.chain([("url", &upstream.url)]) {
@@ -91,7 +91,7 @@ pub fn check_not_ourselves(findings: &mut Findings<'_>, upstreams: &[Upstream], 
             let same = |own: &&SocketAddr| {
                 own.port() == port && (own.ip() == ip || (own.ip().is_unspecified() && ip.is_loopback()))
             };
-            if let Some(own) = listeners.into_iter().flatten().find(same) {
+            if let Some(own) = listeners.iter().find(same) {
                 let key = ["upstream", upstream.name.as_str(), key];
                 findings.refuse(
                     &key,

@@ -19,8 +19,55 @@ pub struct Raw {
     pub log: RawLog,
     pub limits: RawLimits,
     pub audit: RawAudit,
+    pub listener: BTreeMap<String, RawListener>,
+    pub access: RawAccess,
     pub upstream: BTreeMap<String, RawUpstream>,
     pub prefetch: Vec<RawPrefetch>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawListener {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<OneOrMany>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RawTls>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawAccess {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub htpasswd_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_key_file: Option<String>,
+    pub token_ttl: Figure,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realm: Option<String>,
+    pub oidc: BTreeMap<String, RawIssuer>,
+    pub rule: Vec<RawRule>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawIssuer {
+    pub issuer: Option<String>,
+    pub jwks_url: Option<String>,
+    pub jwks_file: Option<String>,
+    pub ca_file: Option<String>,
+    pub audience: Option<String>,
+    pub identity: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRule {
+    pub who: Option<OneOrMany>,
+    pub from: Option<OneOrMany>,
+    pub listeners: Option<OneOrMany>,
+    pub images: Option<OneOrMany>,
+    pub may: Option<String>,
+    pub private: Option<bool>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -235,6 +282,15 @@ impl Default for Raw {
                 file: None,
                 max_size: text("100MiB"),
                 keep: 10,
+            },
+            listener: BTreeMap::new(),
+            access: RawAccess {
+                htpasswd_file: None,
+                token_key_file: None,
+                token_ttl: text("5m"),
+                realm: None,
+                oidc: BTreeMap::new(),
+                rule: Vec::new(),
             },
             upstream: builtin::raw_upstreams(),
             prefetch: Vec::new(),

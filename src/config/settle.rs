@@ -11,7 +11,7 @@ use super::file::quoted;
 use super::findings::{Findings, MOMENT};
 use super::listen::{addresses, clash};
 use super::raw::{Raw, RawAudit, RawLimits, RawLog, RawServer};
-use super::{Admin, Audit, Cache, Limits, Log, LogFormat, Password, Secret, Server, ServerTls};
+use super::{Admin, Audit, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
 use crate::oci::HostPort;
 
 const MIB: u64 = 1 << 20;
@@ -20,16 +20,7 @@ const MAX_CONNECTIONS: usize = 1_000_000;
 const MAX_KEPT: usize = 1000;
 
 pub fn server(findings: &mut Findings<'_>, raw: &RawServer) -> Server {
-    let tls = raw.tls.as_ref().and_then(|tls| {
-        let cert = findings.file(&["server", "tls", "cert"], tls.cert.as_ref());
-        let key = findings.secret_file(&["server", "tls", "key"], tls.key.as_ref());
-        let client_ca = findings.file(&["server", "tls", "client_ca"], tls.client_ca.as_ref());
-        if cert.is_none() || key.is_none() {
-            findings.refuse(&["server", "tls"], "expected both cert and key");
-        }
-        let (cert, key) = cert.zip(key)?;
-        Some(ServerTls { cert, key, client_ca })
-    });
+    let tls = settle_access::tls(findings, &["server", "tls"], raw.tls.as_ref());
     Server {
         listen: addresses(findings, &["server", "listen"], &raw.listen),
         tls,

@@ -53,9 +53,9 @@ impl Proxy {
             match app::start(config.clone()).await {
                 Ok(running) => break running,
                 // What was asked for is not exchanged for something else.
-                Err(StartError::Bind(error)) if error.address.port() != 0 && port != Some(error.address.port()) => {
+                Err(StartError::Bind(error)) if error.address.port() != Some(0) && port != error.address.port() => {
                     for port in &mut wanted {
-                        if *port == error.address.port() {
+                        if Some(*port) == error.address.port() {
                             *port = 0;
                         }
                     }

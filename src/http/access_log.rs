@@ -4,28 +4,27 @@
 //! [`Line`] goes with a request from its beginning, and in its response's body to the end.
 //! Secrets stay out: no `Authorization`, no query string but `ns` (L7, R-X17); what clients send is escaped (R-X15).
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::http::header::{CONTENT_LENGTH, RANGE, USER_AGENT};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE, USER_AGENT};
 use axum::http::request;
 use axum::http::{HeaderMap, HeaderName, Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 
 use super::labels::{Labels, Subject};
 use super::outbox::Outbox;
-use super::server::Caller;
+use super::server::{Caller, Peer};
 use crate::events::{Action, Event, Events};
 use crate::oci::Digest;
 
 /// What the line says of the request.
 struct Asked {
     path: String,
-    client: SocketAddr,
+    client: Peer,
     user_agent: Option<String>,
     range: Option<String>,
 }
@@ -121,6 +120,8 @@ pub struct Line {
     status: u16,
     outcome: &'static str,
     upstream: Option<Arc<str>>,
+    /// Whom the caller is known as.
+    user: Option<Arc<str>>,
     declared: Option<u64>,
     outbox: Option<Arc<Outbox>>,
     sent: u64,
@@ -134,8 +135,10 @@ pub struct Line {
 /// Of a request, for events.
 struct Heard {
     events: Events,
-    client: SocketAddr,
+    client: Peer,
     user_agent: Option<Arc<str>>,
+    /// Whether it showed who it is: the first question of a client that means to log in is answered by 401, and no refusal.
+    has_shown: bool,
     subject: Option<Arc<Subject>>,
     digest: Option<Digest>,
     media_type: Option<Arc<str>>,
@@ -151,6 +154,7 @@ impl Line {
             status: NOT_ANSWERED,
             outcome: "-",
             upstream: None,
+            user: None,
             declared: None,
             outbox: caller.outbox.clone(),
             sent: 0,
@@ -167,12 +171,18 @@ impl Line {
                 events: events.clone(),
                 client: caller.address,
                 user_agent: text(&request.headers, USER_AGENT).map(Arc::from),
+                has_shown: request.headers.contains_key(AUTHORIZATION),
                 subject: None,
                 digest: None,
                 media_type: None,
             }));
         }
         self
+    }
+
+    /// Who it is that asks; `None`: anybody.
+    pub fn known_as(&mut self, user: Option<Arc<str>>) {
+        self.user = user;
     }
 
     /// Its answer goes out: counts it, and stays with it until its body has ended.
@@ -253,7 +263,8 @@ impl Line {
         let Some(heard) = self.heard.take() else { return };
         let action = match self.status {
             200 | 206 => Action::Pull,
-            401 | 403 => Action::Refuse,
+            401 if heard.has_shown => Action::Refuse,
+            403 => Action::Refuse,
             _ => return,
         };
         let heard = *heard;
@@ -271,7 +282,8 @@ impl Line {
             status: Some(self.status),
             reason: (action == Action::Pull).then_some(self.outcome),
             is_complete: (action == Action::Pull).then_some(self.ended == Ended::Complete),
-            client: Some(heard.client),
+            client: Some(heard.client.to_string().into()),
+            user: self.user.clone(),
             user_agent: heard.user_agent,
             ..Event::of(action)
         });
@@ -346,6 +358,7 @@ impl Drop for Line {
             outcome = self.outcome,
             upstream = self.upstream.as_deref(),
             client = asked.map(|asked| tracing::field::display(asked.client)),
+            user = self.user.as_deref(),
             user_agent = asked.and_then(|asked| asked.user_agent.as_deref()),
             range = asked.and_then(|asked| asked.range.as_deref()),
             complete = self.ended == Ended::Complete,

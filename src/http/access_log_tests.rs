@@ -32,7 +32,8 @@ fn broken() -> Body {
 /// The answer to a request by its path, on its way out.
 async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
     let caller = Caller {
-        address: ([10, 0, 0, 7], 4242).into(),
+        address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
+        certificate: None,
         outbox: None,
     };
     let (parts, _) = request.into_parts();
@@ -175,7 +176,8 @@ async fn files_count_as_they_are_sent() {
         let ticket = outbox.ticket(crate::oci::Digest::sha256(b""), span);
         let frames = [io::Result::Ok(ticket.clone()), Ok(Bytes::from_static(b"more"))];
         let caller = Caller {
-            address: ([10, 0, 0, 7], 4242).into(),
+            address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
+            certificate: None,
             outbox: Some(outbox.clone()),
         };
         let (parts, ()) = Request::get("/file").body(()).unwrap().into_parts();

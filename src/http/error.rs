@@ -5,7 +5,9 @@
 pub mod operators;
 
 use axum::body::Body;
-use axum::http::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{
+    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
@@ -157,6 +159,58 @@ impl ApiError {
     }
 }
 
+/// Refusals for want of a right. Each says the same whether something is there or not (R-X8).
+impl ApiError {
+    /// 401 with one challenge, in one line (R-C21).
+    pub fn log_in_first(challenge: &str) -> ApiError {
+        let error = ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            ErrorCode::Unauthorized,
+            "log in to this proxy to pull this",
+        );
+        match HeaderValue::from_str(challenge) {
+            Ok(value) => error.header(WWW_AUTHENTICATE, value),
+            Err(_) => error,
+        }
+    }
+
+    /// A login that is none of ours, at `/token`.
+    pub fn wrong_login() -> ApiError {
+        let message = "this proxy does not know this user and password";
+        ApiError::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message)
+            .detail("these are the proxy's own users, not those of the registries behind it")
+            .header(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"larder\""))
+    }
+
+    pub fn bad_grant(found: &str) -> ApiError {
+        let found: String = found.chars().take(60).collect();
+        let message = format!("grant_type {found:?} is not known here: expected \"password\"");
+        ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
+    }
+
+    pub fn bad_form(most: usize) -> ApiError {
+        let message = format!("the form did not come, or is larger than {most} bytes");
+        ApiError::new(StatusCode::BAD_REQUEST, ErrorCode::Unsupported, message)
+    }
+
+    /// Too many passwords are being looked at.
+    pub fn busy() -> ApiError {
+        let message = "too many logins at once: try again in a moment";
+        ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message).retry_after(2)
+    }
+
+    /// For a caller to whom nothing is open, and whom a login would not help.
+    pub fn nothing_here() -> ApiError {
+        let message = "nothing can be pulled from this address of the proxy by you";
+        ApiError::new(StatusCode::FORBIDDEN, ErrorCode::Denied, message)
+    }
+
+    pub fn not_there_for_you(image: &str, subject: Subject) -> ApiError {
+        let message = format!("{image}: it does not exist, or you may not pull it through this proxy");
+        ApiError::new(StatusCode::NOT_FOUND, subject.unknown(), message)
+    }
+}
+
 /// The one total match from what went wrong to what a client is told.
 impl ApiError {
     /// `target` is what the client's name meant, once that is known.
@@ -183,6 +237,8 @@ impl ApiError {
                     "do": "ask the operator to bring it in: what is missing is on the list of `larder wishes`",
                 }))
             }
+            PullError::NotHeld(_) => plain(StatusCode::NOT_FOUND, subject.unknown())
+                .detail("you may pull what this proxy holds; fetching what it does not hold takes another right"),
             PullError::Upstream(upstream) => ApiError::of_upstream(upstream, subject, message),
             // Only where what was to be served instead is gone in the same moment.
             PullError::Spared(_) => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),

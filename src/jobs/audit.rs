@@ -99,7 +99,7 @@ fn line(event: &Event, now: SystemTime) -> String {
     put("status", event.status.map(Value::from));
     put("reason", event.reason.map(Value::from));
     put("complete", event.is_complete.map(Value::from));
-    put("client", event.client.map(|client| client.to_string().into()));
+    put("client", text(&event.client));
     put("user", text(&event.user));
     put("user_agent", text(&event.user_agent));
     Value::Object(fields).to_string()

@@ -32,6 +32,9 @@ pub enum PullError {
     /// Not held, and no upstream may be asked.
     #[error(transparent)]
     NotInMirror(Absent),
+    /// Not held, and who asks may not have it fetched.
+    #[error("{0} is not held here")]
+    NotHeld(String),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
@@ -152,6 +155,7 @@ impl PullError {
             PullError::UnknownUpstream(_) => "unknown-upstream",
             PullError::NotAllowed { .. } => "not-allowed",
             PullError::NotInMirror(_) => "offline",
+            PullError::NotHeld(_) => "not-held",
             PullError::Upstream(error) => error.as_str(),
             PullError::Spared(_) => "budget",
             PullError::Store(_) => "store",

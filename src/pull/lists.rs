@@ -32,7 +32,7 @@ const NAMES_AT_ONCE: usize = 1_000;
 impl Pull {
     /// Repositories of which something is held and from which whoever asks may pull, in byte order, after `last`. Others
     /// leave no trace: not in the pages' sizes, nor in whether there is another (L8, R-X7, R-X8).
-    pub fn catalog(&self, last: &str, limit: usize) -> Vec<Arc<str>> {
+    pub fn catalog(&self, last: &str, limit: usize, may_pull: impl Fn(&Target) -> bool) -> Vec<Arc<str>> {
         let mut names: Vec<Arc<str>> = Vec::new();
         let mut last: Arc<str> = last.into();
         while names.len() < limit {
@@ -40,7 +40,10 @@ impl Pull {
             let Some(end) = some.last() else { break };
             last = end.clone();
             let policy = self.policy.load();
-            names.extend(some.into_iter().filter(|name| policy.names.may_pull(name)));
+            names.extend(
+                some.into_iter()
+                    .filter(|name| policy.names.held(name).is_some_and(|target| may_pull(&target))),
+            );
         }
         names.truncate(limit);
         names
@@ -116,6 +119,10 @@ impl Pull {
         }
         if stale.is_none() {
             self.check_negative(target, &Question::List(which.clone()))?;
+        }
+        // Beside the others, whose questions are not for this caller.
+        if target.held_only {
+            self.client(target)?;
         }
         let (pull, to, asked) = (self.clone(), target.clone(), which.clone());
         let mut pending = self

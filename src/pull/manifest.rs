@@ -82,6 +82,12 @@ impl Pull {
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
         let fallback = record.filter(|r| self.best_stale(target, r).is_some());
+        // Beside the others, whose questions are not for this caller.
+        if target.held_only {
+            let record = fallback.ok_or_else(|| PullError::NotHeld(target.key.to_string()))?;
+            let held = self.stale(target, &record, want, "not-asked").await;
+            return held.ok_or_else(|| PullError::NotHeld(target.key.to_string()));
+        }
         if fallback.is_none() {
             self.check_negative(target, &Question::Tag(tag.clone()))?;
         }

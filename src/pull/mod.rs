@@ -2,9 +2,9 @@
 //!
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
 //! need no waiting. `flight` lists the transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
-//! when it gives up. `single` is one question at a time; `freshness` decides about time, without I/O; `outcome` says
-//! how it went and `tally` counts that; `operate` is what operators ask for, `bring` what is fetched ahead, `wishes`
-//! what could not be had.
+//! when it gives up. `single` is one question at a time; `privacy` knows what needs credentials; `freshness` decides about
+//! time, without I/O; `outcome` says how it went and `tally` counts that; `operate` is what operators ask for, `bring`
+//! what is fetched ahead, `wishes` what could not be had.
 
 mod blob;
 mod blocking;
@@ -19,6 +19,7 @@ mod manifest;
 mod names;
 mod operate;
 mod outcome;
+mod privacy;
 mod single;
 mod sink;
 mod tally;
@@ -49,8 +50,8 @@ pub use timing::{Parallel, Timing};
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};
 use crate::store::{ListKey, ListRecord, Store};
-pub use crate::upstream::Budget;
 use crate::upstream::client::BuildError;
+pub use crate::upstream::{Budget, Probe};
 use crate::upstream::{Client, Clients, ErrorKind, ManifestHead};
 use flight::Flights;
 use single::Single;
@@ -79,6 +80,10 @@ pub struct Pull {
     hints: moka::sync::Cache<(Arc<str>, Digest), u64>,
     /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
     troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
+    /// Whether a repository answers to nobody.
+    privacy_questions: Single<(Arc<str>, Probe), Result<Option<bool>, PullError>>,
+    privacy_doubts: moka::sync::Cache<privacy::Doubt, ()>,
+    public_just_now: moka::sync::Cache<Arc<str>, ()>,
     tally: Tally,
     /// For images that a missing digest is part of.
     wish_searches: Arc<Semaphore>,
@@ -146,6 +151,15 @@ impl Pull {
                 .time_to_live(NOT_FOUND_FOR)
                 .build(),
             hints: moka::sync::Cache::new(200_000),
+            privacy_questions: Single::default(),
+            privacy_doubts: moka::sync::Cache::builder()
+                .max_capacity(20_000)
+                .time_to_live(privacy::IN_DOUBT_FOR)
+                .build(),
+            public_just_now: moka::sync::Cache::builder()
+                .max_capacity(20_000)
+                .time_to_live(privacy::JUST_NOW)
+                .build(),
             troubled: Mutex::default(),
             tally: Tally::default(),
             wish_searches: Arc::new(Semaphore::new(wishes::MOST_SEARCHES)),
@@ -222,6 +236,9 @@ impl Pull {
     }
 
     fn client(&self, target: &Target) -> Result<Arc<Client>, PullError> {
+        if target.held_only {
+            return Err(PullError::NotHeld(target.key.to_string()));
+        }
         if self.is_offline(target) {
             return Err(self.not_in_mirror(target));
         }
@@ -234,7 +251,7 @@ impl Pull {
     }
 
     fn is_offline(&self, target: &Target) -> bool {
-        self.policy.load().offline || target.upstream.offline
+        self.policy.load().offline || target.upstream.offline || target.held_only
     }
 
     fn hint(&self, target: &Target, digest: &Digest) -> Option<u64> {

@@ -22,6 +22,8 @@ pub struct Target {
     pub client_name: String,
     /// Which configuration said so: each reload is another.
     pub edition: u64,
+    /// Who asks may have what is held, and nobody may be asked for it: as if its upstream were offline.
+    pub held_only: bool,
 }
 
 /// Every name that stands for an upstream.
@@ -122,11 +124,10 @@ impl Names {
 }
 
 impl Names {
-    /// Whether whoever reaches the registry may pull from the repository with this key: its upstream is configured, and
-    /// its `allow` and `deny` permit it. What was fetched with credentials is for the same people (README: anyone who can
-    /// reach the address may pull what its credentials can pull). A right by caller would be asked for here as well.
-    pub(super) fn may_pull(&self, key: &str) -> bool {
-        self.resolve(key, None).is_ok_and(|target| *target.key == *key)
+    /// The repository that is held under this key, if it still has an upstream, whose `allow` and `deny` permit it. Whether
+    /// who asks may pull from it is another question.
+    pub(super) fn held(&self, key: &str) -> Option<Target> {
+        self.resolve(key, None).ok().filter(|target| *target.key == *key)
     }
 }
 
@@ -149,5 +150,6 @@ fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str, edition: u64)
         key,
         client_name: client_name.to_owned(),
         edition,
+        held_only: false,
     })
 }

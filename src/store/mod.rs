@@ -37,6 +37,7 @@ pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
+pub use privacy::ToNobody;
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
 pub use survey::{Row, Survey};
 pub use verify::{Check, Verdict};

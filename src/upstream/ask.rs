@@ -73,6 +73,16 @@ impl Client {
         Ok(self.note(question, reply))
     }
 
+    /// At the upstream itself, mirrors left aside. Nothing is learned of how it wants to be asked.
+    pub(super) async fn ask_itself(&self, question: &Question<'_>) -> Result<(), UpstreamError> {
+        if self.offline {
+            return Err(self.error(ErrorKind::Offline));
+        }
+        let deadline = Instant::now() + self.tuning.headers;
+        let asked = self.at(&self.own, question, deadline).await;
+        asked.map(|_| ()).map_err(|kind| self.error(kind))
+    }
+
     fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
         self.logins_used
             .insert(question.repository.clone(), reply.with_credentials);
@@ -150,6 +160,7 @@ impl Client {
             accept: question.accept,
             range: question.range,
             repository: question.repository,
+            as_nobody: question.as_nobody,
         };
         let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {
             Err(_) => return Err(ErrorKind::Timeout(self.tuning.headers)),

@@ -162,6 +162,14 @@ pub struct Client {
     pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
 
+/// Something of a repository that can be asked for as nobody.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Probe {
+    Manifest(Reference),
+    Blob(Digest),
+    Tags,
+}
+
 /// What a HEAD of a manifest told; `None` where the upstream left it out.
 #[derive(Clone, Debug)]
 pub struct ManifestHead {
@@ -254,6 +262,56 @@ impl Client {
     pub fn has_credentials(&self, repository: &Repository) -> bool {
         let known = self.logins_used.get(repository);
         known.unwrap_or_else(|| self.own.has_login(repository) || self.mirrors.iter().any(|m| m.has_login(repository)))
+    }
+
+    /// Whether there are credentials that a question about this repository would be asked with.
+    pub fn may_log_in(&self, repository: &Repository) -> bool {
+        self.own.may_log_in(repository) || self.mirrors.iter().any(|mirror| mirror.may_log_in(repository))
+    }
+
+    /// What the upstream itself says to somebody without credentials: `Some(true)`, it answers; `Some(false)`, it asks
+    /// for credentials or refuses (401, 403); `None`, it does not have it, which says nothing of the repository.
+    ///
+    /// Errors: it says nothing at all.
+    pub async fn shows_to_nobody(&self, repository: &Repository, probe: &Probe) -> Result<Option<bool>, UpstreamError> {
+        let mut question = match probe {
+            Probe::Manifest(reference) => manifest(Method::HEAD, repository, reference, Take::Head),
+            Probe::Blob(digest) => blob(Method::HEAD, repository, digest, Take::Head),
+            Probe::Tags => Question {
+                kind: Kind::Tags,
+                method: Method::GET,
+                repository,
+                path: format!("{repository}/tags/list"),
+                query: Some("n=1"),
+                accept: "application/json",
+                range: None,
+                take: Take::Head,
+                as_nobody: true,
+            },
+        };
+        question.as_nobody = true;
+        let mut asked = self.ask_itself(&question).await;
+        // R-U27: where HEAD is not understood, a GET whose body nobody reads.
+        if let Err(error) = &asked
+            && matches!(
+                error.kind,
+                ErrorKind::Status {
+                    status: 400 | 405 | 501,
+                    ..
+                }
+            )
+        {
+            question.method = Method::GET;
+            asked = self.ask_itself(&question).await;
+        }
+        match asked {
+            Ok(()) => Ok(Some(true)),
+            Err(error) => match error.kind {
+                ErrorKind::Denied { .. } => Ok(Some(false)),
+                ErrorKind::NotFound { .. } => Ok(None),
+                _ => Err(error),
+            },
+        }
     }
 
     /// The time left until the breaker closes, if it is open.
@@ -378,6 +436,7 @@ impl Client {
             accept: "application/json",
             range: None,
             take: Take::Pages(MAX_TAGS_BYTES),
+            as_nobody: false,
         };
         let mut tags = Vec::new();
         for item in self.list(&question, "tags").await? {
@@ -400,6 +459,7 @@ impl Client {
             accept: media_type::OCI_INDEX,
             range: None,
             take: Take::Pages(MAX_REFERRERS_BYTES),
+            as_nobody: false,
         };
         match self.list(&question, "manifests").await {
             Ok(items) => Ok(Referrers::Listed(items)),

@@ -257,6 +257,12 @@ impl Credentials {
         }
     }
 
+    /// Whether there are any, without reading a password or waiting for who gives them out.
+    pub fn are_there(&self, repository: &Repository) -> bool {
+        let at_hand = || self.at_hand(Some(repository));
+        self.fixed.is_some() || at_hand().is_none_or(|found| !found.is_anonymous())
+    }
+
     /// Waits for a helper or a cloud, if need be.
     ///
     /// Errors: why the password cannot be had, without it.

@@ -49,6 +49,9 @@ enum Carried {
 impl Endpoint {
     /// The verdict. Time is bounded by the caller.
     pub async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, ErrorKind> {
+        if ask.as_nobody {
+            return self.ask_as(ask, Arc::new(Credential::Anonymous)).await;
+        }
         let found = self.credentials.find(Some(ask.repository)).await;
         let found = found.map_err(|e| ErrorKind::Auth(e.into()))?;
         let outcome = self.ask_as(ask, found.credential.clone()).await;
@@ -284,7 +287,7 @@ impl Dance<'_> {
             (Carried::Nothing, _) | (_, None) => None,
             (_, Some(demand)) => Some(Known::Demands(demand)),
         };
-        if let Some(known) = known.filter(|_| was_let_in) {
+        if let Some(known) = known.filter(|_| was_let_in && !self.ask.as_nobody) {
             self.endpoint.learn(self.ask.repository, known);
         }
         if status == StatusCode::OK || status == StatusCode::PARTIAL_CONTENT {

@@ -32,6 +32,8 @@ pub struct Ask<'a> {
     pub accept: &'static str,
     pub range: Option<Span>,
     pub repository: &'a Repository,
+    /// Without credentials, whatever there are.
+    pub as_nobody: bool,
 }
 
 impl Ask<'_> {
@@ -128,6 +130,11 @@ impl Endpoint {
         self.credentials
             .at_hand(Some(repository))
             .is_none_or(|credential| !credential.is_anonymous())
+    }
+
+    /// Whether credentials are configured for it, or found in a login file.
+    pub fn may_log_in(&self, repository: &Repository) -> bool {
+        self.credentials.are_there(repository)
     }
 
     pub(super) fn known(&self, repository: &Repository) -> (Option<Known>, Option<Demand>) {

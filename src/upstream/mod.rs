@@ -25,6 +25,7 @@ pub mod client;
 mod cloud;
 pub mod credentials;
 mod dance;
+pub mod documents;
 mod endpoint;
 pub mod error;
 mod guard;
@@ -45,6 +46,6 @@ mod walk;
 mod tests;
 
 pub use budget::Budget;
-pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Referrers, Tuning};
+pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};

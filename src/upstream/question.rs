@@ -38,6 +38,8 @@ pub(super) struct Question<'a> {
     pub(super) accept: &'static str,
     pub(super) range: Option<Span>,
     pub(super) take: Take,
+    /// Without credentials, whatever there are.
+    pub(super) as_nobody: bool,
 }
 
 /// What of the answer is wanted.
@@ -91,6 +93,7 @@ pub(super) fn manifest<'a>(
         accept: media_type::MANIFEST_ACCEPT,
         range: None,
         take,
+        as_nobody: false,
     }
 }
 
@@ -104,5 +107,6 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         accept: "*/*",
         range: None,
         take,
+        as_nobody: false,
     }
 }

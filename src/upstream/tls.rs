@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 
 use crate::config::Upstream;
 
@@ -28,10 +29,10 @@ fn roots() -> Arc<RootCertStore> {
     ROOTS.get_or_init(read).clone()
 }
 
-/// The system's trust and the operator's `ca_file`, and the client's own certificate where one is demanded.
-pub fn config(upstream: &Upstream) -> Result<ClientConfig, String> {
+/// The system's trust and the operator's `ca_file`.
+fn builder(ca_file: Option<&Path>) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, String> {
     let mut trust = roots();
-    if let Some(path) = &upstream.ca_file {
+    if let Some(path) = ca_file {
         let mut store = RootCertStore::clone(&trust);
         for cert in certificates("ca_file", path)? {
             store
@@ -41,10 +42,20 @@ pub fn config(upstream: &Upstream) -> Result<ClientConfig, String> {
         trust = Arc::new(store);
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
+    Ok(ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|e| format!("TLS cannot be set up: {e}"))?
-        .with_root_certificates(trust);
+        .with_root_certificates(trust))
+}
+
+/// For a client that shows nothing of itself.
+pub fn trusting(ca_file: Option<&Path>) -> Result<ClientConfig, String> {
+    Ok(builder(ca_file)?.with_no_client_auth())
+}
+
+/// The system's trust and the operator's `ca_file`, and the client's own certificate where one is demanded.
+pub fn config(upstream: &Upstream) -> Result<ClientConfig, String> {
+    let builder = builder(upstream.ca_file.as_deref())?;
     let mut config = match (&upstream.client_cert, &upstream.client_key) {
         (None, None) => builder.with_no_client_auth(),
         (Some(cert), Some(key)) => {

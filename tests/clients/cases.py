@@ -19,6 +19,7 @@ import tools
 from clients import (Containerd, ContainerdNs, Dockerd, Plain, PlainAlias,
                      Podman, PodmanMirror, Skopeo, SkopeoTags)
 from larder import Larder, binary
+from login import login
 from registry import Registry, Traffic
 from work import Failed, Work, await_true, exit_on_signals, tail
 
@@ -399,6 +400,7 @@ CASES |= {
     "ttl": (trusted_tags, {"forty"}, {"skopeo"}),
     "ten": (ten_at_once, {"forty", "debian"}, {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "big": (crowd_on_one_blob, {"big"}, {"curl"}),
+    "login": (login, {"forty"}, {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "first-byte": (first_byte, {"forty"}, {"curl"}),
 }
 IMAGE_TOOLS = {"debian": {"debootstrap"}, "zstd": {"zstd"}}

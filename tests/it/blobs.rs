@@ -306,6 +306,7 @@ async fn redirected() {
     let larder = Larder::start(&upstream, |t| {
         t.upstream("docker.io", "username", "me");
         t.upstream("docker.io", "password", "hidden");
+        t.everybody_may_pull();
     })
     .await;
     let response = larder.get(blob(REPO, digest)).await;

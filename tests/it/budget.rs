@@ -130,6 +130,7 @@ async fn what_is_left_is_told() {
         t.upstream("budget.example", "url", upstream.url());
         t.upstream("budget.example", "username", "budget-user");
         t.upstream("budget.example", "password", "pw");
+        t.everybody_may_pull();
     })
     .await;
     for (tag, remaining) in [("1", 30), ("2", 20)] {

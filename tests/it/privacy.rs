@@ -242,6 +242,7 @@ async fn the_catalog_names_what_may_be_pulled() {
         toml.upstream("ghcr.io", "url", private.url());
         toml.upstream("ghcr.io", "username", "me");
         toml.upstream("ghcr.io", "password", "hidden");
+        toml.everybody_may_pull();
     };
     let closed = |toml: &mut crate::support::toml::Toml| {
         toml.upstream("ghcr.io", "deny", vec![SECRET, ghost]);
@@ -266,7 +267,7 @@ async fn the_catalog_names_what_may_be_pulled() {
     for repo in [OTHER, "team/z"] {
         pull(&without, repo).await;
     }
-    // Today's rule: whoever reaches the address may pull, and so may know the name.
+    // By the rule above everybody may pull, and so may know the name.
     let all = open.get("/v2/_catalog").await.expect(200).json();
     let full: Vec<String> = names.iter().map(|name| format!("ghcr.io/{name}")).collect();
     assert_eq!(all["repositories"], serde_json::json!(full));
@@ -329,6 +330,7 @@ async fn private_repositories_are_marked() {
         toml.upstream("ghcr.io", "url", private.url());
         toml.upstream("ghcr.io", "username", "me");
         toml.upstream("ghcr.io", "password", "hidden");
+        toml.everybody_may_pull();
     })
     .await;
     let is_private = |larder: &Larder, key: &str| larder.store().is_private(key);

@@ -103,6 +103,7 @@ async fn a_changed_file_is_read_by_itself() {
     let larder = LarderProcess::start(&upstream, |t| {
         t.upstream("docker.io", "username", "me");
         t.upstream("docker.io", "password", "first");
+        t.everybody_may_pull();
     })
     .await;
     larder.get(manifest(REPO, "1")).await.expect(404);

@@ -16,6 +16,7 @@ const PASSWORD: &str = "p#&+% /w:ord";
 fn login(t: &mut Toml) {
     t.upstream("docker.io", "username", "me");
     t.upstream("docker.io", "password", PASSWORD);
+    t.everybody_may_pull();
 }
 
 /// R-U1, R-W10: one token for all of a repository, however many ask at once.
@@ -225,6 +226,7 @@ async fn a_password_file_that_changes() {
     let larder = Larder::start(&upstream, |t| {
         t.upstream("docker.io", "username", "me");
         t.upstream("docker.io", "password_file", file.to_str().unwrap());
+        t.everybody_may_pull();
     })
     .await;
     larder.get(manifest(REPO, "1")).await.expect_content(&one.manifest);
@@ -308,7 +310,10 @@ async fn docker_config_json() {
         format!("{host}/te"): {"auth": auth("half", "a name")},
     }}));
     let environment = [("DOCKER_CONFIG", folder.path().to_str().unwrap())];
-    let larder = LarderProcess::start_with(&upstream, &environment, |_| {}).await;
+    let larder = LarderProcess::start_with(&upstream, &environment, |t| {
+        t.everybody_may_pull();
+    })
+    .await;
     larder
         .get(manifest("team/app", "1"))
         .await
@@ -317,7 +322,10 @@ async fn docker_config_json() {
 
     upstream.require_token(TokenPolicy::new().refresh_token("identity+/="));
     write(serde_json::json!({"auths": {format!("{host}"): {"identitytoken": "identity+/="}}}));
-    let larder = LarderProcess::start_with(&upstream, &environment, |_| {}).await;
+    let larder = LarderProcess::start_with(&upstream, &environment, |t| {
+        t.everybody_may_pull();
+    })
+    .await;
     larder
         .get(manifest("team/app", "1"))
         .await
@@ -325,7 +333,10 @@ async fn docker_config_json() {
 
     upstream.forget();
     write(serde_json::json!({"auths": {"https://index.docker.io/v1/": {"auth": auth("hub", "only")}}}));
-    let larder = LarderProcess::start_with(&upstream, &environment, |_| {}).await;
+    let larder = LarderProcess::start_with(&upstream, &environment, |t| {
+        t.everybody_may_pull();
+    })
+    .await;
     let refused = larder.get(manifest("team/app", "1")).await;
     assert!(refused.status >= 400, "{refused:?}");
     assert_eq!(upstream.count(On::Any.authorized()), 0, "{}", upstream.print());

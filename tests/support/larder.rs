@@ -104,6 +104,11 @@ impl Larder {
         self.admin
     }
 
+    /// The listeners beside the main one.
+    pub fn listeners(&self) -> Vec<larder::app::Open> {
+        self.running.as_ref().expect("a Larder that runs").listeners.clone()
+    }
+
     /// The cache folder.
     pub fn cache(&self) -> PathBuf {
         self.folder.path().join("cache")

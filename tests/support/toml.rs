@@ -58,6 +58,15 @@ impl Toml {
         self.set(&["upstream", name], key, value)
     }
 
+    /// Also what needs credentials, and without a login: for tests about something else.
+    pub fn everybody_may_pull(&mut self) -> &mut Toml {
+        let rule = ::toml::Table::from_iter([
+            ("may".to_owned(), ::toml::Value::from("fetch")),
+            ("private".to_owned(), ::toml::Value::from(true)),
+        ]);
+        self.set(&["access"], "rule", vec![::toml::Value::Table(rule)])
+    }
+
     pub fn remove_upstream(&mut self, name: &str) {
         let upstreams = self.0.get_mut("upstream").and_then(::toml::Value::as_table_mut);
         upstreams.expect("upstreams").remove(name).expect("that upstream");

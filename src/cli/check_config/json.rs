@@ -23,6 +23,16 @@ pub fn meaning(config: &Config) -> String {
             "shutdown_grace_seconds": config.server.shutdown_grace.as_secs_f64(),
             "server_timing": config.server.server_timing,
         },
+        "listeners": config.listeners.iter().map(|listener| json!({
+            "name": listener.name,
+            "listen": listener.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "tls": listener.tls.as_ref().map(|tls| json!({
+                "cert": tls.cert,
+                "key": tls.key,
+                "client_ca": tls.client_ca,
+            })),
+        })).collect::<Vec<_>>(),
+        "access": access(config),
         "admin": { "listen": config.admin.listen, "token": config.admin.token.is_some() },
         "cache": {
             "path": config.cache.path,
@@ -68,6 +78,32 @@ fn prefetch(prefetch: &Prefetch) -> Value {
         "platforms": prefetch.platforms.as_ref().map(Platforms::names),
         "schedule": prefetch.schedule.as_str(),
         "referrers": prefetch.referrers,
+    })
+}
+
+fn access(config: &Config) -> Value {
+    let access = &config.access;
+    json!({
+        "htpasswd_file": access.htpasswd_file,
+        "token_key_file": access.token_key_file,
+        "token_ttl_seconds": access.token_ttl.as_secs_f64(),
+        "realm": access.realm.as_ref().map(url::Url::as_str),
+        "oidc": access.issuers.iter().map(|issuer| json!({
+            "name": issuer.name,
+            "issuer": issuer.issuer,
+            "audience": issuer.audience,
+            "identity": issuer.identity,
+            "jwks": issuer.jwks.to_string(),
+        })).collect::<Vec<_>>(),
+        "rules": access.rules.iter().map(|rule| json!({
+            "who": rule.who,
+            "from": rule.from.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "listeners": rule.listeners,
+            "images": rule.images,
+            "may": rule.may.as_str(),
+            "private": rule.private,
+        })).collect::<Vec<_>>(),
+        "hints": crate::auth::hints(config),
     })
 }
 

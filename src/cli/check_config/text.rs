@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::{origin, without_user};
 use crate::config::units::{show_duration, show_size};
-use crate::config::{Cache, Config, Lender, LogFormat, Password, Prefetch, StaticCredentials, Upstream};
+use crate::config::{Cache, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, Upstream};
 
 pub fn meaning(config: &Config) -> String {
     let mut out = String::new();
     section(&mut out, "Configuration", &sources(config));
     section(&mut out, "Listeners", &listeners(config));
+    section(&mut out, "Who may pull", &access(config));
     section(&mut out, "Cache", &cache(&config.cache));
     section(&mut out, "Policy", &policy(&config.cache));
     section(&mut out, "Limits and log", &limits(config));
@@ -56,8 +57,8 @@ fn sources(config: &Config) -> Vec<String> {
     config.sources.iter().map(row_of).collect()
 }
 
-fn listeners(config: &Config) -> Vec<String> {
-    let tls = match &config.server.tls {
+fn tls_of(tls: Option<&ServerTls>) -> String {
+    match tls {
         None => "without TLS".to_owned(),
         Some(tls) => match &tls.client_ca {
             None => format!("with TLS ({})", tls.cert.display()),
@@ -67,14 +68,34 @@ fn listeners(config: &Config) -> Vec<String> {
                 ca.display()
             ),
         },
-    };
+    }
+}
+
+fn listeners(config: &Config) -> Vec<String> {
     let api = match &config.admin.token {
         None => "the API for this machine only".to_owned(),
         Some(Password::Value(_)) => "the API with a token".to_owned(),
         Some(Password::File(path)) => format!("the API with the token in {}", path.display()),
     };
-    vec![
-        row("registry", format!("{}, {tls}", list(&config.server.listen))),
+    let further = config.listeners.iter().map(|listener| {
+        let has_address = listener.listen.iter().any(|place| place.port().is_some());
+        let tls = match has_address {
+            true => format!(", {}", tls_of(listener.tls.as_ref())),
+            false => String::new(),
+        };
+        row(&listener.name, format!("{}{tls}", list(&listener.listen)))
+    });
+    let main = row(
+        "registry",
+        format!(
+            "{}, {}",
+            list(&config.server.listen),
+            tls_of(config.server.tls.as_ref())
+        ),
+    );
+    let mut rows = vec![main];
+    rows.extend(further);
+    rows.extend([
         row("operators", format!("{}, {api}", list(&config.admin.listen))),
         row(
             "on a stop",
@@ -87,7 +108,44 @@ fn listeners(config: &Config) -> Vec<String> {
                 false => "for who asks",
             },
         ),
-    ]
+    ]);
+    rows
+}
+
+fn access(config: &Config) -> Vec<String> {
+    let access = &config.access;
+    let mut rows = Vec::new();
+    if let Some(path) = &access.htpasswd_file {
+        rows.push(row("passwords", format!("of {}", path.display())));
+    }
+    for issuer in &access.issuers {
+        let name = format!("{}:<{}>", issuer.name, issuer.identity);
+        let (by, keys) = (&issuer.issuer, &issuer.jwks);
+        rows.push(row(
+            "tokens",
+            format!("of {by} for {:?} are {name}; keys at {keys}", issuer.audience),
+        ));
+    }
+    if access.rules.is_empty() {
+        let logged_in = access.htpasswd_file.is_some() || config.listeners.iter().any(|l| l.tls.is_some());
+        rows.push("Everybody who reaches an address may pull and fetch what is public.".to_owned());
+        rows.push(match logged_in {
+            true => "What needs credentials upstream is for users with a password or certificate.".to_owned(),
+            false => "What needs credentials upstream is refused.".to_owned(),
+        });
+    }
+    for (at, rule) in access.rules.iter().enumerate() {
+        rows.push(format!("{}. {rule}", at + 1));
+    }
+    if !access.rules.is_empty() {
+        rows.push("What no rule matches is refused.".to_owned());
+    }
+    rows.extend(
+        crate::auth::hints(config)
+            .into_iter()
+            .map(|hint| format!("Hint: {hint}")),
+    );
+    rows
 }
 
 fn cache(cache: &Cache) -> Vec<String> {

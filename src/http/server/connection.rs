@@ -1,7 +1,6 @@
 //! One connection from its first byte to its last.
 
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +12,13 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 use super::answer::{self, Connection};
-use super::handler::{Caller, Handler};
+use super::handler::{Caller, Handler, Peer};
 use super::pulse::{Overdue, Pulse};
-use super::tls::Certificates;
+use super::tls::{self, Certificates};
 use super::wire::{self, Transport, Wire};
 use super::{LAST_WORDS, Shared};
 use crate::http::outbox::Outbox;
@@ -50,7 +49,7 @@ const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: applic
 ///
 /// A future is as large as its largest step, and keeps that much for as long as its client stays, idle or not: so each
 /// large step is in a box of its own, which only those have who come to it.
-pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared<impl Handler>>) {
+pub(super) async fn run(tcp: TcpStream, client: Peer, shared: Arc<Shared<impl Handler>>) {
     let first = tokio::select! {
         biased;
         () = shared.stop.cancelled() => return,
@@ -65,7 +64,19 @@ pub(super) async fn run(tcp: TcpStream, client: SocketAddr, shared: Arc<Shared<i
     }
 }
 
-async fn secure(tcp: TcpStream, certificates: &Certificates, client: SocketAddr, shared: &Shared<impl Handler>) {
+/// The same by a Unix socket, where nobody speaks TLS.
+pub(super) async fn run_unix(stream: UnixStream, shared: Arc<Shared<impl Handler>>) {
+    let first = tokio::select! {
+        biased;
+        () = shared.stop.cancelled() => return,
+        first = tokio::time::timeout(shared.limits.now().idle_timeout, stream.readable()) => first,
+    };
+    if let Ok(Ok(())) = first {
+        Box::pin(plain(stream, Peer::Unix, &shared)).await;
+    }
+}
+
+async fn secure(tcp: TcpStream, certificates: &Certificates, client: Peer, shared: &Shared<impl Handler>) {
     let handshake = async { certificates.acceptor().await.accept(tcp).await };
     let handshake = tokio::select! {
         () = shared.stop.cancelled() => return,
@@ -73,12 +84,20 @@ async fn secure(tcp: TcpStream, certificates: &Certificates, client: SocketAddr,
     };
     match handshake {
         Ok(Ok(stream)) => {
-            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            Box::pin(speak(stream, Bytes::new(), http2, client, shared)).await;
+            let session = stream.get_ref().1;
+            let http2 = session.alpn_protocol() == Some(b"h2");
+            let shown = session.peer_certificates().and_then(|chain| chain.first());
+            let certificate = shown.and_then(tls::identity_in);
+            Box::pin(speak(stream, Bytes::new(), http2, (client, certificate), shared)).await;
         }
         Ok(Err(error)) => tracing::debug!(%client, %error, "TLS handshake failed"),
         Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
     }
+}
+
+pub(super) async fn refuse_unix(mut stream: UnixStream) {
+    let _ = stream.write_all(TOO_MANY.as_bytes()).await;
+    wire::linger(stream).await;
 }
 
 /// Tells a client that there is no place for it; a TLS client just sees the end.
@@ -103,7 +122,7 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     Ok((tcp.peek(&mut byte).await? > 0).then_some(byte[0]))
 }
 
-async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared<impl Handler>) {
+async fn plain<S: Transport>(mut tcp: S, client: Peer, shared: &Shared<impl Handler>) {
     let told = tokio::select! {
         () = shared.stop.cancelled() => return,
         told = tokio::time::timeout(shared.limits.now().header_timeout, preface(&mut tcp)) => told,
@@ -111,7 +130,7 @@ async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared<impl Hand
     match told {
         Ok(Ok(prefix)) => {
             let http2 = prefix == HTTP2_PREFACE;
-            Box::pin(speak(tcp, prefix, http2, client, shared)).await;
+            Box::pin(speak(tcp, prefix, http2, (client, None), shared)).await;
         }
         Ok(Err(_)) => {}
         Err(_) => wire::linger(tcp).await,
@@ -119,7 +138,7 @@ async fn plain(mut tcp: TcpStream, client: SocketAddr, shared: &Shared<impl Hand
 }
 
 /// Reads until it is clear whether HTTP/2 is spoken without further ado; what was read.
-async fn preface(tcp: &mut TcpStream) -> io::Result<Bytes> {
+async fn preface(tcp: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
     let mut read = Vec::with_capacity(HTTP2_PREFACE.len());
     while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
         let left = HTTP2_PREFACE.len() - read.len();
@@ -131,7 +150,13 @@ async fn preface(tcp: &mut TcpStream) -> io::Result<Bytes> {
 }
 
 /// HTTP, over whatever it is.
-async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: SocketAddr, shared: &Shared<impl Handler>) {
+async fn speak<S: Transport>(
+    stream: S,
+    prefix: Bytes,
+    http2: bool,
+    (client, certificate): (Peer, Option<Arc<str>>),
+    shared: &Shared<impl Handler>,
+) {
     let pulse = Pulse::new(http2);
     // hyper passes the tickets of an outbox on unseen in HTTP/1 only, where it writes vectored.
     let outbox = (!http2 && stream.plain().is_some()).then(Arc::<Outbox>::default);
@@ -141,6 +166,7 @@ async fn speak<S: Transport>(stream: S, prefix: Bytes, http2: bool, client: Sock
         handler: shared.handler.clone(),
         caller: Caller {
             address: client,
+            certificate,
             outbox,
         },
         limits: (*shared.limits.now()).clone(),
@@ -170,12 +196,7 @@ async fn hurry<H>(shared: &Shared<H>) {
 }
 
 /// Polls the connection until it ends by itself, is overdue, or the server stops.
-async fn drive<C: GracefulConnection, H>(
-    mut connection: Pin<&mut C>,
-    pulse: &Pulse,
-    client: SocketAddr,
-    shared: &Shared<H>,
-) {
+async fn drive<C: GracefulConnection, H>(mut connection: Pin<&mut C>, pulse: &Pulse, client: Peer, shared: &Shared<H>) {
     let limits = shared.limits.now();
     let overdue = tokio::select! {
         // Nothing else is there to be decided in a connection that goes on.

@@ -1,6 +1,6 @@
 //! What stands behind a listener and answers.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
@@ -11,10 +11,38 @@ use tower::ServiceExt;
 use crate::http::labels::{ClientAddr, SendsFiles};
 use crate::http::outbox::Outbox;
 
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    Tcp(SocketAddr),
+    /// By a socket in the file system: some process of this machine.
+    Unix,
+}
+
+impl Peer {
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self {
+            Peer::Tcp(address) => Some(address.ip()),
+            Peer::Unix => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Peer::Tcp(address) => address.fmt(f),
+            Peer::Unix => f.write_str("unix"),
+        }
+    }
+}
+
 /// Who asks, and what can be done for it: the same for every request of a connection.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    pub address: SocketAddr,
+    pub address: Peer,
+    /// Whom the certificate names that the connection came with: `cert:node-1`.
+    pub certificate: Option<Arc<str>>,
     /// The connection sends files by itself, if they are handed to it as tickets.
     pub outbox: Option<Arc<Outbox>>,
 }
@@ -33,7 +61,9 @@ impl Handler for Router {
 
     async fn handle(&self, mut request: Request<Body>, caller: &Caller) -> Response<Body> {
         let extensions = request.extensions_mut();
-        extensions.insert(ClientAddr(caller.address));
+        if let Peer::Tcp(address) = caller.address {
+            extensions.insert(ClientAddr(address));
+        }
         if let Some(outbox) = &caller.outbox {
             extensions.insert(SendsFiles(outbox.clone()));
         }

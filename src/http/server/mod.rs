@@ -13,6 +13,7 @@ mod gate;
 mod handler;
 mod pulse;
 mod sendfile;
+mod socket;
 pub mod tls;
 mod wire;
 
@@ -20,18 +21,19 @@ mod wire;
 mod tests;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Limits;
+use crate::config::{Limits, Listen};
 use gate::{Gate, Pass};
-pub use handler::{Caller, Handler};
+pub use handler::{Caller, Handler, Peer};
+use socket::Socket;
 
 /// How long connections get to be closed in good order when the grace period has run out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -43,16 +45,17 @@ const REFUSALS: usize = 64;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}; {advice}")]
 pub struct BindError {
-    pub address: SocketAddr,
+    pub address: Listen,
     advice: &'static str,
     #[source]
     source: io::Error,
 }
 
 impl BindError {
-    fn new(address: SocketAddr, source: io::Error) -> BindError {
+    fn new(address: Listen, source: io::Error) -> BindError {
         let advice = match source.kind() {
             io::ErrorKind::AddrInUse => "another process listens there: stop it, or choose another port",
+            _ if matches!(address, Listen::Unix(_)) => "its folder has to be there and writable for this user",
             io::ErrorKind::PermissionDenied => "choose a port above 1023, or grant CAP_NET_BIND_SERVICE",
             io::ErrorKind::AddrNotAvailable => "this machine has no such address: use one of its own, 0.0.0.0 or [::]",
             _ => "check the address",
@@ -71,6 +74,26 @@ pub struct Listening {
     /// As bound: port 0 has become a real one.
     pub addresses: Vec<SocketAddr>,
     listeners: Vec<TcpListener>,
+    sockets: Vec<Socket>,
+}
+
+/// Listens at all of `places` or at none.
+pub async fn bind_places(places: &[Listen]) -> Result<Listening, BindError> {
+    let tcp: Vec<SocketAddr> = places
+        .iter()
+        .filter_map(|place| match place {
+            Listen::Tcp(address) => Some(*address),
+            Listen::Unix(_) => None,
+        })
+        .collect();
+    let mut listening = bind(&tcp).await?;
+    for place in places {
+        if let Listen::Unix(path) = place {
+            let socket = Socket::bind(path).map_err(|e| BindError::new(place.clone(), e))?;
+            listening.sockets.push(socket);
+        }
+    }
+    Ok(listening)
 }
 
 /// Listens on all of `addresses` or on none.
@@ -78,14 +101,17 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Listening, BindError> {
     let mut listening = Listening {
         addresses: Vec::new(),
         listeners: Vec::new(),
+        sockets: Vec::new(),
     };
     for &address in addresses {
         let listener = TcpListener::bind(address)
             .await
-            .map_err(|e| BindError::new(address, e))?;
-        listening
-            .addresses
-            .push(listener.local_addr().map_err(|e| BindError::new(address, e))?);
+            .map_err(|e| BindError::new(Listen::Tcp(address), e))?;
+        listening.addresses.push(
+            listener
+                .local_addr()
+                .map_err(|e| BindError::new(Listen::Tcp(address), e))?,
+        );
         listening.listeners.push(listener);
     }
     Ok(listening)
@@ -96,6 +122,7 @@ pub fn adopt(sockets: Vec<std::net::TcpListener>) -> io::Result<Listening> {
     let mut listening = Listening {
         addresses: Vec::new(),
         listeners: Vec::new(),
+        sockets: Vec::new(),
     };
     for socket in sockets {
         socket.set_nonblocking(true)?;
@@ -164,7 +191,14 @@ pub async fn serve(
         .listeners
         .into_iter()
         .map(|listener| accept(listener, shared.clone()));
-    futures_util::future::join_all(accepting).await;
+    let by_sockets = listening
+        .sockets
+        .into_iter()
+        .map(|socket| accept_unix(socket, shared.clone()));
+    tokio::join!(
+        futures_util::future::join_all(accepting),
+        futures_util::future::join_all(by_sockets),
+    );
     shared.tasks.close();
     if tokio::time::timeout(grace, shared.tasks.wait()).await.is_err() {
         tracing::warn!(
@@ -192,6 +226,43 @@ async fn accept(listener: TcpListener, shared: Arc<Shared<impl Handler>>) {
     }
 }
 
+/// The same at a Unix socket; dropping it takes its file away.
+async fn accept_unix(socket: Socket, shared: Arc<Shared<impl Handler>>) {
+    let listener: &UnixListener = socket.listener();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => admit_unix(stream, &shared),
+            Err(error) => accept_failed(&error).await,
+        }
+    }
+}
+
+/// All who come by such sockets are one client: this machine.
+fn admit_unix(stream: UnixStream, shared: &Arc<Shared<impl Handler>>) {
+    let (us, limits) = (Ipv4Addr::UNSPECIFIED.into(), shared.limits.now());
+    match shared
+        .gate
+        .enter(us, limits.max_connections, limits.max_connections_per_client)
+    {
+        Ok(pass) => {
+            metrics::counter!("larder_connections_total").increment(1);
+            let connection = connection::run_unix(stream, shared.clone());
+            shared.tasks.spawn(with(Counted::new(pass), connection));
+        }
+        Err(full) => {
+            metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
+            if let Ok(pass) = shared.refusals.enter(us, REFUSALS, REFUSALS) {
+                shared.tasks.spawn(with(pass, connection::refuse_unix(stream)));
+            }
+        }
+    }
+}
+
 /// A connection that broke before it was accepted is nobody's loss; being out of file descriptors is, and passes.
 async fn accept_failed(error: &io::Error) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
@@ -211,7 +282,7 @@ fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
     {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
-            let connection = connection::run(tcp, peer, shared.clone());
+            let connection = connection::run(tcp, Peer::Tcp(peer), shared.clone());
             shared.tasks.spawn(with(Counted::new(pass), connection));
         }
         Err(full) => {

@@ -13,6 +13,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
+use crate::auth::policy::CERTIFICATE;
 use crate::config::ServerTls;
 
 /// How often the files are looked at, at most.
@@ -33,6 +34,56 @@ pub enum TlsError {
         key: PathBuf,
         reason: String,
     },
+}
+
+/// Whom a client's certificate names, as rules know him: `cert:` and the subject's common name, else the first name that
+/// it is for. The handshake has verified it.
+pub(super) fn identity_in(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+    let read = webpki::EndEntityCert::try_from(certificate).ok()?;
+    let common = common_name(read.subject());
+    let name = common.or_else(|| {
+        let mut names = read.valid_dns_names().chain(read.valid_uri_names());
+        names.next().map(str::to_owned)
+    })?;
+    let fits = !name.is_empty() && name.len() <= 255 && !name.chars().any(char::is_control);
+    fits.then(|| format!("{CERTIFICATE}{name}").into())
+}
+
+/// The last common name (2.5.4.3) of a subject: the contents of its sequence, in DER.
+fn common_name(mut subject: &[u8]) -> Option<String> {
+    const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
+    let mut found = None;
+    while let Some((_set, mut attributes, rest)) = element(subject) {
+        subject = rest;
+        while let Some((_sequence, pair, rest)) = element(attributes) {
+            attributes = rest;
+            let Some((0x06, kind, value)) = element(pair) else {
+                continue;
+            };
+            // UTF8String, PrintableString, IA5String.
+            if let (true, Some((0x0c | 0x13 | 0x16, text, _))) = (kind == COMMON_NAME, element(value)) {
+                found = std::str::from_utf8(text).ok().map(str::to_owned).or(found);
+            }
+        }
+    }
+    found
+}
+
+/// The first element: its tag, its contents, and what follows.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = bytes.split_first()?;
+    let (&first, rest) = rest.split_first()?;
+    let (length, rest) = match first {
+        0..=0x7f => (usize::from(first), rest),
+        0x81 => rest.split_first().map(|(&length, rest)| (usize::from(length), rest))?,
+        0x82 => {
+            let (length, rest) = rest.split_at_checked(2)?;
+            (usize::from(length[0]) << 8 | usize::from(length[1]), rest)
+        }
+        _ => return None,
+    };
+    let (contents, rest) = rest.split_at_checked(length)?;
+    Some((tag, contents, rest))
 }
 
 /// When and how long each file was.

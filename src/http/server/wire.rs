@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use rustix::net::sockopt::set_tcp_cork;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
 
@@ -28,7 +28,8 @@ const LINGER_BYTES: usize = 4 * 1024 * 1024;
 
 /// What a connection runs on.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    fn tcp(&self) -> &TcpStream;
+    /// Has closing it be a reset, where there is such a thing.
+    fn reset(&self);
 
     /// The socket, if what is written here goes out as it is.
     fn plain(&self) -> Option<&TcpStream> {
@@ -37,8 +38,8 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
 }
 
 impl Transport for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn reset(&self) {
+        let _ = self.set_zero_linger();
     }
 
     fn plain(&self) -> Option<&TcpStream> {
@@ -47,9 +48,14 @@ impl Transport for TcpStream {
 }
 
 impl Transport for TlsStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn reset(&self) {
+        self.get_ref().0.reset();
     }
+}
+
+/// Files go through memory here.
+impl Transport for UnixStream {
+    fn reset(&self) {}
 }
 
 /// What hyper reads from and writes to.
@@ -255,9 +261,7 @@ impl<S: Transport> AsyncWrite for Wire<S> {
 /// Ends a connection as its pulse says.
 pub(super) async fn end<S: Transport>(stream: S, pulse: &Pulse) {
     match pulse.broken() {
-        Some(Break::Reset) => {
-            let _ = stream.tcp().set_zero_linger();
-        }
+        Some(Break::Reset) => stream.reset(),
         Some(Break::Short) | None => linger(stream).await,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The head of an answer from what is held depends on the path, the configuration and the digest, and on nothing else. So
 //! it is kept under its path, and whoever asks for the same gets a copy of it: if what it speaks of is, at this
-//! moment, held in memory and shown by this very repository (L8), and by tag still fresh and the same. Names are
+//! moment, held in memory and shown by this very repository (L8), by tag still fresh and the same, and open to this caller. Names are
 //! not parsed again and no header is written again. Whatever is not so takes the whole way; nothing here waits.
 
 use std::collections::HashMap;
@@ -45,6 +45,12 @@ pub(super) enum Again {
 
 /// Marks a response as one that may be given again.
 pub(super) fn may_repeat(mut response: Response, again: Again) -> Response {
+    // A target that is as good as offline would be so for the next caller too.
+    if let Again::Manifest { target, .. } | Again::Blob { target, .. } = &again
+        && target.held_only
+    {
+        return response;
+    }
     response.extensions_mut().insert(again);
     response
 }
@@ -84,7 +90,14 @@ impl<T> Generations<T> {
 
 impl Heads {
     /// The answer, if it is one that was given before and is right now.
-    pub(super) fn answer(&self, pull: &Pull, asked: &Parts) -> Option<(Response, Labels)> {
+    ///
+    /// `may` says whether who asks may have what it is about; `Again::Ping` is about nothing.
+    pub(super) fn answer(
+        &self,
+        pull: &Pull,
+        asked: &Parts,
+        may: impl Fn(Option<&Target>) -> bool,
+    ) -> Option<(Response, Labels)> {
         let want = match asked.method {
             Method::GET => Want::Body,
             Method::HEAD => Want::Head,
@@ -95,6 +108,13 @@ impl Heads {
             return None;
         }
         let head = self.get(asked.uri.path_and_query()?.as_str())?;
+        let target = match &head.again {
+            Again::Ping => None,
+            Again::Manifest { target, .. } | Again::Blob { target, .. } => Some(target),
+        };
+        if !may(target) {
+            return None;
+        }
         let body = match &head.again {
             Again::Ping => PONG,
             Again::Manifest {

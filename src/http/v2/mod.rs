@@ -5,14 +5,15 @@
 //! split; see `route`.
 
 mod blobs;
+mod door;
 mod hot;
 mod manifests;
 mod referrers;
 mod route;
 mod tags;
 mod timing;
+mod token;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::Body as _;
 
+pub use self::door::Door;
+use self::door::Visitor;
 use self::hot::{Again, Heads};
 use self::route::{Name, Query, Route, What};
 use super::access_log::{Line, Logged};
@@ -33,9 +36,10 @@ use super::labels::{self, Labels};
 use super::outbox::Outbox;
 use super::payload::Payload;
 use super::range;
-use super::server::{Caller, Handler};
+use super::server::{Caller, Handler, Peer};
+use crate::auth::{Identity, Right};
 use crate::oci::{Digest, Reference};
-use crate::pull::{Outcome, Pull, PullError, Target};
+use crate::pull::{Outcome, Probe, Pull, PullError, Target};
 
 /// Clients give up on headers after 30 s (R-C18); an answer has to be there before.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -58,18 +62,25 @@ type Response = axum::http::Response<Payload>;
 pub struct Registry {
     pull: Arc<Pull>,
     heads: Arc<Heads>,
+    door: Door,
     /// Whether every answer says where its time went.
     timed: Arc<AtomicBool>,
 }
 
 impl Registry {
     /// `timed`: every answer says where its time went, asked or not.
-    pub fn new(pull: Arc<Pull>, timed: Arc<AtomicBool>) -> Registry {
+    pub fn new(pull: Arc<Pull>, timed: Arc<AtomicBool>, door: Door) -> Registry {
         Registry {
             pull,
             timed,
             heads: Arc::default(),
+            door,
         }
+    }
+
+    /// The same registry behind another listener.
+    pub fn behind(&self, door: Door) -> Registry {
+        Registry { door, ..self.clone() }
     }
 }
 
@@ -77,15 +88,31 @@ impl Handler for Registry {
     type Body = Logged<Payload>;
 
     async fn handle(&self, request: Request<Body>, caller: &Caller) -> axum::http::Response<Logged<Payload>> {
-        let (parts, _body) = request.into_parts();
-        let line = Line::begin(&parts, caller).heard(self.pull.store().events(), &parts, caller);
+        let (mut parts, body) = request.into_parts();
+        let mut line = Line::begin(&parts, caller).heard(self.pull.store().events(), &parts, caller);
         let watch = timing::wanted(self.timed.load(Ordering::Relaxed), &parts.headers);
         let is_head = parts.method == Method::HEAD;
-        let (mut response, labels) = match (self.heads.answer(&self.pull, &parts), &watch) {
-            (Some(told), _) => told,
-            // In a box: it is large, and hyper moves the future of every request.
-            (None, None) => Box::pin(self.walk(parts, caller)).await,
-            (None, Some(watch)) => Box::pin(watch.clone().over(self.walk(parts, caller))).await,
+        door::settle_host(&mut parts);
+        let (mut response, labels) = if parts.uri.path() == token::PATH && self.door.gate().knows_logins() {
+            let (response, who) = Box::pin(self.token(&parts, body, caller)).await;
+            line.known_as(who);
+            response
+        } else {
+            let visitor = match self.door.visitor_now(&parts.headers, caller) {
+                Some(visitor) => visitor,
+                None => Box::pin(self.door.visitor(&parts.headers, caller)).await,
+            };
+            line.known_as(visitor.who.clone());
+            let told = self.heads.answer(&self.pull, &parts, |target| match target {
+                None => self.door.ping(&visitor, &parts.headers).is_ok(),
+                Some(target) => self.door.right_now(&visitor, &self.pull, target) >= Some(Right::Held),
+            });
+            match (told, &watch) {
+                (Some(told), _) => told,
+                // In a box: it is large, and hyper moves the future of every request.
+                (None, None) => Box::pin(self.walk(parts, visitor, caller)).await,
+                (None, Some(watch)) => Box::pin(watch.clone().over(self.walk(parts, visitor, caller))).await,
+            }
         };
         if let Some(watch) = watch {
             timing::tell(&mut response, labels.outcome, &watch);
@@ -109,8 +136,9 @@ struct Ask {
     path: String,
     headers: HeaderMap,
     is_head: bool,
-    /// Who asks.
-    by: IpAddr,
+    /// Who asks, and from where.
+    who: Identity,
+    by: Peer,
     /// Where files can be handed to, if the connection takes them.
     outbox: Option<Arc<Outbox>>,
 }
@@ -124,7 +152,11 @@ impl Ask {
 
     /// A miss where nobody may be asked is a wish.
     fn wish(&self, error: &PullError, missing: &Reference, is_manifest: bool) {
-        let by = self.by.to_canonical().to_string();
+        let by = match (&self.who, self.by.ip()) {
+            (Some(name), _) => name.to_string(),
+            (None, Some(ip)) => ip.to_canonical().to_string(),
+            (None, None) => self.by.to_string(),
+        };
         self.pull.wish(error, &self.target, missing, is_manifest, &by);
     }
 
@@ -134,8 +166,16 @@ impl Ask {
 }
 
 impl Registry {
+    async fn token(&self, parts: &Parts, body: Body, caller: &Caller) -> ((Response, Labels), Identity) {
+        let (answered, who) = token::answer(&self.door, &self.pull, parts, body, caller).await;
+        let mut response = answered.unwrap_or_else(respond);
+        response.headers_mut().insert(API_VERSION.0, API_VERSION.1);
+        let labels = Labels::of("token", &mut response);
+        ((response, labels), who)
+    }
+
     /// The whole way, for what is not hot.
-    async fn walk(&self, parts: Parts, caller: &Caller) -> (Response, Labels) {
+    async fn walk(&self, parts: Parts, visitor: Visitor, caller: &Caller) -> (Response, Labels) {
         let pull = self.pull.clone();
         let path = parts.uri.path().to_owned();
         let whole_path = parts.uri.path_and_query().cloned();
@@ -150,10 +190,22 @@ impl Registry {
             match route {
                 Route::Root => text_page(is_head),
                 Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| pull.is_upstream(p)) => {
-                    hot::may_repeat(json(PONG), Again::Ping)
+                    match self.door.ping(&visitor, &parts.headers) {
+                        Ok(()) => hot::may_repeat(json(PONG), Again::Ping),
+                        Err(error) => respond(error),
+                    }
                 }
-                Route::Catalog => tags::catalog(&pull, &query).unwrap_or_else(respond),
-                Route::Repository { name, what } => repository(pull, name, what, query, path, parts, caller).await,
+                Route::Catalog => match self.door.first_look(&visitor, &parts.headers, "") {
+                    Ok(()) => {
+                        let may_pull = |target: &Target| self.door.may_see(&visitor, &pull, target);
+                        tags::catalog(&pull, &query, may_pull).unwrap_or_else(respond)
+                    }
+                    Err(error) => respond(error),
+                },
+                Route::Repository { name, what } => {
+                    let door = (&self.door, &visitor);
+                    repository(pull, door, name, what, query, path, parts, caller).await
+                }
                 Route::Malformed => respond(ApiError::bad_path(&path)),
                 Route::Ping { .. } | Route::Unknown => respond(ApiError::no_such_endpoint(&path)),
             }
@@ -177,8 +229,10 @@ impl Registry {
     }
 }
 
+#[expect(clippy::too_many_arguments, reason = "the parts of one request, taken apart")]
 async fn repository(
     pull: Arc<Pull>,
+    (door, visitor): (&Door, &Visitor),
     name: Name,
     what: What,
     query: Query,
@@ -186,15 +240,23 @@ async fn repository(
     parts: Parts,
     caller: &Caller,
 ) -> Response {
-    let kind = subject(&what);
     let asked_for: Option<Arc<str>> = match &what {
         What::Manifest(reference) | What::Blob(reference) => Some(reference.as_str().into()),
         What::Tags | What::Referrers(_) => None,
     };
-    let about = |repository: Arc<str>| {
-        let reference = asked_for.clone()?;
-        Some(Arc::new(labels::Subject { repository, reference }))
+    let about = |mut response: Response, repository: &str| {
+        if let Some(reference) = asked_for.clone() {
+            let repository = repository.into();
+            let subject = Arc::new(labels::Subject { repository, reference });
+            response.extensions_mut().insert(subject);
+        }
+        response
     };
+    let deadline = tokio::time::Instant::now() + DEADLINE;
+    let subject = subject(&what);
+    if let Err(error) = door.first_look(visitor, &parts.headers, &name.visible) {
+        return about(refused(error), &name.full);
+    }
     let unknown_prefix = name.prefix.as_ref().filter(|p| !pull.is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
         Some(prefix) => Err(PullError::UnknownUpstream(prefix)),
@@ -205,23 +267,30 @@ async fn repository(
             client_name: name.visible,
             ..target
         },
-        Err(error) => {
-            let mut response = respond(ApiError::of_pull(&error, kind, None));
-            if let Some(about) = about(name.full.as_str().into()) {
-                response.extensions_mut().insert(about);
-            }
-            return response;
+        Err(error) => return about(respond(ApiError::of_pull(&error, subject, None)), &name.full),
+    };
+    let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
+    let probe = probe(&what);
+    let right = door.right_to(visitor, &pull, &target, probe.as_ref());
+    let target = match tokio::time::timeout_at(deadline, right).await {
+        Ok(Right::Fetch) => target,
+        Ok(Right::Held) => Target {
+            held_only: true,
+            ..target
+        },
+        Ok(Right::Nothing) | Err(_) => {
+            let refusal = door.refusal(visitor, &parts.headers, &target, subject);
+            return about(refused(refusal), &target.key);
         }
     };
-    let about = about(target.key.clone());
-    let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let ask = Ask {
         pull,
         target,
         query,
         path,
         is_head: parts.method == Method::HEAD,
-        by: caller.address.ip(),
+        who: visitor.who.clone(),
+        by: caller.address,
         outbox: caller.outbox.clone(),
         headers: parts.headers,
     };
@@ -233,7 +302,7 @@ async fn repository(
             What::Referrers(digest) => referrers::answer(&ask, digest).await,
         }
     };
-    let answered = match tokio::time::timeout(DEADLINE, answering).await {
+    let answered = match tokio::time::timeout_at(deadline, answering).await {
         Ok(answered) => answered,
         Err(_) => Err(ApiError::too_slow(&ask.target, DEADLINE)),
     };
@@ -244,10 +313,24 @@ async fn repository(
         response
     });
     response.extensions_mut().insert(upstream);
-    if let Some(about) = about {
-        response.extensions_mut().insert(about);
-    }
+    about(response, &ask.target.key)
+}
+
+/// An answer to somebody without the right to another.
+fn refused(error: ApiError) -> Response {
+    let mut response = respond(error);
+    response.extensions_mut().insert(labels::Outcome("refused"));
     response
+}
+
+/// What could be asked for as nobody, to see whether it is public.
+fn probe(what: &What) -> Option<Probe> {
+    match what {
+        What::Manifest(reference) => reference.parse().ok().map(Probe::Manifest),
+        What::Blob(digest) => digest.parse().ok().map(Probe::Blob),
+        What::Tags => Some(Probe::Tags),
+        What::Referrers(digest) => digest.parse().ok().map(Reference::Digest).map(Probe::Manifest),
+    }
 }
 
 fn respond(error: ApiError) -> Response {

@@ -71,6 +71,8 @@ fn upstream(url: &str) -> Upstream {
 fn config(upstream: Upstream) -> Config {
     let default_upstream = upstream.name.clone();
     Config {
+        listeners: Vec::new(),
+        access: Config::default_config().unwrap().access,
         server: ServerConfig {
             listen: Vec::new(),
             tls: None,

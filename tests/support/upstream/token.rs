@@ -15,6 +15,8 @@ use super::wire::Kind;
 /// A registry's demand for Bearer tokens, and how its token server behaves.
 #[derive(Clone, Debug)]
 pub struct TokenPolicy {
+    /// Repositories that a token without login is good for.
+    anonymous_for: HashSet<String>,
     /// Base URL of the instance that issues; `None`: the registry itself.
     issuer: Option<String>,
     issuer_shared: Option<Arc<super::Shared>>,
@@ -82,6 +84,7 @@ impl TokenPolicy {
     /// Anonymous tokens from `/token` of the registry itself, 300 s, `token` and `access_token` both.
     pub fn new() -> TokenPolicy {
         TokenPolicy {
+            anonymous_for: HashSet::new(),
             issuer: None,
             issuer_shared: None,
             realm_path: "/token".to_owned(),
@@ -204,6 +207,12 @@ impl TokenPolicy {
     }
 
     /// A bad token is answered with a challenge for this realm.
+    /// As the Hub does: who brings no credentials gets a token, which is good for these only.
+    pub fn anonymous_for(mut self, repo: &str) -> Self {
+        self.anonymous_for.insert(repo.to_owned());
+        self
+    }
+
     pub fn bad_token_realm(mut self, realm: &str) -> Self {
         self.bad_token = BadToken::ChallengeElsewhere(realm.to_owned());
         self
@@ -269,7 +278,8 @@ impl TokenServer {
             }
             _ => return Reply::error(405, "UNSUPPORTED", "GET or POST"),
         };
-        if let Err(reply) = logged_in {
+        let as_nobody = !self.policy.anonymous_for.is_empty() && request.header("authorization").is_none();
+        if let (Err(reply), false) = (logged_in, as_nobody) {
             return reply;
         }
         let mut repos = Vec::new();
@@ -280,7 +290,8 @@ impl TokenServer {
             if let Some(status) = self.policy.refused.get(&repo) {
                 return Reply::error(*status, "DENIED", "requested access to the resource is denied");
             }
-            if !self.policy.reduced.contains(&repo) {
+            let is_granted = !as_nobody || self.policy.anonymous_for.contains(&repo);
+            if is_granted && !self.policy.reduced.contains(&repo) {
                 repos.push(repo);
             }
         }

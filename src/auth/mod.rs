@@ -1,0 +1,275 @@
+//! Who is asking, and what they may pull.
+//!
+//! A request comes with an `Authorization` header, a client certificate, both or neither. [`Gate::recognise`] makes an
+//! identity of them: `basic` knows passwords, `bearer` the tokens that Larder issued itself, `jwks` those of other issuers,
+//! and `jws` what a signed token is. `policy` makes a right of identity, place and image; `hint` knows what operators should hear of it.
+//!
+//! Nothing here reaches the network, and nothing knows HTTP: a header comes as its text, and the keys of other issuers by
+//! a function that is handed in. A login that is wrong makes a caller anonymous; what becomes of it is for `http` to say.
+
+pub mod basic;
+pub mod bearer;
+mod hint;
+pub mod jwks;
+pub mod jws;
+pub mod policy;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use self::basic::{Htpasswd, HtpasswdError, Login};
+use self::bearer::Mint;
+pub use self::hint::hints;
+use self::jwks::{Fetch, Issuer};
+use self::jws::{Token, TokenError};
+pub use self::policy::{Asked, Explanation, Identity, Place, Policy, Right, shown};
+use crate::config::Access;
+use crate::oci::Digest;
+
+/// How long a token that was right is believed without looking at its signature again, if it does not expire before.
+const REMEMBERED: Duration = Duration::from_secs(60);
+const MAX_REMEMBERED: u64 = 10_000;
+
+/// What a caller's login was worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// There was none, or one that says "nobody".
+    None,
+    Good,
+    /// It is not one of ours. A daemon may have sent what belongs to somebody else (R-C31).
+    Wrong,
+    /// Too many logins are being looked at.
+    Busy,
+}
+
+/// A caller, as far as is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recognised {
+    pub who: Identity,
+    pub claim: Claim,
+}
+
+/// Files that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    #[error("access.htpasswd_file: {0}")]
+    Htpasswd(#[from] HtpasswdError),
+    #[error("the system has no randomness to make keys of")]
+    NoRandomness,
+    #[error("access.token_key_file: {file}: {reason}")]
+    TokenKey { file: String, reason: String },
+}
+
+/// Everything that is known of callers and rules. One for all listeners.
+pub struct Gate {
+    policy: Policy,
+    users: Option<Arc<Htpasswd>>,
+    mint: Mint,
+    issuers: Vec<Issuer>,
+    /// Tokens that were right, by their hash: whom they name, and until when they are believed.
+    right: moka::sync::Cache<Digest, (Identity, Instant)>,
+}
+
+impl Gate {
+    /// Reads the files that `access` names; asks nobody.
+    pub fn new(access: &Access, fetch: &Fetch) -> Result<Gate, GateError> {
+        let users = match &access.htpasswd_file {
+            Some(path) => Some(Htpasswd::load(path, &random_bytes()?)?),
+            None => None,
+        };
+        let mint = match &access.token_key_file {
+            None => Mint::random(access.token_ttl)?,
+            Some(path) => Mint::from_file(path, access.token_ttl).map_err(|reason| GateError::TokenKey {
+                file: path.display().to_string(),
+                reason,
+            })?,
+        };
+        Ok(Gate {
+            policy: Policy::new(access),
+            users: users.map(Arc::new),
+            mint,
+            issuers: access
+                .issuers
+                .iter()
+                .map(|issuer| Issuer::new(issuer.clone(), fetch.clone()))
+                .collect(),
+            right: moka::sync::Cache::builder()
+                .max_capacity(MAX_REMEMBERED)
+                .time_to_live(REMEMBERED)
+                .build(),
+        })
+    }
+
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub fn mint(&self) -> &Mint {
+        &self.mint
+    }
+
+    /// Whether there is any way to log in: only then does a challenge help.
+    pub fn knows_logins(&self) -> bool {
+        self.users.is_some() || !self.issuers.is_empty()
+    }
+
+    /// Who is asking, where that needs no waiting. `certificate` is the name in the one that the connection came with.
+    pub fn recognise_now(&self, authorization: Option<&str>, certificate: &Identity) -> Option<Recognised> {
+        let without = |claim| {
+            Some(Recognised {
+                who: certificate.clone(),
+                claim,
+            })
+        };
+        let good = |who: Identity| {
+            let who = who.or_else(|| certificate.clone());
+            Some(Recognised {
+                who,
+                claim: Claim::Good,
+            })
+        };
+        match Credentials::read(authorization) {
+            Credentials::None => without(Claim::None),
+            Credentials::Unreadable => without(Claim::Wrong),
+            Credentials::Basic(name, password) => {
+                if let Some(users) = &self.users
+                    && users.remembers(&name, password.reveal())
+                {
+                    return good(Some(name.into()));
+                }
+                if let Some(who) = self.remembered(password.reveal()) {
+                    return good(who);
+                }
+                match self.knows_logins() {
+                    true => None,
+                    false => without(Claim::Wrong),
+                }
+            }
+            Credentials::Bearer(token) => match self.remembered(token) {
+                Some(who) => good(who),
+                None => None,
+            },
+        }
+    }
+
+    /// The same, with whatever it takes.
+    pub async fn recognise(&self, authorization: Option<&str>, certificate: &Identity) -> Recognised {
+        if let Some(recognised) = self.recognise_now(authorization, certificate) {
+            return recognised;
+        }
+        let login = match Credentials::read(authorization) {
+            Credentials::Basic(name, password) => self.log_in(&name, password.reveal()).await,
+            Credentials::Bearer(token) => self.read_token(token).await.map_err(|_| Claim::Wrong),
+            Credentials::None | Credentials::Unreadable => Err(Claim::Wrong),
+        };
+        let (who, claim) = match login {
+            // An anonymous token on a connection with a certificate.
+            Ok(who) => (who.or_else(|| certificate.clone()), Claim::Good),
+            Err(claim) => (certificate.clone(), claim),
+        };
+        Recognised { who, claim }
+    }
+
+    /// By name and password. In place of a password there may be the token of an issuer, whatever the name: `docker
+    /// login` knows no other way to bring one.
+    pub async fn log_in(&self, name: &str, password: &str) -> Result<Identity, Claim> {
+        if !self.issuers.is_empty() && Token::parse(password).is_ok() {
+            return self.read_token(password).await.map_err(|_| Claim::Wrong);
+        }
+        let Some(users) = &self.users else {
+            return Err(Claim::Wrong);
+        };
+        match users.check(name, password).await {
+            Login::Right => Ok(Some(name.into())),
+            Login::Wrong => Err(Claim::Wrong),
+            Login::Busy => Err(Claim::Busy),
+        }
+    }
+
+    fn remembered(&self, token: &str) -> Option<Identity> {
+        let (who, until) = self.right.get(&Digest::sha256(token.as_bytes()))?;
+        (Instant::now() < until).then_some(who)
+    }
+
+    async fn read_token(&self, text: &str) -> Result<Identity, TokenError> {
+        if let Some(who) = self.remembered(text) {
+            return Ok(who);
+        }
+        let now = unix_seconds();
+        let read = match Token::parse(text) {
+            Ok(token) => {
+                let claimed = token.claimed_issuer().map(str::to_owned);
+                let issuer = claimed.and_then(|name| self.issuers.iter().find(|issuer| issuer.is_called(&name)));
+                match issuer {
+                    Some(issuer) => issuer.read(token, now).await,
+                    None => self.mint.read(token, now),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok((who, expires)) => {
+                let left = Duration::from_secs(expires.saturating_sub(now)).min(REMEMBERED);
+                let until = Instant::now() + left;
+                self.right.insert(Digest::sha256(text.as_bytes()), (who.clone(), until));
+                Ok(who)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a token is not believed");
+                Err(error)
+            }
+        }
+    }
+}
+
+/// What stands in an `Authorization` header.
+enum Credentials<'a> {
+    /// Nothing, or nobody: `Basic Og==` is an empty name and an empty password (R-C62).
+    None,
+    Basic(String, crate::config::Secret),
+    Bearer(&'a str),
+    Unreadable,
+}
+
+impl Credentials<'_> {
+    fn read(header: Option<&str>) -> Credentials<'_> {
+        let Some(header) = header else { return Credentials::None };
+        let Some((scheme, rest)) = header.trim().split_once(' ') else {
+            return Credentials::Unreadable;
+        };
+        let rest = rest.trim();
+        if scheme.eq_ignore_ascii_case("bearer") && !rest.is_empty() && rest.len() <= jws::MAX_TOKEN {
+            return Credentials::Bearer(rest);
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return Credentials::Unreadable;
+        }
+        match basic::pair(rest) {
+            Some((name, password)) if name.is_empty() && password.reveal().is_empty() => Credentials::None,
+            Some((name, password)) => Credentials::Basic(name, password),
+            None => Credentials::Unreadable,
+        }
+    }
+}
+
+/// By the wall clock.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// 32 bytes that nobody can guess.
+fn random_bytes() -> Result<[u8; 32], GateError> {
+    let mut bytes = [0; 32];
+    match SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(_) => Err(GateError::NoRandomness),
+    }
+}
+
+#[cfg(test)]
+#[path = "gate_tests.rs"]
+mod tests;

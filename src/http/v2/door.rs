@@ -1,0 +1,260 @@
+//! Who may come in by this listener, and what they may have (R-C36, R-X7, R-X8).
+//!
+//! Stands before everything that names an image, `hot` included. An identity is made once for each request; a right, of it
+//! and the image, where the name is known. What is forbidden looks like what is not there: to callers who could log in
+//! like a 401 in either case, to others like a 404.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName};
+
+use crate::auth::bearer::SERVICE;
+use crate::auth::{Asked, Claim, Gate, Identity, Place, Recognised, Right, shown};
+use crate::http::error::{ApiError, Subject};
+use crate::http::server::Caller;
+use crate::oci::HostPort;
+use crate::pull::{Probe, Pull, Target};
+
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// One listener's.
+#[derive(Clone)]
+pub struct Door {
+    gate: Arc<Gate>,
+    listener: Arc<str>,
+    tls: bool,
+    /// Where tokens are, if the operator says so.
+    realm: Option<Arc<str>>,
+    /// Everybody may fetch what is public: no rule has to be read for that.
+    open: bool,
+}
+
+/// Who stands there.
+pub(super) struct Visitor {
+    pub(super) who: Identity,
+    pub(super) claim: Claim,
+    from: Option<IpAddr>,
+}
+
+impl Visitor {
+    fn new(recognised: Recognised, caller: &Caller) -> Visitor {
+        Visitor {
+            who: recognised.who,
+            claim: recognised.claim,
+            from: caller.address.ip(),
+        }
+    }
+}
+
+impl Door {
+    pub fn new(gate: Arc<Gate>, listener: &str, tls: bool, realm: Option<&url::Url>) -> Door {
+        Door {
+            open: gate.policy().is_open(listener),
+            gate,
+            listener: listener.into(),
+            tls,
+            realm: realm.map(|url| url.as_str().into()),
+        }
+    }
+
+    pub(super) fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Where that needs no waiting.
+    pub(super) fn visitor_now(&self, headers: &HeaderMap, caller: &Caller) -> Option<Visitor> {
+        let recognised = self
+            .gate
+            .recognise_now(self.login(headers, caller), &caller.certificate)?;
+        Some(Visitor::new(recognised, caller))
+    }
+
+    pub(super) async fn visitor(&self, headers: &HeaderMap, caller: &Caller) -> Visitor {
+        let login = self.login(headers, caller);
+        let recognised = self.gate.recognise(login, &caller.certificate).await;
+        Visitor::new(recognised, caller)
+    }
+
+    /// The login that somebody brought; none is looked at where it could get nobody more: a daemon that sends the Hub's
+    /// password to every mirror is left in peace (R-C37), and costs no bcrypt.
+    fn login<'a>(&self, headers: &'a HeaderMap, caller: &Caller) -> Option<&'a str> {
+        let brought = authorization(headers)?;
+        let place = Place {
+            listener: &self.listener,
+            from: caller.address.ip(),
+        };
+        let counts = self.gate.knows_logins() && self.gate.policy().gains_by_login(place);
+        counts.then_some(brought)
+    }
+
+    pub(super) fn place(&self, visitor: &Visitor) -> Place<'_> {
+        Place {
+            listener: &self.listener,
+            from: visitor.from,
+        }
+    }
+
+    fn right(&self, visitor: &Visitor, image: &str, needs_credentials: bool) -> Right {
+        if self.open && !needs_credentials {
+            return Right::Fetch;
+        }
+        self.gate.policy().right(&Asked {
+            who: &visitor.who,
+            place: self.place(visitor),
+            image,
+            needs_credentials,
+        })
+    }
+
+    /// `None`: it depends on what the upstream says.
+    pub(super) fn right_now(&self, visitor: &Visitor, pull: &Pull, target: &Target) -> Option<Right> {
+        if let Some(needs_credentials) = pull.needs_credentials_now(target) {
+            return Some(self.right(visitor, &target.key, needs_credentials));
+        }
+        let public = self.right(visitor, &target.key, false);
+        (public == self.right(visitor, &target.key, true)).then_some(public)
+    }
+
+    /// `probe` is what the caller asks for: whether that can be had by anybody may have to be asked.
+    pub(super) async fn right_to(
+        &self,
+        visitor: &Visitor,
+        pull: &Arc<Pull>,
+        target: &Target,
+        probe: Option<&Probe>,
+    ) -> Right {
+        match (self.right_now(visitor, pull, target), probe) {
+            (Some(right), _) => right,
+            (None, Some(probe)) => {
+                let needs_credentials = pull.needs_credentials(target, probe).await;
+                self.right(visitor, &target.key, needs_credentials)
+            }
+            // Nothing that could be asked for: as if it were private.
+            (None, None) => self.right(visitor, &target.key, true),
+        }
+    }
+
+    /// The catalogue: unknown is private, and nobody is asked.
+    pub(super) fn may_see(&self, visitor: &Visitor, pull: &Pull, target: &Target) -> bool {
+        let needs_credentials = pull.needs_credentials_now(target).unwrap_or(true);
+        self.right(visitor, &target.key, needs_credentials) >= Right::Held
+    }
+
+    /// Whether there is anything at all that could be pulled.
+    pub(super) fn lets_in(&self, who: &Identity, visitor: &Visitor) -> bool {
+        self.open || self.gate.policy().may_let_in(who, self.place(visitor))
+    }
+
+    /// Whether to ask callers who they are: it could get them more.
+    fn asks(&self, visitor: &Visitor) -> bool {
+        self.gate.knows_logins() && self.gate.policy().gains_by_login(self.place(visitor))
+    }
+
+    /// `/v2/`. Clients take from it whether they have to log in, and some ask nowhere else (R-C35, R-C36).
+    pub(super) fn ping(&self, visitor: &Visitor, headers: &HeaderMap) -> Result<(), ApiError> {
+        let is_wrong = visitor.claim == Claim::Wrong && self.gate.knows_logins();
+        let let_in = self.lets_in(&visitor.who, visitor);
+        match (visitor.claim, &visitor.who) {
+            (Claim::Busy, _) => Err(ApiError::busy()),
+            _ if is_wrong => Err(self.challenge(visitor, headers, None)),
+            (_, Some(_)) => Ok(()),
+            (Claim::Good, None) if let_in => Ok(()),
+            (_, None) if self.asks(visitor) && (!let_in || visitor.claim == Claim::None) => {
+                Err(self.challenge(visitor, headers, None))
+            }
+            (_, None) if let_in => Ok(()),
+            _ => Err(ApiError::nothing_here()),
+        }
+    }
+
+    /// Before a name is read: a caller who may have nothing at all learns nothing, not even which upstreams there are.
+    pub(super) fn first_look(&self, visitor: &Visitor, headers: &HeaderMap, name: &str) -> Result<(), ApiError> {
+        if visitor.who.is_some() || self.lets_in(&visitor.who, visitor) {
+            return Ok(());
+        }
+        match (visitor.claim, self.asks(visitor)) {
+            (Claim::Busy, _) => Err(ApiError::busy()),
+            (_, true) => Err(self.challenge(visitor, headers, Some(name))),
+            (_, false) => Err(ApiError::nothing_here()),
+        }
+    }
+
+    /// What somebody without the right is told; the log knows more.
+    pub(super) fn refusal(
+        &self,
+        visitor: &Visitor,
+        headers: &HeaderMap,
+        target: &Target,
+        subject: Subject,
+    ) -> ApiError {
+        tracing::debug!(
+            user = shown(&visitor.who),
+            from = visitor.from.map(tracing::field::display),
+            listener = %self.listener,
+            image = %target.key,
+            needs_credentials = target.upstream.credentials.is_some(),
+            "refused: `larder auth check` tells by which rule"
+        );
+        if visitor.claim == Claim::Busy {
+            return ApiError::busy();
+        }
+        match visitor.who.is_none() && self.asks(visitor) {
+            true => self.challenge(visitor, headers, Some(&target.client_name)),
+            false => ApiError::not_there_for_you(&target.key, subject),
+        }
+    }
+
+    /// 401 with the one challenge that there is (R-C21).
+    fn challenge(&self, visitor: &Visitor, headers: &HeaderMap, name: Option<&str>) -> ApiError {
+        let mut challenge = format!("Bearer realm=\"{}\",service=\"{SERVICE}\"", self.realm(headers));
+        // A name of the grammar's letters only: it stands in quotes.
+        let is_plain =
+            |name: &&str| name.len() <= 512 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:".contains(&b));
+        if let Some(name) = name.filter(is_plain) {
+            challenge += &format!(",scope=\"repository:{name}:pull\"");
+        }
+        match visitor.claim {
+            Claim::Wrong => challenge += ",error=\"invalid_token\"",
+            Claim::Good => challenge += ",error=\"insufficient_scope\"",
+            _ => {}
+        }
+        ApiError::log_in_first(&challenge)
+    }
+
+    /// `/token` as the client reaches it: where it reached us.
+    fn realm(&self, headers: &HeaderMap) -> String {
+        if let Some(realm) = &self.realm {
+            return realm.to_string();
+        }
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        // It is told to nobody but the caller, who may believe of himself what he likes.
+        let scheme = match text(FORWARDED_PROTO) {
+            Some("https") => "https",
+            _ if self.tls => "https",
+            _ => "http",
+        };
+        let host = text(HOST).and_then(|host| host.parse::<HostPort>().ok());
+        let host = host.map_or_else(|| "localhost".to_owned(), |host| host.to_string());
+        format!("{scheme}://{host}/token")
+    }
+}
+
+/// The header's text; `Some("")`: there is one that is no text.
+pub(super) fn authorization(headers: &HeaderMap) -> Option<&str> {
+    headers
+        .get(AUTHORIZATION)
+        .map(|value| value.to_str().unwrap_or_default())
+}
+
+/// HTTP/2 has the host in the URI.
+pub(super) fn settle_host(parts: &mut Parts) {
+    if !parts.headers.contains_key(HOST)
+        && let Some(authority) = parts.uri.authority()
+        && let Ok(value) = axum::http::HeaderValue::from_str(authority.as_str())
+    {
+        parts.headers.insert(HOST, value);
+    }
+}

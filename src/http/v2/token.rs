@@ -1,0 +1,186 @@
+//! `/token`: a login becomes a token (Docker's token flow; R-C22, R-C46, R-C51, R-U7).
+//!
+//! `GET` with `Basic` credentials or none, `POST` with a form (`grant_type=password`). A request without scope is a login, and
+//! one that is wrong is refused. With a scope it is a pull: whoever may pull as anybody gets an anonymous token, whatever
+//! he brought, since a Docker daemon brings the Hub's password to every mirror that asks (R-C37).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Method};
+use http_body_util::{BodyExt as _, Limited};
+use serde_json::{Value, json};
+
+use super::door::{Door, Visitor};
+use super::{Response, json as document};
+use crate::auth::{Claim, Identity, Right, unix_seconds};
+use crate::config::Secret;
+use crate::http::error::ApiError;
+use crate::http::server::Caller;
+use crate::pull::Pull;
+
+/// Largest form, bytes: a password may be a token.
+const MAX_FORM: usize = 64 * 1024;
+const FORM_WITHIN: Duration = Duration::from_secs(10);
+/// Scopes of one request that are looked at.
+const MAX_SCOPES: usize = 64;
+
+pub(super) const PATH: &str = "/token";
+
+/// What is asked for.
+#[derive(Default)]
+struct Request {
+    scopes: Vec<String>,
+    login: Option<(String, Secret)>,
+    grant_type: Option<String>,
+}
+
+impl Request {
+    fn read(pairs: &str) -> Request {
+        let mut request = Request::default();
+        let (mut username, mut password) = (None, None);
+        for (key, value) in url::form_urlencoded::parse(pairs.as_bytes()) {
+            match &*key {
+                // Repeated, or in one with blanks between (R-C22).
+                "scope" => request
+                    .scopes
+                    .extend(value.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned)),
+                "username" => username = Some(value.into_owned()),
+                "password" => password = Some(Secret::new(value)),
+                "grant_type" => request.grant_type = Some(value.into_owned()),
+                _ => {}
+            }
+        }
+        request.scopes.truncate(MAX_SCOPES);
+        request.login = username.zip(password);
+        request
+    }
+}
+
+/// The answer, and whom the token names.
+pub(super) async fn answer(
+    door: &Door,
+    pull: &Arc<Pull>,
+    parts: &Parts,
+    body: Body,
+    caller: &Caller,
+) -> (Result<Response, ApiError>, Identity) {
+    let mut visitor = door.visitor(&parts.headers, caller).await;
+    let request = match parts.method {
+        // A password in a query would be in somebody's log.
+        Method::GET | Method::HEAD => Request {
+            login: None,
+            ..Request::read(parts.uri.query().unwrap_or(""))
+        },
+        Method::POST => match form(body).await {
+            Ok(request) => request,
+            Err(error) => return (Err(error), None),
+        },
+        _ => return (Err(ApiError::no_such_endpoint(PATH)), None),
+    };
+    if let Some(kind) = request.grant_type.as_deref().filter(|kind| *kind != "password") {
+        return (Err(ApiError::bad_grant(kind)), None);
+    }
+    if let Some((name, password)) = &request.login {
+        match door.gate().log_in(name, password.reveal()).await {
+            Ok(who) => (visitor.who, visitor.claim) = (who, Claim::Good),
+            Err(claim) => visitor.claim = claim,
+        }
+    }
+    let answer = decide(door, pull, &visitor, &request);
+    (answer, visitor.who)
+}
+
+fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Result<Response, ApiError> {
+    match visitor.claim {
+        Claim::Busy => return Err(ApiError::busy()),
+        Claim::Wrong if request.scopes.is_empty() => return Err(ApiError::wrong_login()),
+        Claim::Good => {}
+        _ if visitor.who.is_some() || door.lets_in(&None, visitor) => {}
+        _ => return Err(ApiError::wrong_login()),
+    }
+    let granted: Vec<Value> = request
+        .scopes
+        .iter()
+        .filter_map(|scope| granted(door, pull, visitor, scope))
+        .collect();
+    let mint = door.gate().mint();
+    let token = mint.issue(&visitor.who, Value::Array(granted), unix_seconds());
+    let issued_at = issued_at();
+    let mut response = document(
+        json!({
+            "token": token,
+            "access_token": token,
+            "token_type": "Bearer",
+            "expires_in": mint.ttl().as_secs(),
+            "issued_at": issued_at,
+            "scope": request.scopes.join(" "),
+        })
+        .to_string(),
+    );
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// What of a scope may be had, as far as is known now; the request itself is what is decided about.
+fn granted(door: &Door, pull: &Pull, visitor: &Visitor, scope: &str) -> Option<Value> {
+    let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
+    if !actions.split(',').any(|action| action == "pull" || action == "*") {
+        return None;
+    }
+    let target = pull.resolve(name, None).ok()?;
+    let right = door.right_now(visitor, pull, &target).unwrap_or(Right::Fetch);
+    (right > Right::Nothing).then(|| json!({ "type": "repository", "name": name, "actions": ["pull"] }))
+}
+
+async fn form(body: Body) -> Result<Request, ApiError> {
+    let reading = Limited::new(body, MAX_FORM).collect();
+    match tokio::time::timeout(FORM_WITHIN, reading).await {
+        Ok(Ok(read)) => Ok(Request::read(&String::from_utf8_lossy(&read.to_bytes()))),
+        _ => Err(ApiError::bad_form(MAX_FORM)),
+    }
+}
+
+/// RFC 3339.
+fn issued_at() -> String {
+    rfc3339(unix_seconds())
+}
+
+fn rfc3339(seconds: u64) -> String {
+    // An HTTP date has every part (`Sun, 06 Nov 1994 08:49:37 GMT`).
+    let at = std::time::UNIX_EPOCH + Duration::from_secs(seconds);
+    let text = httpdate::fmt_http_date(at);
+    let parts: Vec<&str> = text.split(' ').collect();
+    let [_, day, month, year, time, _] = parts.as_slice() else {
+        return text;
+    };
+    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let month = MONTHS.find(month).map_or(1, |at| at / 3 + 1);
+    format!("{year}-{month:02}-{day}T{time}Z")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(784_111_777), "1994-11-06T08:49:37Z");
+    }
+
+    #[test]
+    fn what_is_asked_for() {
+        let read =
+            Request::read("scope=repository:a/b:pull&scope=x%20y+z&username=u&password=p%26q&grant_type=password");
+        assert_eq!(read.scopes, ["repository:a/b:pull", "x", "y", "z"]);
+        let (name, password) = read.login.unwrap();
+        assert_eq!((name.as_str(), password.reveal()), ("u", "p&q"));
+        assert!(Request::read("username=u").login.is_none());
+    }
+}

@@ -1,0 +1,107 @@
+//! Whether a repository needs credentials, shown and not assumed (L8, R-X7).
+//!
+//! Where an upstream has no credentials of ours, and never had, everything is public. Else the repository is asked once as
+//! nobody, by HEAD (which costs nothing on Docker Hub, R-U31): an answer shows that it is public, for a day; 401 and 403
+//! show that it is not. A 404 shows nothing, since there may just be no such tag: for that question the repository counts as
+//! private, and nothing is learned of it. While an upstream fails, what was learned last stands; unknown is private.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::names::Target;
+use super::{Pull, PullError};
+use crate::store::{ToNobody, unix_ms};
+use crate::upstream::{Probe, UpstreamError};
+
+/// How long an answer to nobody is believed.
+const PUBLIC_FOR: Duration = Duration::from_secs(24 * 3600);
+/// And a refusal: who opens a repository to all does not want to wait for it.
+const PRIVATE_FOR: Duration = Duration::from_secs(300);
+/// How long nobody asks again after an answer that showed nothing.
+pub(super) const IN_DOUBT_FOR: Duration = Duration::from_secs(10);
+
+/// How long it is not looked at again whether there are credentials: as often as login files are.
+pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
+
+/// A question that showed nothing: about one thing (404), or the repository (its upstream failed).
+pub(super) type Doubt = (Arc<str>, Option<Probe>);
+
+impl Pull {
+    /// Whether the repository needs credentials, where that is known without asking.
+    pub fn needs_credentials_now(&self, target: &Target) -> Option<bool> {
+        // Asked for every request: without locks and files, where that is possible.
+        if self.public_just_now.contains_key(&target.key) {
+            return Some(false);
+        }
+        let known = self.find_out_now(target);
+        if known == Some(false) {
+            self.public_just_now.insert(target.key.clone(), ());
+        }
+        known
+    }
+
+    fn find_out_now(&self, target: &Target) -> Option<bool> {
+        let client = self.upstream_of(target)?;
+        if !self.store.had_credentials(&target.key) && !client.may_log_in(&target.repository) {
+            return Some(false);
+        }
+        let shown = self.store.shown_to_nobody(&target.key)?;
+        let age = Duration::from_millis(unix_ms().saturating_sub(shown.checked_ms));
+        let believed = if shown.is_public { PUBLIC_FOR } else { PRIVATE_FOR };
+        (age < believed).then_some(!shown.is_public)
+    }
+
+    /// The same, and asks the upstream if it has to: about what the caller asks for, once for all who wait.
+    pub async fn needs_credentials(self: &Arc<Pull>, target: &Target, probe: &Probe) -> bool {
+        if let Some(known) = self.needs_credentials_now(target) {
+            return known;
+        }
+        let learned = self.store.shown_to_nobody(&target.key);
+        let last = learned.is_none_or(|shown| !shown.is_public);
+        let about_all: Doubt = (target.key.clone(), None);
+        let about_this: Doubt = (target.key.clone(), Some(probe.clone()));
+        if self.privacy_doubts.contains_key(&about_all) {
+            return last;
+        }
+        if self.privacy_doubts.contains_key(&about_this) {
+            return true;
+        }
+        let Ok(client) = self.client(target) else { return last };
+        let (client, repository, asked) = (client.clone(), target.repository.clone(), probe.clone());
+        let (store, key) = (self.store.clone(), target.key.clone());
+        let mut pending = self
+            .privacy_questions
+            .join((key.clone(), asked.clone()), || async move {
+                let said = client.shows_to_nobody(&repository, &asked).await;
+                if let Ok(Some(is_public)) = said {
+                    let shown = ToNobody {
+                        is_public,
+                        checked_ms: unix_ms(),
+                    };
+                    store.note_shown(&key, shown);
+                }
+                said.map_err(|error: UpstreamError| PullError::from(error))
+            });
+        let asking = pending.wait();
+        let said = match learned {
+            None => asking.await,
+            // The question goes on; its answer is for those who come later.
+            Some(_) => match tokio::time::timeout(self.patience(target).0, asking).await {
+                Ok(said) => said,
+                Err(_) => return last,
+            },
+        };
+        match said {
+            Ok(Some(is_public)) => !is_public,
+            Ok(None) => {
+                self.privacy_doubts.insert(about_this, ());
+                true
+            }
+            Err(error) => {
+                tracing::debug!(repository = %target.key, %error, "whether it is public could not be asked");
+                self.privacy_doubts.insert(about_all, ());
+                last
+            }
+        }
+    }
+}

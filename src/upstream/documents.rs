@@ -1,0 +1,48 @@
+//! Small documents of others than registries: the keys of token issuers.
+
+use std::path::Path;
+use std::time::Duration;
+
+use url::Url;
+
+use super::tls;
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The document at an address that the operator named, of `most` bytes at most. Follows no redirect, and uses no proxy of
+/// the environment: what comes decides who may log in.
+///
+/// Errors: a sentence without secrets.
+pub async fn get(url: &Url, ca_file: Option<&Path>, most: u64) -> Result<Vec<u8>, String> {
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(tls::trusting(ca_file)?)
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(TIMEOUT)
+        .no_proxy()
+        .build()
+        .map_err(|error| error.without_url().to_string())?;
+    let request = client.get(url.clone()).header("accept", "application/json");
+    let mut response = request.send().await.map_err(|error| said(&error.without_url()))?;
+    if response.status() != reqwest::StatusCode::OK {
+        return Err(format!("it answered {}", response.status().as_u16()));
+    }
+    let mut bytes = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(|error| said(&error.without_url()))? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() as u64 > most {
+            return Err(format!("its document is larger than {most} bytes"));
+        }
+    }
+    Ok(bytes)
+}
+
+/// An error and its causes, in one line.
+fn said(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text += &format!(": {inner}");
+        cause = inner.source();
+    }
+    text
+}
