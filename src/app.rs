@@ -387,6 +387,7 @@ fn limits(config: &Config) -> Limits {
     Limits {
         max_bytes: config.cache.max_size,
         upstreams: config.upstreams.iter().filter_map(own).collect(),
+        bundle_keys: config.bundle.trusted_keys.clone(),
     }
 }
 

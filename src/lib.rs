@@ -14,12 +14,13 @@
 //! | [`upstream`] | a client of other registries | oci config telemetry |
 //! | [`auth`] | who is asking, what they may pull | oci config |
 //! | [`pull`] | the pull-through service | oci config telemetry events store upstream |
+//! | [`bundle`] | images as files: export and import, without the network | oci telemetry store |
 //! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead; the audit log | oci config telemetry events store pull |
-//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config events store pull jobs |
+//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config events store pull bundle jobs |
 //! | [`http`] | listeners, routes, status codes | oci config telemetry events auth pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
-//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config auth admin app demo telemetry |
+//! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config bundle auth admin app demo telemetry |
 //!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
 //! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
@@ -63,6 +64,12 @@
 //!   (`upstream::cloud`) gives out, one question for all who wait; again before it ends, and once when a registry refuses it.
 //! - **Audit**: `store` (evictions), `pull` (fetches), `admin` (an operator's doing) and `http` (pulls, refusals) note what they did in
 //!   [`events`], without waiting; `jobs::audit` writes it down.
+//! - **Bundle, out**: `cli::bundle` orders it at the desk → `bundle::select` says what the images need and hold →
+//!   `bundle::plan` writes the catalogue → `bundle::create` streams the archive, hashing what it reads → `bundle::seal`
+//!   signs and cuts it into files, on the machine of whoever asked: the key goes nowhere.
+//! - **Bundle, in**: `bundle::import` reads the catalogue, asks whom it is from, and takes from then on only what that
+//!   names → `store::writer` → blobs that are linked to nobody; at the end image by image is shown (`store::reveal`):
+//!   links, tag and pin in one durable step, or nothing.
 //! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
 //!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).
@@ -74,6 +81,7 @@
 pub mod admin;
 pub mod app;
 pub mod auth;
+pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod demo;

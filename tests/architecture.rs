@@ -55,7 +55,7 @@ const FLOORS: &[Floor] = &[
         ],
     ),
     floor("demo", &["oci", "config", "app"]),
-    floor("cli", &["config", "auth", "admin", "app", "demo"]),
+    floor("cli", &["config", "bundle", "auth", "admin", "app", "demo"]),
     // The crate's root declares the floors and uses none.
     floor("lib", &[]),
     floor("main", &["cli"]),

@@ -1,5 +1,6 @@
 //! Why an operator did not get what was asked for. Each says what to do.
 
+use crate::bundle::BundleError;
 use crate::jobs::Busy;
 use crate::jobs::prefetch::TooMany;
 use crate::oci::digest::DigestError;
@@ -33,6 +34,10 @@ pub enum AdminError {
     #[error("no proxy runs: there is no log level to show or change")]
     NoLog,
     #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error("a bundle is being imported: wait for its end")]
+    Importing,
+    #[error(transparent)]
     TooMany(#[from] TooMany),
     #[error("there is no prefetch {0}: the last ones are at /api/v1/prefetch")]
     NoJob(u64),
@@ -59,6 +64,8 @@ impl AdminError {
             AdminError::NoLog => "no-proxy",
             AdminError::NoJob(_) => "no-job",
             AdminError::BadOrder(_) => "bad-request",
+            AdminError::Bundle(error) => error.as_str(),
+            AdminError::Importing => "busy",
             AdminError::Dropped => "internal",
         }
     }

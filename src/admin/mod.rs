@@ -4,6 +4,7 @@
 //! what the floors below say, `names` reads what images are called, `error` says why not. `prefetch` is about images that
 //! are fetched ahead.
 
+mod bundle;
 pub mod error;
 mod names;
 mod pattern;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use bundle::{BundleOrder, ImportOrder, PlanView, Planned};
 pub use error::AdminError;
 
 use arc_swap::ArcSwap;
@@ -33,12 +35,15 @@ use views::{
 /// Longest page (R-X20).
 pub const MOST_ROWS: usize = 1000;
 
-/// Limits that are shown in place of the store's own, which are lifted while a folder is at rest.
+/// Limits that are shown in place of the store's own, which are lifted while a folder is at rest; and who may send
+/// bundles.
 #[derive(Clone, Debug, Default)]
 pub struct Limits {
     pub max_bytes: u64,
     /// By the upstream's name.
     pub upstreams: BTreeMap<String, u64>,
+    /// Public keys, as texts.
+    pub bundle_keys: Vec<String>,
 }
 
 /// Body bytes since the start, by upstream, as the metrics count them.
@@ -77,6 +82,8 @@ struct Inner {
     limits: ArcSwap<Limits>,
     meter: Meter,
     started: Instant,
+    /// Held while a bundle is imported.
+    importing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Admin {
@@ -95,6 +102,7 @@ impl Admin {
                 limits: ArcSwap::from_pointee(limits),
                 meter,
                 started: Instant::now(),
+                importing: Arc::default(),
             }),
             log: None,
         }

@@ -6,6 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
 use reqwest::Method;
 use serde_json::json;
 use url::Url;
@@ -16,7 +17,11 @@ use crate::admin::prefetch::{ClearedView, PrefetchList, PrefetchOrder, PrefetchV
 use crate::admin::views::{
     DuView, ImageList, ImageView, LogView, PinView, RefreshView, RemovedView, StatsView, VerifyView,
 };
+use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
+use crate::bundle::receipt::Receipt;
+use crate::bundle::report::Report;
+use crate::bundle::{Input, pipe};
 use crate::config::{Config, ConfigError, Password};
 use crate::telemetry::log;
 
@@ -303,6 +308,68 @@ impl Desk {
         match self {
             Desk::Proxy(remote) => told(remote.call(Method::DELETE, &["verify"], &[], None).await),
             Desk::Folder(folder) => Ok(folder.admin.cancel_verify()),
+        }
+    }
+
+    pub async fn bundle_plan(&self, order: &BundleOrder) -> Result<PlanView, String> {
+        match self {
+            Desk::Proxy(remote) => {
+                let path = ["bundle", "plan"];
+                let body = told(serde_json::to_string(order))?;
+                let response = told(remote.order(&path, body).await)?;
+                told(remote.read(response).await)
+            }
+            Desk::Folder(folder) => Ok(told(folder.admin.plan_bundle(order.clone()).await)?.view()),
+        }
+    }
+
+    /// The bundle's bytes, without a signature.
+    pub async fn bundle_create(&self, order: &BundleOrder) -> Result<Box<dyn Input>, String> {
+        let (sender, reader) = pipe::pipe();
+        match self {
+            Desk::Proxy(remote) => {
+                let path = ["bundle", "create"];
+                let body = told(serde_json::to_string(order))?;
+                let response = told(remote.order(&path, body).await)?;
+                tokio::spawn(async move {
+                    let mut pieces = response.bytes_stream();
+                    while let Some(piece) = pieces.next().await {
+                        if sender.send(piece.map_err(std::io::Error::other)).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            Desk::Folder(folder) => {
+                let planned = told(folder.admin.plan_bundle(order.clone()).await)?;
+                tokio::task::spawn_blocking(move || planned.write(sender));
+            }
+        }
+        Ok(Box::new(reader))
+    }
+
+    pub async fn bundle_import(&self, input: Box<dyn Input>, order: &ImportOrder) -> Result<Report, String> {
+        let remote = match self {
+            Desk::Proxy(remote) => remote,
+            Desk::Folder(folder) => return told(folder.admin.import_bundle(input, order).await),
+        };
+        let (sender, reader) = pipe::pipe();
+        let pouring = tokio::task::spawn_blocking(move || pipe::pour(input, sender));
+        let body = reqwest::Body::wrap_stream(reader.into_stream());
+        let path = ["bundle", "import"];
+        let sent = remote.upload(&path, &order.to_query(), body).await;
+        // What could not be read here is the reason for what the proxy says of it.
+        if let Ok(Err(error)) = pouring.await {
+            return Err(format!("the archive cannot be read: {error}"));
+        }
+        told(remote.read(told(sent)?).await)
+    }
+
+    /// What the site has, as text.
+    pub async fn receipt(&self, site: &str) -> Result<Receipt, String> {
+        match self {
+            Desk::Proxy(remote) => told(remote.get(&["bundle", "receipt"], &[("site", site.to_owned())]).await),
+            Desk::Folder(folder) => told(folder.admin.receipt(site).await),
         }
     }
 

@@ -4,6 +4,7 @@
 //! also share `desk`, which finds the proxy or opens its folder, and `table`, which shows figures to people.
 
 mod auth;
+mod bundle;
 mod check_config;
 mod client_config;
 mod demo;
@@ -93,6 +94,8 @@ enum Command {
     Refresh(keep::Args),
     /// Show or change how much the running proxy tells in its log
     LogLevel(log_level::Args),
+    /// Carry images across an air gap as files
+    Bundle(bundle::Args),
     /// Fetch images before anybody asks for them
     Prefetch(prefetch::Args),
     /// Say what was asked for while nobody could be asked (offline = true)
@@ -141,6 +144,7 @@ where
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
         Command::LogLevel(args) => log_level::run(&args, config()),
+        Command::Bundle(args) => bundle::run(&args, config),
         Command::Prefetch(args) => prefetch::run(&args, config()),
         Command::Wishes(args) => wishes::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),

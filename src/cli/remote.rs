@@ -31,6 +31,10 @@ pub enum CallError {
 
 pub struct Remote {
     http: reqwest::Client,
+    /// For archives.
+    patient: reqwest::Client,
+    /// For bodies whose length is not known before: HTTP/1.1 would send them in chunks, which the proxy does not take.
+    uploads: reqwest::Client,
     base: Url,
     token: Option<Secret>,
 }
@@ -58,16 +62,30 @@ impl Remote {
             .map_err(|error| error.to_string())?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT)
+        let build = || {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls.clone())
+                .connect_timeout(CONNECT)
+                .redirect(reqwest::redirect::Policy::none())
+                // A proxy for the internet is no way to the machine beside this one.
+                .no_proxy()
+        };
+        let http = build()
             .read_timeout(SILENCE)
-            .redirect(reqwest::redirect::Policy::none())
-            // A proxy for the internet is no way to the machine beside this one.
-            .no_proxy()
             .build()
             .map_err(|error| error.to_string())?;
-        Ok(Remote { http, base, token })
+        let patient = build().build().map_err(|error| error.to_string())?;
+        let uploads = build()
+            .http2_prior_knowledge()
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Remote {
+            http,
+            patient,
+            uploads,
+            base,
+            token,
+        })
     }
 
     pub fn base(&self) -> &Url {
@@ -86,15 +104,7 @@ impl Remote {
         query: &[(&str, String)],
         body: Option<&Value>,
     ) -> Result<T, CallError> {
-        let strange = |why: String| CallError::Strange(self.base.clone(), why);
-        let mut url = self.base.clone();
-        match url.path_segments_mut() {
-            Ok(mut segments) => segments.pop_if_empty().extend(["api", "v1"]).extend(path),
-            Err(()) => return Err(strange("it is no address of a server".to_owned())),
-        };
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
+        let url = self.url(path, query)?;
         let changes = method != Method::GET;
         let mut request = self.http.request(method, url);
         if changes {
@@ -106,10 +116,67 @@ impl Remote {
         if let Some(body) = body {
             request = request.body(body.to_string());
         }
-        let unreachable = |error: reqwest::Error| CallError::Unreachable(self.base.clone(), innermost(&error));
-        let response = request.send().await.map_err(unreachable)?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        self.read(response).await
+    }
+
+    fn url(&self, path: &[&str], query: &[(&str, String)]) -> Result<Url, CallError> {
+        let mut url = self.base.clone();
+        match url.path_segments_mut() {
+            Ok(mut segments) => segments.pop_if_empty().extend(["api", "v1"]).extend(path),
+            Err(()) => {
+                let why = "it is no address of a server".to_owned();
+                return Err(CallError::Strange(self.base.clone(), why));
+            }
+        };
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> CallError {
+        CallError::Unreachable(self.base.clone(), innermost(error))
+    }
+
+    /// A call with an order, that brings an archive: nobody knows how long it takes.
+    pub async fn order(&self, path: &[&str], order: String) -> Result<reqwest::Response, CallError> {
+        let request = self.patient.post(self.url(path, &[])?);
+        self.send(request.header("content-type", "application/json").body(order))
+            .await
+    }
+
+    /// A call that sends an archive.
+    pub async fn upload(
+        &self,
+        path: &[&str],
+        query: &[(&str, String)],
+        body: reqwest::Body,
+    ) -> Result<reqwest::Response, CallError> {
+        let request = self.uploads.post(self.url(path, query)?);
+        self.send(request.header("content-type", "application/x-tar").body(body))
+            .await
+    }
+
+    async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<reqwest::Response, CallError> {
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token.reveal());
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        match response.status().is_success() {
+            true => Ok(response),
+            false => Err(match self.read::<Value>(response).await {
+                Err(error) => error,
+                Ok(_) => CallError::Strange(self.base.clone(), "an error that is none".to_owned()),
+            }),
+        }
+    }
+
+    /// An answer in JSON, or why there is none.
+    pub async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T, CallError> {
+        let strange = |why: String| CallError::Strange(self.base.clone(), why);
         let status = response.status();
-        let bytes = response.bytes().await.map_err(unreachable)?;
+        let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|error| strange(error.to_string()));
         }

@@ -69,6 +69,7 @@ pub const ROOT: &[Key] = &[
     key("log", Kind::Table(LOG)),
     key("limits", Kind::Table(LIMITS)),
     key("audit", Kind::Table(AUDIT)),
+    key("bundle", Kind::Table(BUNDLE)),
     key("listener", Kind::Tables(LISTENER)),
     key("access", Kind::Table(ACCESS)),
     key("upstream", Kind::Named(UPSTREAM)),
@@ -152,6 +153,8 @@ const AUDIT: &[Key] = &[
     key("max_size", Kind::Size),
     key("keep", Kind::Count),
 ];
+
+const BUNDLE: &[Key] = &[key("trusted_keys", Kind::List)];
 
 /// The keys of one `[upstream."…"]`.
 pub const UPSTREAM: &[Key] = &[

@@ -201,6 +201,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
     let audit = settle::audit(findings, &raw.audit);
+    let bundle = settle::bundle(findings, &raw.bundle);
     let prefetch = prefetch::prefetches(findings, &raw.prefetch);
     if !findings.problems.is_empty() {
         return Err(ConfigError::new(std::mem::take(&mut findings.problems)));
@@ -214,6 +215,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         log,
         limits,
         audit,
+        bundle,
         upstreams,
         prefetch,
         sources,

@@ -61,6 +61,7 @@ pub struct Config {
     pub log: Log,
     pub limits: Limits,
     pub audit: Option<Audit>,
+    pub bundle: Bundle,
     /// Built-in ones included, each name once, sorted by name.
     pub upstreams: Vec<Upstream>,
     /// What is fetched ahead, and when.
@@ -152,6 +153,13 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// A kept-alive connection without a request.
     pub idle_timeout: Duration,
+}
+
+/// Images that come as files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bundle {
+    /// Whose signatures count: public keys as minisign writes them.
+    pub trusted_keys: Vec<String>,
 }
 
 /// One registry that Larder may talk to.

@@ -19,6 +19,7 @@ pub struct Raw {
     pub log: RawLog,
     pub limits: RawLimits,
     pub audit: RawAudit,
+    pub bundle: RawBundle,
     pub listener: BTreeMap<String, RawListener>,
     pub access: RawAccess,
     pub upstream: BTreeMap<String, RawUpstream>,
@@ -138,6 +139,12 @@ pub struct RawAudit {
     pub file: Option<String>,
     pub max_size: Figure,
     pub keep: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawBundle {
+    pub trusted_keys: Vec<String>,
 }
 
 // No Debug: a password may be inside (R-X17).
@@ -282,6 +289,9 @@ impl Default for Raw {
                 file: None,
                 max_size: text("100MiB"),
                 keep: 10,
+            },
+            bundle: RawBundle {
+                trusted_keys: Vec::new(),
             },
             listener: BTreeMap::new(),
             access: RawAccess {

@@ -10,8 +10,8 @@ use super::error::Place;
 use super::file::quoted;
 use super::findings::{Findings, MOMENT};
 use super::listen::{addresses, clash};
-use super::raw::{Raw, RawAudit, RawLimits, RawLog, RawServer};
-use super::{Admin, Audit, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
+use super::raw::{Raw, RawAudit, RawBundle, RawLimits, RawLog, RawServer};
+use super::{Admin, Audit, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
 use crate::oci::HostPort;
 
 const MIB: u64 = 1 << 20;
@@ -192,4 +192,27 @@ pub fn audit(findings: &mut Findings<'_>, raw: &RawAudit) -> Option<Audit> {
         max_size,
         keep: raw.keep,
     })
+}
+
+/// A key is checked for its form only: whether it is a point of the curve turns out when a signature is held against it.
+pub fn bundle(findings: &mut Findings<'_>, raw: &RawBundle) -> Bundle {
+    for key in &raw.trusted_keys {
+        let fits = key.len() == 56
+            && key.starts_with("RW")
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/'));
+        if !fits {
+            findings.refuse(
+                &["bundle", "trusted_keys"],
+                format!(
+                    "found {}, expected the line of a .pub file that begins with RW",
+                    super::file::quoted(key)
+                ),
+            );
+        }
+    }
+    Bundle {
+        trusted_keys: raw.trusted_keys.clone(),
+    }
 }

@@ -3,6 +3,8 @@
 //! The table below is all there is; `openapi.json` beside it describes each, and a test holds one to the other. What
 //! changes something takes JSON and nothing else, which no web page can send here (R-X16); lists are clamped (R-X20).
 
+mod bundle;
+
 use std::collections::BTreeMap;
 
 use axum::Router;
@@ -33,7 +35,7 @@ const DESCRIPTION: &str = include_str!("admin/openapi.json");
 type Answer = Result<Response, OperatorError>;
 
 /// Every route: its path, what it takes, and who answers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 12] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 16] {
     [
         ("/api/v1/images", &["GET"], get(images)),
         (
@@ -62,6 +64,10 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 12
             get(prefetch_job).delete(cancel_prefetch),
         ),
         ("/api/v1/wishes", &["GET", "DELETE"], get(wishes).delete(clear_wishes)),
+        ("/api/v1/bundle/plan", &["POST"], post(bundle::plan)),
+        ("/api/v1/bundle/create", &["POST"], post(bundle::create)),
+        ("/api/v1/bundle/import", &["POST"], post(bundle::import)),
+        ("/api/v1/bundle/receipt", &["GET"], get(bundle::receipt)),
         ("/api/v1/openapi.json", &["GET"], get(description)),
     ]
 }

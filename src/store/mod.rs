@@ -14,6 +14,7 @@ mod index;
 mod keys;
 mod privacy;
 mod records;
+mod reveal;
 #[doc(hidden)]
 pub mod scale;
 mod space;
@@ -39,6 +40,7 @@ pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
 pub use privacy::ToNobody;
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
+pub use reveal::{Keep, Reveal, RevealError};
 pub use survey::{Row, Survey};
 pub use verify::{Check, Verdict};
 pub use wishes::{MOST_WISHES, Wish};
@@ -327,13 +329,30 @@ impl Store {
         children: &[Digest],
         bytes: &Bytes,
     ) -> Result<(), StoreError> {
+        let manifest = Manifest::new(bytes.clone(), media_type.into());
+        self.write_manifest(
+            repository,
+            digest,
+            Kind::manifest(media_type.into(), children),
+            bytes,
+            true,
+        )?;
+        self.inner.manifests.insert(*digest, manifest);
+        Ok(())
+    }
+
+    fn write_manifest(
+        &self,
+        repository: &str,
+        digest: &Digest,
+        kind: Kind,
+        bytes: &Bytes,
+        linked: bool,
+    ) -> Result<(), StoreError> {
         let mut writer = Writer::begin(self.inner.clone(), *digest, false)?;
         writer.append(std::slice::from_ref(bytes))?;
         writer.verify()?;
-        let manifest = Manifest::new(bytes.clone(), media_type.into());
-        writer.commit_as(repository, Kind::manifest(media_type.into(), children))?;
-        self.inner.manifests.insert(*digest, manifest);
-        Ok(())
+        writer.commit_as(repository, kind, linked)
     }
 
     /// Begins or resumes a blob for `repository`. Blocking: what was staged before is hashed again.
@@ -510,7 +529,10 @@ struct Arrival<'a> {
     counted: bool,
     /// Bytes that were counted for it without a name.
     small: u64,
+    /// Its upstream's shelf is what it counts on.
     repository: &'a str,
+    /// Whether that repository has it from now on.
+    linked: bool,
     kind: Kind,
 }
 

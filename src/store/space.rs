@@ -32,7 +32,7 @@ impl Inner {
     }
 
     /// Up to where room is given out: the index's file grows behind that, when what was noted is written down.
-    fn limit(&self) -> u64 {
+    pub(super) fn limit(&self) -> u64 {
         let max_size = self.max_size();
         max_size - (max_size / 64).min(INDEX_SLACK)
     }
@@ -157,6 +157,19 @@ impl Inner {
         wanted.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
+    /// Bytes of the file system that are neither taken nor promised.
+    pub(super) fn free_bytes(&self, index: &Index) -> u64 {
+        let Ok(stat) = rustix::fs::statvfs(self.tree.root()) else {
+            return u64::MAX;
+        };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        free.saturating_sub(
+            self.min_free
+                .load(Ordering::Relaxed)
+                .saturating_add(index.unwritten_bytes()),
+        )
+    }
+
     /// Moves what the index has just let go of out of the way, and gives the place to unlink it from: that takes
     /// long for large files. Called with the index locked, so that nobody stages or admits the same digest
     /// before its file is out of there. Open readers keep their handle.
@@ -230,7 +243,8 @@ impl Inner {
             if is_new {
                 index.set_hidden(digest, true);
             }
-            let mut ops = vec![Op::Put(Table::Links, link_key(repository, digest), Vec::new())];
+            let link = || Op::Put(Table::Links, link_key(repository, digest), Vec::new());
+            let mut ops: Vec<Op> = arrival.linked.then(link).into_iter().collect();
             ops.extend(BlobRecord::of(&index, digest).map(|record| record.put(digest)));
             self.database.write(ops);
         }
@@ -239,11 +253,13 @@ impl Inner {
         Ok(self.database.write_noted(Vec::new()))
     }
 
-    /// From now on it is served as held, to `repository`. Not before the database has it: a crash would leave a
+    /// From now on it is held, and served to `repository`, if any. Not before the database has it: a crash would leave a
     /// file that is linked to nobody, and what was just answered as a hit would need the upstream again (L6).
-    pub(super) fn show(&self, digest: &Digest, repository: &str) {
+    pub(super) fn show(&self, digest: &Digest, repository: Option<&str>) {
         let mut index = self.index();
-        if index.set_hidden(digest, false) {
+        let is_there = index.set_hidden(digest, false);
+        let Some(repository) = repository else { return };
+        if is_there {
             index.link(&repository.into(), digest);
         } else {
             // Evicted meanwhile, by somebody who knew nothing of this link.

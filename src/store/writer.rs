@@ -243,10 +243,16 @@ impl Writer {
 
     /// Makes verified bytes held as a blob: on disk for good, in the index, linked to `repository` (L6).
     pub fn commit(self, repository: &str) -> Result<(), StoreError> {
-        self.commit_as(repository, Kind::Blob)
+        self.commit_as(repository, Kind::Blob, true)
     }
 
-    pub(super) fn commit_as(mut self, repository: &str, kind: Kind) -> Result<(), StoreError> {
+    /// The same, linked to nobody: none of it is served before [`super::Store::reveal`]. It counts for the upstream of
+    /// `repository`.
+    pub fn commit_unseen(self, repository: &str) -> Result<(), StoreError> {
+        self.commit_as(repository, Kind::Blob, false)
+    }
+
+    pub(super) fn commit_as(mut self, repository: &str, kind: Kind, linked: bool) -> Result<(), StoreError> {
         if self.state != State::Verified {
             self.verify()?;
         }
@@ -265,6 +271,7 @@ impl Writer {
             counted,
             small,
             repository,
+            linked,
             kind,
         };
         let noted = store.admit(&arrival).inspect_err(|error| store.note_trouble(error))?;
@@ -278,7 +285,7 @@ impl Writer {
             .map_err(|error| store.failed("sync the folder of", &place, error));
         // Nothing more can be done if it cannot be written down; the file is found again at the next start.
         let _ = noted.recv();
-        store.show(&digest, repository);
+        store.show(&digest, linked.then_some(repository));
         store.evict_for_index();
         synced
     }

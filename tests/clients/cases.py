@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import images
 import tools
+from bundle import air_gap
 from clients import (Containerd, ContainerdNs, Dockerd, Plain, PlainAlias,
                      Podman, PodmanMirror, Skopeo, SkopeoTags)
 from larder import Larder, binary
@@ -402,6 +403,8 @@ CASES |= {
     "big": (crowd_on_one_blob, {"big"}, {"curl"}),
     "login": (login, {"forty"}, {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "first-byte": (first_byte, {"forty"}, {"curl"}),
+    "bundle": (air_gap, {"multi", "forty", "zstd", "debian"},
+               {*Dockerd.tools, *Containerd.tools, "podman", "skopeo", "umoci"}),
 }
 IMAGE_TOOLS = {"debian": {"debootstrap"}, "zstd": {"zstd"}}
 

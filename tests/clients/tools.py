@@ -16,6 +16,7 @@ PACKAGES = {
     "runc": ["runc"],
     "podman": ["podman"],
     "skopeo": ["skopeo"],
+    "umoci": ["umoci"],
     "docker-registry": ["docker-registry"],
     "debootstrap": ["debootstrap"],
     "zstd": ["zstd"],

@@ -12,6 +12,8 @@ mod admin;
 mod audit;
 mod blobs;
 mod budget;
+mod bundle;
+mod bundle_hostile;
 mod commands;
 mod config;
 mod demo;

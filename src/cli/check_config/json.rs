@@ -63,6 +63,7 @@ pub fn meaning(config: &Config) -> String {
             "max_size_bytes": audit.max_size,
             "keep": audit.keep,
         })),
+        "bundle": { "trusted_keys": config.bundle.trusted_keys },
         "upstreams": upstreams,
         "prefetch": config.prefetch.iter().map(prefetch).collect::<Vec<_>>(),
         "origins": config.origins,

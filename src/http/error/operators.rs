@@ -93,9 +93,23 @@ impl From<AdminError> for OperatorError {
                 StatusCode::CONFLICT
             }
             AdminError::Refresh { error, .. } => of_upstream(error),
+            AdminError::Bundle(error) => of_bundle(error.as_str()),
+            AdminError::Importing => StatusCode::CONFLICT,
             AdminError::Dropped => StatusCode::INTERNAL_SERVER_ERROR,
         };
         OperatorError::new(status, error.as_str(), error.to_string())
+    }
+}
+
+/// By the error's word: the bundle is not as it should be, or this machine is not.
+fn of_bundle(word: &str) -> StatusCode {
+    match word {
+        "signature" => StatusCode::FORBIDDEN,
+        "nothing" => StatusCode::NOT_FOUND,
+        "incomplete" | "gone" => StatusCode::CONFLICT,
+        "no-room" => StatusCode::INSUFFICIENT_STORAGE,
+        "store" | "io" | "damaged" => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::BAD_REQUEST,
     }
 }
 

@@ -105,6 +105,7 @@ fn config(upstream: Upstream) -> Config {
             idle_timeout: Duration::ZERO,
         },
         audit: None,
+        bundle: crate::config::Bundle::default(),
         prefetch: Vec::new(),
         upstreams: vec![upstream],
         sources: Vec::new(),

@@ -1,0 +1,629 @@
+//! Bundles from site to site: the real binary, at rest and through running proxies.
+
+use std::path::Path;
+use std::process::Output;
+
+use larder::oci::Digest;
+use serde_json::{Value, json};
+
+use crate::support::client::Ask;
+use crate::support::process::{LarderProcess, command};
+use crate::support::toml::Toml;
+use crate::support::upstream::{Image, Upstream};
+use crate::support::{blob, manifest, within};
+
+const REPO: &str = "library/alpine";
+const NAME: &str = "docker.io/library/alpine";
+
+pub struct Ran {
+    pub status: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Ran {
+    #[track_caller]
+    pub fn expect(self, status: i32) -> Ran {
+        assert_eq!(self.status, Some(status), "{}\n{}", self.out, self.err);
+        self
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.out))
+    }
+}
+
+/// `larder …` with the configuration of that folder.
+pub async fn run(folder: &Path, args: &[&str]) -> Ran {
+    let mut command = command(folder);
+    command.args(args).arg("--config").arg(folder.join("proxy.toml"));
+    let running = tokio::task::spawn_blocking(move || command.output().expect("the larder binary"));
+    let output: Output = within("the command to end", running).await.unwrap();
+    let text = |bytes| String::from_utf8(bytes).expect("output in UTF-8");
+    Ran {
+        status: output.status.code(),
+        out: text(output.stdout),
+        err: text(output.stderr),
+    }
+}
+
+/// The same through a running proxy.
+async fn ask(larder: &LarderProcess, args: &[&str]) -> Ran {
+    let admin = format!("http://{}", larder.admin());
+    let args: Vec<&str> = args.iter().copied().chain(["--admin", &admin]).collect();
+    run(larder.folder(), &args).await
+}
+
+pub async fn pull(larder: &LarderProcess, image: &Image, tag: &str) {
+    larder.get(manifest(&image.repo, tag)).await.expect(200);
+    for digest in image.blobs() {
+        larder.get(blob(&image.repo, digest)).await.expect_content(&digest);
+    }
+    settle(larder).await;
+}
+
+async fn settle(larder: &LarderProcess) {
+    within("all of it to be kept", async {
+        let stats = || Ask::get("/api/v1/stats").send(larder.admin());
+        while stats().await.expect(200).json()["transfers"] != 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// An isolated site: an upstream that nobody may ask, and a Larder that is offline.
+struct Closed {
+    upstream: Upstream,
+    larder: LarderProcess,
+}
+
+impl Closed {
+    /// Stopped, its folder at rest.
+    async fn new(change: impl FnOnce(&mut Toml)) -> Closed {
+        let upstream = Upstream::start().await;
+        let mut larder = LarderProcess::start(&upstream, |toml| {
+            toml.cache("offline", true);
+            change(toml);
+        })
+        .await;
+        larder.kill_9();
+        Closed { upstream, larder }
+    }
+
+    async fn run(&self, args: &[&str]) -> Ran {
+        run(self.larder.folder(), args).await
+    }
+
+    async fn serve(self) -> Closed {
+        Closed {
+            larder: self.larder.restart().await,
+            upstream: self.upstream,
+        }
+    }
+
+    async fn stop(mut self) -> Closed {
+        assert_eq!(self.larder.stop().await, Some(0));
+        self
+    }
+
+    /// All of an image comes from here, and nobody else was asked.
+    async fn serves(&self, image: &Image, tag: &str) {
+        let answer = self.larder.get(manifest(&image.repo, tag)).await.expect(200);
+        assert_eq!(answer.body, image.bytes);
+        for digest in image.blobs() {
+            self.larder.get(blob(&image.repo, digest)).await.expect_content(&digest);
+        }
+        assert!(self.upstream.requests().is_empty());
+    }
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Both ways of each: through a proxy and at rest.
+#[tokio::test]
+async fn across_the_gap() {
+    let upstream = Upstream::start().await;
+    let mut open = LarderProcess::start(&upstream, |_| {}).await;
+    let a = upstream.image(REPO, "1", &[300_000, 20_000]);
+    pull(&open, &a, "1").await;
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name);
+    run(disk.path(), &["bundle", "keygen", path(&at("key"))]).await;
+
+    let created = ask(
+        &open,
+        &["bundle", "create", path(&at("one.tar")), "--key", path(&at("key"))],
+    )
+    .await
+    .expect(0);
+    assert!(
+        created.out.contains("1 image, ") && created.err.is_empty(),
+        "{} {}",
+        created.out,
+        created.err
+    );
+    assert_eq!(open.stop().await, Some(0));
+    for name in ["two.tar", "three.tar"] {
+        run(open.folder(), &["bundle", "create", path(&at(name))])
+            .await
+            .expect(0);
+    }
+    let bytes = |name: &str| std::fs::read(at(name)).unwrap();
+    assert!(bytes("two.tar") == bytes("three.tar"), "the same holdings, other bytes");
+    assert_eq!(bytes("one.tar.catalog.json"), bytes("two.tar.catalog.json"));
+    let again = run(open.folder(), &["bundle", "create", path(&at("two.tar"))])
+        .await
+        .expect(1);
+    assert!(again.err.contains("exists"), "{}", again.err);
+
+    let closed = Closed::new(|_| {}).await;
+    let unknown = closed.run(&["bundle", "import", path(&at("one.tar"))]).await.expect(1);
+    assert!(
+        unknown.err.contains("--key") && unknown.err.contains("trusted_keys"),
+        "{}",
+        unknown.err
+    );
+    let imported = closed
+        .run(&["bundle", "import", path(&at("one.tar")), "--key", path(&at("key.pub"))])
+        .await
+        .expect(0);
+    assert!(
+        imported.out.contains(&format!("{NAME}:1: new")) && imported.out.contains("signed by RW"),
+        "{}",
+        imported.out
+    );
+    let closed = closed.serve().await;
+    closed.serves(&a, "1").await;
+    closed.larder.get(manifest(REPO, "2")).await.expect(404);
+    let list = ask(&closed.larder, &["ls", "--json"]).await.expect(0).json();
+    assert_eq!(
+        (&list["images"][0]["pinned"], list["images"].as_array().unwrap().len()),
+        (&json!(true), 1)
+    );
+
+    // Again, into the running one: nothing changes.
+    let key = path(&at("key.pub")).to_owned();
+    let report = ask(
+        &closed.larder,
+        &["bundle", "import", path(&at("one.tar")), "--key", &key, "--json"],
+    )
+    .await
+    .expect(0)
+    .json();
+    assert_eq!(report["images"][0]["outcome"], "unchanged", "{report}");
+    assert_eq!((&report["new_blobs"], &report["held_blobs"]), (&json!(0), &json!(4)));
+
+    // A tag moves: the next crossing brings what is new, and no more.
+    let mut open = open.restart().await;
+    let b = upstream.image(REPO, "1", &[2_000_000]);
+    ask(&open, &["refresh", "alpine:1"]).await.expect(0);
+    pull(&open, &b, "1").await;
+    ask(
+        &closed.larder,
+        &[
+            "bundle",
+            "receipt",
+            "--out",
+            path(&at("receipt.json")),
+            "--site",
+            "ward 3",
+        ],
+    )
+    .await
+    .expect(0);
+    let receipt: Value = serde_json::from_slice(&std::fs::read(at("receipt.json")).unwrap()).unwrap();
+    assert_eq!(receipt["site"], "ward 3");
+    assert_eq!(receipt["tags"][format!("{NAME}:1")], a.manifest.to_string());
+    let increment = ask(
+        &open,
+        &[
+            "bundle",
+            "create",
+            path(&at("four.tar")),
+            "alpine:1",
+            "--since",
+            path(&at("receipt.json")),
+            "--key",
+            path(&at("key")),
+            "--json",
+        ],
+    )
+    .await
+    .expect(0)
+    .json();
+    let new_bytes: u64 = b.blobs().iter().map(|d| upstream.bytes(d).len() as u64).sum::<u64>() + b.bytes.len() as u64;
+    let size = increment["files"][0]["bytes"].as_u64().unwrap();
+    assert!(size as f64 <= 1.02 * new_bytes as f64, "{size} for {new_bytes}");
+    let told = run(
+        disk.path(),
+        &[
+            "bundle",
+            "inspect",
+            path(&at("four.tar")),
+            "--receipt",
+            path(&at("receipt.json")),
+            "--verify",
+            "--key",
+            &key,
+        ],
+    )
+    .await
+    .expect(0);
+    assert!(
+        told.out.contains("moved")
+            && told.out.contains("signed by RW")
+            && told.out.contains("all of it is as its digests say"),
+        "{}",
+        told.out
+    );
+    let moved = ask(
+        &closed.larder,
+        &["bundle", "import", path(&at("four.tar")), "--key", &key],
+    )
+    .await
+    .expect(0);
+    assert!(moved.out.contains(&format!("{NAME}:1: moved from")), "{}", moved.out);
+    closed.serves(&b, "1").await;
+
+    // The older bundle does not move it back, unless that is said.
+    let older = ask(
+        &closed.larder,
+        &["bundle", "import", path(&at("one.tar")), "--key", &key],
+    )
+    .await
+    .expect(0);
+    assert!(older.out.contains("stays, it was confirmed later"), "{}", older.out);
+    closed.serves(&b, "1").await;
+    ask(
+        &closed.larder,
+        &["bundle", "import", path(&at("one.tar")), "--key", &key, "--older"],
+    )
+    .await
+    .expect(0);
+    closed.serves(&a, "1").await;
+    closed.stop().await;
+    assert_eq!(open.stop().await, Some(0));
+}
+
+/// Users: an archive that breaks half-way, or arrives on many small media (oc-mirror#491, hauler#237).
+#[tokio::test]
+async fn volumes_come_in_steps_and_damage_is_named() {
+    let upstream = Upstream::start().await;
+    let mut open = LarderProcess::start(&upstream, |_| {}).await;
+    let image = upstream.image(REPO, "1", &[3_000_000, 400_000, 400_000]);
+    pull(&open, &image, "1").await;
+    assert_eq!(open.stop().await, Some(0));
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name);
+    let stem = path(&at("vol")).to_owned();
+    let key = path(&at("key")).to_owned();
+    run(disk.path(), &["bundle", "keygen", &key]).await;
+    let public = format!("{key}.pub");
+    run(
+        open.folder(),
+        &["bundle", "create", &stem, "--volume-size", "1MiB", "--key", &key],
+    )
+    .await
+    .expect(0);
+    let volumes: Vec<String> = (1..)
+        .map(|n| format!("{stem}.{n:03}"))
+        .take_while(|p| Path::new(p).exists())
+        .collect();
+    assert!(volumes.len() >= 4, "{volumes:?}");
+    for volume in &volumes {
+        assert!(std::fs::metadata(volume).unwrap().len() <= 1 << 20);
+        run(disk.path(), &["bundle", "inspect", volume, "--verify"])
+            .await
+            .expect(0);
+    }
+
+    // One byte of the second volume.
+    let right = std::fs::read(&volumes[1]).unwrap();
+    let mut wrong = right.clone();
+    wrong[600_000] ^= 1;
+    std::fs::write(&volumes[1], &wrong).unwrap();
+    let told = run(disk.path(), &["bundle", "inspect", &stem, "--verify"])
+        .await
+        .expect(1);
+    assert!(told.out.contains("DAMAGED in volume 2"), "{}", told.out);
+    let closed = Closed::new(|_| {}).await;
+    let refused = closed.run(&["bundle", "import", &stem, "--unsigned"]).await.expect(1);
+    assert!(
+        refused.err.contains("damaged in this copy: sha256:"),
+        "{} {}",
+        refused.out,
+        refused.err
+    );
+    let closed = closed.serve().await;
+    closed.larder.get(manifest(REPO, "1")).await.expect(404);
+    closed.larder.get(blob(REPO, image.layers[1])).await.expect(404);
+    let closed = closed.stop().await;
+
+    // Copied again, and brought one by one; what nobody signed has to come at once.
+    std::fs::write(&volumes[1], &right).unwrap();
+    let stepwise = Closed::new(|_| {}).await;
+    for (at, volume) in volumes.iter().enumerate() {
+        let is_last = at + 1 == volumes.len();
+        let args = ["bundle", "import", volume, "--key", &public];
+        let ran = stepwise.run(&args).await.expect(if is_last { 0 } else { 1 });
+        assert_eq!(ran.err.contains("were not there"), !is_last, "{}", ran.err);
+    }
+    stepwise.serve().await.serves(&image, "1").await;
+    // What was right of the damaged copy is not read again.
+    let args = ["bundle", "import", &stem, "--key", &public, "--json"];
+    let report = closed.run(&args).await.expect(0).json();
+    assert!(report["held_bytes"].as_u64().unwrap() > 500_000, "{report}");
+    closed.serve().await.serves(&image, "1").await;
+    let unsigned = Closed::new(|_| {}).await;
+    let args = ["bundle", "import", &volumes[0], "--unsigned"];
+    let alone = unsigned.run(&args).await.expect(1);
+    assert!(alone.err.contains("all have to be imported at once"), "{}", alone.err);
+    unsigned.run(&["bundle", "import", &stem, "--unsigned"]).await.expect(0);
+    unsigned.serve().await.serves(&image, "1").await;
+}
+
+/// A crash in the middle: nothing is visible, and what came is not sent for nothing.
+#[tokio::test]
+async fn killed_in_the_middle() {
+    let upstream = Upstream::start().await;
+    let mut open = LarderProcess::start(&upstream, |_| {}).await;
+    let image = upstream.image(REPO, "1", &[1_000_000, 900_000, 800_000]);
+    pull(&open, &image, "1").await;
+    assert_eq!(open.stop().await, Some(0));
+    let disk = tempfile::tempdir().unwrap();
+    let tar = disk.path().join("a.tar");
+    run(open.folder(), &["bundle", "create", path(&tar)]).await.expect(0);
+
+    let closed = Closed::new(|_| {}).await;
+    let mut closed = closed.serve().await;
+    let bytes = std::fs::read(&tar).unwrap();
+    let head = format!(
+        "POST /api/v1/bundle/import?unsigned=true HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        bytes.len()
+    );
+    let mut socket = tokio::net::TcpStream::connect(closed.larder.admin()).await.unwrap();
+    use tokio::io::AsyncWriteExt as _;
+    socket.write_all(head.as_bytes()).await.unwrap();
+    socket.write_all(&bytes[..2_000_000]).await.unwrap();
+    within("the first blob to be held", async {
+        let stats = || Ask::get("/api/v1/stats").send(closed.larder.admin());
+        while stats().await.expect(200).json()["blobs"] == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    closed.larder.kill_9();
+    let closed = closed.serve().await;
+    closed.larder.get(manifest(REPO, "1")).await.expect(404);
+    for layer in &image.layers {
+        closed.larder.get(blob(REPO, layer)).await.expect(404);
+    }
+    // A copy that was cut off says so.
+    let cut = disk.path().join("cut.tar");
+    std::fs::write(&cut, &bytes[..2_000_000]).unwrap();
+    let short = ask(&closed.larder, &["bundle", "import", path(&cut), "--unsigned"])
+        .await
+        .expect(1);
+    assert!(short.err.contains("is the copy complete?"), "{}", short.err);
+    closed.larder.get(manifest(REPO, "1")).await.expect(404);
+    let report = ask(
+        &closed.larder,
+        &["bundle", "import", path(&tar), "--unsigned", "--json"],
+    )
+    .await
+    .expect(0)
+    .json();
+    assert!(report["held_blobs"].as_u64().unwrap() >= 1, "{report}");
+    closed.serves(&image, "1").await;
+}
+
+/// An index goes with the platforms that are held; signatures go with it; what is not whole is named.
+#[tokio::test]
+async fn platforms_referrers_and_the_incomplete() {
+    let upstream = Upstream::start().await;
+    let open = LarderProcess::start(&upstream, |_| {}).await;
+    let (here, other) = (
+        upstream.untagged_image(REPO, &[50_000]),
+        upstream.untagged_image(REPO, &[60_000]),
+    );
+    let index = upstream.index(REPO, "multi", &[here.manifest, other.manifest]);
+    let signature = upstream.artifact(REPO, here.manifest, "application/vnd.example.signature");
+    open.get(manifest(REPO, "multi")).await.expect(200);
+    let half = upstream.image(REPO, "half", &[70_000]);
+    open.get(manifest(REPO, "half")).await.expect(200);
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name);
+    let refused = ask(&open, &["bundle", "create", path(&at("a.tar"))]).await.expect(1);
+    assert!(
+        refused
+            .err
+            .contains(&format!("not held whole: {NAME}:half, {NAME}:multi")),
+        "{}",
+        refused.err
+    );
+
+    for digest in std::iter::once(&here.manifest).chain([&signature.manifest]) {
+        open.get(manifest(REPO, digest)).await.expect(200);
+    }
+    for digest in here.blobs() {
+        open.get(blob(REPO, digest)).await.expect_content(&digest);
+    }
+    let list = open
+        .get(format!("/v2/{REPO}/referrers/{}", here.manifest))
+        .await
+        .expect(200)
+        .json();
+    let parts: Value = serde_json::from_slice(&signature.bytes).unwrap();
+    for part in parts["layers"].as_array().unwrap().iter().chain([&parts["config"]]) {
+        let digest: Digest = part["digest"].as_str().unwrap().parse().unwrap();
+        open.get(blob(REPO, digest)).await.expect_content(&digest);
+    }
+    settle(&open).await;
+    let created = ask(&open, &["bundle", "create", path(&at("b.tar")), "--partial"])
+        .await
+        .expect(0);
+    assert!(
+        created
+            .err
+            .contains(&format!("{NAME}:half is not held whole: left out")),
+        "{}",
+        created.err
+    );
+    let told = run(disk.path(), &["bundle", "inspect", path(&at("b.tar")), "--json"])
+        .await
+        .expect(0)
+        .json();
+    let row = &told["images"][0];
+    assert_eq!((&row["absent"], &row["referrers"]), (&json!(1), &json!(1)), "{told}");
+    assert_eq!(row["platforms"], json!(["linux/amd64"]));
+
+    let closed = Closed::new(|_| {}).await;
+    closed
+        .run(&["bundle", "import", path(&at("b.tar")), "--unsigned"])
+        .await
+        .expect(0);
+    let closed = closed.serve().await;
+    let answer = closed.larder.get(manifest(REPO, "multi")).await.expect(200);
+    assert_eq!(answer.body, index.bytes);
+    closed.serves(&here, &here.manifest.to_string()).await;
+    closed.larder.get(manifest(REPO, other.manifest)).await.expect(404);
+    let listed = closed
+        .larder
+        .get(format!("/v2/{REPO}/referrers/{}", here.manifest))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(listed["manifests"], list["manifests"]);
+    closed.larder.get(manifest(REPO, signature.manifest)).await.expect(200);
+    drop(half);
+}
+
+/// An increment whose base never came shows nothing, and says what has to come first. What does not fit says how much.
+#[tokio::test]
+async fn what_is_missing_and_what_does_not_fit() {
+    let upstream = Upstream::start().await;
+    let mut open = LarderProcess::start(&upstream, |_| {}).await;
+    let a = upstream.image(REPO, "1", &[200_000]);
+    pull(&open, &a, "1").await;
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name);
+    ask(&open, &["bundle", "create", path(&at("full.tar"))]).await.expect(0);
+    // No receipt came back: the last bundle's catalogue does.
+    let catalog = path(&at("full.tar.catalog.json")).to_owned();
+    let b = upstream.image(REPO, "2", &[100_000]);
+    pull(&open, &b, "2").await;
+    let created = ask(&open, &["bundle", "create", path(&at("more.tar")), "--since", &catalog])
+        .await
+        .expect(0);
+    assert!(
+        created.out.contains("are there already and stay out"),
+        "{}",
+        created.out
+    );
+    assert_eq!(open.stop().await, Some(0));
+
+    let closed = Closed::new(|toml| {
+        toml.cache("max_size", "2MiB");
+    })
+    .await;
+    let early = closed
+        .run(&["bundle", "import", path(&at("more.tar")), "--unsigned"])
+        .await
+        .expect(1);
+    assert!(
+        early.out.contains(&format!("{NAME}:1: not shown")) && early.err.contains("builds upon sha256:"),
+        "{} {}",
+        early.out,
+        early.err
+    );
+    assert!(early.out.contains(&format!("{NAME}:2: new")), "{}", early.out);
+    closed
+        .run(&["bundle", "import", path(&at("full.tar")), "--unsigned"])
+        .await
+        .expect(0);
+    let large = upstream.image(REPO, "3", &[3_000_000]);
+    let open = open.restart().await;
+    pull(&open, &large, "3").await;
+    ask(&open, &["bundle", "create", path(&at("large.tar")), "alpine:3"])
+        .await
+        .expect(0);
+    let full = closed
+        .run(&["bundle", "import", path(&at("large.tar")), "--unsigned"])
+        .await
+        .expect(1);
+    assert!(full.err.contains("no room: the bundle brings 30"), "{}", full.err);
+    let closed = closed.serve().await;
+    closed.serves(&a, "1").await;
+    closed.serves(&b, "2").await;
+    closed.larder.get(manifest(REPO, "3")).await.expect(404);
+}
+
+/// What other tools wrote: a layout as folder and as tar, and what `docker save` writes.
+#[tokio::test]
+async fn archives_of_others() {
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name);
+    let layer = crate::support::noise(7, 40_000);
+    let layer_digest = Digest::sha256(&layer);
+    let config =
+        json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer_digest]}})
+            .to_string();
+    let list = json!([{"Config": "c.json", "RepoTags": ["thing:1", "registry.example:5000/a/b:2"], "Layers": ["one/layer.tar"]}]).to_string();
+    let save = at("save.tar");
+    let mut tar = tar::Builder::new(std::fs::File::create(&save).unwrap());
+    for (name, bytes) in [
+        ("c.json", config.as_bytes()),
+        ("one/layer.tar", &layer),
+        ("manifest.json", list.as_bytes()),
+    ] {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, name, bytes).unwrap();
+    }
+    tar.finish().unwrap();
+    let closed = Closed::new(|_| {}).await;
+    let ran = closed.run(&["bundle", "import", path(&save)]).await.expect(0);
+    assert!(ran.out.contains("docker.io/library/thing:1: new"), "{}", ran.out);
+    let closed = closed.serve().await;
+    let answer = closed
+        .larder
+        .get(manifest("library/thing", "1"))
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(answer["layers"][0]["digest"], layer_digest.to_string());
+    closed
+        .larder
+        .get(blob("library/thing", layer_digest))
+        .await
+        .expect_content(&layer_digest);
+
+    // A bundle unpacked is a layout; under another name.
+    ask(&closed.larder, &["bundle", "create", path(&at("b.tar")), "thing:1"])
+        .await
+        .expect(0);
+    let folder = at("layout");
+    tar::Archive::new(std::fs::File::open(at("b.tar")).unwrap())
+        .unpack(&folder)
+        .unwrap();
+    let ran = ask(
+        &closed.larder,
+        &["bundle", "import", path(&folder), "--as", "other/name:9"],
+    )
+    .await
+    .expect(0);
+    assert!(ran.out.contains("docker.io/other/name:9: new"), "{}", ran.out);
+    closed.larder.get(manifest("other/name", "9")).await.expect(200);
+    let not = ask(
+        &closed.larder,
+        &["bundle", "import", path(&at("b.tar.catalog.json")), "--unsigned"],
+    )
+    .await
+    .expect(1);
+    assert!(not.err.contains("no bundle"), "{}", not.err);
+}
