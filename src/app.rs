@@ -1,40 +1,47 @@
 //! The composition root: builds everything once, runs it, stops it.
 //!
-//! [`start`] is the proxy; `rest` opens a folder that none runs on, for operators; `checkup` looks at
-//! everything that can be wrong.
+//! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
+//! `checkup` looks at everything that can be wrong.
 
 pub mod checkup;
 mod explain;
 mod further;
 mod keys;
+mod reload;
 mod rest;
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use explain::{AccessCheck, explain};
+pub use reload::{ReloadError, Reloaded};
 pub use rest::AtRest;
 
-use crate::admin::{Admin, Limits, Meter, Traffic};
+use crate::admin::{Admin, Limits, LogControl, Meter, Traffic};
 use crate::auth::{Gate, GateError};
-use crate::config::{Config, Listen, MAIN_LISTENER};
+use crate::config::{Config, ConfigError, Listen, MAIN_LISTENER};
 use crate::http::ops::{self, Readiness, ReadinessCheck};
 use crate::http::server::tls::{Certificates, TlsError};
 use crate::http::server::{self, BindError};
 use crate::http::{admin as api, v2};
+use crate::jobs::audit::Audit;
 use crate::jobs::prefetch::Patience;
 use crate::jobs::{Pace, Prefetcher, Verifier};
 use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
+use crate::telemetry::log;
 use crate::telemetry::metrics::{self, InstallError};
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
+use reload::Reloader;
 
 /// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -58,6 +65,8 @@ pub enum StartError {
     DefaultUpstream(HostPort),
     #[error("cannot use the sockets that this process was started with: {0}")]
     Sockets(std::io::Error),
+    #[error("audit.file: cannot write {0}: {1}")]
+    Audit(String, std::io::Error),
     #[error("a start-up task ended early")]
     Task,
 }
@@ -82,6 +91,8 @@ pub struct Running {
     /// The further listeners of the registry.
     pub listeners: Vec<Open>,
     pull: Arc<Pull>,
+    reloader: Arc<Reloader>,
+    audit: Option<Audit>,
     stop: CancellationToken,
     cut: CancellationToken,
     transfers: TaskTracker,
@@ -144,6 +155,13 @@ async fn launch(
     let store = tokio::task::spawn_blocking(move || Store::open_with(&at, faults))
         .await
         .map_err(|_| StartError::Task)??;
+    let audit = match &config.audit {
+        Some(audit) => Some(Audit::start(audit, store.events()).map_err(|error| {
+            let file = audit.file.display().to_string();
+            StartError::Audit(file, error)
+        })?),
+        None => None,
+    };
     let clients = Clients::new(&config)?;
     // Behind the first hits: a million files take seconds to look at.
     let walked = store.clone();
@@ -161,24 +179,36 @@ async fn launch(
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
     let (patience, schedules) = (Patience::default(), &config.prefetch);
     let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), patience, schedules);
-    let api = api::router(Admin::new(
+    let desk = Admin::new(
         pull.clone(),
         verifier.clone(),
         prefetcher.clone(),
         limits(&config),
         meter(&handle),
-    ));
-    let token = config.admin.token.clone().map(Arc::new);
-    let ops = ops::router(readiness(&pull, &stop), handle.clone(), api, token, Vec::new());
+    )
+    .with_log(log_control());
+    let reloader = Arc::new(Reloader {
+        pull: pull.clone(),
+        admin: desk.clone(),
+        limits: config.limits.clone().into(),
+        token: Arc::new(ArcSwapOption::new(config.admin.token.clone().map(Arc::new))),
+        timed: Arc::new(AtomicBool::new(config.server.server_timing)),
+        current: Mutex::new(config.clone()),
+        refused: Mutex::default(),
+    });
+    reload::tell(true);
+    let api = api::router(desk);
+    let readiness = readiness(&reloader, &stop);
+    let ops = ops::router(readiness, handle.clone(), api, reloader.token.clone(), Vec::new());
     let has_tls = tls.is_some();
     let door = |name: &str, tls| v2::Door::new(gate.clone(), name, tls, config.access.realm.as_ref());
-    let registry_of = v2::Registry::new(pull.clone(), config.server.server_timing, door(MAIN_LISTENER, has_tls));
+    let registry_of = v2::Registry::new(pull.clone(), reloader.timed.clone(), door(MAIN_LISTENER, has_tls));
     let listeners = further.iter().map(further::Bound::open).collect();
     let mut servers = vec![
         tokio::spawn(server::serve(
             registry,
             registry_of.clone(),
-            config.limits.clone(),
+            reloader.limits.clone(),
             tls,
             stop.clone(),
             grace,
@@ -187,7 +217,7 @@ async fn launch(
         tokio::spawn(server::serve(
             admin,
             ops,
-            config.limits.clone(),
+            reloader.limits.clone(),
             None,
             cut.clone(),
             Duration::ZERO,
@@ -202,7 +232,7 @@ async fn launch(
         let serving = server::serve(
             bound.listening,
             handler,
-            config.limits.clone(),
+            reloader.limits.clone(),
             bound.tls,
             stop.clone(),
             grace,
@@ -217,6 +247,8 @@ async fn launch(
         listeners,
         registries,
         pull,
+        reloader,
+        audit,
         stop,
         cut,
         transfers,
@@ -237,6 +269,12 @@ impl Running {
         &self.pull
     }
 
+    /// Takes another configuration, as far as that is possible without a restart. What was read and makes no sense is noted
+    /// and changes nothing.
+    pub async fn reload(&self, read: Result<Config, ConfigError>) -> Result<Reloaded, ReloadError> {
+        self.reloader.take(read).await
+    }
+
     /// Accepts nothing more, lets running responses finish within the grace, pauses transfers and writes down what is
     /// known.
     pub async fn stop(mut self) {
@@ -251,13 +289,21 @@ impl Running {
         }
         self.transfers.close();
         self.transfers.wait().await;
-        let store = self.pull.store().clone();
-        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        let (store, audit) = (self.pull.store().clone(), self.audit.take());
+        let _ = tokio::task::spawn_blocking(move || {
+            store.close();
+            store.events().close();
+            if let Some(audit) = audit {
+                audit.join();
+            }
+        })
+        .await;
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.pull.store().events().close();
         self.stop.cancel();
         self.cut.cancel();
         for server in &self.servers {
@@ -269,9 +315,10 @@ impl Drop for Running {
 /// Ready: nobody asked to stop. A disk that takes nothing is no reason to send requests elsewhere: pulls pass through
 /// (L5), so it is told as a check that fails, which makes a proxy degraded and not unready. Upstreams do not count
 /// either: what is held is served without them (L3). Those that asked to be left alone are named all the same.
-fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
-    let (pull, stop) = (pull.clone(), stop.clone());
+fn readiness(reloader: &Arc<Reloader>, stop: &CancellationToken) -> ReadinessCheck {
+    let (reloader, stop) = (reloader.clone(), stop.clone());
     Arc::new(move || {
+        let pull = &reloader.pull;
         let disk = probe_disk(pull.store());
         let stopping = stop.is_cancelled();
         let usage = pull.store().usage();
@@ -304,6 +351,15 @@ fn readiness(pull: &Arc<Pull>, stop: &CancellationToken) -> ReadinessCheck {
                 format!("passing through, not keeping: {trouble}"),
             ));
         }
+        let refused = reloader.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(why) = refused {
+            let why = why.trim_end();
+            checks.push((
+                "configuration".to_owned(),
+                false,
+                format!("refused, the one of before holds on: {why}"),
+            ));
+        }
         for (upstream, left) in pull.paused() {
             checks.push((
                 format!("upstream {upstream}"),
@@ -334,6 +390,14 @@ fn limits(config: &Config) -> Limits {
         max_bytes: config.cache.max_size,
         upstreams: config.upstreams.iter().filter_map(own).collect(),
         bundle_keys: config.bundle.trusted_keys.clone(),
+    }
+}
+
+/// How much is told, for operators who want to see more for a while.
+fn log_control() -> LogControl {
+    LogControl {
+        level: Arc::new(log::level),
+        change: Arc::new(|level| log::set_level(level).map_err(|error| error.to_string())),
     }
 }
 
@@ -371,6 +435,7 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
         ::metrics::gauge!("larder_wishes").set(pull.store().wish_count() as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
+        pull.export();
         handle.upkeep();
         let store = pull.store().clone();
         let _ = tokio::task::spawn_blocking(move || {

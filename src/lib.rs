@@ -8,15 +8,16 @@
 //! |---|---|---|
 //! | [`oci`] | the specification's nouns, parsed: digest, name, reference, manifest, error codes | – |
 //! | [`telemetry`] | log set-up, metrics | – |
+//! | [`events`] | what happened, as data, and its broadcast | oci |
 //! | [`config`] | what the operator asked for: raw figures in, meaning out | oci |
-//! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry |
+//! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry events |
 //! | [`upstream`] | a client of other registries | oci config telemetry |
 //! | [`auth`] | who is asking, what they may pull | oci config |
-//! | [`pull`] | the pull-through service | oci config telemetry store upstream |
+//! | [`pull`] | the pull-through service | oci config telemetry events store upstream |
 //! | [`bundle`] | images as files: export and import, without the network | oci telemetry store |
-//! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead | oci config telemetry store pull |
-//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config store pull bundle jobs |
-//! | [`http`] | listeners, routes, status codes | oci config telemetry auth pull admin, and the error types of store and upstream |
+//! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead; the audit log | oci config telemetry events store pull |
+//! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config events store pull bundle jobs |
+//! | [`http`] | listeners, routes, status codes | oci config telemetry events auth pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
 //! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config bundle auth admin app demo telemetry |
@@ -58,6 +59,13 @@
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
 //!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
 //!   it, or at once if repair was asked for.
+//! - **Another configuration**: `cli::reload` hears SIGHUP or sees another file → `app::reload` builds what can fail, then exchanges
+//!   `pull`'s policy (names, upstreams' clients) as a whole and sets limits, token and log level. Requests read the policy without a
+//!   lock; what `http::v2::hot` told under an earlier one is not told again.
+//! - **Lent credentials**: `upstream::credentials` → `upstream::lease`, which keeps what a helper (`upstream::helper`) or a cloud
+//!   (`upstream::cloud`) gives out, one question for all who wait; again before it ends, and once when a registry refuses it.
+//! - **Audit**: `store` (evictions), `pull` (fetches), `admin` (an operator's doing) and `http` (pulls, refusals) note what they did in
+//!   [`events`], without waiting; `jobs::audit` writes it down.
 //! - **Bundle, out**: `cli::bundle` orders it at the desk → `bundle::select` says what the images need and hold →
 //!   `bundle::plan` writes the catalogue → `bundle::create` streams the archive, hashing what it reads → `bundle::seal`
 //!   signs and cuts it into files, on the machine of whoever asked: the key goes nowhere.
@@ -79,6 +87,7 @@ pub mod bundle;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod events;
 pub mod http;
 pub mod jobs;
 pub mod oci;

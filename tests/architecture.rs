@@ -30,8 +30,13 @@ const FLOORS: &[Floor] = &[
     floor("pull", &["oci", "config", "telemetry", "events", "store", "upstream"]),
     floor("bundle", &["oci", "telemetry", "store"]),
     floor("jobs", &["oci", "config", "telemetry", "events", "store", "pull"]),
-    floor("admin", &["oci", "config", "store", "pull", "bundle", "jobs"]),
-    floor("http", &["oci", "config", "telemetry", "auth", "pull", "admin"]),
+    // What an operator did is an event.
+    floor("admin", &["oci", "config", "events", "store", "pull", "bundle", "jobs"]),
+    // Who pulled is known here only.
+    floor(
+        "http",
+        &["oci", "config", "telemetry", "events", "auth", "pull", "admin"],
+    ),
     floor(
         "app",
         &[

@@ -175,13 +175,14 @@ impl Admin {
             .clone()
             .try_lock_owned()
             .map_err(|_| AdminError::Importing)?;
-        let texts = self.inner.limits.bundle_keys.iter().chain(&order.key);
+        let limits = self.inner.limits.load();
+        let texts = limits.bundle_keys.iter().chain(&order.key);
         let keys = texts.map(|text| PublicKey::parse(text)).collect::<Result<_, _>>()?;
         let options = Options {
             keys,
             unsigned: order.unsigned,
             older: order.older,
-            max_size: Some(self.inner.limits.max_bytes),
+            max_size: Some(limits.max_bytes),
         };
         let report = self
             .work(move |admin| {

@@ -28,6 +28,11 @@ pub enum AdminError {
     Refresh { image: String, error: PullError },
     #[error(transparent)]
     Busy(#[from] Busy),
+    #[error("{0}")]
+    Level(String),
+    /// Of a folder at rest.
+    #[error("no proxy runs: there is no log level to show or change")]
+    NoLog,
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error("a bundle is being imported: wait for its end")]
@@ -55,6 +60,8 @@ impl AdminError {
             AdminError::NoTag(_) => "no-tag",
             AdminError::Refresh { error, .. } => error.as_str(),
             AdminError::Busy(_) | AdminError::TooMany(_) => "busy",
+            AdminError::Level(_) => "bad-level",
+            AdminError::NoLog => "no-proxy",
             AdminError::NoJob(_) => "no-job",
             AdminError::BadOrder(_) => "bad-request",
             AdminError::Bundle(error) => error.as_str(),

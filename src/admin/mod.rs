@@ -19,13 +19,17 @@ use std::time::Instant;
 pub use bundle::{BundleOrder, ImportOrder, PlanView, Planned};
 pub use error::AdminError;
 
+use arc_swap::ArcSwap;
+
+use crate::events::{Action, Event};
 use crate::jobs::{Prefetcher, Progress, Verifier};
 use crate::oci::Reference;
-use crate::pull::Pull;
+use crate::pull::{Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
 use views::{
-    DuView, ImageList, ImageRow, ImageView, PinView, RefreshView, RemovedView, StatsView, UpstreamView, VerifyView,
+    BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView, RemovedView, StatsView,
+    UpstreamView, VerifyView,
 };
 
 /// Longest page (R-X20).
@@ -54,17 +58,28 @@ pub struct Traffic {
 /// Asked whenever somebody wants to see the traffic.
 pub type Meter = Arc<dyn Fn() -> Traffic + Send + Sync>;
 
+/// Takes another level. Errors: why it is none.
+pub type ChangeLevel = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// How much the process tells of itself, and the way to change that.
+#[derive(Clone)]
+pub struct LogControl {
+    pub level: Arc<dyn Fn() -> String + Send + Sync>,
+    pub change: ChangeLevel,
+}
+
 /// The operators' counter. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
     inner: Arc<Inner>,
+    log: Option<LogControl>,
 }
 
 struct Inner {
     pull: Arc<Pull>,
     verifier: Arc<Verifier>,
     prefetcher: Arc<Prefetcher>,
-    limits: Limits,
+    limits: ArcSwap<Limits>,
     meter: Meter,
     started: Instant,
     /// Held while a bundle is imported.
@@ -84,12 +99,34 @@ impl Admin {
                 pull,
                 verifier,
                 prefetcher,
-                limits,
+                limits: ArcSwap::from_pointee(limits),
                 meter,
                 started: Instant::now(),
                 importing: Arc::default(),
             }),
+            log: None,
         }
+    }
+
+    /// For a process that runs on.
+    pub fn with_log(self, log: LogControl) -> Admin {
+        Admin { log: Some(log), ..self }
+    }
+
+    /// Other limits, after a reload.
+    pub fn set_limits(&self, limits: Limits) {
+        self.inner.limits.store(Arc::new(limits));
+    }
+
+    /// How much is told, after a change if one is wanted. It holds until a restart, or until `log.level` is changed.
+    pub fn log_level(&self, change: Option<&str>) -> Result<LogView, AdminError> {
+        let log = self.log.as_ref().ok_or(AdminError::NoLog)?;
+        if let Some(level) = change {
+            (log.change)(level).map_err(AdminError::Level)?;
+            // At a level that is always told.
+            tracing::warn!(level, "the log level was changed");
+        }
+        Ok(LogView { level: (log.level)() })
     }
 
     fn store(&self) -> &Store {
@@ -150,7 +187,7 @@ impl Admin {
         self.work(move |admin| {
             let (usage, survey) = (admin.store().usage(), admin.store().survey());
             let mut view = DuView::of(&usage, survey, limit);
-            view.max_bytes = admin.inner.limits.max_bytes;
+            view.max_bytes = admin.inner.limits.load().max_bytes;
             view.path = admin.store().path().display().to_string();
             view
         })
@@ -166,7 +203,12 @@ impl Admin {
             .map(|(name, left)| (name.to_string(), left.as_secs().max(1)))
             .collect();
         let troubles: BTreeMap<String, &str> = pull.troubles().into_iter().collect();
-        let limits = &self.inner.limits;
+        let budgets: BTreeMap<String, Vec<Budget>> = pull
+            .budgets()
+            .into_iter()
+            .map(|(name, budgets)| (name.to_string(), budgets))
+            .collect();
+        let limits = self.inner.limits.load();
         let traffic = (self.inner.meter)();
         let held: BTreeMap<String, u64> = usage
             .shelves
@@ -179,6 +221,7 @@ impl Admin {
             .chain(paused.keys())
             .chain(troubles.keys())
             .chain(limits.upstreams.keys())
+            .chain(budgets.keys())
             .chain(traffic.fetched.keys())
             .collect();
         names.sort_unstable();
@@ -192,6 +235,9 @@ impl Admin {
             max_bytes: limits.upstreams.get(name).copied(),
             paused_seconds: paused.get(name).copied(),
             trouble: troubles.get(name).map(|why| (*why).to_owned()),
+            budgets: budgets
+                .get(name)
+                .map_or_else(Vec::new, |list| list.iter().map(BudgetView::of).collect()),
             name: name.clone(),
         };
         let upstreams: Vec<UpstreamView> = names.into_iter().map(upstream).collect();
@@ -245,6 +291,7 @@ impl Admin {
             }
             // A pin is a promise: it is on disk before it is given.
             store.settle();
+            wanted.note(store.events(), if pinned { Action::Pin } else { Action::Unpin }, None);
             Ok(PinView {
                 name: wanted.to_string(),
                 pinned,
@@ -277,6 +324,7 @@ impl Admin {
                 }
             }
             let removed = store.remove_image(key, &reference).ok_or_else(not_held)?;
+            wanted.note(store.events(), Action::Remove, Some(removed.bytes));
             Ok(RemovedView {
                 name: wanted.to_string(),
                 freed_bytes: removed.bytes,
@@ -305,6 +353,12 @@ impl Admin {
             image: name.clone(),
             error,
         })?;
+        self.store().events().emit(|| Event {
+            repository: Some(target.key.clone()),
+            reference: Some(tag.as_str().into()),
+            digest: Some(answer.digest),
+            ..Event::of(Action::Refresh)
+        });
         Ok(RefreshView {
             name,
             moved: before.is_some_and(|before| before != answer.digest),

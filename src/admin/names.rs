@@ -4,6 +4,7 @@
 //! looked at and removed: by the name that `ls` shows.
 
 use super::{Admin, AdminError};
+use crate::events::{Action, Event, Events};
 use crate::oci::reference::split_image;
 use crate::oci::{Reference, Tag};
 use crate::pull::{PullError, Target};
@@ -22,6 +23,20 @@ impl Wanted {
     /// As the store has it.
     pub fn reference(&self) -> String {
         self.reference.to_string()
+    }
+
+    /// An operator did something about it.
+    pub fn note(&self, events: &Events, action: Action, bytes: Option<u64>) {
+        events.emit(|| Event {
+            repository: Some(self.key.as_str().into()),
+            reference: Some(self.reference().into()),
+            digest: match self.reference {
+                Reference::Digest(digest) => Some(digest),
+                Reference::Tag(_) => None,
+            },
+            bytes,
+            ..Event::of(action)
+        });
     }
 }
 

@@ -5,12 +5,30 @@ use std::sync::atomic::Ordering;
 use serde::Deserialize;
 
 use super::views::{
-    BackgroundView, DuRow, DuView, FoundView, ImageRow, ImageView, LayerView, MoveView, PlatformView, VerifyView,
+    BackgroundView, BudgetView, DuRow, DuView, FoundView, ImageRow, ImageView, LayerView, MoveView, PlatformView,
+    VerifyView,
 };
 use crate::jobs::{Found, Idle, Phase, Progress, Repair};
 use crate::oci::Digest;
 use crate::oci::manifest::Manifest;
+use crate::pull::Budget;
 use crate::store::{Image, Row, Store, Survey, Usage};
+
+impl BudgetView {
+    pub(super) fn of(budget: &Budget) -> BudgetView {
+        BudgetView {
+            credential: budget.account.clone(),
+            remaining: budget.remaining,
+            limit: budget.limit,
+            window_seconds: budget.window.map(|window| window.as_secs()),
+            source: budget.source.clone(),
+            age_seconds: budget.age.as_secs(),
+            spent: budget.spent,
+            runs_out_seconds: budget.runs_out.map(|left| left.as_secs()),
+            low: budget.is_low,
+        }
+    }
+}
 
 impl ImageRow {
     pub(super) fn of(image: &Image) -> ImageRow {

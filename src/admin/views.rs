@@ -171,6 +171,29 @@ pub struct UpstreamView {
     pub paused_seconds: Option<u64>,
     /// It failed just now: what is held is served without waiting for it.
     pub trouble: Option<String>,
+    /// Its pull limits, where it speaks of them.
+    #[serde(default)]
+    pub budgets: Vec<BudgetView>,
+}
+
+/// One account's pull limit at an upstream, as that said last.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetView {
+    /// `anonymous`, or a user's name.
+    pub credential: String,
+    pub remaining: u64,
+    pub limit: Option<u64>,
+    pub window_seconds: Option<u64>,
+    /// Whose limit the upstream says that it is.
+    pub source: Option<String>,
+    /// Since the upstream said so.
+    pub age_seconds: u64,
+    /// Pulls in the last hour.
+    pub spent: u64,
+    /// Until none are left at that pace; `None`: at rest.
+    pub runs_out_seconds: Option<u64>,
+    /// Fewer are left than `budget_floor`: tags are not checked.
+    pub low: bool,
 }
 
 /// The pass that an operator started, and the background one.
@@ -211,6 +234,13 @@ pub struct BackgroundView {
     pub bad: u64,
     /// When everything held had been hashed for the last time, by whichever pass.
     pub finished_ms: Option<u64>,
+}
+
+/// How much the process tells of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogView {
+    /// As in `log.level`.
+    pub level: String,
 }
 
 /// What was done about a pin.

@@ -14,7 +14,9 @@ use url::Url;
 use super::remote::{CallError, Remote};
 use super::{Exit, complain, refuse};
 use crate::admin::prefetch::{ClearedView, PrefetchList, PrefetchOrder, PrefetchView, WishList};
-use crate::admin::views::{DuView, ImageList, ImageView, PinView, RefreshView, RemovedView, StatsView, VerifyView};
+use crate::admin::views::{
+    DuView, ImageList, ImageView, LogView, PinView, RefreshView, RemovedView, StatsView, VerifyView,
+};
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
 use crate::bundle::receipt::Receipt;
@@ -238,6 +240,19 @@ impl Desk {
             Desk::Proxy(remote) => told(remote.get(&["stats"], &[]).await),
             Desk::Folder(folder) => Ok(folder.admin.stats()),
         }
+    }
+
+    /// How much the proxy tells, after a change if one is wanted.
+    pub async fn log_level(&self, change: Option<&str>) -> Result<String, String> {
+        let view: LogView = match (self, change) {
+            (Desk::Proxy(remote), None) => told(remote.get(&["log-level"], &[]).await)?,
+            (Desk::Proxy(remote), Some(level)) => {
+                let body = json!({ "level": level });
+                told(remote.call(Method::POST, &["log-level"], &[], Some(&body)).await)?
+            }
+            (Desk::Folder(folder), _) => folder.admin.log_level(change).map_err(|error| error.to_string())?,
+        };
+        Ok(view.level)
     }
 
     pub async fn pin(&self, image: &str) -> Result<PinView, String> {

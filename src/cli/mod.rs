@@ -14,8 +14,10 @@ mod du;
 mod inspect;
 mod keep;
 mod lists;
+mod log_level;
 mod ls;
 mod prefetch;
+mod reload;
 mod remote;
 mod serve;
 mod stats;
@@ -93,6 +95,8 @@ enum Command {
     Rm(keep::RemoveArgs),
     /// Ask the upstream again, now, where tags point
     Refresh(keep::Args),
+    /// Show or change how much the running proxy tells in its log
+    LogLevel(log_level::Args),
     /// Carry images across an air gap as files
     Bundle(bundle::Args),
     /// Fetch images before anybody asks for them
@@ -125,7 +129,7 @@ where
     };
     let config = || Config::load(cli.config.as_deref(), &Environment::of_process());
     match cli.command {
-        Command::Serve => serve::run(config()),
+        Command::Serve => serve::run(config),
         Command::ClientConfig(args) => client_config::run(&args, config()),
         Command::Auth(args) => auth::run(&args, config),
         Command::CheckConfig(args) => check_config::run(&args, config()),
@@ -143,6 +147,7 @@ where
         Command::Unpin(args) => keep::unpin(&args, config()),
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::LogLevel(args) => log_level::run(&args, config()),
         Command::Bundle(args) => bundle::run(&args, config),
         Command::Prefetch(args) => prefetch::run(&args, config()),
         Command::Wishes(args) => wishes::run(&args, config()),

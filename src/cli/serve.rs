@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Exit, complain, print, refuse, systemd};
+use super::{Exit, complain, print, refuse, reload, systemd};
 use crate::app::{self, Running};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::telemetry::log;
 
-pub fn run(config: Result<Config, ConfigError>) -> Exit {
-    let config = match config {
+/// `load` reads the configuration, now and whenever it has changed.
+pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
+    let config = match load() {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
@@ -43,8 +44,9 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
         // A limit on file sizes (`ulimit -f`) is an error of one write, not the end of the process: having a handler
         // of its own is all it takes.
         let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
-        let stop = Stop::listen();
+        let (stop, hangup) = (Stop::listen(), reload::listen());
         let described = describe(&config);
+        let file = config.file.clone();
         match app::start_on(config, sockets).await {
             Ok(running) => {
                 print(&(listening(&running) + &described));
@@ -60,6 +62,7 @@ pub fn run(config: Result<Config, ConfigError>) -> Exit {
                 let why = tokio::select! {
                     why = stop.asked() => why,
                     never = systemd::feed_watchdog() => match never {},
+                    never = reload::run(&running, file.as_deref(), hangup, &load) => match never {},
                 };
                 tracing::info!(why, "stopping: running responses may finish");
                 systemd::tell_stopping();

@@ -3,7 +3,7 @@
 use super::desk::{Desk, Place, with_desk};
 use super::table::{Align, Table, ago, printable, size, span};
 use super::{Exit, print, print_json};
-use crate::admin::views::{StatsView, UpstreamView, VerifyView};
+use crate::admin::views::{BudgetView, StatsView, UpstreamView, VerifyView};
 use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
@@ -61,6 +61,9 @@ fn text(view: &StatsView, is_folder: bool) -> String {
     text += &format!("verified   {}\n", verified(&view.verify));
     if !view.upstreams.is_empty() {
         text += &format!("\n{}", upstreams(&view.upstreams));
+    }
+    if view.upstreams.iter().any(|upstream| !upstream.budgets.is_empty()) {
+        text += &format!("\n{}", budgets(&view.upstreams));
     }
     text
 }
@@ -136,4 +139,88 @@ fn upstreams(list: &[UpstreamView]) -> String {
         ]);
     }
     table.text()
+}
+
+/// What is left of the pull limits.
+fn budgets(list: &[UpstreamView]) -> String {
+    let mut table = Table::new(&[
+        ("PULL LIMIT", Align::Left),
+        ("OF", Align::Left),
+        ("LEFT", Align::Right),
+        ("LAST HOUR", Align::Right),
+        ("RUNS OUT", Align::Left),
+        ("", Align::Left),
+    ]);
+    for upstream in list {
+        for budget in &upstream.budgets {
+            table.row([
+                upstream.name.clone(),
+                budget.credential.clone(),
+                left(budget),
+                budget.spent.to_string(),
+                match budget.runs_out_seconds {
+                    Some(seconds) => format!("in {}", span(seconds)),
+                    None => "not at this pace".to_owned(),
+                },
+                if budget.low {
+                    "low: tags are served unchecked"
+                } else {
+                    ""
+                }
+                .to_owned(),
+            ]);
+        }
+    }
+    table.text()
+}
+
+/// `76 of 100 in 6 h`
+fn left(budget: &BudgetView) -> String {
+    let mut text = budget.remaining.to_string();
+    if let Some(limit) = budget.limit {
+        text += &format!(" of {limit}");
+    }
+    if let Some(window) = budget.window_seconds {
+        text += &format!(" in {}", span(window));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_in_words() {
+        let budget = BudgetView {
+            credential: "anonymous".to_owned(),
+            remaining: 8,
+            limit: Some(100),
+            window_seconds: Some(21_600),
+            source: None,
+            age_seconds: 0,
+            spent: 30,
+            runs_out_seconds: Some(960),
+            low: true,
+        };
+        let upstream = UpstreamView {
+            name: "docker.io".to_owned(),
+            held_bytes: 0,
+            served_bytes: 0,
+            fetched_bytes: 0,
+            saved_bytes: 0,
+            max_bytes: None,
+            paused_seconds: None,
+            trouble: None,
+            budgets: vec![budget],
+        };
+        let text = budgets(&[upstream]);
+        let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+        let want = format!(
+            "docker.io anonymous 8 of 100 in {} 30 in {} low:",
+            span(21_600),
+            span(960)
+        );
+        assert!(words.join(" ").starts_with(&want), "{text}");
+    }
 }

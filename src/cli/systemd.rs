@@ -45,6 +45,18 @@ pub(super) fn tell_ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
+/// Reads its configuration again; systemd wants to know since when (sd_notify(3)).
+pub(super) fn tell_reloading() {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
+    tell(&[NotifyState::Reloading, NotifyState::MonotonicUsec(micros)]);
+}
+
+/// Has read it.
+pub(super) fn tell_reloaded(status: &str) {
+    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
 pub(super) fn tell_stopping() {
     tell(&[
         NotifyState::Stopping,

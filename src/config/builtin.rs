@@ -24,9 +24,12 @@ const fn plain(name: &'static str, url: &'static str) -> Builtin {
     }
 }
 
+/// Whose HEADs are free (R-U31).
+pub const DOCKER_HUB: &str = "docker.io";
+
 pub const BUILTIN: [Builtin; 13] = [
     Builtin {
-        name: "docker.io",
+        name: DOCKER_HUB,
         // The host of that name is a web site; the registry answers here.
         url: "https://registry-1.docker.io",
         aliases: &["hub"],

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use super::keys::{self, Key, Kind};
 use super::raw::{
-    Raw, RawAccess, RawAdmin, RawBundle, RawCache, RawIssuer, RawLimits, RawListener, RawLog, RawPrefetch, RawRule,
-    RawServer, RawTls, RawUpstream,
+    Raw, RawAccess, RawAdmin, RawAudit, RawBundle, RawCache, RawIssuer, RawLimits, RawListener, RawLog, RawPrefetch,
+    RawRule, RawServer, RawTls, RawUpstream,
 };
 use super::{Config, file};
 
@@ -130,6 +130,7 @@ fn the_list_of_keys_and_the_structs_agree() {
         (inner(keys::ROOT, "cache"), fields::<RawCache>()),
         (inner(keys::ROOT, "log"), fields::<RawLog>()),
         (inner(keys::ROOT, "limits"), fields::<RawLimits>()),
+        (inner(keys::ROOT, "audit"), fields::<RawAudit>()),
         (inner(keys::ROOT, "bundle"), fields::<RawBundle>()),
         (keys::LISTENER, fields::<RawListener>()),
         (keys::ACCESS, fields::<RawAccess>()),

@@ -119,9 +119,12 @@ impl Check<'_> {
     fn value(&mut self, value: Value, kind: Kind, path: &[String]) -> Option<Value> {
         let texts = |value: &Value| value.as_array().is_some_and(|list| list.iter().all(Value::is_str));
         let fits = match (kind, &value) {
-            (Kind::Text | Kind::Secret | Kind::Size | Kind::Duration | Kind::TextOrList, Value::String(_))
+            (
+                Kind::Text | Kind::Secret | Kind::Size | Kind::Duration | Kind::Floor | Kind::TextOrList,
+                Value::String(_),
+            )
             | (Kind::Flag, Value::Boolean(_)) => true,
-            (Kind::Count | Kind::Size, Value::Integer(number)) => *number >= 0,
+            (Kind::Count | Kind::Size | Kind::Floor, Value::Integer(number)) => *number >= 0,
             (Kind::List | Kind::TextOrList, list) => texts(list),
             (Kind::Table(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.table(table.clone(), keys, path)));

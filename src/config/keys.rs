@@ -18,6 +18,8 @@ pub enum Kind {
     /// Text or a whole number of bytes.
     Size,
     Duration,
+    /// Text or a whole number of pulls.
+    Floor,
     List,
     TextOrList,
     Table(&'static [Key]),
@@ -38,6 +40,7 @@ impl Kind {
             Kind::Count => "a whole number, not negative",
             Kind::Size => super::units::SIZE,
             Kind::Duration => super::units::DURATION,
+            Kind::Floor => super::care::FLOOR,
             Kind::List => "a list of texts, such as [\"a\", \"b\"]",
             Kind::TextOrList => "a text or a list of texts",
             Kind::Table(_) => "a table",
@@ -65,6 +68,7 @@ pub const ROOT: &[Key] = &[
     key("cache", Kind::Table(CACHE)),
     key("log", Kind::Table(LOG)),
     key("limits", Kind::Table(LIMITS)),
+    key("audit", Kind::Table(AUDIT)),
     key("bundle", Kind::Table(BUNDLE)),
     key("listener", Kind::Tables(LISTENER)),
     key("access", Kind::Table(ACCESS)),
@@ -144,6 +148,12 @@ const LIMITS: &[Key] = &[
     key("idle_timeout", Kind::Duration),
 ];
 
+const AUDIT: &[Key] = &[
+    key("file", Kind::Text),
+    key("max_size", Kind::Size),
+    key("keep", Kind::Count),
+];
+
 const BUNDLE: &[Key] = &[key("trusted_keys", Kind::List)];
 
 /// The keys of one `[upstream."…"]`.
@@ -154,6 +164,8 @@ pub const UPSTREAM: &[Key] = &[
     key("username", Kind::Text),
     key("password", Kind::Secret),
     key("password_file", Kind::Text),
+    key("credential_helper", Kind::Text),
+    key("cloud", Kind::Text),
     key("tag_ttl", Kind::Duration),
     key("stale_if_error", Kind::Duration),
     key("offline", Kind::Flag),
@@ -169,6 +181,8 @@ pub const UPSTREAM: &[Key] = &[
     key("connect_timeout", Kind::Duration),
     key("read_timeout", Kind::Duration),
     key("max_connections", Kind::Count),
+    key("budget_floor", Kind::Floor),
+    key("max_bandwidth", Kind::Text),
 ];
 
 /// The keys of one `[[prefetch]]`.

@@ -28,6 +28,8 @@ struct Source {
     /// As messages name it.
     shown: String,
     dir: Option<PathBuf>,
+    /// Where it was read; none for a text that is no file.
+    path: Option<PathBuf>,
     text: String,
 }
 
@@ -58,6 +60,7 @@ impl Config {
         let source = Source {
             shown: FILE_NAME.to_owned(),
             dir: None,
+            path: None,
             text: text.to_owned(),
         };
         assemble(Some(source), &environment)
@@ -114,6 +117,7 @@ fn read_source(path: &Path, shown: &str) -> std::io::Result<Source> {
     Ok(Source {
         shown: shown.to_owned(),
         dir: path.parent().map(Path::to_owned),
+        path: Some(path.to_owned()),
         text,
     })
 }
@@ -144,6 +148,7 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
     sources.extend(variables.origins.values().map(Place::to_string));
     let mut origins = file.origins;
     origins.extend(variables.origins);
+    let path = source.as_ref().and_then(|source| source.path.clone());
     let paths = Paths {
         environment,
         file_dir: source.and_then(|source| source.dir),
@@ -154,7 +159,8 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
         problems,
         warnings: Vec::new(),
     };
-    settle_all(&mut findings, &raw, sources)
+    let config = settle_all(&mut findings, &raw, sources)?;
+    Ok(Config { file: path, ..config })
 }
 
 fn merge(defaults: &Raw, file: &Layer, variables: &Layer) -> Result<Raw, ConfigError> {
@@ -194,6 +200,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     names::check_not_ourselves(findings, &upstreams, &taken);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
+    let audit = settle::audit(findings, &raw.audit);
     let bundle = settle::bundle(findings, &raw.bundle);
     let prefetch = prefetch::prefetches(findings, &raw.prefetch);
     if !findings.problems.is_empty() {
@@ -207,10 +214,12 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         cache,
         log,
         limits,
+        audit,
         bundle,
         upstreams,
         prefetch,
         sources,
+        file: None,
         warnings: std::mem::take(&mut findings.warnings),
         origins: findings
             .origins

@@ -3,7 +3,7 @@
 //! `load` finds the file, layers defaults, file and environment and refuses what makes no sense;
 //! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
-//! `settle`, `settle_access`, `listen`, `upstreams` and `names` give it meaning and tell `findings` what has none. `units` reads
+//! `settle`, `settle_access`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
 //! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch.
 
@@ -11,6 +11,7 @@ mod access;
 #[cfg(test)]
 mod access_tests;
 mod builtin;
+mod care;
 mod environment;
 mod error;
 #[cfg(test)]
@@ -33,6 +34,7 @@ mod upstreams;
 pub mod wanted;
 
 pub use access::{Access, AccessRule, Issuer, JwksAt, Listen, Listener, MAIN_LISTENER, May};
+pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
@@ -58,6 +60,7 @@ pub struct Config {
     pub cache: Cache,
     pub log: Log,
     pub limits: Limits,
+    pub audit: Option<Audit>,
     pub bundle: Bundle,
     /// Built-in ones included, each name once, sorted by name.
     pub upstreams: Vec<Upstream>,
@@ -65,6 +68,8 @@ pub struct Config {
     pub prefetch: Vec<Prefetch>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
     /// What works but should not stay so: a secret that others can read. For `check-config` and the log.
     pub warnings: Vec<String>,
     /// Which keys were given and where: `cache.max_size` → `proxy.toml:3` or a variable's name.
@@ -126,6 +131,16 @@ pub enum LogFormat {
     Json,
 }
 
+/// Where it is written down who did what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    pub file: PathBuf,
+    /// Bytes of one file.
+    pub max_size: u64,
+    /// Full files that are kept beside it.
+    pub keep: usize,
+}
+
 /// Bounds on what clients may cost (R-X13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -148,7 +163,7 @@ pub struct Bundle {
 }
 
 /// One registry that Larder may talk to.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Upstream {
     /// How images name it: `docker.io`, `registry.example:5000`.
     pub name: HostPort,
@@ -161,6 +176,8 @@ pub struct Upstream {
     /// Other hosts that mean the same registry (`index.docker.io`); built in (R-U30).
     pub synonyms: Vec<HostPort>,
     pub credentials: Option<StaticCredentials>,
+    /// Who gives out credentials; never beside `credentials`.
+    pub lender: Option<Lender>,
     pub tag_ttl: Duration,
     pub stale_if_error: Duration,
     pub offline: bool,
@@ -181,6 +198,10 @@ pub struct Upstream {
     /// Between two pieces of an upstream's answer.
     pub read_timeout: Duration,
     pub max_connections: Option<usize>,
+    /// Below it only misses are worth a pull.
+    pub budget_floor: Floor,
+    /// Bytes a second, of all transfers together.
+    pub max_bandwidth: Option<u64>,
 }
 
 /// As derived, but for the user and password that a proxy's address may hold (R-X17). Taken apart without
@@ -194,6 +215,7 @@ impl fmt::Debug for Upstream {
             aliases,
             synonyms,
             credentials,
+            lender,
             tag_ttl,
             stale_if_error,
             offline,
@@ -209,6 +231,8 @@ impl fmt::Debug for Upstream {
             connect_timeout,
             read_timeout,
             max_connections,
+            budget_floor,
+            max_bandwidth,
         } = self;
         f.debug_struct("Upstream")
             .field("name", name)
@@ -217,6 +241,7 @@ impl fmt::Debug for Upstream {
             .field("aliases", aliases)
             .field("synonyms", synonyms)
             .field("credentials", credentials)
+            .field("lender", lender)
             .field("tag_ttl", tag_ttl)
             .field("stale_if_error", stale_if_error)
             .field("offline", offline)
@@ -232,11 +257,19 @@ impl fmt::Debug for Upstream {
             .field("connect_timeout", connect_timeout)
             .field("read_timeout", read_timeout)
             .field("max_connections", max_connections)
+            .field("budget_floor", budget_floor)
+            .field("max_bandwidth", max_bandwidth)
             .finish()
     }
 }
 
 impl Upstream {
+    /// Whether a HEAD of a manifest counts against the pull limit. Docker Hub's does not (R-U31); of others nothing is
+    /// known, so it may.
+    pub fn counts_heads(&self) -> bool {
+        self.name.as_str() != builtin::DOCKER_HUB
+    }
+
     /// Whether `allow` and `deny` let this repository be pulled; deny wins.
     pub fn permits(&self, repository: &str) -> bool {
         let any = |patterns: &[String]| patterns.iter().any(|p| matches_pattern(p, repository));
@@ -274,14 +307,14 @@ pub fn matches_pattern(pattern: &str, text: &str) -> bool {
 }
 
 /// What the operator gave for one upstream in the configuration.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StaticCredentials {
     pub username: String,
     pub password: Password,
 }
 
 /// Where the password is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Password {
     Value(Secret),
     /// Read when it is needed, so that a rotated secret is found.

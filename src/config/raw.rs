@@ -18,6 +18,7 @@ pub struct Raw {
     pub cache: RawCache,
     pub log: RawLog,
     pub limits: RawLimits,
+    pub audit: RawAudit,
     pub bundle: RawBundle,
     pub listener: BTreeMap<String, RawListener>,
     pub access: RawAccess,
@@ -133,6 +134,15 @@ pub struct RawLimits {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct RawAudit {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    pub max_size: Figure,
+    pub keep: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RawBundle {
     pub trusted_keys: Vec<String>,
 }
@@ -151,6 +161,10 @@ pub struct RawUpstream {
     pub password: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential_helper: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cloud: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag_ttl: Option<Figure>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -176,6 +190,9 @@ pub struct RawUpstream {
     pub read_timeout: Figure,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
+    pub budget_floor: Figure,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bandwidth: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -268,6 +285,11 @@ impl Default for Raw {
                 header_timeout: text("10s"),
                 idle_timeout: text("75s"),
             },
+            audit: RawAudit {
+                file: None,
+                max_size: text("100MiB"),
+                keep: 10,
+            },
             bundle: RawBundle {
                 trusted_keys: Vec::new(),
             },
@@ -295,6 +317,8 @@ impl Default for RawUpstream {
             username: None,
             password: None,
             password_file: None,
+            credential_helper: None,
+            cloud: None,
             tag_ttl: None,
             stale_if_error: None,
             offline: None,
@@ -310,6 +334,8 @@ impl Default for RawUpstream {
             connect_timeout: text("5s"),
             read_timeout: text("30s"),
             max_connections: None,
+            budget_floor: text("10%"),
+            max_bandwidth: None,
         }
     }
 }

@@ -10,13 +10,14 @@ use super::error::Place;
 use super::file::quoted;
 use super::findings::{Findings, MOMENT};
 use super::listen::{addresses, clash};
-use super::raw::{Raw, RawBundle, RawLimits, RawLog, RawServer};
-use super::{Admin, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
+use super::raw::{Raw, RawAudit, RawBundle, RawLimits, RawLog, RawServer};
+use super::{Admin, Audit, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
 use crate::oci::HostPort;
 
 const MIB: u64 = 1 << 20;
 const DAY: Duration = Duration::from_secs(86_400);
 const MAX_CONNECTIONS: usize = 1_000_000;
+const MAX_KEPT: usize = 1000;
 
 pub fn server(findings: &mut Findings<'_>, raw: &RawServer) -> Server {
     let tls = settle_access::tls(findings, &["server", "tls"], raw.tls.as_ref());
@@ -175,6 +176,22 @@ pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
         header_timeout: findings.timeout(&["limits", "header_timeout"], &raw.header_timeout),
         idle_timeout: findings.duration(&["limits", "idle_timeout"], &raw.idle_timeout, (MOMENT, DAY)),
     }
+}
+
+/// `None` where no file is named.
+pub fn audit(findings: &mut Findings<'_>, raw: &RawAudit) -> Option<Audit> {
+    // Each file takes some lines at least.
+    let max_size = findings.size(&["audit", "max_size"], &raw.max_size, 64 << 10);
+    if raw.keep > MAX_KEPT {
+        let message = format!("found {}, expected at most {MAX_KEPT}", raw.keep);
+        findings.refuse(&["audit", "keep"], message);
+    }
+    let file = findings.path(&["audit", "file"], raw.file.as_ref()?);
+    Some(Audit {
+        file,
+        max_size,
+        keep: raw.keep,
+    })
 }
 
 /// A key is checked for its form only: whether it is a point of the curve turns out when a signature is held against it.

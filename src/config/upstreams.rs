@@ -5,7 +5,7 @@ use url::Url;
 use super::file::quoted;
 use super::findings::Findings;
 use super::raw::{Raw, RawUpstream};
-use super::{Cache, Password, Secret, StaticCredentials, Upstream, builtin, names};
+use super::{Cache, Password, Secret, StaticCredentials, Upstream, builtin, care, names};
 use crate::oci::HostPort;
 
 const MIB: u64 = 1 << 20;
@@ -36,7 +36,11 @@ fn upstream(findings: &mut Findings<'_>, name: HostPort, raw: &RawUpstream, inhe
         .filter_map(|text| registry_url(findings, &at("mirrors"), text))
         .collect();
     let credentials = credentials(findings, &own, raw);
-    if let Some(url) = url.as_ref().filter(|url| credentials.is_some() && is_open_http(url)) {
+    let lender = care::lender(findings, &own, raw);
+    if let Some(url) = url
+        .as_ref()
+        .filter(|url| (credentials.is_some() || lender.is_some()) && is_open_http(url))
+    {
         let host = url.host_str().unwrap_or_default();
         findings.warn(&at("url"), format!("the password goes to {host} without encryption"));
     }
@@ -59,6 +63,7 @@ fn upstream(findings: &mut Findings<'_>, name: HostPort, raw: &RawUpstream, inhe
             .filter_map(|host| host.parse().ok())
             .collect(),
         credentials,
+        lender,
         tag_ttl: term(findings, "tag_ttl", &raw.tag_ttl, inherited.tag_ttl),
         stale_if_error: term(
             findings,
@@ -90,6 +95,11 @@ fn upstream(findings: &mut Findings<'_>, name: HostPort, raw: &RawUpstream, inhe
         max_connections: raw
             .max_connections
             .map(|count| findings.count(&at("max_connections"), count, 1_000_000)),
+        budget_floor: care::floor(findings, &at("budget_floor"), &raw.budget_floor),
+        max_bandwidth: raw
+            .max_bandwidth
+            .as_ref()
+            .and_then(|text| care::bandwidth(findings, &at("max_bandwidth"), text)),
         url: url?,
         name,
     })

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
@@ -15,12 +16,12 @@ use super::labels::ClientAddr;
 use crate::config::Password;
 use crate::oci::Digest;
 
-/// What the operator configured.
-pub(super) type Token = Option<Arc<Password>>;
+/// What the operator configured; a reload may change it.
+pub type Token = Arc<ArcSwapOption<Password>>;
 
 /// Lets a call to the API through, or says what is missing.
 pub(super) async fn guard(State(token): State<Token>, request: Request, next: Next) -> Response {
-    let verdict = match token {
+    let verdict = match token.load_full() {
         Some(token) => check(token, request.headers()).await,
         None => is_local(&request),
     };
@@ -76,7 +77,8 @@ mod tests {
     use super::*;
     use crate::config::Secret;
 
-    async fn ask(token: Token, from: Option<&str>, header: Option<&str>) -> StatusCode {
+    async fn ask(token: Option<Arc<Password>>, from: Option<&str>, header: Option<&str>) -> StatusCode {
+        let token: Token = Arc::new(ArcSwapOption::new(token));
         let router = Router::new()
             .route("/", get(|| async { "in" }))
             .route_layer(from_fn_with_state(token, guard));

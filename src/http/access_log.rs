@@ -10,14 +10,16 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::http::header::{CONTENT_LENGTH, RANGE, USER_AGENT};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE, USER_AGENT};
 use axum::http::request;
 use axum::http::{HeaderMap, HeaderName, Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 
-use super::labels::Labels;
+use super::labels::{Labels, Subject};
 use super::outbox::Outbox;
 use super::server::{Caller, Peer};
+use crate::events::{Action, Event, Events};
+use crate::oci::Digest;
 
 /// What the line says of the request.
 struct Asked {
@@ -126,6 +128,20 @@ pub struct Line {
     ended: Ended,
     /// A blob that was not held, of which nothing has been sent.
     is_cold: bool,
+    /// What an event will say of it, if anybody listens.
+    heard: Option<Box<Heard>>,
+}
+
+/// Of a request, for events.
+struct Heard {
+    events: Events,
+    client: Peer,
+    user_agent: Option<Arc<str>>,
+    /// Whether it showed who it is: the first question of a client that means to log in is answered by 401, and no refusal.
+    has_shown: bool,
+    subject: Option<Arc<Subject>>,
+    digest: Option<Digest>,
+    media_type: Option<Arc<str>>,
 }
 
 impl Line {
@@ -144,7 +160,24 @@ impl Line {
             sent: 0,
             ended: Ended::Aborted,
             is_cold: false,
+            heard: None,
         }
+    }
+
+    /// It is a client's, and whoever listens to `events` is told what became of it.
+    pub fn heard(mut self, events: &Events, request: &request::Parts, caller: &Caller) -> Line {
+        if events.is_wanted() && self.method == Method::GET {
+            self.heard = Some(Box::new(Heard {
+                events: events.clone(),
+                client: caller.address,
+                user_agent: text(&request.headers, USER_AGENT).map(Arc::from),
+                has_shown: request.headers.contains_key(AUTHORIZATION),
+                subject: None,
+                digest: None,
+                media_type: None,
+            }));
+        }
+        self
     }
 
     /// Who it is that asks; `None`: anybody.
@@ -162,6 +195,12 @@ impl Line {
         self.status = response.status().as_u16();
         self.outcome = labels.outcome.unwrap_or("-");
         self.upstream = labels.upstream;
+        if let Some(heard) = &mut self.heard {
+            let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+            heard.subject = labels.subject;
+            heard.digest = header("docker-content-digest").and_then(|text| text.parse().ok());
+            heard.media_type = header("content-type").map(Arc::from);
+        }
         self.is_cold = labels.route == "blob" && matches!(self.outcome, "miss" | "collapsed" | "pass");
         let bodiless = self.method == Method::HEAD
             || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
@@ -215,6 +254,39 @@ impl Line {
                 seconds.record(now.saturating_duration_since(self.started).as_secs_f64());
             },
         );
+    }
+}
+
+impl Line {
+    /// A pull, or a refusal, as an event. Anything else is for the log only.
+    fn tell(&mut self) {
+        let Some(heard) = self.heard.take() else { return };
+        let action = match self.status {
+            200 | 206 => Action::Pull,
+            401 if heard.has_shown => Action::Refuse,
+            403 => Action::Refuse,
+            _ => return,
+        };
+        let heard = *heard;
+        let (Some(subject), events) = (heard.subject, heard.events) else {
+            return;
+        };
+        events.emit(|| Event {
+            repository: Some(printable(&subject.repository, 512).into()),
+            reference: Some(printable(&subject.reference, 256).into()),
+            digest: heard.digest,
+            media_type: heard.media_type.filter(|_| action == Action::Pull),
+            upstream: self.upstream.clone(),
+            bytes: (action == Action::Pull).then_some(self.sent),
+            took: Some(self.started.elapsed()),
+            status: Some(self.status),
+            reason: (action == Action::Pull).then_some(self.outcome),
+            is_complete: (action == Action::Pull).then_some(self.ended == Ended::Complete),
+            client: Some(heard.client.to_string().into()),
+            user: self.user.clone(),
+            user_agent: heard.user_agent,
+            ..Event::of(action)
+        });
     }
 }
 
@@ -274,6 +346,7 @@ impl Drop for Line {
                 |counter| counter.increment(self.sent),
             );
         }
+        self.tell();
         let asked = self.asked.as_deref();
         tracing::info!(
             target: "larder::access",

@@ -42,6 +42,7 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
         route: "other",
         outcome: None,
         upstream: None,
+        subject: None,
     };
     let response = match parts.uri.path() {
         "/told" => {
@@ -49,6 +50,7 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
                 route: "blob",
                 outcome: Some("hit"),
                 upstream: Some("docker.io".into()),
+                subject: None,
             };
             Response::new(match parts.method {
                 Method::HEAD => Body::empty(),
@@ -191,6 +193,7 @@ async fn files_count_as_they_are_sent() {
                 route: "blob",
                 outcome: None,
                 upstream: None,
+                subject: None,
             };
             let body = Body::from_stream(futures_util::stream::iter(frames));
             let mut response = Line::begin(&parts, &caller).answered(Response::new(body), labels, Instant::now());

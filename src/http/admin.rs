@@ -35,7 +35,7 @@ const DESCRIPTION: &str = include_str!("admin/openapi.json");
 type Answer = Result<Response, OperatorError>;
 
 /// Every route: its path, what it takes, and who answers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 15] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 16] {
     [
         ("/api/v1/images", &["GET"], get(images)),
         (
@@ -51,6 +51,11 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 15
             "/api/v1/verify",
             &["GET", "POST", "DELETE"],
             get(verification).post(verify).delete(cancel_verify),
+        ),
+        (
+            "/api/v1/log-level",
+            &["GET", "POST"],
+            get(log_level).post(set_log_level),
         ),
         ("/api/v1/prefetch", &["GET", "POST"], get(prefetches).post(prefetch)),
         (
@@ -164,6 +169,21 @@ async fn verification(State(admin): State<Admin>) -> Response {
 async fn cancel_verify(State(admin): State<Admin>, request: Request) -> Answer {
     demand_json(request.headers())?;
     Ok(json(&admin.cancel_verify()))
+}
+
+async fn log_level(State(admin): State<Admin>) -> Answer {
+    Ok(json(&admin.log_level(None)?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedLevel {
+    level: String,
+}
+
+async fn set_log_level(State(admin): State<Admin>, request: Request) -> Answer {
+    let WantedLevel { level } = body(request).await?;
+    Ok(json(&admin.log_level(Some(&level))?))
 }
 
 async fn prefetch(State(admin): State<Admin>, request: Request) -> Answer {

@@ -240,6 +240,8 @@ impl ApiError {
             PullError::NotHeld(_) => plain(StatusCode::NOT_FOUND, subject.unknown())
                 .detail("you may pull what this proxy holds; fetching what it does not hold takes another right"),
             PullError::Upstream(upstream) => ApiError::of_upstream(upstream, subject, message),
+            // Only where what was to be served instead is gone in the same moment.
+            PullError::Spared(_) => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             PullError::Manifest { .. } => plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
                 .detail("nothing of it was kept; the manifest has to be repaired where it was pushed"),
             PullError::Upset { .. } | PullError::Store(StoreError::Mismatch(_)) => {

@@ -25,6 +25,15 @@ pub struct Outcome(pub &'static str);
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct UpstreamName(pub Arc<str>);
 
+/// On a response: what was asked for, for events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// `docker.io/library/alpine`.
+    pub repository: Arc<str>,
+    /// Tag or digest.
+    pub reference: Arc<str>,
+}
+
 /// How an answer is filed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labels {
@@ -33,6 +42,7 @@ pub struct Labels {
     /// `None` for what was nobody's pull.
     pub outcome: Option<&'static str>,
     pub upstream: Option<Arc<str>>,
+    pub subject: Option<Arc<Subject>>,
 }
 
 impl Labels {
@@ -43,6 +53,7 @@ impl Labels {
             route,
             outcome: extensions.remove::<Outcome>().map(|outcome| outcome.0),
             upstream: extensions.remove::<UpstreamName>().map(|name| name.0),
+            subject: extensions.remove::<Arc<Subject>>(),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! vocabulary that routes answer with; `v2` is the registry; `outbox` carries files past all of
 //! them to the socket; `access_log` counts and logs what was answered; `ops` and `admin` are for operators.
 
-mod access;
+pub mod access;
 pub mod access_log;
 pub mod admin;
 pub mod error;

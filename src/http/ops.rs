@@ -183,7 +183,7 @@ mod tests {
             check,
             metrics::install().unwrap(),
             Router::new().route("/api/v1/stats", get(|| async { "{}" })),
-            None,
+            access::Token::default(),
             vec!["Ops.Example".to_owned()],
         );
         let request = Request::builder()

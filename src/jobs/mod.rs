@@ -4,6 +4,7 @@
 //! `verify` is the pass that an operator starts, with progress and repair; `idle` the slow one in the background.
 //! Both hash through `hashing`, and agree on what happens to what is damaged.
 
+pub mod audit;
 mod hashing;
 mod idle;
 pub mod prefetch;

@@ -96,7 +96,7 @@ impl Pull {
         let mut shown = false;
         let mut foreign_failures = 0;
         loop {
-            let mut follower = match self.flights.join_or_begin(self.order(target, client, digest), shown) {
+            let mut follower = match self.flights.join_or_begin(self.order(target, &client, digest), shown) {
                 Place::Among(follower) => follower,
                 Place::Held => return Ok(None),
                 // Whoever joins a transfer that another repository began must hold the digest himself (L8).

@@ -39,6 +39,9 @@ pub enum PullError {
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Few pulls are left of the upstream's limit, and this one can be done without.
+    #[error("few pulls are left of the limit of {0}: what is held is served unchecked")]
+    Spared(String),
     /// The upstream's document is no manifest that may be passed on (R-X10).
     #[error("{upstream} sent a manifest that is refused: {error}")]
     Manifest { upstream: String, error: ManifestError },
@@ -154,6 +157,7 @@ impl PullError {
             PullError::NotInMirror(_) => "offline",
             PullError::NotHeld(_) => "not-held",
             PullError::Upstream(error) => error.as_str(),
+            PullError::Spared(_) => "budget",
             PullError::Store(_) => "store",
             PullError::Manifest { .. } => "bad-manifest",
             PullError::Upset { .. } => "bad-bytes",

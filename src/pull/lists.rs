@@ -39,9 +39,10 @@ impl Pull {
             let some = self.store.repositories(&last, NAMES_AT_ONCE);
             let Some(end) = some.last() else { break };
             last = end.clone();
+            let policy = self.policy.load();
             names.extend(
                 some.into_iter()
-                    .filter(|name| self.names.held(name).is_some_and(|target| may_pull(&target))),
+                    .filter(|name| policy.names.held(name).is_some_and(|target| may_pull(&target))),
             );
         }
         names.truncate(limit);
@@ -102,6 +103,20 @@ impl Pull {
             let overdue = may_be_stale(items.checked_ms, unix_ms(), ttl, target.upstream.stale_if_error)?;
             Some((items, overdue))
         });
+        if let Some((items, overdue_s)) = &stale
+            && target.upstream.counts_heads()
+            && self.is_budget_low(target)
+        {
+            // Where a HEAD may count, so may this.
+            let outcome = Outcome::Stale {
+                overdue_s: *overdue_s,
+                reason: self.spared(target).as_str(),
+            };
+            return Ok(Listing {
+                items: items.clone(),
+                outcome,
+            });
+        }
         if stale.is_none() {
             self.check_negative(target, &Question::List(which.clone()))?;
         }

@@ -2,7 +2,9 @@
 //!
 //! By tag: the tag's record × what of it is held × now × policy gives Fresh, Revalidate or Fetch (`freshness`); the upstream is asked by
 //! HEAD (which costs nothing on Docker Hub, R-U31), and by GET only for what is not held. Whatever
-//! goes wrong upstream, what is held is served within `stale_if_error` (L3).
+//! goes wrong upstream, what is held is served within `stale_if_error` (L3). So it is below an upstream's `budget_floor`: what
+//! can be answered from what is held costs no pull then. A HEAD is still sent where it is free, and what it confirms is
+//! fresh; a tag that has moved to something that is not held stays where it was.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,6 +17,7 @@ use super::freshness::{Freshness, Holding, judge_tag, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question};
+use crate::events::{Action, Event};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Algorithm, Digest, Reference, Tag};
 use crate::store::{self, TagRecord, unix_ms};
@@ -88,11 +91,13 @@ impl Pull {
         if fallback.is_none() {
             self.check_negative(target, &Question::Tag(tag.clone()))?;
         }
-        let key = (target.key.clone(), tag.clone(), want);
+        // What can be answered without it may be spared.
+        let spare = fallback.is_some();
+        let key = (target.key.clone(), tag.clone(), want, spare);
         let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
         let mut pending = self
             .tag_questions
-            .join(key, || async move { pull.resolve_tag(&to, &asked, want).await });
+            .join(key, || async move { pull.resolve_tag(&to, &asked, want, spare).await });
         let joined = pending.joined;
         let Some(fallback) = fallback else {
             let answer = pending
@@ -104,6 +109,10 @@ impl Pull {
         let (patience, reason) = self.patience(target);
         let error = match tokio::time::timeout(patience, pending.wait()).await {
             Ok(Ok(answer)) => return Ok(if joined { collapsed(answer) } else { answer }),
+            Ok(Err(error @ PullError::Spared(_))) => {
+                tracing::debug!(repository = %target.key, %tag, "a tag is served unchecked to spare the pull limit");
+                error
+            }
             Ok(Err(error)) => {
                 tracing::warn!(repository = %target.key, %tag, %error, "the upstream could not confirm a tag: serving what is held");
                 error
@@ -128,10 +137,12 @@ impl Pull {
         target: &Target,
         tag: &Tag,
         want: Want,
+        spare: bool,
     ) -> Result<ManifestAnswer, PullError> {
         let begun = Instant::now();
         let record = self.store.tag(&target.key, tag.as_str());
-        let outcome = self.resolve_tag_from(target, tag, record, want).await;
+        let spare = spare && self.is_budget_low(target);
+        let outcome = self.resolve_tag_from(target, tag, record, want, spare).await;
         self.note_verdict(target, outcome.as_ref().err(), begun.elapsed());
         outcome
     }
@@ -142,6 +153,7 @@ impl Pull {
         tag: &Tag,
         record: Option<Arc<TagRecord>>,
         want: Want,
+        spare: bool,
     ) -> Result<ManifestAnswer, PullError> {
         // Nothing known and the bytes wanted: one GET says everything.
         if record.is_none() && want == Want::Body {
@@ -153,6 +165,9 @@ impl Pull {
             Outcome::Passed
         };
         let client = self.client(target)?;
+        if spare && target.upstream.counts_heads() {
+            return Err(self.spared(target));
+        }
         let head = match client
             .head_manifest(&target.repository, &Reference::Tag(tag.clone()))
             .await
@@ -163,6 +178,9 @@ impl Pull {
             }
             // HEAD is where upstreams differ; only a GET can be believed (R-U27).
             Err(error) if doubts_head(&error) => {
+                if spare {
+                    return Err(self.spared(target));
+                }
                 let outcome = if record.is_some() {
                     Outcome::Refreshed
                 } else {
@@ -172,6 +190,11 @@ impl Pull {
             }
             Err(error) => return Err(error.into()),
         };
+        // A HEAD may be free, but what it leads to is not, unless it is held.
+        let is_to_be_had = |digest: &Digest| self.store.media_type(digest).is_some();
+        if spare && !head.digest.as_ref().is_some_and(is_to_be_had) {
+            return Err(self.spared(target));
+        }
         let Some(digest) = head.digest else {
             return self.fetch_by_tag(target, tag, moved).await;
         };
@@ -199,6 +222,18 @@ impl Pull {
             }
             (None, _) => self.fetch_by_tag(target, tag, moved).await,
         }
+    }
+
+    pub(super) fn is_budget_low(&self, target: &Target) -> bool {
+        let client = self.upstream_of(target);
+        client.is_some_and(|client| client.is_budget_low(&target.repository))
+    }
+
+    /// A question is left out.
+    pub(super) fn spared(&self, target: &Target) -> PullError {
+        let upstream = target.upstream.name.to_string();
+        metrics::counter!("larder_upstream_questions_spared_total", "upstream" => upstream.clone()).increment(1);
+        PullError::Spared(upstream)
     }
 
     /// Type and size of a manifest, from what is held or from a HEAD that tells both.
@@ -384,7 +419,7 @@ impl Pull {
         digest: &Digest,
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
-        let client = self.client(target)?.clone();
+        let client = self.client(target)?;
         let (repository, reference) = (target.repository.clone(), Reference::Digest(*digest));
         let mut pending = self.manifest_heads.join((target.key.clone(), *digest), || async move {
             client
@@ -435,7 +470,7 @@ impl Pull {
 
     /// GET by digest, once for all who ask, verified, kept, linked.
     async fn fetch_by_digest(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<ManifestAnswer, PullError> {
-        let client = self.client(target)?.clone();
+        let client = self.client(target)?;
         let (pull, to, digest) = (self.clone(), target.clone(), *digest);
         let mut pending = self.manifest_bodies.join((target.key.clone(), digest), || async move {
             // It may have come between the look into the store and this question.
@@ -502,6 +537,14 @@ impl Pull {
                 self.hints.insert((target.key.clone(), child.digest), size);
             }
         }
+        self.store.events().emit(|| Event {
+            repository: Some(target.key.clone()),
+            digest: Some(digest),
+            media_type: Some(manifest.media_type.as_str().into()),
+            upstream: Some(target.upstream.name.as_str().into()),
+            bytes: Some(size),
+            ..Event::of(Action::Fetch)
+        });
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         let media_type: Arc<str> = manifest.media_type.as_str().into();
         let (store, key, kind) = (self.store.clone(), target.key.clone(), media_type.clone());

@@ -31,6 +31,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -49,7 +50,8 @@ pub use timing::{Parallel, Timing};
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};
 use crate::store::{ListKey, ListRecord, Store};
-pub use crate::upstream::Probe;
+use crate::upstream::client::BuildError;
+pub use crate::upstream::{Budget, Probe};
 use crate::upstream::{Client, Clients, ErrorKind, ManifestHead};
 use flight::Flights;
 use single::Single;
@@ -61,12 +63,11 @@ const DENIED_FOR: Duration = Duration::from_secs(5);
 /// The service. Shared by every request.
 pub struct Pull {
     store: Store,
-    clients: Clients,
-    names: Names,
+    /// What the configuration says, exchanged as a whole by a reload. Read without a lock.
+    policy: ArcSwap<Policy>,
     timing: Timing,
-    offline: bool,
     flights: Flights,
-    tag_questions: Single<(Arc<str>, Tag, Want), Result<ManifestAnswer, PullError>>,
+    tag_questions: Single<TagQuestion, Result<ManifestAnswer, PullError>>,
     tag_bodies: Single<(Arc<str>, Tag), Result<ManifestAnswer, PullError>>,
     manifest_heads: Single<(Arc<str>, Digest), Result<ManifestHead, PullError>>,
     manifest_bodies: Single<(Arc<str>, Digest), Result<ManifestAnswer, PullError>>,
@@ -86,6 +87,16 @@ pub struct Pull {
     tally: Tally,
     /// For images that a missing digest is part of.
     wish_searches: Arc<Semaphore>,
+}
+
+/// The last: whether it may be left out to spare a pull limit.
+type TagQuestion = (Arc<str>, Tag, Want, bool);
+
+/// What of the configuration answers depend on.
+struct Policy {
+    names: Names,
+    clients: Clients,
+    offline: bool,
 }
 
 /// What was asked, as the key of a negative answer.
@@ -121,12 +132,14 @@ impl Pull {
         stop: CancellationToken,
     ) -> Option<Arc<Pull>> {
         Some(Arc::new(Pull {
-            names: Names::new(config)?,
+            policy: ArcSwap::from_pointee(Policy {
+                names: Names::new(config)?,
+                clients,
+                offline: config.cache.offline,
+            }),
             flights: Flights::new(store.clone(), timing.clone(), tasks, stop),
             store,
-            clients,
             timing,
-            offline: config.cache.offline,
             tag_questions: Single::default(),
             tag_bodies: Single::default(),
             manifest_heads: Single::default(),
@@ -153,14 +166,44 @@ impl Pull {
         }))
     }
 
+    /// Another configuration. Transfers and questions under way go on as they began. Blocking: it may read certificates.
+    ///
+    /// Errors: a file of an upstream's that cannot be used; then nothing has changed.
+    pub fn reload(&self, config: &Config) -> Result<(), BuildError> {
+        let before = self.policy.load();
+        let clients = before.clients.renewed(config)?;
+        let names = Names::after(&before.names, config).ok_or_else(|| BuildError {
+            upstream: config.cache.default_upstream.to_string(),
+            what: "it is the default upstream, but not among the upstreams".to_owned(),
+        })?;
+        self.policy.store(Arc::new(Policy {
+            names,
+            clients,
+            offline: config.cache.offline,
+        }));
+        // They were said to another configuration.
+        self.negatives.invalidate_all();
+        self.troubled().clear();
+        Ok(())
+    }
+
     /// What a client means by a name and `ns`.
     pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
-        self.names.resolve(name, ns)
+        self.policy.load().names.resolve(name, ns)
+    }
+
+    /// Whether the configuration is still the one that this was resolved by.
+    fn is_current(&self, target: &Target) -> bool {
+        target.edition == self.policy.load().names.edition()
+    }
+
+    fn upstream_of(&self, target: &Target) -> Option<Arc<Client>> {
+        self.policy.load().clients.get(&target.upstream.name).cloned()
     }
 
     /// Whether the text names an upstream.
     pub fn is_upstream(&self, text: &str) -> bool {
-        self.names.is_known(text)
+        self.policy.load().names.is_known(text)
     }
 
     pub fn store(&self) -> &Store {
@@ -174,21 +217,32 @@ impl Pull {
 
     /// Upstreams that asked to be left alone, and for how long still.
     pub fn paused(&self) -> Vec<(Arc<str>, Duration)> {
-        self.clients
-            .all()
-            .filter_map(|c| Some((c.name().clone(), c.paused()?)))
-            .collect()
+        let policy = self.policy.load();
+        let paused = policy.clients.all();
+        paused.filter_map(|c| Some((c.name().clone(), c.paused()?))).collect()
     }
 
-    fn client(&self, target: &Target) -> Result<&Arc<Client>, PullError> {
+    /// The pull limits of every upstream that speaks of them.
+    pub fn budgets(&self) -> Vec<(Arc<str>, Vec<Budget>)> {
+        let policy = self.policy.load();
+        let all = policy.clients.all();
+        let of = |client: &Arc<Client>| (client.name().clone(), client.budgets());
+        all.map(of).filter(|(_, budgets)| !budgets.is_empty()).collect()
+    }
+
+    /// Brings gauges up to date that change by time alone.
+    pub fn export(&self) {
+        self.policy.load().clients.all().for_each(|client| client.export());
+    }
+
+    fn client(&self, target: &Target) -> Result<Arc<Client>, PullError> {
         if target.held_only {
             return Err(PullError::NotHeld(target.key.to_string()));
         }
         if self.is_offline(target) {
             return Err(self.not_in_mirror(target));
         }
-        self.clients
-            .get(&target.upstream.name)
+        self.upstream_of(target)
             .ok_or_else(|| PullError::UnknownUpstream(target.upstream.name.to_string()))
     }
 
@@ -197,7 +251,7 @@ impl Pull {
     }
 
     fn is_offline(&self, target: &Target) -> bool {
-        self.offline || target.upstream.offline || target.held_only
+        self.policy.load().offline || target.upstream.offline || target.held_only
     }
 
     fn hint(&self, target: &Target, digest: &Digest) -> Option<u64> {
@@ -228,7 +282,7 @@ impl Pull {
 
     /// After an answer: whether the repository gave it to these credentials only is kept with it (R-X7).
     fn note_privacy(&self, target: &Target) {
-        if let Some(client) = self.clients.get(&target.upstream.name) {
+        if let Some(client) = self.upstream_of(target) {
             let private = client.has_credentials(&target.repository);
             self.store.set_private(&target.key, private);
         }
@@ -252,7 +306,7 @@ impl Pull {
     fn note_verdict(&self, target: &Target, error: Option<&PullError>, took: Duration) {
         match error {
             Some(error) if error.is_trouble() => self.note_trouble(target, error.as_str()),
-            Some(PullError::Store(_) | PullError::Internal(_)) => {}
+            Some(PullError::Store(_) | PullError::Internal(_) | PullError::Spared(_)) => {}
             _ if took < self.timing.patience => {
                 self.troubled().remove(&target.upstream.name);
             }

@@ -20,6 +20,8 @@ pub struct Target {
     pub key: Arc<str>,
     /// As the client spelled it: `name` in its tag list, and the path of its Link (R-S17).
     pub client_name: String,
+    /// Which configuration said so: each reload is another.
+    pub edition: u64,
     /// Who asks may have what is held, and nobody may be asked for it: as if its upstream were offline.
     pub held_only: bool,
 }
@@ -29,6 +31,7 @@ pub struct Target {
 pub struct Names {
     by_name: HashMap<String, Arc<Upstream>>,
     default: Arc<Upstream>,
+    edition: u64,
 }
 
 impl Names {
@@ -51,7 +54,20 @@ impl Names {
         Some(Names {
             by_name,
             default: default?,
+            edition: 0,
         })
+    }
+
+    /// Those of another configuration, after `before`.
+    pub fn after(before: &Names, config: &Config) -> Option<Names> {
+        Some(Names {
+            edition: before.edition + 1,
+            ..Names::new(config)?
+        })
+    }
+
+    pub fn edition(&self) -> u64 {
+        self.edition
     }
 
     /// Whether the text is an upstream's name, alias or synonym.
@@ -103,7 +119,7 @@ impl Names {
                 (by_ns.unwrap_or(&self.default), name)
             }
         };
-        target(upstream, rest, name)
+        target(upstream, rest, name, self.edition)
     }
 }
 
@@ -115,7 +131,7 @@ impl Names {
     }
 }
 
-fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str) -> Result<Target, PullError> {
+fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str, edition: u64) -> Result<Target, PullError> {
     // R-D2: Docker Hub's own names have a `library/` that people leave out.
     let repository: Repository = match upstream.name.as_str() {
         "docker.io" if !rest.contains('/') => format!("library/{rest}").parse()?,
@@ -133,6 +149,7 @@ fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str) -> Result<Tar
         repository,
         key,
         client_name: client_name.to_owned(),
+        edition,
         held_only: false,
     })
 }

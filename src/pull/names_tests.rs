@@ -13,6 +13,7 @@ fn upstream(name: &str, aliases: &[&str], synonyms: &[&str]) -> config::Upstream
         aliases: aliases.iter().map(|a| a.to_string()).collect(),
         synonyms: synonyms.iter().map(|s| s.parse().unwrap()).collect(),
         credentials: None,
+        lender: None,
         tag_ttl: Duration::from_secs(300),
         stale_if_error: Duration::from_secs(300),
         offline: false,
@@ -28,6 +29,8 @@ fn upstream(name: &str, aliases: &[&str], synonyms: &[&str]) -> config::Upstream
         connect_timeout: Duration::from_secs(5),
         read_timeout: Duration::from_secs(30),
         max_connections: None,
+        budget_floor: config::Floor::Percent(10),
+        max_bandwidth: None,
     }
 }
 

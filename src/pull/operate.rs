@@ -15,11 +15,14 @@ impl Pull {
     /// held. Nothing stale is given: the error says what the upstream said, and what is held stays.
     pub async fn refresh(self: &Arc<Pull>, target: &Target, tag: &Tag) -> Result<ManifestAnswer, PullError> {
         self.client(target)?;
-        let key = (target.key.clone(), tag.clone(), Want::Body);
+        // An operator knows what it costs.
+        let key = (target.key.clone(), tag.clone(), Want::Body, false);
         let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
-        let mut pending = self
-            .tag_questions
-            .join(key, || async move { pull.resolve_tag(&to, &asked, Want::Body).await });
+        let mut pending =
+            self.tag_questions.join(
+                key,
+                || async move { pull.resolve_tag(&to, &asked, Want::Body, false).await },
+            );
         let answer = pending.wait().await?;
         self.negatives
             .invalidate(&(target.key.clone(), Question::Tag(tag.clone())));

@@ -41,7 +41,7 @@ impl Pull {
     }
 
     fn find_out_now(&self, target: &Target) -> Option<bool> {
-        let client = self.clients.get(&target.upstream.name)?;
+        let client = self.upstream_of(target)?;
         if !self.store.had_credentials(&target.key) && !client.may_log_in(&target.repository) {
             return Some(false);
         }

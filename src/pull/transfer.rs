@@ -8,7 +8,7 @@ mod plan;
 mod pour;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +19,7 @@ use super::error::PullError;
 use super::flight::{Entry, Flight, Order, Phase};
 use super::sink::Sink;
 use super::timing::Timing;
+use crate::events::{Action, Event};
 use crate::store::{Store, StoreError, Writer};
 use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
 
@@ -71,6 +72,7 @@ impl Transfer {
     }
 
     pub(super) async fn run(mut self, entry: &Entry, stop: &CancellationToken) {
+        let begun = Instant::now();
         let flight = self.flight.clone();
         let timing = self.timing.clone();
         let outcome = tokio::select! {
@@ -99,6 +101,14 @@ impl Transfer {
             state.total = Some(total);
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
+        self.store.events().emit(|| Event {
+            repository: Some(self.order.key.clone()),
+            digest: Some(flight.digest),
+            upstream: Some(self.order.client.name().clone()),
+            bytes: Some(total),
+            took: Some(begun.elapsed()),
+            ..Event::of(Action::Fetch)
+        });
         let Sink::Disk(writer) = sink else {
             tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
             return;

@@ -47,6 +47,7 @@ pub use wishes::{MOST_WISHES, Wish};
 pub use writer::{Hashing, Remains, Writer, verify};
 
 use crate::config::Config;
+use crate::events::Events;
 use crate::oci::Digest;
 use database::{Database, Op, Table};
 use disk::Disk;
@@ -74,8 +75,8 @@ pub struct Store {
 
 struct Inner {
     tree: Tree,
-    max_size: u64,
-    min_free: u64,
+    max_size: AtomicU64,
+    min_free: AtomicU64,
     index: Mutex<Index>,
     /// Held while room is made.
     room: Mutex<()>,
@@ -91,6 +92,7 @@ struct Inner {
     private: privacy::Marks,
     wishes: wishes::Shared,
     hashers: beside::Hashers,
+    events: Events,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
 }
@@ -188,7 +190,7 @@ impl Store {
         let mut index = Index::default();
         for upstream in &config.upstreams {
             if let Some(max) = upstream.max_size {
-                index.limit_shelf(upstream.name.as_str(), max);
+                index.limit_shelf(upstream.name.as_str(), Some(max));
             }
         }
         startup::load(&database, &mut index)?;
@@ -197,8 +199,8 @@ impl Store {
         let wishes = wishes::load(&database)?;
         let inner = Inner {
             tree,
-            max_size: cache.max_size,
-            min_free: cache.min_free,
+            max_size: AtomicU64::new(cache.max_size),
+            min_free: AtomicU64::new(cache.min_free),
             index: Mutex::new(index),
             room: Mutex::default(),
             aside: AtomicU64::new(0),
@@ -224,6 +226,7 @@ impl Store {
             private,
             wishes,
             hashers: beside::Hashers::default(),
+            events: Events::default(),
             _lock: lock,
         };
         // A limit that was lowered since the last run is kept from the first moment.
@@ -420,11 +423,31 @@ impl Store {
             used_bytes: self.inner.used_bytes(&index),
             staged_bytes: index.staged_bytes(),
             index_bytes: self.inner.database.bytes(),
-            max_bytes: self.inner.max_size,
+            max_bytes: self.inner.max_size(),
             blobs: index.count(),
             evicted: self.inner.evicted.load(Ordering::Relaxed),
             shelves: index.shelves(),
         }
+    }
+
+    /// Where it is told what happens here; others tell there what they do.
+    pub fn events(&self) -> &Events {
+        &self.inner.events
+    }
+
+    /// Other limits, kept from now on. Blocking: lower ones evict.
+    pub fn set_limits(&self, config: &Config) {
+        let inner = &self.inner;
+        inner.max_size.store(config.cache.max_size, Ordering::Relaxed);
+        inner.min_free.store(config.cache.min_free, Ordering::Relaxed);
+        {
+            let mut index = inner.index();
+            index.lift_shelf_limits();
+            for upstream in config.upstreams.iter().filter(|upstream| upstream.max_size.is_some()) {
+                index.limit_shelf(upstream.name.as_str(), upstream.max_size);
+            }
+        }
+        inner.evict_down();
     }
 
     /// Evicts for what the index has grown by: tags, links and lists come in without anything being admitted (L5).

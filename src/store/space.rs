@@ -12,6 +12,7 @@ use super::error::StoreError;
 use super::index::{Entry, Index, Scope, Staging, Victim, on_disk};
 use super::records::{BlobRecord, unix_ms};
 use super::{Arrival, Inner, link_key, unlink};
+use crate::events::{Action, Event};
 use crate::oci::Digest;
 
 /// At most so much of the limit is kept for the index to grow into.
@@ -32,7 +33,12 @@ impl Inner {
 
     /// Up to where room is given out: the index's file grows behind that, when what was noted is written down.
     pub(super) fn limit(&self) -> u64 {
-        self.max_size - (self.max_size / 64).min(INDEX_SLACK)
+        let max_size = self.max_size();
+        max_size - (max_size / 64).min(INDEX_SLACK)
+    }
+
+    pub(super) fn max_size(&self) -> u64 {
+        self.max_size.load(Ordering::Relaxed)
     }
 
     /// Counts `bytes` for a transfer and evicts until that fits. `false` if it cannot: then the count is as before,
@@ -113,7 +119,15 @@ impl Inner {
                 };
                 lacking = lacking.saturating_sub(before - index.used_bytes());
                 metrics::counter!("larder_evictions_total", "reason" => reason).increment(1);
-                metrics::counter!("larder_evicted_bytes_total").increment(before - index.used_bytes());
+                let freed = before - index.used_bytes();
+                metrics::counter!("larder_evicted_bytes_total").increment(freed);
+                self.events.emit(|| Event {
+                    digest: Some(*victim.digest()),
+                    repository: links.first().cloned(),
+                    bytes: Some(freed),
+                    reason: Some(reason),
+                    ..Event::of(Action::Evict)
+                });
                 self.take_away(&victim, &links)
             };
             unlink(gone);
@@ -123,7 +137,7 @@ impl Inner {
 
     /// Evicts for what the index itself has grown by. Blocking.
     pub(super) fn evict_for_index(&self) {
-        let is_over = || self.used_bytes(&self.index()) > self.max_size;
+        let is_over = || self.used_bytes(&self.index()) > self.max_size();
         // What is evicted has to be written down too; that takes less each time.
         while is_over() && self.evict_down() {
             self.database.settle();
@@ -137,6 +151,7 @@ impl Inner {
         };
         let wanted = self
             .min_free
+            .load(Ordering::Relaxed)
             .saturating_add(index.unwritten_bytes())
             .saturating_add(more);
         wanted.saturating_sub(stat.f_bavail.saturating_mul(stat.f_frsize))
@@ -148,7 +163,11 @@ impl Inner {
             return u64::MAX;
         };
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        free.saturating_sub(self.min_free.saturating_add(index.unwritten_bytes()))
+        free.saturating_sub(
+            self.min_free
+                .load(Ordering::Relaxed)
+                .saturating_add(index.unwritten_bytes()),
+        )
     }
 
     /// Moves what the index has just let go of out of the way, and gives the place to unlink it from: that takes

@@ -52,7 +52,7 @@ impl Inner {
     /// Deletes what is put aside but for the last few small ones. Gives the bytes on disk that are left, a damaged
     /// index among them.
     pub(super) fn trim_aside(&self) -> u64 {
-        let room = self.max_size / 100;
+        let room = self.max_size() / 100;
         let mut kept: Vec<_> = std::fs::read_dir(self.tree.quarantine())
             .into_iter()
             .flatten()

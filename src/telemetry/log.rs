@@ -1,6 +1,7 @@
 //! Where log lines go: standard error, as text for people or one JSON object per line for machines.
 
 use std::io::IsTerminal;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -13,6 +14,14 @@ pub struct BadLevel {
     reason: String,
 }
 
+/// Takes another filter, for whoever formats the lines.
+type Change = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
+
+/// The way to the filter of this process's log, once that is set up.
+static CHANGE: OnceLock<Change> = OnceLock::new();
+/// As it was asked for last.
+static LEVEL: Mutex<String> = Mutex::new(String::new());
+
 /// Sends log lines of `level` (an `EnvFilter` directive) to standard error from here on.
 ///
 /// The first call of a process wins. Later ones check their level and change nothing, so that tests that start
@@ -24,16 +33,49 @@ pub fn init(level: &str, json: bool) -> Result<(), BadLevel> {
         .with_writer(std::io::stderr)
         .with_ansi(!json && std::io::stderr().is_terminal());
     // An error here says only that a subscriber is set already.
-    let _already = match json {
-        true => lines
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .finish()
-            .try_init(),
-        false => lines.finish().try_init(),
+    let (is_first, change): (bool, Change) = match json {
+        true => {
+            let lines = lines.json().flatten_event(true).with_current_span(false);
+            let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            let is_first = lines.finish().try_init().is_ok();
+            (is_first, Box::new(move |filter| handle.reload(filter).is_ok()))
+        }
+        false => {
+            let lines = lines.with_filter_reloading();
+            let handle = lines.reload_handle();
+            let is_first = lines.finish().try_init().is_ok();
+            (is_first, Box::new(move |filter| handle.reload(filter).is_ok()))
+        }
     };
+    if is_first && CHANGE.set(change).is_ok() {
+        level.clone_into(&mut current());
+    }
     Ok(())
+}
+
+/// Whether [`set_level`] would take it.
+pub fn check(level: &str) -> Result<(), BadLevel> {
+    filter(level).map(|_| ())
+}
+
+/// From here on the log tells as much as this. Where no log was set up, as in tests, only the level is noted.
+pub fn set_level(level: &str) -> Result<(), BadLevel> {
+    let filter = filter(level)?;
+    let mut current = current();
+    if CHANGE.get().is_none_or(|change| change(filter)) {
+        level.clone_into(&mut current);
+    }
+    Ok(())
+}
+
+/// What was asked for last, here or at the start.
+pub fn level() -> String {
+    current().clone()
+}
+
+fn current() -> MutexGuard<'static, String> {
+    LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn filter(level: &str) -> Result<EnvFilter, BadLevel> {

@@ -238,14 +238,38 @@ pub const METRICS: &[Metric] = &[
     metric(
         "larder_upstream_ratelimit_limit",
         Kind::Gauge,
-        &["upstream"],
+        &["upstream", "credential"],
         "Pulls that the upstream allows in its window, as it said last.",
     ),
     metric(
         "larder_upstream_ratelimit_remaining",
         Kind::Gauge,
-        &["upstream"],
+        &["upstream", "credential"],
         "Pulls that are left, as it said last.",
+    ),
+    metric(
+        "larder_upstream_ratelimit_runs_out_seconds",
+        Kind::Gauge,
+        &["upstream", "credential"],
+        "Time until none are left at the pace of the last hour; +Inf at rest.",
+    ),
+    metric(
+        "larder_upstream_ratelimit_low",
+        Kind::Gauge,
+        &["upstream", "credential"],
+        "1 while fewer are left than budget_floor, else 0.",
+    ),
+    metric(
+        "larder_upstream_questions_spared_total",
+        Kind::Counter,
+        &["upstream"],
+        "Checks of tags and lists that were left out to spare the pull limit.",
+    ),
+    metric(
+        "larder_upstream_held_back_bytes_total",
+        Kind::Counter,
+        &["upstream"],
+        "Bytes of transfers that waited for max_bandwidth.",
     ),
     metric(
         "larder_cache_used_bytes",
@@ -308,6 +332,36 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         &["found"],
         "Damaged blobs that hashing found: wrong or missing.",
+    ),
+    metric(
+        "larder_config_reloads_total",
+        Kind::Counter,
+        &["result"],
+        "Times that the configuration was read again; ok or refused.",
+    ),
+    metric(
+        "larder_config_last_reload_ok",
+        Kind::Gauge,
+        &[],
+        "1 if the configuration that was read last holds, 0 if it was refused.",
+    ),
+    metric(
+        "larder_config_loaded_timestamp_seconds",
+        Kind::Gauge,
+        &[],
+        "When the configuration that holds was read, Unix time.",
+    ),
+    metric(
+        "larder_audit_lost_total",
+        Kind::Counter,
+        &[],
+        "Events that the audit log had no room for in its queue.",
+    ),
+    metric(
+        "larder_audit_errors_total",
+        Kind::Counter,
+        &[],
+        "Writes of the audit log that failed.",
     ),
     metric(
         "larder_prefetch_runs_total",
@@ -395,7 +449,9 @@ mod tests {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     folders.push(path);
-                } else if path != root.join("src/telemetry/metrics.rs") {
+                } else if path.extension().is_some_and(|end| end == "rs")
+                    && path != root.join("src/telemetry/metrics.rs")
+                {
                     let text = std::fs::read_to_string(&path).unwrap();
                     used.extend(counted_in(&text));
                 }

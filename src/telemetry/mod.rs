@@ -3,6 +3,7 @@
 //! A leaf: it imports nothing of ours, so that every floor may use it. Floors write through the `tracing`
 //! and `metrics` macros; here the two are set up and every metric is described once.
 
+pub mod clock;
 pub mod log;
 pub mod metrics;
 pub mod stopwatch;

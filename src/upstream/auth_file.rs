@@ -1,7 +1,6 @@
 //! One login file of Docker or podman, read (R-U60, R-U61).
 //!
-//! Credential helpers (`credsStore`, `credHelpers`) are not run: they cost one warning and are otherwise
-//! as if nobody had logged in.
+//! A login may be here, or only the name of the program that knows it (`credHelpers`, `credsStore`): `helper` runs that.
 
 use std::collections::BTreeMap;
 
@@ -11,12 +10,27 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 
 use super::credentials::Credential;
-use crate::config::Secret;
+use crate::config::{Secret, is_helper_name};
 
 /// What a file holds, by host and then by repository prefix.
 #[derive(Debug, Default)]
 pub struct AuthFile {
     entries: Vec<(Key, Credential)>,
+    /// `credHelpers`: by host.
+    helpers: Vec<(Key, String)>,
+    /// `credsStore`: for every host.
+    store: Option<String>,
+}
+
+/// What a file knows of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Login {
+    Here(Credential),
+    /// The name of a helper, and whether it was given for this very host.
+    Helper {
+        name: String,
+        is_own: bool,
+    },
 }
 
 /// What a key of `auths` stands for: a host, and perhaps a namespace or repository in it.
@@ -99,12 +113,20 @@ impl AuthFile {
                 return AuthFile::default();
             }
         };
-        if raw.creds_store.is_some() || !raw.cred_helpers.is_empty() {
-            tracing::warn!(
-                file = name,
-                "credential helpers are not run: give username and password_file in proxy.toml instead"
-            );
-        }
+        let helper = |value: serde_json::Value| match value.as_str() {
+            Some("") => None,
+            Some(helper) if is_helper_name(helper) => Some(helper.to_owned()),
+            _ => {
+                tracing::warn!(file = name, "a credential helper with a strange name is left out");
+                None
+            }
+        };
+        let store = raw.creds_store.and_then(helper);
+        let helpers = raw
+            .cred_helpers
+            .into_iter()
+            .filter_map(|(key, value)| Some((Key::parse(&key), helper(value)?)))
+            .collect();
         let mut entries = Vec::new();
         for (key, entry) in raw.auths {
             match entry.read() {
@@ -114,10 +136,29 @@ impl AuthFile {
                 Err(what) => tracing::warn!(file = name, key, what, "this login is left out"),
             }
         }
-        AuthFile { entries }
+        AuthFile {
+            entries,
+            helpers,
+            store,
+        }
     }
 
-    pub fn find(&self, hosts: &[String], repository: &str) -> Option<Credential> {
+    /// The host's own helper, else the most specific login, else the helper for all.
+    pub fn find(&self, hosts: &[String], repository: &str) -> Option<Login> {
+        let helper = |name: &String, is_own| Login::Helper {
+            name: name.clone(),
+            is_own,
+        };
+        let own = self
+            .helpers
+            .iter()
+            .find(|(key, _)| key.fits(hosts, repository).is_some());
+        own.map(|(_, name)| helper(name, true))
+            .or_else(|| self.find_here(hosts, repository).map(Login::Here))
+            .or_else(|| self.store.as_ref().map(|name| helper(name, false)))
+    }
+
+    fn find_here(&self, hosts: &[String], repository: &str) -> Option<Credential> {
         let fitting = self
             .entries
             .iter()
@@ -176,7 +217,7 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
 
     fn found(json: &str, host: &str, repository: &str) -> Option<Credential> {
-        AuthFile::parse(json.as_bytes(), "test").find(&[Key::host_of(host)], repository)
+        AuthFile::parse(json.as_bytes(), "test").find_here(&[Key::host_of(host)], repository)
     }
 
     fn basic(user: &str, pass: &str) -> Option<Credential> {
@@ -248,8 +289,30 @@ mod tests {
                 token: Secret::new("t")
             })
         );
-        let helper = r#"{"auths":{"h.x":{}},"credsStore":"desktop","credHelpers":{"h.x":"y"}}"#;
-        assert_eq!(found(helper, "h.x", ""), None);
+        assert_eq!(found(r#"{"auths":{"h.x":{}}}"#, "h.x", ""), None);
         assert_eq!(found("[1", "h.x", ""), None);
+    }
+
+    /// R-U60: a host's own helper before a login, a login before the helper for all.
+    #[test]
+    fn helpers_by_host_and_for_all() {
+        let json = r#"{"auths":{"h.x":{"username":"u","password":"p"},"l.x":{"username":"u","password":"p"},"s.x":{}},
+            "credsStore":"desktop","credHelpers":{"h.x":"own","https://index.docker.io/v1/":"hub","e.x":"../evil","n.x":7}}"#;
+        let file = AuthFile::parse(json.as_bytes(), "test");
+        let at = |host: &str| file.find(&[Key::host_of(host)], "a/b");
+        let helper = |name: &str, is_own| {
+            Some(Login::Helper {
+                name: name.to_owned(),
+                is_own,
+            })
+        };
+        assert_eq!(at("h.x"), helper("own", true));
+        assert_eq!(at("registry-1.docker.io"), helper("hub", true));
+        assert_eq!(at("l.x"), basic("u", "p").map(Login::Here));
+        for store in ["s.x", "other.x", "e.x", "n.x"] {
+            assert_eq!(at(store), helper("desktop", false), "{store}");
+        }
+        let without = AuthFile::parse(br#"{"credsStore":""}"#, "test");
+        assert_eq!(without.find(&[Key::host_of("h.x")], ""), None);
     }
 }

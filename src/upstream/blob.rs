@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::body;
 use super::error::{ErrorKind, UpstreamError};
+use super::pacer::{self, Pacer};
 
 /// A blob's bytes as they come.
 #[derive(Debug)]
@@ -30,6 +31,9 @@ pub struct BlobStream {
     read_timeout: Duration,
     progress: Progress,
     bytes: metrics::Counter,
+    pacer: Option<Arc<Pacer>>,
+    /// Bytes that came and that the pacer has not been told of.
+    unpaid: usize,
     /// Held as long as the body is (`max_connections`).
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -159,6 +163,7 @@ impl BlobStream {
         response: Response,
         upstream: Arc<str>,
         read_timeout: Duration,
+        pacer: Option<Arc<Pacer>>,
         slot: Option<OwnedSemaphorePermit>,
     ) -> BlobStream {
         BlobStream {
@@ -173,6 +178,8 @@ impl BlobStream {
             upstream,
             read_timeout,
             progress: Progress::default(),
+            pacer,
+            unpaid: 0,
             _slot: slot,
         }
     }
@@ -180,6 +187,10 @@ impl BlobStream {
     /// The next piece; `Ok(None)` at the end of a body that was complete by its own framing.
     /// Errors: `Timeout` after `read_timeout` without a byte, `Cut` when the connection broke.
     pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        if let Some(pacer) = self.pacer.as_ref().filter(|_| self.unpaid >= pacer::SLICE) {
+            // What came is handed out at once; the next is not even read before its time.
+            pacer.pass(std::mem::take(&mut self.unpaid)).await;
+        }
         let asked = Instant::now();
         let piece = body::piece(&mut self.response, self.read_timeout).await;
         let piece = piece.map_err(|kind| UpstreamError::new(&self.upstream, kind))?;
@@ -200,6 +211,7 @@ impl BlobStream {
             };
         };
         self.bytes.increment(piece.len() as u64);
+        self.unpaid += piece.len();
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(piece.len() as u64).ok_or_else(|| {
                 let kind = ErrorKind::Protocol("more bytes than it announced".into());

@@ -97,7 +97,8 @@ fn message(body: &[u8]) -> String {
     };
     let first = json.get("errors").and_then(|e| e.get(0)).unwrap_or(&json);
     let field = |key: &str| first.get(key).and_then(serde_json::Value::as_str).unwrap_or_default();
-    let parts = [field("code"), field("message"), field("details")];
+    // The last three are how clouds say it.
+    let parts = ["code", "message", "details", "error", "error_description", "Message"].map(field);
     let parts: Vec<&str> = parts.into_iter().filter(|p| !p.is_empty()).collect();
     parts.join(": ")
 }

@@ -34,6 +34,12 @@ impl Breaker {
         end.saturating_duration_since(now)
     }
 
+    /// Takes over what is open.
+    pub fn inherit(&self, before: &Breaker) {
+        let open = before.until.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        *self.until.lock().unwrap_or_else(PoisonError::into_inner) = open;
+    }
+
     /// What is left for `credential`.
     pub fn left(&self, credential: &Credential) -> Option<Duration> {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,13 +17,16 @@ use super::ask::{Body, Reply};
 pub use super::blob::BlobStream;
 use super::blob::Span;
 use super::body;
-use super::credentials::{Credentials, Logins, Sources};
+use super::budget::Budget;
+use super::cloud;
+use super::credentials::{self, Credentials, Logins, Sources};
 use super::endpoint::{Endpoint, Settings};
 use super::error::{ErrorKind, UpstreamError};
+use super::lease::Lease;
+use super::pacer::Pacer;
 use super::question::{Kind, Question, Take, blob, manifest};
-use super::rate_limit::RateLimit;
 use super::transport::Transport;
-use crate::config::{Config, Upstream};
+use crate::config::{Config, Lender, Upstream};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, HostPort, Reference, Repository, Tag, media_type};
 
@@ -60,6 +63,10 @@ impl Default for Tuning {
 pub struct Clients {
     all: Vec<Arc<Client>>,
     by_name: HashMap<HostPort, usize>,
+    /// Where they were built from, to build others.
+    logins: Arc<Logins>,
+    sources: Sources,
+    tuning: Tuning,
 }
 
 impl Clients {
@@ -71,19 +78,46 @@ impl Clients {
 
     /// The same, with everything from outside given.
     pub fn with(config: &Config, sources: &Sources, tuning: Tuning) -> Result<Clients, BuildError> {
-        let logins = Arc::new(Logins::new(sources));
+        let none = Clients {
+            all: Vec::new(),
+            by_name: HashMap::new(),
+            logins: Arc::new(Logins::new(sources)),
+            sources: sources.clone(),
+            tuning,
+        };
+        none.renewed(config)
+    }
+
+    /// Those of another configuration. A client of an upstream that is asked as before is the same one, with its tokens
+    /// and connections; another goes on with what was known of limits and pauses. Files of certificates are read again.
+    pub fn renewed(&self, config: &Config) -> Result<Clients, BuildError> {
         let mut clients = Clients {
             all: Vec::new(),
             by_name: HashMap::new(),
+            logins: self.logins.clone(),
+            sources: self.sources.clone(),
+            tuning: self.tuning,
         };
         for upstream in &config.upstreams {
-            let built = Client::build(upstream, config.cache.offline, &logins, sources, tuning);
-            let client = built.map_err(|what| BuildError {
-                upstream: upstream.name.to_string(),
-                what,
-            })?;
+            let before = self.get(&upstream.name);
+            let asked = asked_as(upstream, config.cache.offline);
+            let has_files = upstream.ca_file.is_some() || upstream.client_cert.is_some();
+            let client = match before.filter(|before| before.asked == asked && !has_files) {
+                Some(same) => same.clone(),
+                None => {
+                    let built = Client::build(asked, &clients.logins, &self.sources, self.tuning);
+                    let client = built.map_err(|what| BuildError {
+                        upstream: upstream.name.to_string(),
+                        what,
+                    })?;
+                    if let Some(before) = before {
+                        client.own.inherit(&before.own);
+                    }
+                    Arc::new(client)
+                }
+            };
             clients.by_name.insert(upstream.name.clone(), clients.all.len());
-            clients.all.push(Arc::new(client));
+            clients.all.push(client);
         }
         Ok(clients)
     }
@@ -112,6 +146,8 @@ pub struct BuildError {
 #[derive(Debug)]
 pub struct Client {
     pub(super) name: Arc<str>,
+    /// What it was built from.
+    asked: Upstream,
     /// The mirrors in order, then the upstream itself.
     pub(super) mirrors: Vec<Endpoint>,
     pub(super) own: Endpoint,
@@ -120,6 +156,8 @@ pub struct Client {
     pub(super) tuning: Tuning,
     /// `max_connections`: requests in flight, bodies included.
     pub(super) slots: Option<Arc<Semaphore>>,
+    /// `max_bandwidth`.
+    pacer: Option<Arc<Pacer>>,
     /// Whether stored credentials were behind a repository's last answer.
     pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
@@ -166,25 +204,25 @@ pub enum Referrers {
 }
 
 impl Client {
-    fn build(
-        upstream: &Upstream,
-        offline: bool,
-        logins: &Arc<Logins>,
-        sources: &Sources,
-        tuning: Tuning,
-    ) -> Result<Client, String> {
+    fn build(asked: Upstream, logins: &Arc<Logins>, sources: &Sources, tuning: Tuning) -> Result<Client, String> {
+        let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
         let endpoint = |url: &Url, is_own: bool| {
             let base = base(url);
             let transport = Transport::new(&base, upstream, sources)?;
             // A mirror is another host: the upstream's password is none of its business (L7).
             let fixed = upstream.credentials.clone().filter(|_| is_own);
-            let credentials = Credentials::new(fixed, logins.clone(), &base);
+            let lender = match &upstream.lender {
+                Some(lender) if is_own => Some(Arc::new(lease(lender, &base, &transport, sources))),
+                _ => None,
+            };
+            let credentials = Credentials::new(fixed, lender, logins.clone(), &base);
             let settings = Settings {
                 upstream: name.clone(),
                 redirect_hosts: upstream.redirect_hosts.clone(),
                 trusted_realms: upstream.trusted_realms.clone(),
                 read_timeout: upstream.read_timeout,
+                budget_floor: upstream.budget_floor,
             };
             Ok::<_, String>(Endpoint::new(base, transport, credentials, settings))
         };
@@ -192,14 +230,16 @@ impl Client {
         Ok(Client {
             mirrors: mirrors?,
             own: endpoint(&upstream.url, true)?,
-            offline: offline || upstream.offline,
+            offline: upstream.offline,
             read_timeout: upstream.read_timeout,
             tuning,
             slots: upstream
                 .max_connections
                 .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
+            pacer: upstream.max_bandwidth.map(|rate| Arc::new(Pacer::new(&name, rate))),
             logins_used: moka::sync::Cache::new(MAX_REPOSITORIES),
             name,
+            asked,
         })
     }
 
@@ -279,9 +319,19 @@ impl Client {
         self.own.paused()
     }
 
-    /// What the upstream said last about its pull limit, where it says anything (R-U32).
-    pub fn rate_limit(&self) -> Option<RateLimit> {
-        self.own.rate_limit()
+    /// What the upstream said last about its pull limits, where it says anything (R-U32).
+    pub fn budgets(&self) -> Vec<Budget> {
+        self.own.budgets.all()
+    }
+
+    /// Whether few pulls are left for who asks for this repository: fewer than `budget_floor`.
+    pub fn is_budget_low(&self, repository: &Repository) -> bool {
+        self.own.is_budget_low(repository)
+    }
+
+    /// Brings gauges up to date that change by time alone.
+    pub fn export(&self) {
+        self.own.budgets.export();
     }
 
     /// Some upstreams answer HEAD with 405, 400, 501 or even 404 and 403 where a GET would do (R-U27): the caller, who
@@ -370,6 +420,7 @@ impl Client {
             response,
             self.name.clone(),
             self.read_timeout,
+            self.pacer.clone(),
             slot,
         ))
     }
@@ -444,6 +495,29 @@ impl Client {
 
     pub(super) fn error(&self, kind: ErrorKind) -> UpstreamError {
         UpstreamError::new(&self.name, kind)
+    }
+}
+
+/// What matters to how an upstream is asked; what does not is as if nobody had given it.
+fn asked_as(upstream: &Upstream, offline: bool) -> Upstream {
+    Upstream {
+        aliases: Vec::new(),
+        synonyms: Vec::new(),
+        tag_ttl: Duration::ZERO,
+        stale_if_error: Duration::ZERO,
+        offline: offline || upstream.offline,
+        max_size: None,
+        allow: Vec::new(),
+        deny: Vec::new(),
+        ..upstream.clone()
+    }
+}
+
+/// Who gives out credentials for the registry at `base`, by the configuration's word.
+fn lease(lender: &Lender, base: &Url, transport: &Transport, sources: &Sources) -> Lease {
+    match lender {
+        Lender::Helper(name) => credentials::from_helper(name, base, sources),
+        Lender::Cloud(cloud) => cloud::lease(*cloud, base, transport, sources),
     }
 }
 

@@ -1,16 +1,20 @@
-//! Whose credentials a request carries: the configuration's, else those of Docker's and podman's login files.
+//! Whose credentials a request carries: the configuration's, else those that a helper or a cloud gives out for it, else
+//! those of Docker's and podman's login files, which may name a helper in their turn.
 //!
 //! Files belong to hosts: a login is found by the host of the URL that is dialled, never by the name under which
 //! images call it, so that an upstream moved to another address does not take the login along (L7). Of the keys that
-//! fit, the most specific wins (R-U61). A file that is broken costs one warning and is as if it were not there (R-U63).
+//! fit, the most specific wins (R-U61). What is given out is kept by `lease`. A file that is broken costs one warning and is as if it were not there (R-U63).
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use url::Url;
 
-use super::auth_file::{AuthFile, Key};
+use super::auth_file::{AuthFile, Key, Login};
+use super::helper::Helper;
+use super::lease::Lease;
 use crate::config::{Password, Secret, StaticCredentials};
 use crate::oci::Repository;
 
@@ -56,7 +60,40 @@ pub struct Sources {
     pub http_proxy: Option<String>,
     pub https_proxy: Option<String>,
     pub no_proxy: Option<String>,
+    /// Where helpers are looked for.
+    pub path: Option<String>,
+    /// What clouds say to the processes that they run, and operators to programs that speak with clouds.
+    pub cloud: BTreeMap<String, Secret>,
 }
+
+/// Variables that `cloud` reads: the ones that the clouds' own programs know.
+const CLOUD_VARIABLES: [&str; 25] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_DEFAULT_REGION",
+    "AWS_EC2_METADATA_DISABLED",
+    "AWS_EC2_METADATA_SERVICE_ENDPOINT",
+    "AWS_ENDPOINT_URL_ECR",
+    "AWS_ENDPOINT_URL_ECR_PUBLIC",
+    "AWS_ENDPOINT_URL_STS",
+    "AWS_REGION",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AZURE_AUTHORITY_HOST",
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_POD_IDENTITY_AUTHORITY_HOST",
+    "AZURE_TENANT_ID",
+    "GCE_METADATA_HOST",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+];
 
 impl Sources {
     /// `var` looks up an environment variable. The order of the files is R-U61's, Docker's own last.
@@ -78,6 +115,11 @@ impl Sources {
             http_proxy: either("HTTP_PROXY").or_else(|| every.clone()),
             https_proxy: either("HTTPS_PROXY").or(every),
             no_proxy: either("NO_PROXY"),
+            path: set("PATH"),
+            cloud: CLOUD_VARIABLES
+                .iter()
+                .filter_map(|name| Some(((*name).to_owned(), Secret::new(set(name)?))))
+                .collect(),
         }
     }
 }
@@ -100,6 +142,10 @@ pub struct Logins {
     paths: Vec<PathBuf>,
     look_again: Duration,
     read: Mutex<Read>,
+    /// Where helpers are looked for.
+    search: Option<String>,
+    /// By helper and host. As many as files name and upstreams have.
+    leases: Mutex<HashMap<(String, String), Arc<Lease>>>,
 }
 
 #[derive(Debug, Default)]
@@ -120,15 +166,15 @@ impl Logins {
             paths: sources.files.clone(),
             look_again,
             read: Mutex::new(Read::default()),
+            search: sources.path.clone(),
+            leases: Mutex::default(),
         }
     }
 
-    /// The first source that knows one of `hosts`, and in it the most specific key.
-    fn find(&self, hosts: &[String], repository: Option<&Repository>) -> Option<Credential> {
+    /// What the sources know of `hosts`, first match first; of each the most specific.
+    fn find(&self, hosts: &[String], repository: Option<&Repository>) -> Vec<Login> {
         let path = repository.map_or("", Repository::as_str);
-        if let Some(found) = self.inline.as_ref().and_then(|file| file.find(hosts, path)) {
-            return Some(found);
-        }
+        let inline = self.inline.as_ref().and_then(|file| file.find(hosts, path));
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if read.looked.is_none_or(|at| at.elapsed() >= self.look_again) {
             read.files.resize_with(self.paths.len(), Default::default);
@@ -140,7 +186,17 @@ impl Logins {
             }
             read.looked = Some(Instant::now());
         }
-        read.files.iter().find_map(|(_, file)| file.find(hosts, path))
+        let files = read.files.iter().filter_map(|(_, file)| file.find(hosts, path));
+        inline.into_iter().chain(files).collect()
+    }
+
+    /// What this helper gives out for this host.
+    fn lease(&self, helper: &str, host: &str, is_own: bool) -> Arc<Lease> {
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let lease = leases
+            .entry((helper.to_owned(), host.to_owned()))
+            .or_insert_with(|| Arc::new(Lease::of(Helper::new(helper, host, is_own, self.search.clone()))));
+        lease.clone()
     }
 }
 
@@ -161,48 +217,119 @@ fn load(path: &Path) -> AuthFile {
 pub struct Credentials {
     /// The configuration's; they belong to the upstream's own URL only.
     fixed: Option<StaticCredentials>,
+    /// Else who gives them out; for the upstream's own URL only, too.
+    lender: Option<Arc<Lease>>,
     password_file: Mutex<Option<(Stamp, Secret)>>,
     logins: Arc<Logins>,
     hosts: Vec<String>,
 }
 
+/// A credential, and who gave it out, if anybody did: another may be had there.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub credential: Arc<Credential>,
+    pub lease: Option<Arc<Lease>>,
+}
+
+impl Found {
+    fn lasting(credential: Credential) -> Found {
+        Found {
+            credential: Arc::new(credential),
+            lease: None,
+        }
+    }
+}
+
 impl Credentials {
-    pub fn new(fixed: Option<StaticCredentials>, logins: Arc<Logins>, url: &Url) -> Credentials {
-        let host = url.host_str().unwrap_or_default();
-        let mut hosts = Vec::new();
-        if let Some(port) = url.port_or_known_default() {
-            hosts.push(Key::host_of(&format!("{host}:{port}")));
-        }
-        if url.port().is_none() {
-            hosts.push(Key::host_of(host));
-        }
+    /// `lender`, when there is one, is the helper that the configuration names, or a cloud.
+    pub fn new(
+        fixed: Option<StaticCredentials>,
+        lender: Option<Arc<Lease>>,
+        logins: Arc<Logins>,
+        url: &Url,
+    ) -> Credentials {
         Credentials {
             fixed,
+            lender,
             password_file: Mutex::new(None),
             logins,
-            hosts,
+            hosts: hosts(url),
         }
     }
 
-    /// Whether there are any, without reading a password.
+    /// Whether there are any, without reading a password or waiting for who gives them out.
     pub fn are_there(&self, repository: &Repository) -> bool {
-        self.fixed.is_some() || self.find(Some(repository)).map_or(true, |found| !found.is_anonymous())
+        let at_hand = || self.at_hand(Some(repository));
+        self.fixed.is_some() || at_hand().is_none_or(|found| !found.is_anonymous())
     }
 
-    /// Errors: why the configured password cannot be had.
-    pub fn find(&self, repository: Option<&Repository>) -> Result<Arc<Credential>, String> {
-        let Some(fixed) = &self.fixed else {
-            let found = self.logins.find(&self.hosts, repository);
-            return Ok(Arc::new(found.unwrap_or(Credential::Anonymous)));
+    /// Waits for a helper or a cloud, if need be.
+    ///
+    /// Errors: why the password cannot be had, without it.
+    pub async fn find(&self, repository: Option<&Repository>) -> Result<Found, String> {
+        if let Some(fixed) = &self.fixed {
+            return Ok(Found::lasting(self.read(fixed)?));
+        }
+        let lent = |lease: Arc<Lease>, credential| Found {
+            credential,
+            lease: Some(lease),
         };
+        if let Some(lease) = &self.lender {
+            let credential = lease.get().await.map_err(|why| why.to_string())?;
+            return Ok(lent(lease.clone(), credential));
+        }
+        for login in self.logins.find(&self.hosts, repository) {
+            let (name, is_own) = match login {
+                Login::Here(credential) => return Ok(Found::lasting(credential)),
+                Login::Helper { name, is_own } => (name, is_own),
+            };
+            let lease = self.logins.lease(&name, self.host(), is_own);
+            let credential = lease.get().await.map_err(|why| why.to_string())?;
+            // It knows nobody there; the next file may.
+            if !credential.is_anonymous() {
+                return Ok(lent(lease, credential));
+            }
+        }
+        Ok(Found::lasting(Credential::Anonymous))
+    }
+
+    /// What [`Credentials::find`] would find, as far as that is known without waiting. `None`: something, but not yet what.
+    pub fn at_hand(&self, repository: Option<&Repository>) -> Option<Arc<Credential>> {
+        if let Some(fixed) = &self.fixed {
+            return self.read(fixed).ok().map(Arc::new);
+        }
+        if let Some(lease) = &self.lender {
+            return lease.last();
+        }
+        for login in self.logins.find(&self.hosts, repository) {
+            match login {
+                Login::Here(credential) => return Some(Arc::new(credential)),
+                Login::Helper { name, is_own } => {
+                    let last = self.logins.lease(&name, self.host(), is_own).last();
+                    match last {
+                        Some(credential) if credential.is_anonymous() => {}
+                        known => return known,
+                    }
+                }
+            }
+        }
+        Some(Arc::new(Credential::Anonymous))
+    }
+
+    fn host(&self) -> &str {
+        // The one with the port is first, and helpers are asked as clients name the registry.
+        self.hosts.last().map_or("", String::as_str)
+    }
+
+    fn read(&self, fixed: &StaticCredentials) -> Result<Credential, String> {
         let password = match &fixed.password {
             Password::Value(secret) => secret.clone(),
             Password::File(path) => self.password_from(path)?,
         };
-        Ok(Arc::new(Credential::Basic {
+        Ok(Credential::Basic {
             username: fixed.username.clone(),
             password,
-        }))
+        })
     }
 
     fn password_from(&self, path: &Path) -> Result<Secret, String> {
@@ -222,13 +349,43 @@ impl Credentials {
     }
 }
 
+/// What login files may call the host of `url`: with its port, and without where that is the usual one.
+fn hosts(url: &Url) -> Vec<String> {
+    let host = url.host_str().unwrap_or_default();
+    let mut hosts = Vec::new();
+    if let Some(port) = url.port_or_known_default() {
+        hosts.push(Key::host_of(&format!("{host}:{port}")));
+    }
+    if url.port().is_none() {
+        hosts.push(Key::host_of(host));
+    }
+    hosts
+}
+
+/// What a helper gives out for the host of `url`, by the configuration's word.
+pub fn from_helper(name: &str, url: &Url, sources: &Sources) -> Lease {
+    let host = hosts(url).pop().unwrap_or_default();
+    Lease::of(Helper::new(name, &host, true, sources.path.clone()))
+}
+
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+
+    impl Credentials {
+        /// Without waiting: nobody gives them out.
+        fn now(&self) -> Arc<Credential> {
+            let found = self.find(None).now_or_never().unwrap().unwrap();
+            assert_eq!(self.at_hand(None).unwrap(), found.credential);
+            found.credential
+        }
+    }
 
     fn at(url: &str, fixed: Option<StaticCredentials>, sources: &Sources) -> Credentials {
         let logins = Arc::new(Logins::looking_every(sources, Duration::ZERO));
-        Credentials::new(fixed, logins, &url.parse().unwrap())
+        Credentials::new(fixed, None, logins, &url.parse().unwrap())
     }
 
     fn password(credential: &Credential) -> &str {
@@ -263,13 +420,13 @@ mod tests {
             ..Sources::default()
         };
         let credentials = at("https://r.example/", None, &sources);
-        assert!(credentials.find(None).unwrap().is_anonymous());
+        assert!(credentials.now().is_anonymous());
         std::fs::write(&file, r#"{"auths":{"r.example":{"username":"u","password":"one"}}}"#).unwrap();
-        assert_eq!(password(&credentials.find(None).unwrap()), "one");
+        assert_eq!(password(&credentials.now()), "one");
         std::fs::write(&file, r#"{"auths":{"r.example":{"username":"u","password":"second"}}}"#).unwrap();
-        assert_eq!(password(&credentials.find(None).unwrap()), "second");
+        assert_eq!(password(&credentials.now()), "second");
         std::fs::write(&file, r#"{"auths":{"#).unwrap();
-        assert!(credentials.find(None).unwrap().is_anonymous());
+        assert!(credentials.now().is_anonymous());
     }
 
     #[test]
@@ -287,12 +444,12 @@ mod tests {
             ..Sources::default()
         };
         let credentials = at("https://r.example/", Some(fixed), &sources);
-        let error = credentials.find(None).unwrap_err();
+        let error = credentials.find(None).now_or_never().unwrap().unwrap_err();
         assert!(error.contains("password"), "{error}");
         std::fs::write(&path, "p #&+%:\r\n").unwrap();
-        assert_eq!(password(&credentials.find(None).unwrap()), "p #&+%:");
+        assert_eq!(password(&credentials.now()), "p #&+%:");
         std::fs::write(&path, "rotated").unwrap();
-        let found = credentials.find(None).unwrap();
+        let found = credentials.now();
         assert_eq!(password(&found), "rotated");
         assert!(!format!("{found:?} {credentials:?}").contains("rotated"));
         assert!(!format!("{credentials:?} {sources:?}").contains("\"login\""));
@@ -308,10 +465,10 @@ mod tests {
             ..Sources::default()
         };
         let hub = at("https://registry-1.docker.io/", None, &sources);
-        assert_eq!(password(&hub.find(None).unwrap()), "hub");
+        assert_eq!(password(&hub.now()), "hub");
         let moved = at("https://mirror.example/", None, &sources);
-        assert!(moved.find(None).unwrap().is_anonymous());
+        assert!(moved.now().is_anonymous());
         let port = at("https://registry-1.docker.io:8443/", None, &sources);
-        assert!(port.find(None).unwrap().is_anonymous());
+        assert!(port.now().is_anonymous());
     }
 }

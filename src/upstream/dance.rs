@@ -16,6 +16,7 @@ use super::challenge::{self, Demand};
 use super::credentials::Credential;
 use super::endpoint::{Ask, Endpoint, Known};
 use super::error::ErrorKind;
+use super::rate_limit::RateLimit;
 use super::token::{self, Token, TokenKey};
 use super::walk::{Walked, Wanted, demand_of};
 use super::{body, breaker};
@@ -48,13 +49,26 @@ enum Carried {
 impl Endpoint {
     /// The verdict. Time is bounded by the caller.
     pub async fn ask(&self, ask: &Ask<'_>) -> Result<Answer, ErrorKind> {
-        let credential = match ask.as_nobody {
-            true => Arc::new(Credential::Anonymous),
-            false => self
-                .credentials
-                .find(Some(ask.repository))
-                .map_err(|e| ErrorKind::Auth(e.into()))?,
+        if ask.as_nobody {
+            return self.ask_as(ask, Arc::new(Credential::Anonymous)).await;
+        }
+        let found = self.credentials.find(Some(ask.repository)).await;
+        let found = found.map_err(|e| ErrorKind::Auth(e.into()))?;
+        let outcome = self.ask_as(ask, found.credential.clone()).await;
+        let (Err(refusal), Some(lease)) = (&outcome, &found.lease) else {
+            return outcome;
         };
+        if !may_be_its_age(refusal) {
+            return outcome;
+        }
+        // What was given out for a while may have ended before its time (R-U43). Another is worth one more try.
+        match lease.renew(&found.credential).await {
+            Some(another) => self.ask_as(ask, another).await,
+            None => outcome,
+        }
+    }
+
+    async fn ask_as(&self, ask: &Ask<'_>, credential: Arc<Credential>) -> Result<Answer, ErrorKind> {
         if let Some(retry_after) = self.breaker.left(&credential) {
             return Err(ErrorKind::RateLimited { retry_after });
         }
@@ -69,6 +83,14 @@ impl Endpoint {
         };
         dance.run().await
     }
+}
+
+/// 401, and where a registry says it with 400 or 403; by the registry or by its token server.
+fn may_be_its_age(refusal: &ErrorKind) -> bool {
+    matches!(
+        refusal,
+        ErrorKind::Denied { .. } | ErrorKind::Auth(_) | ErrorKind::Status { status: 400, .. }
+    )
 }
 
 impl Carried {
@@ -109,6 +131,7 @@ impl Dance<'_> {
         // Ends: from nothing it goes on to something, and back to nothing only once.
         loop {
             let walked = self.endpoint.walk(self.ask, carried.header()).await?;
+            self.note_budget(&walked, &carried);
             let status = walked.response.status().as_u16();
             if !walked.is_home || !matches!(status, 400 | 401 | 403) {
                 return self.finish(walked, &carried).await;
@@ -132,6 +155,17 @@ impl Dance<'_> {
             } else {
                 return self.finish(walked, &carried).await;
             }
+        }
+    }
+
+    /// What the endpoint says is left is whose Authorization it was sent.
+    fn note_budget(&self, walked: &Walked, carried: &Carried) {
+        if let Some(limit) = RateLimit::read(walked.response.headers()).filter(|_| walked.is_home) {
+            let who = match carried.with_credentials() {
+                true => &self.credential,
+                false => &Credential::Anonymous,
+            };
+            self.endpoint.budgets.note(who, limit);
         }
     }
 

@@ -11,11 +11,12 @@ use url::Url;
 
 use super::blob::Span;
 use super::breaker::Breaker;
+use super::budget::Budgets;
 use super::challenge::Demand;
 use super::credentials::Credentials;
-use super::rate_limit::RateLimit;
 use super::token::Tokens;
 use super::transport::Transport;
+use crate::config::Floor;
 use crate::oci::{HostPort, Repository};
 
 /// Repositories whose demand is remembered.
@@ -64,8 +65,8 @@ pub struct Endpoint {
     pub(super) read_timeout: Duration,
     /// Token servers that were warned about.
     pub(super) strangers: Mutex<HashSet<Url>>,
-    /// What the last answer said about the upstream's limit.
-    pub(super) rate_limit: Mutex<Option<RateLimit>>,
+    /// What is left of the upstream's limits.
+    pub(super) budgets: Budgets,
     by_repository: moka::sync::Cache<Repository, Known>,
     /// The last demand of any repository: a guess for those not yet met.
     general: Mutex<Option<Demand>>,
@@ -76,6 +77,7 @@ pub struct Settings {
     pub redirect_hosts: Option<Vec<HostPort>>,
     pub trusted_realms: Vec<HostPort>,
     pub read_timeout: Duration,
+    pub budget_floor: Floor,
 }
 
 impl Endpoint {
@@ -86,14 +88,22 @@ impl Endpoint {
             credentials,
             breaker: Breaker::default(),
             tokens: Tokens::new(settings.upstream.clone()),
+            budgets: Budgets::new(settings.upstream.clone(), settings.budget_floor),
             upstream: settings.upstream,
             redirect_hosts: settings.redirect_hosts,
             trusted_realms: settings.trusted_realms,
             read_timeout: settings.read_timeout,
             strangers: Mutex::new(HashSet::new()),
-            rate_limit: Mutex::new(None),
             by_repository: moka::sync::Cache::new(MAX_REPOSITORIES),
             general: Mutex::new(None),
+        }
+    }
+
+    /// Goes on where another endpoint at the same address stood: what is left of limits, and who is to be left alone.
+    pub fn inherit(&self, before: &Endpoint) {
+        if self.base == before.base {
+            self.budgets.inherit(&before.budgets);
+            self.breaker.inherit(&before.breaker);
         }
     }
 
@@ -105,8 +115,10 @@ impl Endpoint {
         url
     }
 
-    pub fn rate_limit(&self) -> Option<RateLimit> {
-        self.rate_limit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Whether the pulls of who would be asked for this repository are to be spared.
+    pub fn is_budget_low(&self, repository: &Repository) -> bool {
+        let credential = self.credentials.at_hand(Some(repository));
+        credential.is_some_and(|credential| self.budgets.is_low(&credential))
     }
 
     pub fn paused(&self) -> Option<Duration> {
@@ -116,8 +128,8 @@ impl Endpoint {
     /// Whether stored credentials exist for this repository.
     pub fn has_login(&self, repository: &Repository) -> bool {
         self.credentials
-            .find(Some(repository))
-            .map_or(true, |c| !c.is_anonymous())
+            .at_hand(Some(repository))
+            .is_none_or(|credential| !credential.is_anonymous())
     }
 
     /// Whether credentials are configured for it, or found in a login file.

@@ -8,9 +8,11 @@
 //! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
-//! `credentials` finds whose they are (`auth_file` reads one login file), `redirect` decides where a Location may lead,
+//! `credentials` finds whose they are (`auth_file` reads one login file, `helper` runs the program that one names, `cloud`
+//! gets a registry's short-lived tokens, and `lease` keeps what those two give out), `redirect` decides where a Location may lead,
 //! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
-//! upstream that said 429, `rate_limit` reads what is left before it does, `body` reads small documents and what errors say, `blob` is a large body on its way;
+//! upstream that said 429, `rate_limit` reads what is left before it does and
+//! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
 //! `greet` asks at the door, for a checkup.
 
 mod ask;
@@ -18,8 +20,10 @@ mod auth_file;
 mod blob;
 mod body;
 mod breaker;
+pub mod budget;
 mod challenge;
 pub mod client;
+mod cloud;
 pub mod credentials;
 mod dance;
 pub mod documents;
@@ -27,9 +31,12 @@ mod endpoint;
 pub mod error;
 mod greet;
 mod guard;
+mod helper;
+mod lease;
 mod link;
+mod pacer;
 mod question;
-pub mod rate_limit;
+mod rate_limit;
 mod realm;
 mod redirect;
 mod tls;
@@ -40,8 +47,8 @@ mod walk;
 #[cfg(test)]
 mod tests;
 
+pub use budget::Budget;
 pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
 pub use greet::Greeting;
-pub use rate_limit::RateLimit;

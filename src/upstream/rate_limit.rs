@@ -1,6 +1,5 @@
-//! What an upstream says is left of its pull limit (R-U32).
+//! What an upstream says is left of its pull limit (R-U32). `budget` keeps it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{HeaderMap, HeaderName};
@@ -27,14 +26,6 @@ impl RateLimit {
             window,
             source: get("docker-ratelimit-source").map(|source| body::one_line(source, 64)),
         })
-    }
-
-    pub(super) fn export(&self, upstream: &Arc<str>) {
-        metrics::gauge!("larder_upstream_ratelimit_remaining", "upstream" => upstream.to_string())
-            .set(self.remaining as f64);
-        if let Some(limit) = self.limit {
-            metrics::gauge!("larder_upstream_ratelimit_limit", "upstream" => upstream.to_string()).set(limit as f64);
-        }
     }
 }
 

@@ -49,6 +49,7 @@ pub enum Named {
 pub struct Transport {
     whole: Pair,
     parts: Pair,
+    tls: rustls::ClientConfig,
     guard: Arc<Guard>,
     upstream: Arc<str>,
 }
@@ -115,9 +116,26 @@ impl Transport {
         Ok(Transport {
             whole: pair(false)?,
             parts: pair(true)?,
+            tls,
             guard,
             upstream: Arc::from(upstream.name.as_str()),
         })
+    }
+
+    /// The client that dials what the operator named, for what belongs to the upstream but is no registry.
+    pub fn trusted(&self) -> reqwest::Client {
+        self.whole.trusted.clone()
+    }
+
+    /// One that no proxy stands before, for what is on this machine or beside it. Without the means for it, the usual one.
+    pub fn near(&self) -> reqwest::Client {
+        let built = reqwest::Client::builder()
+            .tls_backend_preconfigured(self.tls.clone())
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_secs(2))
+            .no_proxy()
+            .build();
+        built.unwrap_or_else(|_| self.trusted())
     }
 
     /// One request, one answer; whatever its status is.

@@ -14,7 +14,6 @@ use super::challenge::{self, Demand};
 use super::credentials::Credential;
 use super::endpoint::{Ask, Endpoint};
 use super::error::ErrorKind;
-use super::rate_limit::RateLimit;
 use super::realm::{self, Trust};
 use super::token::{Context, Token, TokenKey};
 use super::transport::{Named, Outgoing, count_refusal, shown};
@@ -226,12 +225,6 @@ impl Endpoint {
                 "kind" => ask.kind
             )
             .record(took.as_secs_f64());
-        }
-        if let Ok(response) = &outcome
-            && let Some(limit) = RateLimit::read(response.headers())
-        {
-            limit.export(&self.upstream);
-            *self.rate_limit.lock().unwrap_or_else(PoisonError::into_inner) = Some(limit);
         }
         outcome
     }

@@ -9,7 +9,9 @@ mod support;
 
 mod access;
 mod admin;
+mod audit;
 mod blobs;
+mod budget;
 mod bundle;
 mod bundle_hostile;
 mod commands;
@@ -29,6 +31,7 @@ mod pressure;
 mod privacy;
 mod questions;
 mod referrers;
+mod reload;
 mod rot;
 mod sending;
 mod serving;

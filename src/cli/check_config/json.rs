@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 
 use super::{origin, without_user};
 use crate::config::wanted::Platforms;
-use crate::config::{Config, ConfigError, LogFormat, Password, Prefetch, StaticCredentials, Upstream, show_key};
+use crate::config::{
+    Config, ConfigError, Lender, LogFormat, Password, Prefetch, StaticCredentials, Upstream, show_key,
+};
 
 pub fn meaning(config: &Config) -> String {
     let upstreams: Vec<Value> = config.upstreams.iter().map(|one| upstream(config, one)).collect();
@@ -56,6 +58,11 @@ pub fn meaning(config: &Config) -> String {
             "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
             "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
         },
+        "audit": config.audit.as_ref().map(|audit| json!({
+            "file": audit.file,
+            "max_size_bytes": audit.max_size,
+            "keep": audit.keep,
+        })),
         "bundle": { "trusted_keys": config.bundle.trusted_keys },
         "upstreams": upstreams,
         "prefetch": config.prefetch.iter().map(prefetch).collect::<Vec<_>>(),
@@ -110,6 +117,14 @@ fn upstream(config: &Config, upstream: &Upstream) -> Value {
         "aliases": upstream.aliases,
         "synonyms": names(&upstream.synonyms),
         "credentials": upstream.credentials.as_ref().map(|given| credentials(config, upstream, given)),
+        "credential_helper": match &upstream.lender {
+            Some(Lender::Helper(name)) => Some(name),
+            _ => None,
+        },
+        "cloud": match &upstream.lender {
+            Some(Lender::Cloud(cloud)) => Some(cloud.as_str()),
+            _ => None,
+        },
         "tag_ttl_seconds": upstream.tag_ttl.as_secs_f64(),
         "stale_if_error_seconds": upstream.stale_if_error.as_secs_f64(),
         "offline": upstream.offline,
@@ -125,6 +140,8 @@ fn upstream(config: &Config, upstream: &Upstream) -> Value {
         "connect_timeout_seconds": upstream.connect_timeout.as_secs_f64(),
         "read_timeout_seconds": upstream.read_timeout.as_secs_f64(),
         "max_connections": upstream.max_connections,
+        "budget_floor": upstream.budget_floor.to_string(),
+        "max_bandwidth_bytes_per_second": upstream.max_bandwidth,
     })
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{origin, without_user};
 use crate::config::units::{show_duration, show_size};
-use crate::config::{Cache, Config, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, Upstream};
+use crate::config::{Cache, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, Upstream};
 
 pub fn meaning(config: &Config) -> String {
     let mut out = String::new();
@@ -209,6 +209,18 @@ fn limits(config: &Config) -> Vec<String> {
             ),
         ),
         row("log", format!("{} as {format}", config.log.level)),
+        row(
+            "audit log",
+            match &config.audit {
+                None => "none".to_owned(),
+                Some(audit) => format!(
+                    "{}, and {} of {} each",
+                    audit.file.display(),
+                    audit.keep,
+                    show_size(audit.max_size)
+                ),
+            },
+        ),
     ]
 }
 
@@ -238,7 +250,7 @@ fn upstreams(config: &Config) -> Vec<String> {
             let url = one.url.as_str().trim_end_matches('/').to_owned();
             let credentials = match &one.credentials {
                 Some(given) => credentials(config, one, given),
-                None => "none".to_owned(),
+                None => lender(one),
             };
             let aliases = if one.aliases.is_empty() {
                 "-".to_owned()
@@ -261,6 +273,15 @@ fn upstreams(config: &Config) -> Vec<String> {
         out.extend(special(config, upstream).into_iter().map(|text| format!("    {text}")));
     }
     out
+}
+
+/// Who is asked for credentials, where the configuration has none.
+fn lender(upstream: &Upstream) -> String {
+    match &upstream.lender {
+        Some(Lender::Helper(name)) => format!("from docker-credential-{name}"),
+        Some(Lender::Cloud(cloud)) => format!("tokens of {}", cloud.as_str()),
+        None => "none".to_owned(),
+    }
 }
 
 /// Who Larder logs in as, and where the password is from; never the password.
@@ -336,6 +357,15 @@ fn special(config: &Config, one: &Upstream) -> Vec<String> {
     }
     if let Some(count) = one.max_connections {
         say("requests at once", count.to_string());
+    }
+    if given("budget_floor") {
+        say(
+            "tags are checked while pulls are left, at least",
+            one.budget_floor.to_string(),
+        );
+    }
+    if let Some(rate) = one.max_bandwidth {
+        say("transfers take at most", format!("{}/s", show_size(rate)));
     }
     out
 }

@@ -83,11 +83,15 @@ impl From<AdminError> for OperatorError {
     fn from(error: AdminError) -> OperatorError {
         let status = match &error {
             AdminError::Name(error) => of_name(error),
-            AdminError::Tag(_) | AdminError::Digest(_) | AdminError::NoTag(_) | AdminError::BadOrder(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            AdminError::Tag(_)
+            | AdminError::Digest(_)
+            | AdminError::NoTag(_)
+            | AdminError::Level(_)
+            | AdminError::BadOrder(_) => StatusCode::BAD_REQUEST,
             AdminError::NotHeld(_) | AdminError::NotPinned(_) | AdminError::NoJob(_) => StatusCode::NOT_FOUND,
-            AdminError::Pinned(_) | AdminError::Busy(_) | AdminError::TooMany(_) => StatusCode::CONFLICT,
+            AdminError::Pinned(_) | AdminError::Busy(_) | AdminError::TooMany(_) | AdminError::NoLog => {
+                StatusCode::CONFLICT
+            }
             AdminError::Refresh { error, .. } => of_upstream(error),
             AdminError::Bundle(error) => of_bundle(error.as_str()),
             AdminError::Importing => StatusCode::CONFLICT,

@@ -53,7 +53,7 @@ pub(super) async fn run(tcp: TcpStream, client: Peer, shared: Arc<Shared<impl Ha
     let first = tokio::select! {
         biased;
         () = shared.stop.cancelled() => return,
-        first = tokio::time::timeout(shared.limits.idle_timeout, first_byte(&tcp)) => first,
+        first = tokio::time::timeout(shared.limits.now().idle_timeout, first_byte(&tcp)) => first,
     };
     let Ok(Ok(Some(first))) = first else { return };
     match (&shared.tls, first) {
@@ -69,7 +69,7 @@ pub(super) async fn run_unix(stream: UnixStream, shared: Arc<Shared<impl Handler
     let first = tokio::select! {
         biased;
         () = shared.stop.cancelled() => return,
-        first = tokio::time::timeout(shared.limits.idle_timeout, stream.readable()) => first,
+        first = tokio::time::timeout(shared.limits.now().idle_timeout, stream.readable()) => first,
     };
     if let Ok(Ok(())) = first {
         Box::pin(plain(stream, Peer::Unix, &shared)).await;
@@ -80,7 +80,7 @@ async fn secure(tcp: TcpStream, certificates: &Certificates, client: Peer, share
     let handshake = async { certificates.acceptor().await.accept(tcp).await };
     let handshake = tokio::select! {
         () = shared.stop.cancelled() => return,
-        handshake = tokio::time::timeout(shared.limits.header_timeout, Box::pin(handshake)) => handshake,
+        handshake = tokio::time::timeout(shared.limits.now().header_timeout, Box::pin(handshake)) => handshake,
     };
     match handshake {
         Ok(Ok(stream)) => {
@@ -125,7 +125,7 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
 async fn plain<S: Transport>(mut tcp: S, client: Peer, shared: &Shared<impl Handler>) {
     let told = tokio::select! {
         () = shared.stop.cancelled() => return,
-        told = tokio::time::timeout(shared.limits.header_timeout, preface(&mut tcp)) => told,
+        told = tokio::time::timeout(shared.limits.now().header_timeout, preface(&mut tcp)) => told,
     };
     match told {
         Ok(Ok(prefix)) => {
@@ -169,7 +169,7 @@ async fn speak<S: Transport>(
             certificate,
             outbox,
         },
-        limits: shared.limits.clone(),
+        limits: (*shared.limits.now()).clone(),
         pulse: pulse.clone(),
     });
     let service = service_fn(move |request: Request<Incoming>| answer::answer(request, of_all.clone()));
@@ -197,11 +197,12 @@ async fn hurry<H>(shared: &Shared<H>) {
 
 /// Polls the connection until it ends by itself, is overdue, or the server stops.
 async fn drive<C: GracefulConnection, H>(mut connection: Pin<&mut C>, pulse: &Pulse, client: Peer, shared: &Shared<H>) {
+    let limits = shared.limits.now();
     let overdue = tokio::select! {
         // Nothing else is there to be decided in a connection that goes on.
         biased;
         _ended = connection.as_mut() => return,
-        overdue = pulse.overdue(&shared.limits) => Some(overdue),
+        overdue = pulse.overdue(&limits) => Some(overdue),
         () = shared.stop.cancelled() => None,
     };
     if let Some(why) = overdue {
@@ -215,7 +216,7 @@ async fn drive<C: GracefulConnection, H>(mut connection: Pin<&mut C>, pulse: &Pu
     tokio::select! {
         _ended = connection.as_mut() => {}
         _still_idle = still_idle(pulse) => {}
-        _overdue = pulse.overdue(&shared.limits), if overdue.is_none() => {}
+        _overdue = pulse.overdue(&limits), if overdue.is_none() => {}
         () = shared.cut.cancelled() => {}
     }
 }
@@ -233,7 +234,7 @@ async fn still_idle(pulse: &Pulse) {
 
 fn http1_builder<H>(shared: &Shared<H>) -> http1::Builder {
     // hyper counts the request line as well, and refuses with 431; up to twice the limit `answer` refuses more kindly.
-    let head = (shared.limits.header_bytes * 2).saturating_add(answer::MAX_URI);
+    let head = (shared.limits.now().header_bytes * 2).saturating_add(answer::MAX_URI);
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -243,14 +244,15 @@ fn http1_builder<H>(shared: &Shared<H>) -> http1::Builder {
         // It bounds what waits in memory for a slow client, too: hyper takes of a body until it has that much, and asks
         // again only then. Its own default would be three times as much.
         .max_buf_size(head.max(BUFFER_BYTES));
-    if shared.limits.headers != HYPER_HEADERS {
-        builder.max_headers(shared.limits.headers);
+    let headers = shared.limits.now().headers;
+    if headers != HYPER_HEADERS {
+        builder.max_headers(headers);
     }
     builder
 }
 
 fn http2_builder<H>(shared: &Shared<H>) -> http2::Builder<TokioExecutor> {
-    let head = u32::try_from(shared.limits.header_bytes * 2).unwrap_or(u32::MAX);
+    let head = u32::try_from(shared.limits.now().header_bytes * 2).unwrap_or(u32::MAX);
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())

@@ -6,8 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Counts who is in.
 pub(super) struct Gate {
-    most: usize,
-    most_per_client: usize,
     inside: Mutex<Inside>,
 }
 
@@ -35,23 +33,21 @@ impl Full {
 }
 
 impl Gate {
-    pub(super) fn new(most: usize, most_per_client: usize) -> Arc<Gate> {
+    pub(super) fn new() -> Arc<Gate> {
         Arc::new(Gate {
-            most,
-            most_per_client,
             inside: Mutex::default(),
         })
     }
 
-    /// A place inside, until the pass is dropped.
-    pub(super) fn enter(self: &Arc<Gate>, client: IpAddr) -> Result<Pass, Full> {
+    /// A place inside, until the pass is dropped: of `most`, and of `most_per_client`.
+    pub(super) fn enter(self: &Arc<Gate>, client: IpAddr, most: usize, most_per_client: usize) -> Result<Pass, Full> {
         let client = one_client(client);
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         let mine = inside.per_client.get(&client).copied().unwrap_or(0);
-        if mine >= self.most_per_client {
+        if mine >= most_per_client {
             return Err(Full::Client);
         }
-        if inside.total >= self.most {
+        if inside.total >= most {
             return Err(Full::Overall);
         }
         inside.total += 1;
@@ -104,22 +100,22 @@ mod tests {
 
     #[test]
     fn both_limits_hold_and_places_come_free() {
-        let gate = Gate::new(3, 2);
-        let first = gate.enter(ip("10.0.0.1")).ok().unwrap();
-        let _second = gate.enter(ip("::ffff:10.0.0.1")).ok().unwrap();
-        assert_eq!(gate.enter(ip("10.0.0.1")).err(), Some(Full::Client));
-        let _other = gate.enter(ip("10.0.0.2")).ok().unwrap();
-        assert_eq!(gate.enter(ip("10.0.0.3")).err(), Some(Full::Overall));
+        let gate = Gate::new();
+        let first = gate.enter(ip("10.0.0.1"), 3, 2).ok().unwrap();
+        let _second = gate.enter(ip("::ffff:10.0.0.1"), 3, 2).ok().unwrap();
+        assert_eq!(gate.enter(ip("10.0.0.1"), 3, 2).err(), Some(Full::Client));
+        let _other = gate.enter(ip("10.0.0.2"), 3, 2).ok().unwrap();
+        assert_eq!(gate.enter(ip("10.0.0.3"), 3, 2).err(), Some(Full::Overall));
         drop(first);
-        assert!(gate.enter(ip("10.0.0.1")).is_ok());
+        assert!(gate.enter(ip("10.0.0.1"), 3, 2).is_ok());
     }
 
     #[test]
     fn one_ipv6_network_is_one_client_and_nothing_is_left_behind() {
-        let gate = Gate::new(9, 1);
-        let pass = gate.enter(ip("2001:db8::1")).ok().unwrap();
-        assert_eq!(gate.enter(ip("2001:db8::2")).err(), Some(Full::Client));
-        assert!(gate.enter(ip("2001:db8:0:1::1")).is_ok());
+        let gate = Gate::new();
+        let pass = gate.enter(ip("2001:db8::1"), 9, 1).ok().unwrap();
+        assert_eq!(gate.enter(ip("2001:db8::2"), 9, 1).err(), Some(Full::Client));
+        assert!(gate.enter(ip("2001:db8:0:1::1"), 9, 1).is_ok());
         drop(pass);
         let inside = gate.inside.lock().unwrap();
         assert_eq!((inside.total, inside.per_client.len()), (0, 0));

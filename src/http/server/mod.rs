@@ -25,6 +25,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -132,10 +133,30 @@ pub fn adopt(sockets: Vec<std::net::TcpListener>) -> io::Result<Listening> {
     Ok(listening)
 }
 
+/// Limits that a reload may change: what is counted counts at once, times are those of connections that come after.
+#[derive(Clone, Debug)]
+pub struct LiveLimits(Arc<ArcSwap<Limits>>);
+
+impl From<Limits> for LiveLimits {
+    fn from(limits: Limits) -> LiveLimits {
+        LiveLimits(Arc::new(ArcSwap::from_pointee(limits)))
+    }
+}
+
+impl LiveLimits {
+    pub fn set(&self, limits: Limits) {
+        self.0.store(Arc::new(limits));
+    }
+
+    fn now(&self) -> Arc<Limits> {
+        self.0.load_full()
+    }
+}
+
 /// What every connection of a server shares.
 struct Shared<H> {
     handler: H,
-    limits: Limits,
+    limits: LiveLimits,
     tls: Option<tls::Certificates>,
     /// Begin no new request.
     stop: CancellationToken,
@@ -151,16 +172,16 @@ struct Shared<H> {
 pub async fn serve(
     listening: Listening,
     handler: impl Handler,
-    limits: Limits,
+    limits: impl Into<LiveLimits>,
     tls: Option<tls::Certificates>,
     stop: CancellationToken,
     grace: Duration,
 ) {
     let shared = Arc::new(Shared {
         handler,
-        gate: Gate::new(limits.max_connections, limits.max_connections_per_client),
-        refusals: Gate::new(REFUSALS, REFUSALS),
-        limits,
+        gate: Gate::new(),
+        refusals: Gate::new(),
+        limits: limits.into(),
         tls,
         stop,
         cut: CancellationToken::new(),
@@ -223,7 +244,11 @@ async fn accept_unix(socket: Socket, shared: Arc<Shared<impl Handler>>) {
 
 /// All who come by such sockets are one client: this machine.
 fn admit_unix(stream: UnixStream, shared: &Arc<Shared<impl Handler>>) {
-    match shared.gate.enter(Ipv4Addr::UNSPECIFIED.into()) {
+    let (us, limits) = (Ipv4Addr::UNSPECIFIED.into(), shared.limits.now());
+    match shared
+        .gate
+        .enter(us, limits.max_connections, limits.max_connections_per_client)
+    {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
             let connection = connection::run_unix(stream, shared.clone());
@@ -231,7 +256,7 @@ fn admit_unix(stream: UnixStream, shared: &Arc<Shared<impl Handler>>) {
         }
         Err(full) => {
             metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
-            if let Ok(pass) = shared.refusals.enter(Ipv4Addr::UNSPECIFIED.into()) {
+            if let Ok(pass) = shared.refusals.enter(us, REFUSALS, REFUSALS) {
                 shared.tasks.spawn(with(pass, connection::refuse_unix(stream)));
             }
         }
@@ -250,7 +275,11 @@ async fn accept_failed(error: &io::Error) {
 fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
     // Small answers (a manifest, a 206's head) must not wait for the client's delayed ACK.
     let _ = tcp.set_nodelay(true);
-    match shared.gate.enter(peer.ip()) {
+    let limits = shared.limits.now();
+    match shared
+        .gate
+        .enter(peer.ip(), limits.max_connections, limits.max_connections_per_client)
+    {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
             let connection = connection::run(tcp, Peer::Tcp(peer), shared.clone());
@@ -259,7 +288,7 @@ fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
         Err(full) => {
             metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
             tracing::debug!(client = %peer, reason = full.as_str(), "connection refused");
-            if let Ok(pass) = shared.refusals.enter(peer.ip()) {
+            if let Ok(pass) = shared.refusals.enter(peer.ip(), REFUSALS, REFUSALS) {
                 shared
                     .tasks
                     .spawn(with(pass, connection::refuse(tcp, shared.tls.is_some())));

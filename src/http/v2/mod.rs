@@ -15,6 +15,7 @@ mod timing;
 mod token;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -63,12 +64,12 @@ pub struct Registry {
     heads: Arc<Heads>,
     door: Door,
     /// Whether every answer says where its time went.
-    timed: bool,
+    timed: Arc<AtomicBool>,
 }
 
 impl Registry {
     /// `timed`: every answer says where its time went, asked or not.
-    pub fn new(pull: Arc<Pull>, timed: bool, door: Door) -> Registry {
+    pub fn new(pull: Arc<Pull>, timed: Arc<AtomicBool>, door: Door) -> Registry {
         Registry {
             pull,
             timed,
@@ -88,8 +89,8 @@ impl Handler for Registry {
 
     async fn handle(&self, request: Request<Body>, caller: &Caller) -> axum::http::Response<Logged<Payload>> {
         let (mut parts, body) = request.into_parts();
-        let mut line = Line::begin(&parts, caller);
-        let watch = timing::wanted(self.timed, &parts.headers);
+        let mut line = Line::begin(&parts, caller).heard(self.pull.store().events(), &parts, caller);
+        let watch = timing::wanted(self.timed.load(Ordering::Relaxed), &parts.headers);
         let is_head = parts.method == Method::HEAD;
         door::settle_host(&mut parts);
         let (mut response, labels) = if parts.uri.path() == token::PATH && self.door.gate().knows_logins() {
@@ -239,10 +240,22 @@ async fn repository(
     parts: Parts,
     caller: &Caller,
 ) -> Response {
+    let asked_for: Option<Arc<str>> = match &what {
+        What::Manifest(reference) | What::Blob(reference) => Some(reference.as_str().into()),
+        What::Tags | What::Referrers(_) => None,
+    };
+    let about = |mut response: Response, repository: &str| {
+        if let Some(reference) = asked_for.clone() {
+            let repository = repository.into();
+            let subject = Arc::new(labels::Subject { repository, reference });
+            response.extensions_mut().insert(subject);
+        }
+        response
+    };
     let deadline = tokio::time::Instant::now() + DEADLINE;
     let subject = subject(&what);
     if let Err(error) = door.first_look(visitor, &parts.headers, &name.visible) {
-        return refused(error);
+        return about(refused(error), &name.full);
     }
     let unknown_prefix = name.prefix.as_ref().filter(|p| !pull.is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
@@ -254,7 +267,7 @@ async fn repository(
             client_name: name.visible,
             ..target
         },
-        Err(error) => return respond(ApiError::of_pull(&error, subject, None)),
+        Err(error) => return about(respond(ApiError::of_pull(&error, subject, None)), &name.full),
     };
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let probe = probe(&what);
@@ -265,7 +278,10 @@ async fn repository(
             held_only: true,
             ..target
         },
-        Ok(Right::Nothing) | Err(_) => return refused(door.refusal(visitor, &parts.headers, &target, subject)),
+        Ok(Right::Nothing) | Err(_) => {
+            let refusal = door.refusal(visitor, &parts.headers, &target, subject);
+            return about(refused(refusal), &target.key);
+        }
     };
     let ask = Ask {
         pull,
@@ -297,7 +313,7 @@ async fn repository(
         response
     });
     response.extensions_mut().insert(upstream);
-    response
+    about(response, &ask.target.key)
 }
 
 /// An answer to somebody without the right to another.

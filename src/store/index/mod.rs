@@ -50,6 +50,14 @@ pub(super) enum Victim {
     Blob(Digest),
 }
 
+impl Victim {
+    pub(super) fn digest(&self) -> &Digest {
+        match self {
+            Victim::Part(digest) | Victim::Blob(digest) => digest,
+        }
+    }
+}
+
 /// Whose room is short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scope {

@@ -49,9 +49,15 @@ impl Index {
         self.shelves.len() - 1
     }
 
-    pub(in crate::store) fn limit_shelf(&mut self, name: &str, max_bytes: u64) {
+    pub(in crate::store) fn limit_shelf(&mut self, name: &str, max_bytes: Option<u64>) {
         let id = self.shelf(name);
-        self.shelves[id].max_bytes = Some(max_bytes);
+        self.shelves[id].max_bytes = max_bytes;
+    }
+
+    pub(in crate::store) fn lift_shelf_limits(&mut self) {
+        for shelf in &mut self.shelves {
+            shelf.max_bytes = None;
+        }
     }
 
     /// Bytes over the shelf's own limit when `more` come to it, staged ones counted.

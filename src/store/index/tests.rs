@@ -262,7 +262,7 @@ fn abandoned_transfers_go_first_and_running_ones_stay() {
 #[test]
 fn shelves_have_limits_of_their_own() {
     let mut index = Index::default();
-    index.limit_shelf("ghcr.io", 4096);
+    index.limit_shelf("ghcr.io", Some(4096));
     let (ghcr, hub) = (index.shelf("ghcr.io/a/b"), index.shelf("docker.io/library/a"));
     index.insert(digest(1), 1, 0, Kind::Blob, hub);
     index.insert(digest(2), 1, 0, Kind::Blob, ghcr);

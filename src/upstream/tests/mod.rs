@@ -1,6 +1,7 @@
 //! The upstream floor against real servers with a script.
 
 mod auth;
+mod cloud;
 mod transfer;
 
 mod server;
@@ -46,6 +47,7 @@ fn upstream(url: &str) -> Upstream {
         aliases: Vec::new(),
         synonyms: Vec::new(),
         credentials: None,
+        lender: None,
         tag_ttl: Duration::ZERO,
         stale_if_error: Duration::ZERO,
         offline: false,
@@ -61,6 +63,8 @@ fn upstream(url: &str) -> Upstream {
         connect_timeout: Duration::from_secs(30),
         read_timeout: Duration::from_secs(30),
         max_connections: None,
+        budget_floor: crate::config::Floor::Percent(10),
+        max_bandwidth: None,
     }
 }
 
@@ -100,10 +104,12 @@ fn config(upstream: Upstream) -> Config {
             header_timeout: Duration::ZERO,
             idle_timeout: Duration::ZERO,
         },
+        audit: None,
         bundle: crate::config::Bundle::default(),
         prefetch: Vec::new(),
         upstreams: vec![upstream],
         sources: Vec::new(),
+        file: None,
         warnings: Vec::new(),
         origins: Default::default(),
     }
