@@ -71,11 +71,10 @@ fn strangers(config: &Config, door: &Door<'_>) -> Option<Finding> {
     let open: Vec<&str> = config
         .upstreams
         .iter()
-        .filter(|upstream| upstream.credentials.is_some())
         .map(|upstream| upstream.name.as_str())
         .filter(|name| {
             let told = explain(config, &None, place, &format!("{name}/{ANY}"));
-            told.is_ok_and(|told| told.private.right != Right::Nothing)
+            told.is_ok_and(|told| told.has_credentials && told.private.right != Right::Nothing)
         })
         .collect();
     (!open.is_empty()).then(|| {
