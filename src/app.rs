@@ -1,7 +1,9 @@
 //! The composition root: builds everything once, runs it, stops it.
 //!
-//! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators.
+//! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
+//! `checkup` looks at everything that can be wrong.
 
+pub mod checkup;
 mod explain;
 mod further;
 mod keys;

@@ -54,6 +54,8 @@
 //! - **Operators**: `cli::desk` finds the proxy by its admin address, or opens the folder when none runs; either way
 //!   [`admin`] answers with the same views. Over HTTP, `http::admin` is between them, and only there are routes and
 //!   status codes.
+//! - **Checkup**: `cli::doctor` → `app::checkup`: a topic a file, each answering with findings (level, what was found, what to
+//!   do); upstreams are asked at their door (`upstream::greet`) by clients made as the proxy's own are.
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
 //!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
 //!   it, or at once if repair was asked for.

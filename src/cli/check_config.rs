@@ -27,6 +27,11 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
     }
 }
 
+/// A refusal as data, for other commands that take a configuration.
+pub fn refusal(error: &ConfigError) -> String {
+    json::refusal(error)
+}
+
 /// Where the operator gave a key; `None`: nowhere.
 fn origin<'a>(config: &'a Config, key: &[&str]) -> Option<&'a str> {
     config.origins.get(&show_key(key)).map(String::as_str)

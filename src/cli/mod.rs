@@ -9,6 +9,7 @@ mod check_config;
 mod client_config;
 mod demo;
 mod desk;
+mod doctor;
 mod du;
 mod inspect;
 mod keep;
@@ -74,6 +75,8 @@ enum Command {
     Auth(auth::Args),
     /// Say what the configuration means, or what is wrong with it
     CheckConfig(check_config::Args),
+    /// Look at everything that can be wrong, and say what to do about it
+    Doctor(doctor::Args),
     /// Show what Larder does, without the internet: a tour with an upstream on this machine
     Demo(demo::Args),
     /// List the images that are held
@@ -130,6 +133,7 @@ where
         Command::ClientConfig(args) => client_config::run(&args, config()),
         Command::Auth(args) => auth::run(&args, config),
         Command::CheckConfig(args) => check_config::run(&args, config()),
+        Command::Doctor(args) => doctor::run(&args, config),
         Command::Demo(_) if cli.config.is_some() => {
             complain("the tour has a configuration of its own: leave out --config");
             Exit::Usage

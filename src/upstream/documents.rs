@@ -14,13 +14,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// Errors: a sentence without secrets.
 pub async fn get(url: &Url, ca_file: Option<&Path>, most: u64) -> Result<Vec<u8>, String> {
-    let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls::trusting(ca_file)?)
-        .redirect(reqwest::redirect::Policy::none())
-        .timeout(TIMEOUT)
-        .no_proxy()
-        .build()
-        .map_err(|error| error.without_url().to_string())?;
+    let client = direct(ca_file, TIMEOUT)?;
     let request = client.get(url.clone()).header("accept", "application/json");
     let mut response = request.send().await.map_err(|error| said(&error.without_url()))?;
     if response.status() != reqwest::StatusCode::OK {
@@ -36,8 +30,21 @@ pub async fn get(url: &Url, ca_file: Option<&Path>, most: u64) -> Result<Vec<u8>
     Ok(bytes)
 }
 
+/// A client that goes where it is sent and nowhere else: no redirects, no proxy.
+///
+/// Errors: a sentence without secrets.
+pub fn direct(ca_file: Option<&Path>, timeout: Duration) -> Result<reqwest::Client, String> {
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls::trusting(ca_file)?)
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(timeout)
+        .no_proxy()
+        .build()
+        .map_err(|error| error.without_url().to_string())
+}
+
 /// An error and its causes, in one line.
-fn said(error: &dyn std::error::Error) -> String {
+pub fn said(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

@@ -12,7 +12,8 @@
 //! gets a registry's short-lived tokens, and `lease` keeps what those two give out), `redirect` decides where a Location may lead,
 //! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
 //! upstream that said 429, `rate_limit` reads what is left before it does and
-//! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way.
+//! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
+//! `greet` asks at the door, for a checkup.
 
 mod ask;
 mod auth_file;
@@ -28,6 +29,7 @@ mod dance;
 pub mod documents;
 mod endpoint;
 pub mod error;
+mod greet;
 mod guard;
 mod helper;
 mod lease;
@@ -49,3 +51,4 @@ pub use budget::Budget;
 pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
+pub use greet::Greeting;

@@ -5,6 +5,7 @@
     seen(truth)  a request path that Larder must have seen for it
     stop()       ends what fresh() started
 
+What they are told of Larder is what `larder client-config` prints or writes.
 `truth` is what the upstream says about the image (registry.Truth). A comparison
 that fails raises Failed.
 """
@@ -25,19 +26,6 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = "{socket}"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{opt}"
-"""
-HOSTS = """\
-[host."http://127.0.0.1:{port}"]
-  capabilities = ["pull", "resolve"]
-"""
-PODMAN_MIRROR = """\
-unqualified-search-registries = ["docker.io"]
-[[registry]]
-prefix = "docker.io"
-location = "docker.io"
-[[registry.mirror]]
-location = "127.0.0.1:{port}/docker.io"
-insecure = true
 """
 PODMAN_STORAGE = """\
 [storage]
@@ -79,7 +67,7 @@ class Client:
     daemon = None        # the Process of its daemon, if it has one
 
     def __init__(self, work, larder, name=""):
-        self.work, self.port = work, larder.port
+        self.work, self.larder, self.port = work, larder, larder.port
         self.name = name or type(self).label
         self.folder = work.folder / self.name
 
@@ -121,9 +109,7 @@ class Containerd(Client):
         config = self.folder / "config.toml"
         config.write_text(CONTAINERD.format(root=self.folder / "root", state=self.folder / "state",
                                             opt=self.folder / "opt", socket=self.socket))
-        hosts = self.folder / "hosts" / self.registry
-        hosts.mkdir(parents=True)
-        (hosts / "hosts.toml").write_text(HOSTS.format(port=self.port))
+        self.larder.recipe("containerd", self.port, "--write", self.folder / "hosts")
         self.daemon = self.work.start(f"{self.name}-daemon", ["containerd", "--config", config])
         self.daemon.await_ready(self.socket.exists)
         self.ctr("version")
@@ -183,9 +169,9 @@ class Dockerd(Client):
         self.containerd.await_ready((self.folder / "c.sock").exists)
         # A configuration file of its own, so that the machine's is not read.
         config = self.folder / "daemon.json"
+        recipe = self.larder.recipe("docker", self.port).splitlines()
         config.write_text(json.dumps({
-            "registry-mirrors": [f"http://127.0.0.1:{self.port}"],
-            "insecure-registries": [f"127.0.0.1:{self.port}"],
+            **json.loads("".join(line for line in recipe if not line.startswith("#"))),
             "deprecated-key-path": str(self.folder / "key.json"),
         }))
         self.daemon = self.work.start(
@@ -271,7 +257,7 @@ class PodmanMirror(Podman):
     pulls = ("forty", "multi")
 
     def registries(self):
-        return PODMAN_MIRROR.format(port=self.port)
+        return self.larder.recipe("podman", self.port)
 
     def reference(self, truth):
         return f"docker.io/library/{truth.name}:{truth.tag}"

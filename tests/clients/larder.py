@@ -71,6 +71,14 @@ class Larder:
         self.process = self.work.start(self.name, [self.path, "serve", "--config", self.config])
         self.process.await_ready(lambda: answers(self.admin, "/readyz"))
 
+    def recipe(self, client, port, *more):
+        """What `larder client-config` prints for a client that comes to this port."""
+        argv = [self.path, "client-config", client, "--config", self.config, "--address", f"127.0.0.1:{port}", *more]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        if done.returncode:
+            raise Failed(f"larder client-config {client}: status {done.returncode}: {done.stderr.strip()}")
+        return done.stdout
+
     def stop(self):
         if self.process:
             self.memory()

@@ -7,7 +7,7 @@ The upstream is the same content behind a password that only Larder has.
 import base64
 import subprocess
 
-from clients import HOSTS, Containerd, Dockerd, Podman, Skopeo, same
+from clients import Containerd, Dockerd, Podman, Skopeo, same
 from registry import CONFIG as REGISTRY
 from work import Failed, answers, await_true, free_port, request
 
@@ -138,8 +138,8 @@ class ContainerdHeader(Containerd):
         if self.header:
             basic = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
             hosts = self.folder / "hosts" / self.registry / "hosts.toml"
-            hosts.write_text(HOSTS.format(port=self.port) +
-                             f'  [host."http://127.0.0.1:{self.port}".header]\n    Authorization = "Basic {basic}"\n')
+            with open(hosts, "a") as file:
+                file.write(f'  [host."http://127.0.0.1:{self.port}".header]\n    Authorization = "Basic {basic}"\n')
 
 
 class Locked:

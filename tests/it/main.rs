@@ -18,6 +18,7 @@ mod commands;
 mod config;
 mod demo;
 mod disk;
+mod doctor;
 mod far;
 mod flights;
 mod laws;

@@ -1,0 +1,150 @@
+//! The checkup: what an operator would look at, asked in one go and answered with what to do.
+//!
+//! configuration and scope → each topic's own questions → findings, in the order in which they are read. `settings`,
+//! `access`, `certificate`, `disk` and `limits` look at this machine; `running` asks the proxy that runs; `upstreams` and
+//! `clock` ask the registries, side by side and each within [`PATIENCE`]; `clients` (with `docker`, `containerd`,
+//! `containers`, `rancher`) reads the files of clients on this machine, and `reach` tries the way that they take.
+//!
+//! Nothing is changed anywhere, no blob is fetched, and no finding holds a secret.
+
+mod access;
+mod certificate;
+mod clients;
+mod clock;
+mod containerd;
+mod containers;
+mod disk;
+mod docker;
+mod limits;
+mod rancher;
+mod reach;
+mod running;
+mod settings;
+mod target;
+#[cfg(test)]
+mod tests;
+mod upstreams;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::oci::HostPort;
+
+pub use target::Address;
+
+/// For everything that is asked of one upstream.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    Ok,
+    /// Worth knowing; nothing has to be done.
+    Note,
+    /// It works, and will not always.
+    Warning,
+    /// Pulls fail, or will.
+    Problem,
+}
+
+/// One answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// `disk`, `upstream docker.io`, `client containerd`
+    pub check: String,
+    pub level: Level,
+    pub found: String,
+    /// What to do about it.
+    pub advice: Option<String>,
+}
+
+impl Finding {
+    fn new(check: &str, level: Level, found: impl Into<String>) -> Finding {
+        Finding {
+            check: check.to_owned(),
+            level,
+            found: found.into(),
+            advice: None,
+        }
+    }
+
+    fn ok(check: &str, found: impl Into<String>) -> Finding {
+        Finding::new(check, Level::Ok, found)
+    }
+
+    fn note(check: &str, found: impl Into<String>) -> Finding {
+        Finding::new(check, Level::Note, found)
+    }
+
+    fn warning(check: &str, found: impl Into<String>) -> Finding {
+        Finding::new(check, Level::Warning, found)
+    }
+
+    fn problem(check: &str, found: impl Into<String>) -> Finding {
+        Finding::new(check, Level::Problem, found)
+    }
+
+    fn advice(mut self, advice: impl Into<String>) -> Finding {
+        self.advice = Some(advice.into());
+        self
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// These upstreams; empty: the default one and those that the operator configured.
+    pub upstreams: Vec<HostPort>,
+    /// Every upstream.
+    pub all: bool,
+    /// Whether anything is dialled, or a name looked up.
+    pub network: bool,
+    /// Where this machine's files begin: `/`, but for tests.
+    pub root: PathBuf,
+    /// How clients reach the proxy, where that is not the address it listens on.
+    pub address: Option<Address>,
+}
+
+/// Everything, in the order in which it is shown.
+pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
+    let mut findings = settings::check(&config);
+    let running = match scope.network {
+        true => running::find(&config).await,
+        false => running::State::NotAsked,
+    };
+    findings.extend(running::check(&running, &config));
+    findings.extend(access::check(&config));
+    findings.extend(certificate::check(&config, scope.address.as_ref()));
+    findings.extend(disk::check(&config, running.stats()));
+    findings.extend(limits::check(&config, running.stats().map(|stats| stats.pid)));
+    let (asked, offsets) = upstreams::check(&config, &scope).await;
+    findings.extend(clock::check(&offsets));
+    findings.extend(asked);
+    let target = target::Target::of(&config, scope.address.as_ref());
+    findings.extend(on_this_machine(target, &scope).await);
+    findings
+}
+
+/// Only what clients on this machine do, and whether the proxy is reached from here: for a machine without a
+/// configuration of Larder's.
+pub async fn checkup_of_clients(address: Address, scope: Scope) -> Vec<Finding> {
+    let reached = match scope.network {
+        true => Some(reach::find(&address).await),
+        false => None,
+    };
+    let scheme = reached.as_ref().and_then(|reached| reached.scheme).or(address.scheme);
+    let mut findings: Vec<Finding> = reached.into_iter().map(|reached| reached.finding).collect();
+    let target = target::Target::at(address, scheme);
+    findings.extend(on_this_machine(target, &scope).await);
+    findings
+}
+
+async fn on_this_machine(target: target::Target, scope: &Scope) -> Vec<Finding> {
+    let (root, look_up) = (scope.root.clone(), scope.network);
+    let reading = tokio::task::spawn_blocking(move || clients::check(&root, &target, look_up));
+    reading.await.unwrap_or_default()
+}

@@ -1,0 +1,235 @@
+//! The certificates of the listening side: names, dates, key and chain, as a client will look at them.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::FromDer as _;
+
+use super::{Address, Finding};
+use crate::config::{Config, Listen, MAIN_LISTENER, ServerTls};
+use crate::http::server::tls::Certificates;
+
+const DAY: i64 = 86_400;
+/// Renewal is due by then, whoever issues it.
+const SOON: i64 = 21 * DAY;
+
+/// One listener's.
+struct Door<'a> {
+    name: &'a str,
+    tls: &'a ServerTls,
+    ips: Vec<IpAddr>,
+    /// The name that clients use, where it is known.
+    host: Option<&'a str>,
+}
+
+pub(super) fn check(config: &Config, address: Option<&Address>) -> Vec<Finding> {
+    let main = config.server.tls.as_ref().map(|tls| Door {
+        name: MAIN_LISTENER,
+        tls,
+        ips: config.server.listen.iter().map(|at| at.ip()).collect(),
+        host: address.map(|address| address.host.as_str()),
+    });
+    let further = config.listeners.iter().filter_map(|listener| {
+        let ip = |at: &Listen| match at {
+            Listen::Tcp(at) => Some(at.ip()),
+            Listen::Unix(_) => None,
+        };
+        Some(Door {
+            name: &listener.name,
+            tls: listener.tls.as_ref()?,
+            ips: listener.listen.iter().filter_map(ip).collect(),
+            host: None,
+        })
+    });
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let now = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    main.into_iter()
+        .chain(further)
+        .flat_map(|door| of(&door, now))
+        .collect()
+}
+
+fn of(door: &Door<'_>, now: i64) -> Vec<Finding> {
+    let check = match door.name {
+        MAIN_LISTENER => "certificate".to_owned(),
+        name => format!("certificate {name}"),
+    };
+    let cert = door.tls.cert.display();
+    // As the proxy loads it: files, key and client CA.
+    if let Err(error) = Certificates::load(door.tls) {
+        let advice = "the proxy does not start with these, and a running one goes on with the old: write certificate and key as one pair of PEM files";
+        return vec![Finding::problem(&check, error.to_string()).advice(advice)];
+    }
+    let chain = match read(&door.tls.cert) {
+        Ok(chain) => chain,
+        Err(why) => return vec![Finding::problem(&check, format!("{cert}: {why}"))],
+    };
+    let parsed: Result<Vec<_>, _> = chain.iter().map(|der| X509Certificate::from_der(der)).collect();
+    let parsed = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) => return vec![Finding::problem(&check, format!("{cert} is not understood: {error}"))],
+    };
+    let parsed: Vec<_> = parsed.into_iter().map(|(_, certificate)| certificate).collect();
+    let mut findings = Vec::new();
+    if let Some(leaf) = parsed.first() {
+        findings.extend(dates(&check, leaf, now));
+        findings.extend(names(&check, leaf, door));
+    }
+    findings.extend(order(&check, &parsed));
+    if findings.is_empty() {
+        let names = parsed.first().map(names_of).unwrap_or_default();
+        let days = parsed.first().map_or(0, |leaf| left(leaf, now) / DAY);
+        findings.push(Finding::ok(
+            &check,
+            format!("{cert} is for {}, {days} days more", names.shown()),
+        ));
+    }
+    findings
+}
+
+fn read(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    read.map_err(|error| error.to_string())
+}
+
+fn left(certificate: &X509Certificate<'_>, now: i64) -> i64 {
+    certificate.validity().not_after.timestamp() - now
+}
+
+fn dates(check: &str, leaf: &X509Certificate<'_>, now: i64) -> Option<Finding> {
+    let advice = "renew it: the proxy reads the files again by itself";
+    let left = left(leaf, now);
+    let early = leaf.validity().not_before.timestamp() - now;
+    if left < 0 {
+        let found = format!("it expired {} days ago", -left / DAY);
+        return Some(Finding::problem(check, found).advice(advice));
+    }
+    if early > 0 {
+        let found = format!("it is not valid before {} hours from now", early / 3600 + 1);
+        return Some(Finding::problem(check, found).advice("wait, or put this machine's clock right"));
+    }
+    (left < SOON).then(|| Finding::warning(check, format!("it expires in {} days", left / DAY)).advice(advice))
+}
+
+/// What a certificate is for.
+#[derive(Debug, Default)]
+struct Names {
+    dns: Vec<String>,
+    ips: Vec<IpAddr>,
+}
+
+impl Names {
+    fn shown(&self) -> String {
+        let ips = self.ips.iter().map(ToString::to_string);
+        let all: Vec<String> = self.dns.iter().cloned().chain(ips).collect();
+        all.join(", ")
+    }
+
+    fn has_host(&self, host: &str) -> bool {
+        if let Ok(ip) = host.parse() {
+            return self.ips.contains(&ip);
+        }
+        self.dns.iter().any(|name| match name.strip_prefix("*.") {
+            // A star stands for one label (RFC 9525, 6.3).
+            Some(rest) => host
+                .split_once('.')
+                .is_some_and(|(_, parent)| parent.eq_ignore_ascii_case(rest)),
+            None => name.eq_ignore_ascii_case(host),
+        })
+    }
+}
+
+fn names_of(leaf: &X509Certificate<'_>) -> Names {
+    let mut names = Names::default();
+    let Ok(Some(extension)) = leaf.subject_alternative_name() else {
+        return names;
+    };
+    for name in &extension.value.general_names {
+        match name {
+            GeneralName::DNSName(name) => names.dns.push((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => names.ips.extend(ip_of(bytes)),
+            _ => {}
+        }
+    }
+    names
+}
+
+fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
+    if let Ok(v4) = <[u8; 4]>::try_from(bytes) {
+        return Some(v4.into());
+    }
+    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
+}
+
+fn names(check: &str, leaf: &X509Certificate<'_>, door: &Door<'_>) -> Vec<Finding> {
+    let names = names_of(leaf);
+    if names.dns.is_empty() && names.ips.is_empty() {
+        let found = "it names no host: there is no subjectAltName, and clients look at nothing else";
+        return vec![Finding::problem(check, found).advice("issue it with the names and addresses that clients use")];
+    }
+    let mut findings = Vec::new();
+    if let Some(host) = door.host
+        && !names.has_host(host)
+    {
+        let found = format!("clients that use {host} refuse it: it is for {}", names.shown());
+        findings.push(Finding::problem(check, found).advice(format!(
+            "issue it for {host} too, or have clients use a name that it has"
+        )));
+    }
+    let missing: Vec<String> = door
+        .ips
+        .iter()
+        .filter(|ip| !ip.is_unspecified() && !names.ips.contains(ip))
+        // Where there is a name, that is what clients on this machine may use as well.
+        .filter(|ip| !(ip.is_loopback() && names.has_host("localhost")))
+        .map(ToString::to_string)
+        .collect();
+    if door.host.is_none() && !missing.is_empty() {
+        let found = format!(
+            "it listens on {}, and the certificate is for {}: clients have to use those names",
+            missing.join(", "),
+            names.shown()
+        );
+        findings.push(
+            Finding::warning(check, found)
+                .advice("ask again with --address and the name that clients use, or issue it for the address too"),
+        );
+    }
+    findings
+}
+
+/// Each certificate vouches for the one before it.
+fn order(check: &str, chain: &[X509Certificate<'_>]) -> Option<Finding> {
+    let broken = chain
+        .windows(2)
+        .position(|pair| pair[0].issuer() != pair[1].subject())?;
+    let (child, parent) = (&chain[broken], &chain[broken + 1]);
+    let found = format!(
+        "the chain is out of order: certificate {} is by {:?}, and the next one in the file is of {:?}",
+        broken + 1,
+        child.issuer().to_string(),
+        parent.subject().to_string()
+    );
+    Some(Finding::problem(check, found).advice("the proxy's own certificate comes first, then each one's issuer"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_stars() {
+        let names = Names {
+            dns: vec!["*.example".to_owned(), "larder.local".to_owned()],
+            ips: vec!["192.0.2.1".parse().unwrap()],
+        };
+        assert!(names.has_host("a.example") && names.has_host("LARDER.local") && names.has_host("192.0.2.1"));
+        assert!(!names.has_host("a.b.example") && !names.has_host("example") && !names.has_host("192.0.2.2"));
+        assert_eq!(names.shown(), "*.example, larder.local, 192.0.2.1");
+    }
+}

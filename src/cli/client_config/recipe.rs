@@ -1,0 +1,313 @@
+//! What each client's files hold.
+//!
+//! The wire forms are those of protocol 0.1: Docker and containerd put a path before `/v2/` or name the upstream
+//! by `?ns=`; the containers tools and BuildKit put a prefix after it.
+
+use std::fmt::Write as _;
+
+use super::Client;
+
+/// The first line of every file that can have a comment, by which it is recognised again.
+pub const MARK: &str = "# Written by larder client-config";
+const MARK_LINE: &str =
+    "# Written by larder client-config; --write writes it again, --write with --remove takes it away.\n";
+
+/// How this proxy is reached, and what it stands for.
+pub struct Proxy<'a> {
+    pub scheme: &'static str,
+    pub address: String,
+    /// Name, and the registry's own address for clients that fall back to it.
+    pub upstreams: Vec<(&'a str, String)>,
+    pub no_fallback: bool,
+    /// Whether there are users that can log in to it.
+    pub has_logins: bool,
+}
+
+/// One file.
+pub struct File {
+    /// Where the client looks for it, and what to do then; for people.
+    pub place: String,
+    /// Below the folder that holds this client's files.
+    pub relative: String,
+    pub text: String,
+}
+
+/// Files with what is to be said before and after them.
+pub struct Recipe {
+    pub before: String,
+    pub files: Vec<File>,
+    pub after: String,
+}
+
+impl Recipe {
+    /// As it is printed: each file below a line that says where it goes.
+    pub fn text(&self) -> String {
+        let mut text = self.before.clone();
+        for file in &self.files {
+            let gap = if text.is_empty() { "" } else { "\n" };
+            let _ = write!(text, "{gap}# {}\n{}", file.place, file.text);
+        }
+        text + &self.after
+    }
+}
+
+/// Everything for one client.
+pub fn of(client: Client, proxy: &Proxy<'_>) -> Recipe {
+    let mut recipe = match client {
+        Client::Docker => docker(proxy),
+        Client::Containerd => containerd(proxy),
+        Client::Podman | Client::CriO => podman(proxy, client),
+        Client::K3s => k3s(proxy),
+        Client::Buildkit => buildkit(proxy),
+    };
+    if proxy.has_logins {
+        recipe.after += &login(proxy, client);
+    }
+    recipe
+}
+
+/// How the client logs in, as comments: passwords belong into none of these files that can do without.
+fn login(proxy: &Proxy<'_>, client: Client) -> String {
+    let Proxy { scheme, address, .. } = proxy;
+    let insecure = if *scheme == "http" { " --tls-verify=false" } else { "" };
+    match client {
+        Client::Docker => format!(
+            "\n# To log in, for images with the address before their name:\n#   docker login {address}\n\
+             # Never used for registry-mirrors: there Docker sends the login of Docker Hub, or none.\n\
+             # Give daemons a [listener.NAME] of this proxy, and a rule for it.\n"
+        ),
+        Client::Containerd => format!(
+            "\n# To log in, below each [host.\"{scheme}://{address}\"], with the output of: printf USER:PASSWORD | base64 -w0\n\
+             #   [host.\"{scheme}://{address}\".header]\n#     Authorization = \"Basic …\"\n"
+        ),
+        Client::Podman => format!("\n# To log in:\n#   podman login{insecure} {address}\n"),
+        Client::CriO => format!(
+            "\n# To log in, write the file that global_auth_file of crio.conf names:\n#   podman login{insecure} --authfile /etc/crio/auth.json {address}\n"
+        ),
+        Client::K3s => format!(
+            "# To log in:\n#configs:\n#  \"{address}\":\n#    auth:\n#      username: USER\n#      password: PASSWORD\n"
+        ),
+        Client::Buildkit => format!("# To log in, where builds are started:\n#   docker login {address}\n"),
+    }
+}
+
+fn docker(proxy: &Proxy<'_>) -> Recipe {
+    let Proxy { scheme, address, .. } = proxy;
+    let file = File {
+        place: "/etc/docker/daemon.json, then: systemctl restart docker".to_owned(),
+        relative: "daemon.json".to_owned(),
+        // JSON has no comments, so no mark either.
+        text: format!("{{\n  \"registry-mirrors\": [\"{scheme}://{address}\"]\n}}\n"),
+    };
+    let mut after =
+        "\n# Docker uses mirrors for Docker Hub only, and logs in to none of them: this proxy has to let it pull.\n\
+         # For other registries put the address before the name:\n"
+            .to_owned();
+    let other = proxy
+        .upstreams
+        .iter()
+        .map(|(name, _)| *name)
+        .find(|name| *name == "ghcr.io")
+        .unwrap_or("docker.io");
+    let _ = writeln!(after, "#   docker pull {address}/{other}/owner/image:tag");
+    if *scheme == "http" {
+        let _ = writeln!(
+            after,
+            "# which, over plain HTTP and not on loopback, also needs in daemon.json\n#   \"insecure-registries\": [\"{address}\"]"
+        );
+    }
+    if proxy.no_fallback {
+        after += "# Docker always falls back to Docker Hub; only a firewall closes that way.\n";
+    }
+    Recipe {
+        before: String::new(),
+        files: vec![file],
+        after,
+    }
+}
+
+fn containerd(proxy: &Proxy<'_>) -> Recipe {
+    let Proxy { scheme, address, .. } = proxy;
+    let file = |(name, server): &(&str, String)| {
+        let server = match proxy.no_fallback {
+            true => format!("{scheme}://{address}"),
+            false => server.clone(),
+        };
+        File {
+            place: format!("/etc/containerd/certs.d/{name}/hosts.toml"),
+            relative: format!("{name}/hosts.toml"),
+            text: format!(
+                "{MARK_LINE}server = \"{server}\"\n[host.\"{scheme}://{address}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n"
+            ),
+        }
+    };
+    Recipe {
+        before: "# containerd's own configuration must have, in the section of the registry:\n#   config_path = \"/etc/containerd/certs.d\"\n".to_owned(),
+        files: proxy.upstreams.iter().map(file).collect(),
+        after: String::new(),
+    }
+}
+
+fn podman(proxy: &Proxy<'_>, client: Client) -> Recipe {
+    let place = "/etc/containers/registries.conf.d/larder.conf".to_owned();
+    let place = match client {
+        Client::CriO => place + ", then: systemctl reload crio",
+        _ => place,
+    };
+    let insecure = if proxy.scheme == "http" {
+        "insecure = true\n"
+    } else {
+        ""
+    };
+    let mut text = MARK_LINE.to_owned();
+    for (name, _) in &proxy.upstreams {
+        let here = prefixed(proxy, name);
+        let _ = match proxy.no_fallback {
+            true => write!(
+                text,
+                "\n[[registry]]\nprefix = \"{name}\"\nlocation = \"{here}\"\n{insecure}"
+            ),
+            false => write!(
+                text,
+                "\n[[registry]]\nprefix = \"{name}\"\nlocation = \"{name}\"\n[[registry.mirror]]\nlocation = \"{here}\"\n{insecure}"
+            ),
+        };
+    }
+    one(place, "larder.conf", text, String::new())
+}
+
+fn k3s(proxy: &Proxy<'_>) -> Recipe {
+    let Proxy { scheme, address, .. } = proxy;
+    let mut text = format!("{MARK_LINE}mirrors:\n");
+    for (name, _) in &proxy.upstreams {
+        let _ = write!(text, "  \"{name}\":\n    endpoint: [\"{scheme}://{address}\"]\n");
+    }
+    let after = match proxy.no_fallback {
+        true => "# and start k3s with --disable-default-registry-endpoint\n",
+        false => "",
+    };
+    let place = "/etc/rancher/k3s/registries.yaml (rke2: /etc/rancher/rke2/registries.yaml), then restart it";
+    one(place.to_owned(), "registries.yaml", text, after.to_owned())
+}
+
+fn buildkit(proxy: &Proxy<'_>) -> Recipe {
+    let Proxy { scheme, address, .. } = proxy;
+    let mut text = MARK_LINE.to_owned();
+    for (name, _) in &proxy.upstreams {
+        let _ = write!(
+            text,
+            "[registry.\"{name}\"]\n  mirrors = [\"{}\"]\n",
+            prefixed(proxy, name)
+        );
+    }
+    if *scheme == "http" {
+        let _ = write!(text, "[registry.\"{address}\"]\n  http = true\n");
+    }
+    let after = match proxy.no_fallback {
+        true => "# BuildKit always falls back to the registry itself; only a firewall closes that way.\n",
+        false => "",
+    };
+    let place = "buildkitd.toml: docker buildx create --config buildkitd.toml --use";
+    one(place.to_owned(), "buildkitd.toml", text, after.to_owned())
+}
+
+fn one(place: String, relative: &str, text: String, after: String) -> Recipe {
+    Recipe {
+        before: String::new(),
+        files: vec![File {
+            place,
+            relative: relative.to_owned(),
+            text,
+        }],
+        after,
+    }
+}
+
+/// Address and upstream. A host with a port is no component of a repository's name (R-S4): there `?ns=`, which
+/// BuildKit and containerd send, has to do alone.
+fn prefixed(proxy: &Proxy<'_>, name: &str) -> String {
+    if name.contains(':') {
+        proxy.address.clone()
+    } else {
+        format!("{}/{name}", proxy.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::ValueEnum as _;
+
+    fn proxy(no_fallback: bool) -> Proxy<'static> {
+        Proxy {
+            scheme: "http",
+            address: "larder.example:5000".to_owned(),
+            upstreams: vec![
+                ("docker.io", "https://registry-1.docker.io".to_owned()),
+                ("ghcr.io", "https://ghcr.io".to_owned()),
+            ],
+            no_fallback,
+            has_logins: true,
+        }
+    }
+
+    fn table(recipe: &Recipe) -> toml::Table {
+        recipe.text().parse().unwrap()
+    }
+
+    /// What can be parsed is parsed by the parser of its kind.
+    #[test]
+    fn the_files_are_well_formed() {
+        for closed in [false, true] {
+            let proxy = proxy(closed);
+            for client in [Client::Podman, Client::CriO, Client::Buildkit] {
+                table(&of(client, &proxy));
+            }
+            for file in &containerd(&proxy).files {
+                let table: toml::Table = file.text.parse().unwrap();
+                let host = table["host"]["http://larder.example:5000"].as_table().unwrap();
+                assert_eq!(host["capabilities"].as_array().unwrap().len(), 2);
+                assert_eq!(
+                    table["server"].as_str().unwrap() == "http://larder.example:5000",
+                    closed
+                );
+            }
+            let json: serde_json::Value = serde_json::from_str(&docker(&proxy).files[0].text).unwrap();
+            assert_eq!(json["registry-mirrors"][0], "http://larder.example:5000");
+        }
+        let open = table(&podman(&proxy(false), Client::Podman));
+        assert_eq!(
+            open["registry"][1]["mirror"][0]["location"].as_str(),
+            Some("larder.example:5000/ghcr.io")
+        );
+        assert_eq!(open["registry"][1]["location"].as_str(), Some("ghcr.io"));
+        let closed = table(&podman(&proxy(true), Client::Podman));
+        assert_eq!(
+            closed["registry"][1]["location"].as_str(),
+            Some("larder.example:5000/ghcr.io")
+        );
+    }
+
+    /// What is pasted from the output is known again as what `--write` would have written.
+    #[test]
+    fn every_file_but_json_is_marked() {
+        for client in Client::value_variants() {
+            for file in of(*client, &proxy(false)).files {
+                assert_eq!(file.text.starts_with(MARK), *client != Client::Docker, "{client:?}");
+                assert!(of(*client, &proxy(false)).text().contains(&file.text));
+            }
+        }
+    }
+
+    #[test]
+    fn every_client_is_told_how_to_log_in() {
+        for client in Client::value_variants() {
+            let text = login(&proxy(false), *client);
+            assert!(text.contains("larder.example:5000"), "{text}");
+            assert!(
+                text.lines().all(|line| line.is_empty() || line.starts_with('#')),
+                "{text}"
+            );
+        }
+    }
+}
