@@ -11,7 +11,7 @@ use url::Host;
 use super::{Finding, PATIENCE, Scope};
 use crate::config::{Config, Upstream, show_key};
 use crate::oci::{Reference, Repository};
-use crate::upstream::{Budget, Client, Clients, ErrorKind, Greeting, Sources, Tuning, UpstreamError};
+use crate::upstream::{Client, Clients, ErrorKind, Greeting, Sources, Tuning, UpstreamError};
 
 /// A public image of each registry, known to be there for years; asking for its head counts nowhere.
 const PUBLIC: &[(&str, &str, &str)] = &[
@@ -267,31 +267,26 @@ impl One<'_> {
         Finding::problem(self.check, found).advice(advice)
     }
 
-    fn budget(&self, told: &mut Vec<String>) -> Option<Finding> {
-        // Of the accounts that were asked for, the one with the least.
-        let Budget {
-            limit,
-            remaining,
-            window,
-            ..
-        } = self
-            .client
-            .budgets()
-            .into_iter()
-            .min_by_key(|budget| budget.remaining)?;
-        let of = limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
-        let within = window.map(|window| format!(" per {}", crate::config::units::show_duration(window)));
-        let found = format!("{remaining}{of} pulls are left{}", within.unwrap_or_default());
+    /// What is left of the pull limit, for who was just asked as.
+    fn budget(&self, told: &mut Vec<String>) -> Vec<Finding> {
         let advice =
             "credentials raise the limit, mirrors and a longer tag_ttl ask less; what is held is served all the same";
-        if remaining == 0 {
-            return Some(Finding::problem(self.check, found).advice(advice));
+        let mut findings = Vec::new();
+        for budget in self.client.budgets() {
+            let of = budget.limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
+            let within = budget
+                .window
+                .map(|window| format!(" per {}", crate::config::units::show_duration(window)));
+            let found = format!("{}{of} pulls are left{}", budget.remaining, within.unwrap_or_default());
+            if budget.remaining == 0 {
+                findings.push(Finding::problem(self.check, found).advice(advice));
+            } else if budget.is_low {
+                findings.push(Finding::warning(self.check, found).advice(advice));
+            } else {
+                told.push(found);
+            }
         }
-        if limit.is_some_and(|limit| remaining.saturating_mul(10) <= limit) {
-            return Some(Finding::warning(self.check, found).advice(advice));
-        }
-        told.push(found);
-        None
+        findings
     }
 
     /// Those that are tried first: one that is away costs every miss some time.
