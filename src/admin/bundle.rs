@@ -194,6 +194,8 @@ impl Admin {
                     admin
                         .store()
                         .set_filled(unix_ms(), &format!("bundle {}", report.bundle));
+                    let here = report.images.iter().filter(|row| row.outcome != Outcome::Incomplete);
+                    admin.store().grant_wishes(&here.map(|row| row.name.as_str()).collect());
                 }
                 drop(running);
                 outcome

@@ -168,6 +168,18 @@ impl Store {
         count
     }
 
+    /// These images have come: nobody need wish for them any more. Who misses a platform of theirs wishes anew.
+    pub fn grant_wishes(&self, images: &HashSet<&str>) {
+        let mut wishes = self.wish_list();
+        let granted = |(image, _): &&Key| images.contains(image.as_str());
+        let granted: Vec<Key> = wishes.known.keys().filter(granted).cloned().collect();
+        for key in granted {
+            wishes.known.remove(&key);
+            // Written down as gone.
+            wishes.changed.insert(key);
+        }
+    }
+
     /// Notes that the mirror was filled, and by what. Blocking: it is on disk when this returns.
     pub fn set_filled(&self, ms: u64, what: &str) {
         let value = serde_json::to_vec(&(ms, what)).unwrap_or_default();
@@ -235,6 +247,22 @@ mod tests {
             folder.display().to_string()
         );
         Store::open(&Config::from_toml(&text).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn what_has_come_is_wished_for_no_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = store(folder.path());
+        first.wish("docker.io/library/x:1", None, "192.0.2.1");
+        first.wish("docker.io/library/x:1", Some("linux/arm64"), "192.0.2.1");
+        first.wish("docker.io/library/x:10", None, "192.0.2.1");
+        first.flush_wishes();
+        first.grant_wishes(&HashSet::from(["docker.io/library/x:1", "docker.io/library/y:1"]));
+        let left = |store: &Store| store.wishes().into_iter().map(|wish| wish.image).collect::<Vec<_>>();
+        assert_eq!(left(&first), ["docker.io/library/x:10"]);
+        first.close();
+        drop(first);
+        assert_eq!(left(&store(folder.path())), ["docker.io/library/x:10"], "after a restart too");
     }
 
     /// However much is asked for, the list stays bounded; those that were wished for last stay, also after a restart.
