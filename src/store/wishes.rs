@@ -262,7 +262,11 @@ mod tests {
         assert_eq!(left(&first), ["docker.io/library/x:10"]);
         first.close();
         drop(first);
-        assert_eq!(left(&store(folder.path())), ["docker.io/library/x:10"], "after a restart too");
+        assert_eq!(
+            left(&store(folder.path())),
+            ["docker.io/library/x:10"],
+            "after a restart too"
+        );
     }
 
     /// However much is asked for, the list stays bounded; those that were wished for last stay, also after a restart.

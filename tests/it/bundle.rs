@@ -1,77 +1,19 @@
 //! Bundles from site to site: the real binary, at rest and through running proxies.
 
 use std::path::Path;
-use std::process::Output;
 
 use larder::oci::Digest;
 use serde_json::{Value, json};
 
 use crate::support::client::Ask;
-use crate::support::process::{LarderProcess, command};
+use crate::support::process::LarderProcess;
+use crate::support::ran::{Ran, ask, pull, run, settle};
 use crate::support::toml::Toml;
 use crate::support::upstream::{Image, Upstream};
 use crate::support::{blob, manifest, within};
 
 const REPO: &str = "library/alpine";
 const NAME: &str = "docker.io/library/alpine";
-
-pub struct Ran {
-    pub status: Option<i32>,
-    pub out: String,
-    pub err: String,
-}
-
-impl Ran {
-    #[track_caller]
-    pub fn expect(self, status: i32) -> Ran {
-        assert_eq!(self.status, Some(status), "{}\n{}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.out))
-    }
-}
-
-/// `larder …` with the configuration of that folder.
-pub async fn run(folder: &Path, args: &[&str]) -> Ran {
-    let mut command = command(folder);
-    command.args(args).arg("--config").arg(folder.join("proxy.toml"));
-    let running = tokio::task::spawn_blocking(move || command.output().expect("the larder binary"));
-    let output: Output = within("the command to end", running).await.unwrap();
-    let text = |bytes| String::from_utf8(bytes).expect("output in UTF-8");
-    Ran {
-        status: output.status.code(),
-        out: text(output.stdout),
-        err: text(output.stderr),
-    }
-}
-
-/// The same through a running proxy.
-async fn ask(larder: &LarderProcess, args: &[&str]) -> Ran {
-    let admin = format!("http://{}", larder.admin());
-    let args: Vec<&str> = args.iter().copied().chain(["--admin", &admin]).collect();
-    run(larder.folder(), &args).await
-}
-
-pub async fn pull(larder: &LarderProcess, image: &Image, tag: &str) {
-    larder.get(manifest(&image.repo, tag)).await.expect(200);
-    for digest in image.blobs() {
-        larder.get(blob(&image.repo, digest)).await.expect_content(&digest);
-    }
-    settle(larder).await;
-}
-
-async fn settle(larder: &LarderProcess) {
-    within("all of it to be kept", async {
-        let stats = || Ask::get("/api/v1/stats").send(larder.admin());
-        while stats().await.expect(200).json()["transfers"] != 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-}
 
 /// An isolated site: an upstream that nobody may ask, and a Larder that is offline.
 struct Closed {

@@ -1,75 +1,17 @@
 //! Operators' commands as processes: against a running proxy, and against its folder when none runs.
 
 use std::path::Path;
-use std::process::Output;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::client::Ask;
 use crate::support::process::{LarderProcess, command};
+use crate::support::ran::{Ran, ask, pull, run};
 use crate::support::upstream::{Image, Upstream};
-use crate::support::{blob, manifest, within};
+use crate::support::{manifest, within};
 
 const REPO: &str = "library/alpine";
 const NAME: &str = "docker.io/library/alpine";
-
-struct Ran {
-    status: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn of(output: Output) -> Ran {
-        let text = |bytes| String::from_utf8(bytes).expect("output in UTF-8");
-        Ran {
-            status: output.status.code(),
-            out: text(output.stdout),
-            err: text(output.stderr),
-        }
-    }
-
-    #[track_caller]
-    fn expect(self, status: i32) -> Ran {
-        assert_eq!(self.status, Some(status), "{}\n{}", self.out, self.err);
-        self
-    }
-
-    #[track_caller]
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.out))
-    }
-}
-
-/// `larder …` with the proxy's own configuration file.
-async fn run(folder: &Path, args: &[&str]) -> Ran {
-    let mut command = command(folder);
-    command.args(args).arg("--config").arg(folder.join("proxy.toml"));
-    let running = tokio::task::spawn_blocking(move || command.output().expect("the larder binary"));
-    Ran::of(within("the command to end", running).await.unwrap())
-}
-
-/// The same through the running proxy, whose port is a free one.
-async fn ask(larder: &LarderProcess, args: &[&str]) -> Ran {
-    let admin = format!("http://{}", larder.admin());
-    let args: Vec<&str> = args.iter().copied().chain(["--admin", &admin]).collect();
-    run(larder.folder(), &args).await
-}
-
-async fn pull(larder: &LarderProcess, image: &Image, tag: &str) {
-    larder.get(manifest(&image.repo, tag)).await.expect(200);
-    for digest in image.blobs() {
-        larder.get(blob(&image.repo, digest)).await.expect_content(&digest);
-    }
-    // A transfer is counted until what it brought is held for good.
-    within("all of it to be kept", async {
-        let stats = || crate::support::client::Ask::get("/api/v1/stats").send(larder.admin());
-        while stats().await.expect(200).json()["transfers"] != 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-}
 
 fn flip(larder_cache: &Path, digest: &larder::oci::Digest) {
     let place = larder_cache.join("blobs/sha256").join(digest.hex());

@@ -1,76 +1,16 @@
 //! `larder prefetch` and `larder wishes` as processes: through a running proxy, and on its folder when none runs.
 
 use std::path::Path;
-use std::process::{Output, Stdio};
-
-use serde_json::Value;
 
 use crate::support::gate::Gate;
 use crate::support::process::{LarderProcess, command};
+use crate::support::ran::{ask, run, run_with};
 use crate::support::toml::Toml;
 use crate::support::upstream::{On, Upstream};
 use crate::support::{blob, manifest, within};
 
 const REPO: &str = "library/alpine";
 const NAME: &str = "docker.io/library/alpine";
-
-struct Ran {
-    status: Option<i32>,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn of(output: Output) -> Ran {
-        let text = |bytes| String::from_utf8(bytes).expect("output in UTF-8");
-        Ran {
-            status: output.status.code(),
-            out: text(output.stdout),
-            err: text(output.stderr),
-        }
-    }
-
-    #[track_caller]
-    fn expect(self, status: i32) -> Ran {
-        assert_eq!(self.status, Some(status), "{}\n{}", self.out, self.err);
-        self
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("no JSON ({error}): {}", self.out))
-    }
-}
-
-/// `larder …` with the proxy's own configuration file, and `input` on its standard input.
-async fn run_with(folder: &Path, args: &[&str], input: &str) -> Ran {
-    let mut command = command(folder);
-    command
-        .args(args)
-        .arg("--config")
-        .arg(folder.join("proxy.toml"))
-        .stdin(Stdio::piped());
-    let input = input.to_owned();
-    let running = tokio::task::spawn_blocking(move || {
-        let mut child = command.spawn().expect("the larder binary");
-        let mut stdin = child.stdin.take().expect("its standard input");
-        // Who does not read it may have ended already.
-        let _ = std::io::Write::write_all(&mut stdin, input.as_bytes());
-        drop(stdin);
-        child.wait_with_output().expect("its output")
-    });
-    Ran::of(within("the command to end", running).await.unwrap())
-}
-
-async fn run(folder: &Path, args: &[&str]) -> Ran {
-    run_with(folder, args, "").await
-}
-
-/// The same through the running proxy, whose port is a free one.
-async fn ask(larder: &LarderProcess, args: &[&str]) -> Ran {
-    let admin = format!("http://{}", larder.admin());
-    let args: Vec<&str> = args.iter().copied().chain(["--admin", &admin]).collect();
-    run(larder.folder(), &args).await
-}
 
 /// A folder with a configuration that no proxy runs by.
 fn at_rest(upstream: &Upstream, change: impl FnOnce(&mut Toml)) -> tempfile::TempDir {
