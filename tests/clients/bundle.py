@@ -8,6 +8,7 @@ import json
 import subprocess
 
 from clients import Containerd, Dockerd, Podman, Skopeo
+from larder import Larder
 from work import Failed, answers, free_port
 
 CLOSED = """\
@@ -47,6 +48,8 @@ class Closed:
         if self.process:
             self.process.stop()
             self.process = None
+
+    recipe = Larder.recipe
 
     def bundle(self, *argv):
         return self.work.run("larder-closed-bundle", [self.path, "bundle", *argv, "--config", self.config])
