@@ -42,9 +42,7 @@ struct Pending {
 
 impl Pending {
     fn create(&mut self, path: &Path) -> Result<File, BundleError> {
-        if path.exists() {
-            return Err(BundleError::file("create", path)(io::ErrorKind::AlreadyExists.into()));
-        }
+        must_be_free(path)?;
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
@@ -56,7 +54,8 @@ impl Pending {
     }
 
     fn finish(mut self) -> Result<(), BundleError> {
-        for (part, path) in &self.files {
+        // What stands beside the archives comes last: it speaks of them.
+        for (part, path) in self.files.iter().rev() {
             std::fs::rename(part, path).map_err(BundleError::file("name", path))?;
         }
         let folder = self
@@ -95,16 +94,22 @@ pub fn seal(input: &mut dyn Input, seal: &Seal, told: &mut dyn FnMut(u64)) -> Re
     };
     let catalog = Catalog::from_bytes(&bytes)?;
     let signature = seal.key.as_ref().map(|key| key.sign(&bytes)).transpose()?;
+    let place = |number: u32| match catalog.volumes {
+        0 | 1 => seal.out.clone(),
+        _ => volume(&seal.out, number),
+    };
+    // All names first: gigabytes later is no time to find one taken.
+    (1..=catalog.volumes).try_for_each(|number| must_be_free(&place(number)))?;
+    beside(&mut pending, &seal.out, ".catalog.json", &bytes)?;
+    if let Some(signature) = &signature {
+        beside(&mut pending, &seal.out, ".catalog.json.minisig", signature.as_bytes())?;
+    }
     let mut files = Vec::new();
     for number in 1..=catalog.volumes {
         if number > 1 && !matches!(reader.entry()?, Some(entry) if entry.name == CATALOG) {
             return Err(BundleError::NotABundle(format!("volume {number} has no catalogue")));
         }
-        let path = if catalog.volumes > 1 {
-            volume(&seal.out, number)
-        } else {
-            seal.out.clone()
-        };
+        let path = place(number);
         let file = pending.create(&path)?;
         let sink = Sink::new(file, seal.zstd);
         let file = one(&mut reader, sink, &bytes, signature.as_deref(), told).map_err(|error| match error {
@@ -118,16 +123,24 @@ pub fn seal(input: &mut dyn Input, seal: &Seal, told: &mut dyn FnMut(u64)) -> Re
         files.push((path, file.metadata().map_or(0, |meta| meta.len())));
     }
     reader.end()?;
-    beside(&mut pending, &seal.out, ".catalog.json", &bytes)?;
-    if let Some(signature) = signature {
-        beside(&mut pending, &seal.out, ".catalog.json.minisig", signature.as_bytes())?;
-    }
     pending.finish()?;
     Ok(Sealed {
         id: Catalog::id(&bytes),
         catalog,
         files,
     })
+}
+
+/// Nothing is written over: a bundle may be the only one of its kind.
+fn must_be_free(path: &Path) -> Result<(), BundleError> {
+    if path.exists() {
+        let taken = io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "it is there already; remove it or give another name",
+        );
+        return Err(BundleError::file("create", path)(taken));
+    }
+    Ok(())
 }
 
 fn beside(pending: &mut Pending, out: &Path, ending: &str, bytes: &[u8]) -> Result<(), BundleError> {

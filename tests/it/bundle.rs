@@ -100,7 +100,22 @@ async fn across_the_gap() {
     let again = run(open.folder(), &["bundle", "create", path(&at("two.tar"))])
         .await
         .expect(1);
-    assert!(again.err.contains("exists"), "{}", again.err);
+    assert!(
+        again.err.contains("two.tar: it is there already; remove it"),
+        "{}",
+        again.err
+    );
+    // The catalogue of an earlier bundle is not written over either, and that shows before anything else is made.
+    std::fs::remove_file(at("two.tar")).unwrap();
+    let beside = run(open.folder(), &["bundle", "create", path(&at("two.tar"))])
+        .await
+        .expect(1);
+    assert!(
+        beside.err.contains("two.tar.catalog.json: it is there already"),
+        "{}",
+        beside.err
+    );
+    assert!(!at("two.tar").exists() && !at("two.tar.part").exists());
 
     let closed = Closed::new(|_| {}).await;
     let unknown = closed.run(&["bundle", "import", path(&at("one.tar"))]).await.expect(1);
