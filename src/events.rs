@@ -1,9 +1,9 @@
 //! What happened, as data, and its broadcast.
 //!
 //! Floors below and above note what they did with [`Events::emit`], which never waits: a listener that cannot keep up loses
-//! events and is told how many. While nobody listens an event costs one look at a flag. `jobs::audit` is a listener.
+//! events and is told how many. What nobody listens to costs one look at a number. `jobs::audit` and `jobs::webhook` listen.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,9 +27,23 @@ pub enum Action {
     Pin,
     Unpin,
     Refresh,
+    /// An image came in a bundle, and is seen now.
+    Import,
 }
 
 impl Action {
+    pub const ALL: [Action; 9] = [
+        Action::Pull,
+        Action::Refuse,
+        Action::Fetch,
+        Action::Evict,
+        Action::Remove,
+        Action::Pin,
+        Action::Unpin,
+        Action::Refresh,
+        Action::Import,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Action::Pull => "pull",
@@ -40,7 +54,39 @@ impl Action {
             Action::Pin => "pin",
             Action::Unpin => "unpin",
             Action::Refresh => "refresh",
+            Action::Import => "import",
         }
+    }
+}
+
+/// A set of actions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Actions(u16);
+
+impl Actions {
+    pub const ALL: Actions = Actions((1 << Action::ALL.len()) - 1);
+
+    pub fn holds(self, action: Action) -> bool {
+        self.0 & 1 << action as u16 != 0
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl FromIterator<Action> for Actions {
+    fn from_iter<I: IntoIterator<Item = Action>>(actions: I) -> Actions {
+        let bits = actions.into_iter().map(|action| 1 << action as u16);
+        Actions(bits.fold(0, |all, bit: u16| all | bit))
+    }
+}
+
+impl std::ops::BitOr for Actions {
+    type Output = Actions;
+
+    fn bitor(self, other: Actions) -> Actions {
+        Actions(self.0 | other.0)
     }
 }
 
@@ -68,6 +114,10 @@ pub struct Event {
     pub client: Option<Arc<str>>,
     pub user: Option<Arc<str>>,
     pub user_agent: Option<Arc<str>>,
+    /// How it reached this registry: `https://larder.example:5000`.
+    pub origin: Option<Arc<str>>,
+    /// Whether it asked for a blob, not for a manifest.
+    pub is_blob: bool,
 }
 
 impl Event {
@@ -87,6 +137,8 @@ impl Event {
             client: None,
             user: None,
             user_agent: None,
+            origin: None,
+            is_blob: false,
         }
     }
 }
@@ -97,13 +149,15 @@ pub struct Events(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    is_wanted: AtomicBool,
+    /// What anybody listens to, as bits of [`Actions`].
+    wanted: AtomicU16,
     listeners: Mutex<Vec<Listener>>,
 }
 
 #[derive(Debug)]
 struct Listener {
     to: Sender<Arc<Event>>,
+    wants: Actions,
     lost: Arc<AtomicU64>,
 }
 
@@ -114,26 +168,35 @@ pub struct Subscription {
     lost: Arc<AtomicU64>,
 }
 
+/// What a listener is known by, to change what it listens to.
+#[derive(Clone, Debug)]
+pub struct Ear(Arc<AtomicU64>);
+
 impl Subscription {
     /// How many were lost since this was asked last.
     pub fn lost(&self) -> u64 {
         self.lost.swap(0, Ordering::Relaxed)
     }
+
+    pub fn ear(&self) -> Ear {
+        Ear(self.lost.clone())
+    }
 }
 
 impl Events {
-    /// Whether anybody listens: whoever has to gather what it would tell asks first.
-    pub fn is_wanted(&self) -> bool {
-        self.0.is_wanted.load(Ordering::Relaxed)
+    /// Whether anybody listens to one of these: whoever has to gather what it would tell asks first.
+    pub fn is_wanted(&self, actions: &[Action]) -> bool {
+        let wanted = Actions(self.0.wanted.load(Ordering::Relaxed));
+        actions.iter().any(|action| wanted.holds(*action))
     }
 
-    /// Tells everybody who listens. `event` is not even made when nobody does.
-    pub fn emit(&self, event: impl FnOnce() -> Event) {
-        if !self.is_wanted() {
+    /// Tells everybody who listens to `action` what `fill` makes of a bare event. Nothing is made when nobody listens.
+    pub fn emit(&self, action: Action, fill: impl FnOnce(Event) -> Event) {
+        if !self.is_wanted(&[action]) {
             return;
         }
-        let event = Arc::new(event());
-        for listener in self.listeners().iter() {
+        let event = Arc::new(fill(Event::of(action)));
+        for listener in self.listeners().iter().filter(|listener| listener.wants.holds(action)) {
             if listener.to.try_send(event.clone()).is_err() {
                 listener.lost.fetch_add(1, Ordering::Relaxed);
             }
@@ -141,18 +204,38 @@ impl Events {
     }
 
     /// Listens from now on, with room for so many events that are not yet taken.
-    pub fn subscribe(&self, room: usize) -> Subscription {
+    pub fn subscribe(&self, room: usize, wants: Actions) -> Subscription {
         let (to, events) = channel(room);
         let lost = Arc::new(AtomicU64::new(0));
-        self.listeners().push(Listener { to, lost: lost.clone() });
-        self.0.is_wanted.store(true, Ordering::Relaxed);
+        let mut listeners = self.listeners();
+        listeners.push(Listener {
+            to,
+            wants,
+            lost: lost.clone(),
+        });
+        self.sum_up(&listeners);
         Subscription { events, lost }
+    }
+
+    /// A listener wants something else from now on.
+    pub fn want(&self, ear: &Ear, wants: Actions) {
+        let mut listeners = self.listeners();
+        for listener in listeners.iter_mut().filter(|listener| Arc::ptr_eq(&listener.lost, &ear.0)) {
+            listener.wants = wants;
+        }
+        self.sum_up(&listeners);
     }
 
     /// Nobody is told anything any more; listeners get what is on its way, and then the end.
     pub fn close(&self) {
-        self.0.is_wanted.store(false, Ordering::Relaxed);
-        self.listeners().clear();
+        let mut listeners = self.listeners();
+        listeners.clear();
+        self.sum_up(&listeners);
+    }
+
+    fn sum_up(&self, listeners: &[Listener]) {
+        let all = listeners.iter().fold(Actions::default(), |all, listener| all | listener.wants);
+        self.0.wanted.store(all.0, Ordering::Relaxed);
     }
 
     fn listeners(&self) -> std::sync::MutexGuard<'_, Vec<Listener>> {
@@ -167,21 +250,37 @@ mod tests {
     #[test]
     fn nobody_is_waited_for() {
         let events = Events::default();
-        events.emit(|| panic!("nobody listens"));
-        let mut slow = events.subscribe(2);
-        let mut quick = events.subscribe(10);
+        events.emit(Action::Pull, |_| panic!("nobody listens"));
+        let mut slow = events.subscribe(2, Actions::ALL);
+        let mut quick = events.subscribe(10, Actions::ALL);
         for _ in 0..5 {
-            events.emit(|| Event::of(Action::Pull));
+            events.emit(Action::Pull, |bare| bare);
         }
         assert_eq!((slow.lost(), quick.lost()), (3, 0));
         assert_eq!(slow.lost(), 0);
         assert_eq!(slow.events.try_recv().unwrap().action, Action::Pull);
-        events.emit(|| Event::of(Action::Evict));
+        events.emit(Action::Evict, |bare| bare);
         assert_eq!(slow.lost(), 0);
         events.close();
-        events.emit(|| panic!("closed"));
+        events.emit(Action::Pull, |_| panic!("closed"));
         let rest: Vec<_> = std::iter::from_fn(|| slow.events.blocking_recv()).collect();
         assert_eq!(rest.len(), 2);
         assert_eq!(std::iter::from_fn(|| quick.events.blocking_recv()).count(), 6);
+    }
+
+    #[test]
+    fn a_listener_hears_what_it_wants() {
+        let events = Events::default();
+        let mut one = events.subscribe(9, [Action::Evict, Action::Import].into_iter().collect());
+        let mut other = events.subscribe(9, Actions::default());
+        events.emit(Action::Pull, |_| panic!("nobody listens to that"));
+        assert!(!events.is_wanted(&[Action::Pull, Action::Refuse]) && events.is_wanted(&[Action::Pull, Action::Evict]));
+        events.emit(Action::Import, |bare| bare);
+        events.want(&other.ear(), [Action::Pull].into_iter().collect());
+        events.emit(Action::Pull, |bare| bare);
+        let heard = |from: &mut Subscription| from.events.try_recv().map(|event| event.action);
+        assert_eq!((heard(&mut one), heard(&mut other)), (Ok(Action::Import), Ok(Action::Pull)));
+        assert!(heard(&mut one).is_err() && heard(&mut other).is_err());
+        assert!(Action::ALL.into_iter().all(|action| Actions::ALL.holds(action)));
     }
 }

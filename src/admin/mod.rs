@@ -353,11 +353,11 @@ impl Admin {
             image: name.clone(),
             error,
         })?;
-        self.store().events().emit(|| Event {
+        self.store().events().emit(Action::Refresh, |bare| Event {
             repository: Some(target.key.clone()),
             reference: Some(tag.as_str().into()),
             digest: Some(answer.digest),
-            ..Event::of(Action::Refresh)
+            ..bare
         });
         Ok(RefreshView {
             name,
@@ -395,9 +395,10 @@ impl Admin {
     }
 }
 
-/// The part of the pulls that no upstream was asked for; `None` before the first.
+/// The part of the pulls that no upstream was asked for; `None` before the first. Who was refused did not pull.
 fn hit_ratio(requests: &BTreeMap<String, u64>) -> Option<f64> {
-    let all: u64 = requests.values().sum();
+    let of_pulls = requests.iter().filter(|(word, _)| *word != "refused");
+    let all: u64 = of_pulls.map(|(_, n)| n).sum();
     let hits = requests.get("hit").copied().unwrap_or(0);
     (all > 0).then(|| hits as f64 / all as f64)
 }

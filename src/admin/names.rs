@@ -27,7 +27,7 @@ impl Wanted {
 
     /// An operator did something about it.
     pub fn note(&self, events: &Events, action: Action, bytes: Option<u64>) {
-        events.emit(|| Event {
+        events.emit(action, |bare| Event {
             repository: Some(self.key.as_str().into()),
             reference: Some(self.reference().into()),
             digest: match self.reference {
@@ -35,7 +35,7 @@ impl Wanted {
                 Reference::Tag(_) => None,
             },
             bytes,
-            ..Event::of(action)
+            ..bare
         });
     }
 }

@@ -72,9 +72,9 @@ fn text(view: &StatsView, is_folder: bool) -> String {
 fn requests(view: &StatsView) -> String {
     let of = |word: &str| view.requests.get(word).copied().unwrap_or(0);
     let all: u64 = view.requests.values().sum();
-    let Some(hit_ratio) = view.hit_ratio else {
+    if all == 0 {
         return "none yet".to_owned();
-    };
+    }
     let words = [
         "hit",
         "miss",
@@ -84,14 +84,19 @@ fn requests(view: &StatsView) -> String {
         "pass",
         "stale",
         "error",
+        "refused",
     ];
     let words: Vec<String> = words
         .iter()
         .filter(|word| of(word) > 0)
         .map(|word| format!("{} {word}", of(word)))
         .collect();
-    let share = hit_ratio * 100.0;
-    format!("{all}: {}; {share:.1} % without asking an upstream", words.join(", "))
+    let words = words.join(", ");
+    match view.hit_ratio.map(|ratio| ratio * 100.0) {
+        Some(share) => format!("{all}: {words}; {share:.1} % without asking an upstream"),
+        // Nobody who may has pulled.
+        None => format!("{all}: {words}"),
+    }
 }
 
 fn verified(view: &VerifyView) -> String {

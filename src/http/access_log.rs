@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, RANGE, USER_AGENT};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, RANGE, USER_AGENT};
 use axum::http::request;
 use axum::http::{HeaderMap, HeaderName, Method, Response, StatusCode};
 use http_body::{Frame, SizeHint};
@@ -137,6 +137,9 @@ struct Heard {
     events: Events,
     client: Peer,
     user_agent: Option<Arc<str>>,
+    /// Scheme and host that it asked.
+    origin: Option<Arc<str>>,
+    is_blob: bool,
     /// Whether it showed who it is: the first question of a client that means to log in is answered by 401, and no refusal.
     has_shown: bool,
     subject: Option<Arc<Subject>>,
@@ -164,13 +167,23 @@ impl Line {
         }
     }
 
-    /// It is a client's, and whoever listens to `events` is told what became of it.
-    pub fn heard(mut self, events: &Events, request: &request::Parts, caller: &Caller) -> Line {
-        if events.is_wanted() && self.method == Method::GET {
+    /// It is a client's, and whoever listens to `events` is told what became of it. `scheme` is the listener's.
+    pub fn heard(
+        mut self,
+        events: &Events,
+        request: &request::Parts,
+        caller: &Caller,
+        scheme: &'static str,
+    ) -> Line {
+        if self.method == Method::GET && events.is_wanted(&[Action::Pull, Action::Refuse]) {
+            let host = request.uri.authority().map(|authority| authority.as_str().to_owned());
+            let host = host.or_else(|| text(&request.headers, HOST));
             self.heard = Some(Box::new(Heard {
                 events: events.clone(),
                 client: caller.address,
                 user_agent: text(&request.headers, USER_AGENT).map(Arc::from),
+                origin: host.map(|host| format!("{scheme}://{host}").into()),
+                is_blob: false,
                 has_shown: request.headers.contains_key(AUTHORIZATION),
                 subject: None,
                 digest: None,
@@ -198,6 +211,7 @@ impl Line {
         if let Some(heard) = &mut self.heard {
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
             heard.subject = labels.subject;
+            heard.is_blob = labels.route == "blob";
             heard.digest = header("docker-content-digest").and_then(|text| text.parse().ok());
             heard.media_type = header("content-type").map(Arc::from);
         }
@@ -271,7 +285,7 @@ impl Line {
         let (Some(subject), events) = (heard.subject, heard.events) else {
             return;
         };
-        events.emit(|| Event {
+        events.emit(action, |bare| Event {
             repository: Some(printable(&subject.repository, 512).into()),
             reference: Some(printable(&subject.reference, 256).into()),
             digest: heard.digest,
@@ -285,7 +299,9 @@ impl Line {
             client: Some(heard.client.to_string().into()),
             user: self.user.clone(),
             user_agent: heard.user_agent,
-            ..Event::of(action)
+            origin: heard.origin,
+            is_blob: heard.is_blob,
+            ..bare
         });
     }
 }

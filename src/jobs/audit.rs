@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::config;
-use crate::events::{Event, Events, Subscription};
+use crate::events::{Actions, Event, Events, Subscription};
 use crate::telemetry::clock;
 
 /// Events that may wait: a few MiB, and some seconds of a busy proxy.
@@ -35,7 +35,7 @@ impl Audit {
     /// Errors: the file cannot be opened for writing.
     pub fn start(settings: &config::Audit, events: &Events) -> std::io::Result<Audit> {
         let log = Log::open(settings)?;
-        let subscription = events.subscribe(ROOM);
+        let subscription = events.subscribe(ROOM, Actions::ALL);
         let thread = std::thread::Builder::new().name("audit".to_owned());
         Ok(Audit(thread.spawn(move || write_all(log, subscription))?))
     }
@@ -244,7 +244,7 @@ mod tests {
         let events = Events::default();
         let audit = Audit::start(&settings, &events).unwrap();
         for n in 0..40 {
-            events.emit(|| pull(n));
+            events.emit(Action::Pull, |_| pull(n));
         }
         events.close();
         audit.join();
@@ -270,7 +270,7 @@ mod tests {
         let events = Events::default();
         let audit = Audit::start(&settings, &events).unwrap();
         let before = read(&settings.file).len();
-        events.emit(|| Event::of(Action::Evict));
+        events.emit(Action::Evict, |bare| bare);
         events.close();
         audit.join();
         assert_eq!(read(&settings.file).len(), before + 1);
@@ -281,9 +281,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(folder.path(), 1 << 20, 1);
         let events = Events::default();
-        let subscription = events.subscribe(2);
+        let subscription = events.subscribe(2, Actions::ALL);
         for n in 0..7 {
-            events.emit(|| pull(n));
+            events.emit(Action::Pull, |_| pull(n));
         }
         events.close();
         write_all(Log::open(&settings).unwrap(), subscription);

@@ -537,13 +537,13 @@ impl Pull {
                 self.hints.insert((target.key.clone(), child.digest), size);
             }
         }
-        self.store.events().emit(|| Event {
+        self.store.events().emit(Action::Fetch, |bare| Event {
             repository: Some(target.key.clone()),
             digest: Some(digest),
             media_type: Some(manifest.media_type.as_str().into()),
             upstream: Some(target.upstream.name.as_str().into()),
             bytes: Some(size),
-            ..Event::of(Action::Fetch)
+            ..bare
         });
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         let media_type: Arc<str> = manifest.media_type.as_str().into();

@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The words of [`crate::pull::Outcome`], and one for requests that failed.
-const WORDS: [&str; 8] = [
+/// The words of [`crate::pull::Outcome`], one for requests that failed, and one for callers that had no right.
+const WORDS: [&str; 9] = [
     "hit",
     "miss",
     "pass",
@@ -13,6 +13,7 @@ const WORDS: [&str; 8] = [
     "refreshed",
     "stale",
     "error",
+    "refused",
 ];
 
 /// Counts by outcome. Nobody waits for anybody.

@@ -101,13 +101,13 @@ impl Transfer {
             state.total = Some(total);
         });
         metrics::counter!("larder_transfers_total", "result" => "ok").increment(1);
-        self.store.events().emit(|| Event {
+        self.store.events().emit(Action::Fetch, |bare| Event {
             repository: Some(self.order.key.clone()),
             digest: Some(flight.digest),
             upstream: Some(self.order.client.name().clone()),
             bytes: Some(total),
             took: Some(begun.elapsed()),
-            ..Event::of(Action::Fetch)
+            ..bare
         });
         let Sink::Disk(writer) = sink else {
             tracing::debug!(digest = %flight.digest, total, "passed through, not kept");

@@ -10,6 +10,8 @@
 //!   staging/sha256-<hex>.part       on its way in; resumed after a restart
 //!   staging/sha256-<hex>.<n>.tmp    small things on their way in, evicted ones on their way out; swept at start
 //!   quarantine/sha256-<hex>         found damaged; the last few, for a look at them
+//!   webhooks/<name>/<number>.jsonl  what waits for a webhook, one event a line; the last number is written to
+//!   webhooks/<name>/cursor          how much of that was delivered
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -90,11 +92,50 @@ impl Tree {
             .join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
     }
 
+    /// What waits to be delivered, a folder for each queue.
+    pub(super) fn queues(&self) -> PathBuf {
+        self.root.join("webhooks")
+    }
+
+    /// `name` is a word of the configuration: letters, digits, `-` and `_`.
+    pub(super) fn queue(&self, name: &str) -> QueueTree {
+        QueueTree(self.queues().join(name))
+    }
+
     /// The digest that a file in the staging folder belongs to, if it is one to resume.
     pub(super) fn part_digest(name: &str) -> Option<Digest> {
         let (algorithm, hex) = name.strip_suffix(".part")?.split_once('-')?;
         let algorithm = Algorithm::ALL.into_iter().find(|a| a.as_str() == algorithm)?;
         Digest::from_hex(algorithm, hex)
+    }
+}
+
+/// The folder of one queue.
+#[derive(Clone, Debug)]
+pub(super) struct QueueTree(PathBuf);
+
+impl QueueTree {
+    pub(super) fn root(&self) -> &Path {
+        &self.0
+    }
+
+    pub(super) fn segment(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{number:020}.jsonl"))
+    }
+
+    /// The number of a file in the folder, if it is a segment.
+    pub(super) fn segment_number(name: &str) -> Option<u64> {
+        let digits = name.strip_suffix(".jsonl")?;
+        let fits = digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit());
+        digits.parse().ok().filter(|_| fits)
+    }
+
+    pub(super) fn cursor(&self) -> PathBuf {
+        self.0.join("cursor")
+    }
+
+    pub(super) fn new_cursor(&self) -> PathBuf {
+        self.0.join("cursor.tmp")
     }
 }
 
@@ -118,5 +159,11 @@ mod tests {
         );
         assert_eq!(Tree::part_digest("sha256-zz.part"), None);
         assert_ne!(tree.temporary(&digest), tree.temporary(&digest));
+        let segment = tree.queue("ci").segment(7);
+        assert_eq!(
+            QueueTree::segment_number(segment.file_name().unwrap().to_str().unwrap()),
+            Some(7)
+        );
+        assert_eq!(QueueTree::segment_number("7.jsonl"), None);
     }
 }

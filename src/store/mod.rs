@@ -13,6 +13,7 @@ mod images;
 mod index;
 mod keys;
 mod privacy;
+mod queue;
 mod records;
 mod reveal;
 #[doc(hidden)]
@@ -39,6 +40,7 @@ pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
 pub use privacy::ToNobody;
+pub use queue::{Batch, Queue, Waiting};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
 pub use reveal::{Keep, Reveal, RevealError};
 pub use survey::{Row, Survey};

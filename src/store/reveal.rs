@@ -13,6 +13,7 @@ use super::index::{Kind, Scope};
 use super::records::{ListKey, ListRecord, TagRecord};
 use super::tags::{tag_key, upsert};
 use super::{Lease, Store, StoreError, link_key};
+use crate::events::{Action, Event};
 use crate::oci::Digest;
 
 /// Keeps a held digest from eviction as long as it lives.
@@ -115,7 +116,9 @@ impl Store {
     /// Shows an image: links, tag and pin in one durable step, and seen behind that. Blocking.
     pub fn reveal(&self, image: Reveal<'_>) -> Result<(), RevealError> {
         let Some(record) = image.record.clone() else {
-            return self.show_image(&image, Vec::new());
+            self.show_image(&image, Vec::new())?;
+            self.tell_of(&image);
+            return Ok(());
         };
         let key = tag_key(image.repository, image.reference);
         let mut outcome = Err(RevealError::NotWritten);
@@ -128,7 +131,26 @@ impl Store {
             outcome = self.show_image(&image, ops.into_iter().collect());
             if outcome.is_ok() { Some(record) } else { earlier }
         });
+        if outcome.is_ok() {
+            self.tell_of(&image);
+        }
         outcome
+    }
+
+    /// An image came from elsewhere and is seen from now on.
+    fn tell_of(&self, image: &Reveal<'_>) {
+        self.events().emit(Action::Import, |bare| {
+            let index = self.inner.index();
+            let manifest = index.held(&image.digest);
+            Event {
+                repository: Some(image.repository.into()),
+                reference: Some(image.reference.into()),
+                digest: Some(image.digest),
+                media_type: manifest.and_then(|entry| entry.kind.media_type().cloned()),
+                bytes: Some(image.parts.iter().filter_map(|part| index.held(part)).map(|part| part.size).sum()),
+                ..bare
+            }
+        });
     }
 
     fn show_image(&self, image: &Reveal<'_>, mut ops: Vec<Op>) -> Result<(), RevealError> {

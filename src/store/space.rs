@@ -121,12 +121,12 @@ impl Inner {
                 metrics::counter!("larder_evictions_total", "reason" => reason).increment(1);
                 let freed = before - index.used_bytes();
                 metrics::counter!("larder_evicted_bytes_total").increment(freed);
-                self.events.emit(|| Event {
+                self.events.emit(Action::Evict, |bare| Event {
                     digest: Some(*victim.digest()),
                     repository: links.first().cloned(),
                     bytes: Some(freed),
                     reason: Some(reason),
-                    ..Event::of(Action::Evict)
+                    ..bare
                 });
                 self.take_away(&victim, &links)
             };

@@ -224,6 +224,11 @@ impl Door {
         ApiError::log_in_first(&challenge)
     }
 
+    /// What clients of this listener speak.
+    pub(super) fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+
     /// `/token` as the client reaches it: where it reached us.
     fn realm(&self, headers: &HeaderMap) -> String {
         if let Some(realm) = &self.realm {

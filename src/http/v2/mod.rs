@@ -89,7 +89,8 @@ impl Handler for Registry {
 
     async fn handle(&self, request: Request<Body>, caller: &Caller) -> axum::http::Response<Logged<Payload>> {
         let (mut parts, body) = request.into_parts();
-        let mut line = Line::begin(&parts, caller).heard(self.pull.store().events(), &parts, caller);
+        let events = self.pull.store().events();
+        let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, self.door.scheme());
         let watch = timing::wanted(self.timed.load(Ordering::Relaxed), &parts.headers);
         let is_head = parts.method == Method::HEAD;
         door::settle_host(&mut parts);
