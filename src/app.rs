@@ -6,6 +6,7 @@
 pub mod checkup;
 mod explain;
 mod further;
+mod hooks;
 mod keys;
 mod reload;
 mod rest;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use explain::{AccessCheck, explain};
+pub use hooks::test_webhook;
 pub use reload::{ReloadError, Reloaded};
 pub use rest::AtRest;
 
@@ -33,7 +35,8 @@ use crate::http::server::{self, BindError};
 use crate::http::{admin as api, v2};
 use crate::jobs::audit::Audit;
 use crate::jobs::prefetch::Patience;
-use crate::jobs::{Pace, Prefetcher, Verifier};
+use crate::jobs::webhook::HookError;
+use crate::jobs::{Pace, Prefetcher, Verifier, Webhooks};
 use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
@@ -67,6 +70,8 @@ pub enum StartError {
     Sockets(std::io::Error),
     #[error("audit.file: cannot write {0}: {1}")]
     Audit(String, std::io::Error),
+    #[error(transparent)]
+    Webhook(#[from] HookError),
     #[error("a start-up task ended early")]
     Task,
 }
@@ -93,6 +98,7 @@ pub struct Running {
     pull: Arc<Pull>,
     reloader: Arc<Reloader>,
     audit: Option<Audit>,
+    hooks: Webhooks,
     stop: CancellationToken,
     cut: CancellationToken,
     transfers: TaskTracker,
@@ -171,6 +177,17 @@ async fn launch(
         }
     });
     let (stop, cut, transfers) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+    let hooks = Webhooks::new(
+        store.clone(),
+        hooks::couriers(),
+        hooks::source(&registry.addresses),
+        cut.clone(),
+    );
+    let (setting, wanted) = (hooks.clone(), config.webhooks.clone());
+    // What waits is counted, and authorities are read.
+    tokio::task::spawn_blocking(move || setting.set(&wanted))
+        .await
+        .map_err(|_| StartError::Task)??;
     let pull = Pull::new(&config, store, clients, timing, transfers.clone(), cut.clone())
         .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
 
@@ -186,10 +203,12 @@ async fn launch(
         limits(&config),
         meter(&handle),
     )
-    .with_log(log_control());
+    .with_log(log_control())
+    .with_webhooks(hooks.clone());
     let reloader = Arc::new(Reloader {
         pull: pull.clone(),
         admin: desk.clone(),
+        hooks: hooks.clone(),
         limits: config.limits.clone().into(),
         token: Arc::new(ArcSwapOption::new(config.admin.token.clone().map(Arc::new))),
         timed: Arc::new(AtomicBool::new(config.server.server_timing)),
@@ -222,7 +241,7 @@ async fn launch(
             cut.clone(),
             Duration::ZERO,
         )),
-        tokio::spawn(keep_up(pull.clone(), handle, cut.clone())),
+        tokio::spawn(keep_up(pull.clone(), hooks.clone(), handle, cut.clone())),
         tokio::spawn(look_for_rot(verifier, cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
     ];
@@ -249,6 +268,7 @@ async fn launch(
         pull,
         reloader,
         audit,
+        hooks,
         stop,
         cut,
         transfers,
@@ -289,13 +309,14 @@ impl Running {
         }
         self.transfers.close();
         self.transfers.wait().await;
-        let (store, audit) = (self.pull.store().clone(), self.audit.take());
+        let (store, audit, hooks) = (self.pull.store().clone(), self.audit.take(), self.hooks.clone());
         let _ = tokio::task::spawn_blocking(move || {
             store.close();
             store.events().close();
             if let Some(audit) = audit {
                 audit.join();
             }
+            hooks.join();
         })
         .await;
     }
@@ -425,7 +446,7 @@ async fn fetch_ahead(prefetcher: Arc<Prefetcher>, stop: CancellationToken) {
     }
 }
 
-async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationToken) {
+async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop: CancellationToken) {
     loop {
         let usage = pull.store().usage();
         ::metrics::gauge!("larder_cache_used_bytes").set(usage.used_bytes as f64);
@@ -437,10 +458,11 @@ async fn keep_up(pull: Arc<Pull>, handle: metrics::Handle, stop: CancellationTok
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         pull.export();
         handle.upkeep();
-        let store = pull.store().clone();
+        let (store, hooks) = (pull.store().clone(), hooks.clone());
         let _ = tokio::task::spawn_blocking(move || {
             store.keep_limit();
             store.flush_wishes();
+            hooks.export();
             // What it found is in the metrics and in the log.
             let _ = probe_disk(&store);
         })

@@ -67,7 +67,7 @@ impl Actions {
     pub const ALL: Actions = Actions((1 << Action::ALL.len()) - 1);
 
     pub fn holds(self, action: Action) -> bool {
-        self.0 & 1 << action as u16 != 0
+        self.0 & (1 << action as u16) != 0
     }
 
     pub fn is_empty(self) -> bool {
@@ -220,7 +220,10 @@ impl Events {
     /// A listener wants something else from now on.
     pub fn want(&self, ear: &Ear, wants: Actions) {
         let mut listeners = self.listeners();
-        for listener in listeners.iter_mut().filter(|listener| Arc::ptr_eq(&listener.lost, &ear.0)) {
+        for listener in listeners
+            .iter_mut()
+            .filter(|listener| Arc::ptr_eq(&listener.lost, &ear.0))
+        {
             listener.wants = wants;
         }
         self.sum_up(&listeners);
@@ -234,7 +237,9 @@ impl Events {
     }
 
     fn sum_up(&self, listeners: &[Listener]) {
-        let all = listeners.iter().fold(Actions::default(), |all, listener| all | listener.wants);
+        let all = listeners
+            .iter()
+            .fold(Actions::default(), |all, listener| all | listener.wants);
         self.0.wanted.store(all.0, Ordering::Relaxed);
     }
 
@@ -279,7 +284,10 @@ mod tests {
         events.want(&other.ear(), [Action::Pull].into_iter().collect());
         events.emit(Action::Pull, |bare| bare);
         let heard = |from: &mut Subscription| from.events.try_recv().map(|event| event.action);
-        assert_eq!((heard(&mut one), heard(&mut other)), (Ok(Action::Import), Ok(Action::Pull)));
+        assert_eq!(
+            (heard(&mut one), heard(&mut other)),
+            (Ok(Action::Import), Ok(Action::Pull))
+        );
         assert!(heard(&mut one).is_err() && heard(&mut other).is_err());
         assert!(Action::ALL.into_iter().all(|action| Actions::ALL.holds(action)));
     }

@@ -15,7 +15,7 @@
 //! | [`auth`] | who is asking, what they may pull | oci config |
 //! | [`pull`] | the pull-through service | oci config telemetry events store upstream |
 //! | [`bundle`] | images as files: export and import, without the network | oci telemetry store |
-//! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead; the audit log | oci config telemetry events store pull |
+//! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead; the audit log, webhooks | oci config telemetry events store pull |
 //! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config events store pull bundle jobs |
 //! | [`http`] | listeners, routes, status codes | oci config telemetry events auth pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
@@ -64,8 +64,11 @@
 //!   lock; what `http::v2::hot` told under an earlier one is not told again.
 //! - **Lent credentials**: `upstream::credentials` → `upstream::lease`, which keeps what a helper (`upstream::helper`) or a cloud
 //!   (`upstream::cloud`) gives out, one question for all who wait; again before it ends, and once when a registry refuses it.
-//! - **Audit**: `store` (evictions), `pull` (fetches), `admin` (an operator's doing) and `http` (pulls, refusals) note what they did in
+//! - **Audit**: `store` (evictions, imports), `pull` (fetches), `admin` (an operator's doing) and `http` (pulls, refusals) note what they did in
 //!   [`events`], without waiting; `jobs::audit` writes it down.
+//! - **Webhooks**: the same events → one thread that says whom each is for and puts it into those hooks' queues on disk
+//!   (`store::queue`) → for each hook a task (`jobs::webhook::delivery`) that signs and sends batches and judges the answers. The
+//!   way to the endpoint is brought by `app::hooks`: `upstream::courier`.
 //! - **Bundle, out**: `cli::bundle` orders it at the desk → `bundle::select` says what the images need and hold →
 //!   `bundle::plan` writes the catalogue → `bundle::create` streams the archive, hashing what it reads → `bundle::seal`
 //!   signs and cuts it into files, on the machine of whoever asked: the key goes nowhere.

@@ -22,14 +22,14 @@ pub use error::AdminError;
 use arc_swap::ArcSwap;
 
 use crate::events::{Action, Event};
-use crate::jobs::{Prefetcher, Progress, Verifier};
+use crate::jobs::{Prefetcher, Progress, Verifier, Webhooks};
 use crate::oci::Reference;
 use crate::pull::{Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
 use views::{
     BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView, RemovedView, StatsView,
-    UpstreamView, VerifyView,
+    UpstreamView, VerifyView, WebhookView,
 };
 
 /// Longest page (R-X20).
@@ -73,6 +73,7 @@ pub struct LogControl {
 pub struct Admin {
     inner: Arc<Inner>,
     log: Option<LogControl>,
+    hooks: Option<Webhooks>,
 }
 
 struct Inner {
@@ -105,12 +106,21 @@ impl Admin {
                 importing: Arc::default(),
             }),
             log: None,
+            hooks: None,
         }
     }
 
     /// For a process that runs on.
     pub fn with_log(self, log: LogControl) -> Admin {
         Admin { log: Some(log), ..self }
+    }
+
+    /// For a process that delivers them.
+    pub fn with_webhooks(self, hooks: Webhooks) -> Admin {
+        Admin {
+            hooks: Some(hooks),
+            ..self
+        }
     }
 
     /// Other limits, after a reload.
@@ -262,6 +272,7 @@ impl Admin {
             upstreams,
             disk_trouble: self.store().trouble(),
             verify: self.verification(),
+            webhooks: self.hooks.as_ref().map_or_else(Vec::new, webhooks),
         }
     }
 
@@ -393,6 +404,10 @@ impl Admin {
     fn show(&self, progress: &Progress) -> VerifyView {
         VerifyView::of(progress, self.inner.verifier.idle(), self.store().verify_finished_ms())
     }
+}
+
+fn webhooks(hooks: &Webhooks) -> Vec<WebhookView> {
+    hooks.status().into_iter().map(WebhookView::of).collect()
 }
 
 /// The part of the pulls that no upstream was asked for; `None` before the first. Who was refused did not pull.

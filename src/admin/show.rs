@@ -6,13 +6,29 @@ use serde::Deserialize;
 
 use super::views::{
     BackgroundView, BudgetView, DuRow, DuView, FoundView, ImageRow, ImageView, LayerView, MoveView, PlatformView,
-    VerifyView,
+    VerifyView, WebhookView,
 };
+use crate::jobs::webhook::HookStatus;
 use crate::jobs::{Found, Idle, Phase, Progress, Repair};
 use crate::oci::Digest;
 use crate::oci::manifest::Manifest;
 use crate::pull::Budget;
 use crate::store::{Image, Row, Store, Survey, Usage};
+
+impl WebhookView {
+    pub(super) fn of(hook: HookStatus) -> WebhookView {
+        WebhookView {
+            name: hook.name,
+            url: hook.url,
+            queued_events: hook.queued_events,
+            queued_bytes: hook.queued_bytes,
+            oldest_seconds: hook.oldest_seconds,
+            delivered: hook.delivered,
+            dropped: hook.dropped,
+            failing: hook.failing,
+        }
+    }
+}
 
 impl BudgetView {
     pub(super) fn of(budget: &Budget) -> BudgetView {

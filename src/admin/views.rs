@@ -153,6 +153,26 @@ pub struct StatsView {
     /// How the disk failed, if it did in the last minute.
     pub disk_trouble: Option<String>,
     pub verify: VerifyView,
+    #[serde(default)]
+    pub webhooks: Vec<WebhookView>,
+}
+
+/// How it stands with one webhook.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookView {
+    pub name: String,
+    /// Scheme, host and port: the path may be a secret.
+    pub url: String,
+    /// Events that wait on disk.
+    pub queued_events: u64,
+    pub queued_bytes: u64,
+    pub oldest_seconds: Option<u64>,
+    /// Events delivered since the start.
+    pub delivered: u64,
+    /// Events that were given up.
+    pub dropped: u64,
+    /// Why the last delivery failed, until one does not.
+    pub failing: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

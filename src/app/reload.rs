@@ -1,7 +1,7 @@
 //! Another configuration for a proxy that runs.
 //!
 //! Walk: the new configuration is held against the old one; everything that can fail (certificates of upstreams) is built
-//! first, then all is exchanged: upstreams and policy (`Pull::reload`), limits of the store, of connections and of what
+//! first, then all is exchanged: upstreams and policy (`Pull::reload`), webhooks, limits of the store, of connections and of what
 //! operators are told, their token, the log level. What cannot change while sockets and folders are open is named, and stays
 //! as it was until a restart. Requests under way finish as they began.
 
@@ -14,6 +14,8 @@ use crate::admin::Admin;
 use crate::config::{Config, ConfigError};
 use crate::http::access::Token;
 use crate::http::server::LiveLimits;
+use crate::jobs::Webhooks;
+use crate::jobs::webhook::HookError;
 use crate::pull::Pull;
 use crate::telemetry::log;
 use crate::upstream::client::BuildError;
@@ -26,6 +28,8 @@ pub enum ReloadError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Upstream(#[from] BuildError),
+    #[error(transparent)]
+    Webhook(#[from] HookError),
     #[error(transparent)]
     Level(#[from] log::BadLevel),
     #[error("the work was dropped")]
@@ -43,6 +47,7 @@ pub struct Reloaded {
 pub(super) struct Reloader {
     pub pull: Arc<Pull>,
     pub admin: Admin,
+    pub hooks: Webhooks,
     pub limits: LiveLimits,
     pub token: Token,
     pub timed: Arc<AtomicBool>,
@@ -74,7 +79,9 @@ impl Reloader {
         // One at a time.
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         log::check(&config.log.level)?;
+        self.hooks.check(&config.webhooks)?;
         self.pull.reload(&config)?;
+        self.hooks.set(&config.webhooks)?;
         if config.log.level != current.log.level {
             log::set_level(&config.log.level)?;
         }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{StartError, limits};
+use super::{StartError, hooks, limits};
 use crate::admin::{Admin, Traffic};
 use crate::config::Config;
+use crate::jobs::audit::Audit;
 use crate::jobs::prefetch::Patience;
-use crate::jobs::{Prefetcher, Verifier};
+use crate::jobs::{Prefetcher, Verifier, Webhooks};
 use crate::pull::{Pull, Timing};
 use crate::store::{Store, StoreError};
 use crate::upstream::Clients;
@@ -21,6 +22,7 @@ use crate::upstream::Clients;
 pub struct AtRest {
     pub admin: Admin,
     pull: Arc<Pull>,
+    told: Option<Told>,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -33,7 +35,11 @@ impl AtRest {
 
     /// The same for who brings something into it: it is made if it is not there, and its limits hold (L5).
     pub async fn open_to_fill(config: Config) -> Result<AtRest, StartError> {
-        AtRest::open_by(config, Store::open).await
+        let mut rest = AtRest::open_by(config.clone(), Store::open).await?;
+        let store = rest.pull.store().clone();
+        let telling = tokio::task::spawn_blocking(move || Told::of(&config, &store));
+        rest.told = telling.await.ok();
+        Ok(rest)
     }
 
     async fn open_by(
@@ -54,6 +60,7 @@ impl AtRest {
         Ok(AtRest {
             admin: Admin::new(pull.clone(), verifier, prefetcher, limits(&config), meter),
             pull,
+            told: None,
             tasks,
             stop,
         })
@@ -70,7 +77,47 @@ impl AtRest {
         self.stop.cancel();
         self.tasks.close();
         self.tasks.wait().await;
-        let store = self.pull.store().clone();
-        let _ = tokio::task::spawn_blocking(move || store.close()).await;
+        let (store, told) = (self.pull.store().clone(), self.told);
+        let _ = tokio::task::spawn_blocking(move || {
+            store.close();
+            store.events().close();
+            if let Some(told) = told {
+                told.join();
+            }
+        })
+        .await;
+    }
+}
+
+/// Those who hear of what is brought in: the audit log, and webhooks' queues, which the proxy delivers when it runs again.
+struct Told {
+    audit: Option<Audit>,
+    hooks: Webhooks,
+}
+
+impl Told {
+    /// What cannot be written keeps nothing from being brought in; the log is told. Blocking.
+    fn of(config: &Config, store: &Store) -> Told {
+        let audit = config.audit.as_ref().and_then(|audit| {
+            let started = Audit::start(audit, store.events());
+            started
+                .inspect_err(
+                    |error| tracing::error!(file = %audit.file.display(), %error, "the audit log cannot be written"),
+                )
+                .ok()
+        });
+        let source = hooks::source(&config.server.listen);
+        let hooks = Webhooks::at_rest(store.clone(), hooks::couriers(), source);
+        if let Err(error) = hooks.set(&config.webhooks) {
+            tracing::error!(%error, "webhooks are not told of this");
+        }
+        Told { audit, hooks }
+    }
+
+    fn join(self) {
+        if let Some(audit) = self.audit {
+            audit.join();
+        }
+        self.hooks.join();
     }
 }

@@ -24,6 +24,7 @@ mod stats;
 mod systemd;
 mod table;
 mod verify;
+mod webhook;
 mod wishes;
 
 use std::ffi::OsString;
@@ -105,6 +106,8 @@ enum Command {
     Wishes(wishes::Args),
     /// Hash everything that is held again
     Verify(verify::Args),
+    /// Try a webhook
+    Webhook(webhook::Args),
     /// Print completions for a shell
     Completions {
         #[arg(value_name = "SHELL")]
@@ -152,6 +155,7 @@ where
         Command::Prefetch(args) => prefetch::run(&args, config()),
         Command::Wishes(args) => wishes::run(&args, config()),
         Command::Verify(args) => verify::run(&args, config()),
+        Command::Webhook(args) => webhook::run(&args, config()),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);

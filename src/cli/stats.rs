@@ -3,7 +3,7 @@
 use super::desk::{Desk, Place, with_desk};
 use super::table::{Align, Table, ago, printable, size, span};
 use super::{Exit, print, print_json};
-use crate::admin::views::{BudgetView, StatsView, UpstreamView, VerifyView};
+use crate::admin::views::{BudgetView, StatsView, UpstreamView, VerifyView, WebhookView};
 use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
@@ -59,6 +59,9 @@ fn text(view: &StatsView, is_folder: bool) -> String {
         );
     }
     text += &format!("verified   {}\n", verified(&view.verify));
+    if !view.webhooks.is_empty() {
+        text += &format!("\n{}", webhooks(&view.webhooks));
+    }
     if !view.upstreams.is_empty() {
         text += &format!("\n{}", upstreams(&view.upstreams));
     }
@@ -141,6 +144,32 @@ fn upstreams(list: &[UpstreamView]) -> String {
             size(upstream.fetched_bytes),
             size(upstream.saved_bytes),
             notes.join("; "),
+        ]);
+    }
+    table.text()
+}
+
+fn webhooks(list: &[WebhookView]) -> String {
+    let mut table = Table::new(&[
+        ("WEBHOOK", Align::Left),
+        ("AT", Align::Left),
+        ("DELIVERED", Align::Right),
+        ("DROPPED", Align::Right),
+        ("WAITING", Align::Right),
+        ("OLDEST", Align::Left),
+        ("", Align::Left),
+    ]);
+    for hook in list {
+        table.row([
+            hook.name.clone(),
+            hook.url.clone(),
+            hook.delivered.to_string(),
+            hook.dropped.to_string(),
+            hook.queued_events.to_string(),
+            hook.oldest_seconds.map_or_else(|| "-".to_owned(), span),
+            hook.failing
+                .as_ref()
+                .map_or_else(String::new, |why| format!("fails: {why}")),
         ]);
     }
     table.text()

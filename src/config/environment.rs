@@ -193,6 +193,11 @@ fn value(text: &str, kind: Kind) -> Result<Value, String> {
         },
         Kind::List | Kind::TextOrList if is_toml_list(text) => toml_list(text).ok_or_else(wrong),
         Kind::List => Ok(list()),
+        // A comma may be part of it.
+        Kind::SecretList => Ok(match is_toml_list(text).then(|| toml_list(text)).flatten() {
+            Some(list) => list,
+            None => Value::Array(vec![Value::from(text)]),
+        }),
         Kind::TextOrList if text.contains(',') => Ok(list()),
         _ => Ok(Value::from(text)),
     }
@@ -255,6 +260,11 @@ mod tests {
         assert_eq!(texts("", Kind::List), Value::Array(vec![]));
         assert_eq!(texts("[]", Kind::TextOrList), Value::Array(vec![]));
         assert_eq!(texts("[::]:5000", Kind::TextOrList), Value::from("[::]:5000"));
+        assert_eq!(
+            texts("A: b, c", Kind::SecretList),
+            Value::Array(vec![Value::from("A: b, c")])
+        );
+        assert_eq!(texts("['A: b']", Kind::SecretList), texts("A: b", Kind::SecretList));
         assert!(value("[\"a\", 1]", Kind::List).is_err());
         assert!(value("[\"a\"]\nx = [\"b\"]", Kind::List).is_err());
     }

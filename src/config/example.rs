@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::keys::{self, Key, Kind};
 use super::raw::{
     Raw, RawAccess, RawAdmin, RawAudit, RawBundle, RawCache, RawIssuer, RawLimits, RawListener, RawLog, RawPrefetch,
-    RawRule, RawServer, RawTls, RawUpstream,
+    RawRule, RawServer, RawTls, RawUpstream, RawWebhook,
 };
 use super::{Config, file};
 
@@ -33,6 +33,7 @@ fn leaves() -> Vec<(Vec<String>, Kind)> {
             Some("upstream") => "docker.io",
             Some("listener") => "dockerd",
             Some("oidc") => "github",
+            Some("webhook") => "ci",
             _ => "1",
         };
         vec![name.to_owned()]
@@ -138,6 +139,7 @@ fn the_list_of_keys_and_the_structs_agree() {
         (keys::RULE, fields::<RawRule>()),
         (keys::UPSTREAM, fields::<RawUpstream>()),
         (keys::PREFETCH, fields::<RawPrefetch>()),
+        (keys::WEBHOOK, fields::<RawWebhook>()),
     ] {
         assert_eq!(keys.iter().map(|key| key.name).collect::<BTreeSet<_>>(), fields);
     }

@@ -125,7 +125,7 @@ impl Check<'_> {
             )
             | (Kind::Flag, Value::Boolean(_)) => true,
             (Kind::Count | Kind::Size | Kind::Floor, Value::Integer(number)) => *number >= 0,
-            (Kind::List | Kind::TextOrList, list) => texts(list),
+            (Kind::List | Kind::SecretList | Kind::TextOrList, list) => texts(list),
             (Kind::Table(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.table(table.clone(), keys, path)));
             }
@@ -251,7 +251,9 @@ fn found(value: &Value, kind: Kind) -> String {
         (Value::Array(_), Kind::Listed(_)) => "a list with something else than tables in it".to_owned(),
         (Value::Array(_), _) => "a list with something else than texts in it".to_owned(),
         (Value::Table(_), _) => "a table".to_owned(),
-        (value, Kind::Secret) => format!("something of type {}", value.type_str()),
+        // What stands in place of a table may have been meant for a key in it.
+        (Value::String(_), Kind::Table(_)) => "a text".to_owned(),
+        (value, Kind::Secret | Kind::SecretList) => format!("something of type {}", value.type_str()),
         (Value::String(text), _) => quoted(text),
         (other, _) => other.to_string(),
     }

@@ -29,7 +29,7 @@ impl Findings<'_> {
     /// Where `key` was given; for a key that is missing, where its table was.
     pub fn place(&self, key: &[&str]) -> Place {
         // `upstream` alone only says that some upstream was given.
-        let shortest = if matches!(key.first(), Some(&("upstream" | "listener"))) {
+        let shortest = if matches!(key.first(), Some(&("upstream" | "listener" | "webhook"))) {
             2
         } else {
             1

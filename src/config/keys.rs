@@ -21,6 +21,8 @@ pub enum Kind {
     /// Text or a whole number of pulls.
     Floor,
     List,
+    /// A list of texts that no message may show.
+    SecretList,
     TextOrList,
     Table(&'static [Key]),
     /// Tables under hosts: the upstreams.
@@ -41,11 +43,11 @@ impl Kind {
             Kind::Size => super::units::SIZE,
             Kind::Duration => super::units::DURATION,
             Kind::Floor => super::care::FLOOR,
-            Kind::List => "a list of texts, such as [\"a\", \"b\"]",
+            Kind::List | Kind::SecretList => "a list of texts, such as [\"a\", \"b\"]",
             Kind::TextOrList => "a text or a list of texts",
             Kind::Table(_) => "a table",
             Kind::Named(_) => "a table for each name, such as [upstream.\"registry.example\"]",
-            Kind::Tables(_) => "a table for each name, such as [listener.dockerd]",
+            Kind::Tables(_) => "a table for each name, such as [listener.dockerd] or [webhook.ci]",
             Kind::Listed(_) => "tables in double brackets, such as [[prefetch]]",
         }
     }
@@ -74,6 +76,7 @@ pub const ROOT: &[Key] = &[
     key("access", Kind::Table(ACCESS)),
     key("upstream", Kind::Named(UPSTREAM)),
     key("prefetch", Kind::Listed(PREFETCH)),
+    key("webhook", Kind::Tables(WEBHOOK)),
 ];
 
 /// The keys of one `[listener.…]`.
@@ -193,6 +196,24 @@ pub const PREFETCH: &[Key] = &[
     key("platforms", Kind::List),
     key("schedule", Kind::Text),
     key("referrers", Kind::Flag),
+];
+
+/// The keys of one `[webhook.…]`.
+pub const WEBHOOK: &[Key] = &[
+    // Its path may be a secret.
+    key("url", Kind::Secret),
+    key("events", Kind::TextOrList),
+    key("images", Kind::TextOrList),
+    key("secret", Kind::Secret),
+    key("secret_file", Kind::Text),
+    key("headers", Kind::SecretList),
+    key("headers_file", Kind::Text),
+    key("timeout", Kind::Duration),
+    key("backoff", Kind::Duration),
+    key("ca_file", Kind::Text),
+    key("proxy", Kind::Text),
+    key("queue_max", Kind::Size),
+    key("max_age", Kind::Duration),
 ];
 
 pub fn find(keys: &'static [Key], name: &str) -> Option<&'static Key> {

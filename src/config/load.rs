@@ -15,7 +15,7 @@ use super::file::{self, Layer};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, names, prefetch, settle, settle_access, upstreams};
+use super::{Config, names, prefetch, settle, settle_access, upstreams, webhook};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -203,6 +203,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     let audit = settle::audit(findings, &raw.audit);
     let bundle = settle::bundle(findings, &raw.bundle);
     let prefetch = prefetch::prefetches(findings, &raw.prefetch);
+    let webhooks = webhook::webhooks(findings, raw.webhook.iter(), &upstreams);
     if !findings.problems.is_empty() {
         return Err(ConfigError::new(std::mem::take(&mut findings.problems)));
     }
@@ -218,6 +219,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         bundle,
         upstreams,
         prefetch,
+        webhooks,
         sources,
         file: None,
         warnings: std::mem::take(&mut findings.warnings),

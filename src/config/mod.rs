@@ -5,7 +5,8 @@
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
-//! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch.
+//! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch,
+//! `webhook` who is told of what happens.
 
 mod access;
 #[cfg(test)]
@@ -32,12 +33,14 @@ mod tests;
 pub mod units;
 mod upstreams;
 pub mod wanted;
+mod webhook;
 
 pub use access::{Access, AccessRule, Issuer, JwksAt, Listen, Listener, MAIN_LISTENER, May};
 pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
+pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -66,6 +69,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// What is fetched ahead, and when.
     pub prefetch: Vec<Prefetch>,
+    /// Who is told of what happens, sorted by name.
+    pub webhooks: Vec<Webhook>,
     /// Where the values came from, for people: the file if there was one, the variables by name.
     pub sources: Vec<String>,
     /// The file that was read, if there was one.

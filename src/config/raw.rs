@@ -24,6 +24,7 @@ pub struct Raw {
     pub access: RawAccess,
     pub upstream: BTreeMap<String, RawUpstream>,
     pub prefetch: Vec<RawPrefetch>,
+    pub webhook: BTreeMap<String, RawWebhook>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -222,6 +223,45 @@ impl Default for RawPrefetch {
     }
 }
 
+// No Debug: a secret may be inside (R-X17).
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawWebhook {
+    pub url: Option<String>,
+    pub events: Option<OneOrMany>,
+    pub images: Option<OneOrMany>,
+    pub secret: Option<String>,
+    pub secret_file: Option<String>,
+    pub headers: Vec<String>,
+    pub headers_file: Option<String>,
+    pub timeout: Figure,
+    pub backoff: Figure,
+    pub ca_file: Option<String>,
+    pub proxy: Option<String>,
+    pub queue_max: Figure,
+    pub max_age: Figure,
+}
+
+impl Default for RawWebhook {
+    fn default() -> RawWebhook {
+        RawWebhook {
+            url: None,
+            events: None,
+            images: None,
+            secret: None,
+            secret_file: None,
+            headers: Vec::new(),
+            headers_file: None,
+            timeout: text("10s"),
+            backoff: text("1s"),
+            ca_file: None,
+            proxy: None,
+            queue_max: text("64MiB"),
+            max_age: text("3d"),
+        }
+    }
+}
+
 /// A size or duration before it is understood.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -304,6 +344,7 @@ impl Default for Raw {
             },
             upstream: builtin::raw_upstreams(),
             prefetch: Vec::new(),
+            webhook: BTreeMap::new(),
         }
     }
 }

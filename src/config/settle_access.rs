@@ -346,7 +346,7 @@ fn net(text: &str) -> Option<IpNet> {
 }
 
 /// What is wrong with a pattern of images; it has to begin with an upstream, or it would match nothing, or too much.
-fn bad_image(pattern: &str, upstreams: &[Upstream]) -> Option<String> {
+pub fn bad_image(pattern: &str, upstreams: &[Upstream]) -> Option<String> {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"*/._-:".contains(&byte);
     if pattern.is_empty() || !pattern.bytes().all(fits) {
         return Some("upstream and repository in lower case, such as \"docker.io/library/*\"".to_owned());
@@ -365,7 +365,7 @@ fn bad_image(pattern: &str, upstreams: &[Upstream]) -> Option<String> {
 }
 
 /// A name that needs no quotes anywhere.
-fn is_word(text: &str) -> bool {
+pub fn is_word(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
     !text.is_empty() && text.len() <= 64 && text.bytes().all(fits)
 }

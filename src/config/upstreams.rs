@@ -130,7 +130,7 @@ fn registry_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option
     None
 }
 
-fn proxy_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option<Url> {
+pub fn proxy_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option<Url> {
     let url = Url::parse(text).ok().filter(|url| {
         matches!(url.scheme(), "http" | "https" | "socks5") && url.host_str().is_some_and(|host| !host.is_empty())
     });
@@ -154,7 +154,7 @@ fn shown_url(text: &str) -> String {
     }
 }
 
-fn is_open_http(url: &Url) -> bool {
+pub fn is_open_http(url: &Url) -> bool {
     let local = match url.host() {
         Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
         Some(url::Host::Ipv6(ip)) => ip.is_loopback(),

@@ -168,13 +168,7 @@ impl Line {
     }
 
     /// It is a client's, and whoever listens to `events` is told what became of it. `scheme` is the listener's.
-    pub fn heard(
-        mut self,
-        events: &Events,
-        request: &request::Parts,
-        caller: &Caller,
-        scheme: &'static str,
-    ) -> Line {
+    pub fn heard(mut self, events: &Events, request: &request::Parts, caller: &Caller, scheme: &'static str) -> Line {
         if self.method == Method::GET && events.is_wanted(&[Action::Pull, Action::Refuse]) {
             let host = request.uri.authority().map(|authority| authority.as_str().to_owned());
             let host = host.or_else(|| text(&request.headers, HOST));
@@ -279,6 +273,8 @@ impl Line {
             200 | 206 => Action::Pull,
             401 if heard.has_shown => Action::Refuse,
             403 => Action::Refuse,
+            // Who may not know that it is there.
+            404 if self.outcome == "refused" => Action::Refuse,
             _ => return,
         };
         let heard = *heard;

@@ -40,7 +40,7 @@ pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
 pub use privacy::ToNobody;
-pub use queue::{Batch, Queue, Waiting};
+pub use queue::{Batch, Line, Lost, Queue, Waiting};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
 pub use reveal::{Keep, Reveal, RevealError};
 pub use survey::{Row, Survey};

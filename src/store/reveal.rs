@@ -147,7 +147,14 @@ impl Store {
                 reference: Some(image.reference.into()),
                 digest: Some(image.digest),
                 media_type: manifest.and_then(|entry| entry.kind.media_type().cloned()),
-                bytes: Some(image.parts.iter().filter_map(|part| index.held(part)).map(|part| part.size).sum()),
+                bytes: Some(
+                    image
+                        .parts
+                        .iter()
+                        .filter_map(|part| index.held(part))
+                        .map(|part| part.size)
+                        .sum(),
+                ),
                 ..bare
             }
         });

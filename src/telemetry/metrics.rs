@@ -388,6 +388,48 @@ pub const METRICS: &[Metric] = &[
         "When one last ended with everything held, Unix seconds.",
     ),
     metric(
+        "larder_webhook_delivered_total",
+        Kind::Counter,
+        &["webhook"],
+        "Events that a webhook's endpoint took.",
+    ),
+    metric(
+        "larder_webhook_failed_total",
+        Kind::Counter,
+        &["webhook", "status"],
+        "Deliveries that failed; none: there was no answer.",
+    ),
+    metric(
+        "larder_webhook_dropped_total",
+        Kind::Counter,
+        &["webhook", "reason"],
+        "Events given up: full, expired, refused, damaged, disk.",
+    ),
+    metric(
+        "larder_webhook_lost_total",
+        Kind::Counter,
+        &[],
+        "Events that came faster than webhooks' queues could be written.",
+    ),
+    metric(
+        "larder_webhook_queued_events",
+        Kind::Gauge,
+        &["webhook"],
+        "Events that wait on disk for a webhook.",
+    ),
+    metric(
+        "larder_webhook_queued_bytes",
+        Kind::Gauge,
+        &["webhook"],
+        "Bytes of these.",
+    ),
+    metric(
+        "larder_webhook_oldest_seconds",
+        Kind::Gauge,
+        &["webhook"],
+        "Age of the oldest of these; 0: nothing waits.",
+    ),
+    metric(
         "larder_wishes",
         Kind::Gauge,
         &[],

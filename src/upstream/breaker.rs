@@ -66,6 +66,11 @@ fn remaining(end: Instant) -> Option<Duration> {
     (!left.is_zero()).then_some(left)
 }
 
+/// How long such a header asks to wait; `None` if it says nothing.
+pub fn read_retry_after(text: &str) -> Option<Duration> {
+    parse_retry_after(text, SystemTime::now())
+}
+
 /// Whole seconds or an HTTP date. Nothing else: ghcr.io writes Go durations such as `35.852µs` (R-U40).
 fn parse_retry_after(text: &str, now: SystemTime) -> Option<Duration> {
     let text = text.trim();

@@ -13,7 +13,7 @@
 //! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
 //! upstream that said 429, `rate_limit` reads what is left before it does and
 //! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
-//! `greet` asks at the door, for a checkup.
+//! `greet` asks at the door, for a checkup; `courier` brings webhooks what they are told.
 
 mod ask;
 mod auth_file;
@@ -24,6 +24,7 @@ pub mod budget;
 mod challenge;
 pub mod client;
 mod cloud;
+pub mod courier;
 pub mod credentials;
 mod dance;
 pub mod documents;

@@ -923,3 +923,31 @@ async fn the_command() {
     }
     assert!(!out.contains("never shown") && !out.contains("$2"), "{out}");
 }
+
+/// They are told of, and are neither hit nor miss.
+#[tokio::test]
+async fn refusals_are_counted() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(PUBLIC, "1", &[10]);
+    let larder = Larder::start(&upstream, |t| {
+        rules(
+            t,
+            json!([{ "may": "nothing", "images": "docker.io/acme/*" }, { "may": "fetch" }]),
+        );
+    })
+    .await;
+    let stats = async || Ask::get("/api/v1/stats").send(larder.admin()).await.expect(200).json();
+    larder.get(manifest(SECRET, "1")).await.expect(404);
+    let first = stats().await;
+    assert_eq!(
+        (&first["requests"]["refused"], &first["hit_ratio"]),
+        (&1.into(), &Value::Null)
+    );
+    larder.get(manifest(PUBLIC, "1")).await.expect_content(&image.manifest);
+    larder.get(manifest(PUBLIC, "1")).await.expect_content(&image.manifest);
+    let second = stats().await;
+    assert_eq!(
+        (&second["requests"]["refused"], &second["hit_ratio"]),
+        (&1.into(), &0.5.into())
+    );
+}

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{origin, without_user};
 use crate::config::wanted::Platforms;
 use crate::config::{
-    Config, ConfigError, Lender, LogFormat, Password, Prefetch, StaticCredentials, Upstream, show_key,
+    Config, ConfigError, Lender, LogFormat, Password, Prefetch, StaticCredentials, Upstream, Webhook, show_key,
 };
 
 pub fn meaning(config: &Config) -> String {
@@ -66,6 +66,7 @@ pub fn meaning(config: &Config) -> String {
         "bundle": { "trusted_keys": config.bundle.trusted_keys },
         "upstreams": upstreams,
         "prefetch": config.prefetch.iter().map(prefetch).collect::<Vec<_>>(),
+        "webhooks": config.webhooks.iter().map(|one| webhook(config, one)).collect::<Vec<_>>(),
         "origins": config.origins,
         "warnings": config.warnings,
     }))
@@ -79,6 +80,31 @@ fn prefetch(prefetch: &Prefetch) -> Value {
         "platforms": prefetch.platforms.as_ref().map(Platforms::names),
         "schedule": prefetch.schedule.as_str(),
         "referrers": prefetch.referrers,
+    })
+}
+
+/// Of the address only scheme, host and port; of headers the names.
+fn webhook(config: &Config, hook: &Webhook) -> Value {
+    let (key, file) = match &hook.secret {
+        Some(Password::File(path)) => ("secret_file", Some(path)),
+        _ => ("secret", None),
+    };
+    json!({
+        "name": hook.name,
+        "url": hook.url.to_string(),
+        "events": hook.events,
+        "images": hook.images,
+        "signed": hook.secret.is_some(),
+        "secret_file": file,
+        "secret_from": origin(config, &["webhook", &hook.name, key]),
+        "headers": hook.headers.iter().map(|(name, _)| name).collect::<Vec<_>>(),
+        "headers_file": hook.headers_file,
+        "timeout_seconds": hook.timeout.as_secs_f64(),
+        "backoff_seconds": hook.backoff.as_secs_f64(),
+        "ca_file": hook.ca_file,
+        "proxy": hook.proxy.as_ref().map(ToString::to_string),
+        "queue_max_bytes": hook.queue_max,
+        "max_age_seconds": hook.max_age.as_secs_f64(),
     })
 }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use super::{origin, without_user};
 use crate::config::units::{show_duration, show_size};
-use crate::config::{Cache, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, Upstream};
+use crate::config::{
+    Cache, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, Upstream, WEBHOOK_EVENTS,
+};
 
 pub fn meaning(config: &Config) -> String {
     let mut out = String::new();
@@ -18,6 +20,9 @@ pub fn meaning(config: &Config) -> String {
     section(&mut out, "Upstreams", &upstreams(config));
     if !config.prefetch.is_empty() {
         section(&mut out, "Fetched ahead", &prefetches(config));
+    }
+    if !config.webhooks.is_empty() {
+        section(&mut out, "Webhooks", &webhooks(config));
     }
     if !config.warnings.is_empty() {
         section(&mut out, "Warnings", &config.warnings);
@@ -240,6 +245,58 @@ fn prefetches(config: &Config) -> Vec<String> {
     config.prefetch.iter().map(line).collect()
 }
 
+/// Of the address only scheme, host and port; of headers the names.
+fn webhooks(config: &Config) -> Vec<String> {
+    let mut out = Vec::new();
+    for hook in &config.webhooks {
+        let images = match hook.images.as_slice() {
+            [] => "all images".to_owned(),
+            images => list(images),
+        };
+        let events = match hook.events.len() == WEBHOOK_EVENTS.len() {
+            true => "everything".to_owned(),
+            false => list(&hook.events),
+        };
+        out.push(row(
+            &hook.name,
+            format!("{} is told of {events}, for {images}", hook.url),
+        ));
+        let mut say = |name: &str, text: String| out.push(format!("    {name}: {text}"));
+        say(
+            "signed",
+            match &hook.secret {
+                None => "no".to_owned(),
+                Some(Password::File(path)) => format!("with the secret in {}", path.display()),
+                Some(Password::Value(_)) => {
+                    let place = origin(config, &["webhook", &hook.name, "secret"]).unwrap_or("the configuration");
+                    format!("with the secret from {place}")
+                }
+            },
+        );
+        if !hook.headers.is_empty() {
+            let names: Vec<&str> = hook.headers.iter().map(|(name, _)| name.as_str()).collect();
+            say("headers", list(&names));
+        }
+        for (name, path) in [("more headers in", &hook.headers_file), ("authorities", &hook.ca_file)] {
+            if let Some(path) = path {
+                say(name, path.display().to_string());
+            }
+        }
+        if let Some(proxy) = &hook.proxy {
+            say("through", proxy.to_string());
+        }
+        say(
+            "waits on disk",
+            format!(
+                "{} at most, for {} at most",
+                show_size(hook.queue_max),
+                in_words(hook.max_age)
+            ),
+        );
+    }
+    out
+}
+
 /// The table, with what is special about an upstream in lines below it.
 fn upstreams(config: &Config) -> Vec<String> {
     let head = ["NAME", "URL", "ALIASES", "CREDENTIALS"].map(str::to_owned);
@@ -412,11 +469,16 @@ mod tests {
         let config = Config::from_toml(
             "[cache]\ntag_ttl = \"0s\"\n\
              [upstream.\"docker.io\"]\nusername = \"me\"\npassword = \"hunter2\"\nallow = [\"library/*\"]\n\
-             proxy = \"http://you:hunter2@proxy.example:3128\"\n",
+             proxy = \"http://you:hunter2@proxy.example:3128\"\n\
+             [webhook.ci]\nurl = \"https://hooks.example/hunter2\"\nevents = [\"pull\", \"evict\"]\n\
+             secret = \"hunter2\"\nheaders = [\"Authorization: hunter2\"]\n",
         )
         .unwrap();
         let text = meaning(&config);
         for want in [
+            "ci          https://hooks.example/… is told of pull, evict, for all images",
+            "signed: with the secret from proxy.toml:11",
+            "headers: authorization",
             "A tag is asked for by HEAD every time.",
             "me, password from proxy.toml:5",
             "only repositories: library/*",

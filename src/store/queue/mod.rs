@@ -56,13 +56,21 @@ pub struct Batch {
     end: Place,
 }
 
-/// What is in a queue.
+/// What is in a queue, handed to the kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
     pub events: u64,
     pub bytes: u64,
     /// When the oldest came, Unix milliseconds.
     pub oldest_ms: Option<u64>,
+}
+
+/// What was put in could not be written, and is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct Lost {
+    pub events: u64,
+    pub source: io::Error,
 }
 
 /// One queue. Its folder has one owner, as the store's has.
@@ -142,7 +150,11 @@ impl Queue {
             .collect();
         numbers.sort_unstable();
         let cursor = read_cursor(&tree).unwrap_or_default();
-        let next = numbers.last().copied().max(Some(cursor.segment)).map_or(1, |last| last + 1);
+        let next = numbers
+            .last()
+            .copied()
+            .max(Some(cursor.segment))
+            .map_or(1, |last| last + 1);
         let mut state = State {
             max_bytes,
             segments: VecDeque::new(),
@@ -190,7 +202,7 @@ impl Queue {
     }
 
     /// Takes a JSON object in. Gives how many older events had to go, or this one, which nobody could read back.
-    pub fn put(&self, at_ms: u64, json: &str) -> io::Result<u64> {
+    pub fn put(&self, at_ms: u64, json: &str) -> Result<u64, Lost> {
         let mut state = self.state();
         let begin = state.buffer.len();
         Line::write(at_ms, json, &mut state.buffer);
@@ -208,14 +220,9 @@ impl Queue {
 
     /// Hands to the kernel what was put in. Gives how many older events had to go.
     ///
-    /// Errors: what was put in since the last time is lost; [`Queue::put`] goes on.
-    pub fn flush(&self) -> io::Result<u64> {
+    /// Errors: what was put in since the last time is lost; the queue goes on.
+    pub fn flush(&self) -> Result<u64, Lost> {
         self.state().flush(&self.tree)
-    }
-
-    /// What was put in and is not handed over.
-    pub fn unflushed(&self) -> u64 {
-        self.state().buffered
     }
 
     /// Brings what was flushed to the disk.
@@ -263,7 +270,11 @@ impl Queue {
             },
             false => batch.end,
         };
-        let taken = if end == batch.end { lines as u64 + batch.damaged } else { lines as u64 };
+        let taken = if end == batch.end {
+            lines as u64 + batch.damaged
+        } else {
+            lines as u64
+        };
         let mut state = self.state();
         if end <= state.head {
             // It had to go meanwhile.
@@ -273,8 +284,14 @@ impl Queue {
         if let Some(segment) = state.segments.front_mut() {
             segment.events = segment.events.saturating_sub(taken);
         }
-        let is_through = state.segments.front().is_some_and(|segment| end.offset >= segment.bytes);
+        let is_through = state
+            .segments
+            .front()
+            .is_some_and(|segment| end.offset >= segment.bytes);
         if is_through {
+            if let Some(segment) = state.segments.front_mut() {
+                segment.events = 0;
+            }
             state.pass_on(&self.tree);
         }
         let head = state.head;
@@ -293,8 +310,8 @@ impl Queue {
             state.oldest = at.map(|at| (head, at));
         }
         Waiting {
-            events: events + state.buffered,
-            bytes: bytes.saturating_sub(head.offset) + state.buffer.len() as u64,
+            events,
+            bytes: bytes.saturating_sub(head.offset),
             oldest_ms: state.oldest.filter(|_| events > 0).map(|(_, at)| at),
         }
     }
@@ -305,12 +322,17 @@ impl Queue {
 }
 
 impl State {
-    fn flush(&mut self, tree: &QueueTree) -> io::Result<u64> {
+    fn flush(&mut self, tree: &QueueTree) -> Result<u64, Lost> {
         if self.buffer.is_empty() {
             return Ok(0);
         }
         let lines = std::mem::take(&mut self.buffer);
         let events = std::mem::take(&mut self.buffered);
+        let written = self.append(tree, &lines, events);
+        written.map_err(|source| Lost { events, source })
+    }
+
+    fn append(&mut self, tree: &QueueTree, lines: &[u8], events: u64) -> io::Result<u64> {
         let dropped = self.make_room(tree, lines.len() as u64);
         let fits = self
             .segments
@@ -322,7 +344,7 @@ impl State {
         let (Some(file), Some(last)) = (&mut self.file, self.segments.back_mut()) else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        if let Err(error) = file.write_all(&lines) {
+        if let Err(error) = file.write_all(lines) {
             // Half a line would spoil the next one.
             if file.set_len(last.bytes).is_err() {
                 self.file = None;
@@ -364,7 +386,11 @@ impl State {
         }
         let number = self.next;
         let path = tree.segment(number);
-        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
+        let file = OpenOptions::new()
+            .create_new(true)
+            .append(true)
+            .mode(0o600)
+            .open(path)?;
         self.next += 1;
         self.is_new = true;
         self.file = Some(file);
@@ -407,8 +433,7 @@ impl State {
         };
         let left = segment.bytes.saturating_sub(self.head.offset);
         let length = usize::try_from(left).unwrap_or(usize::MAX).min(READ.max(most_bytes));
-        let mut bytes = vec![0; length];
-        File::open(tree.segment(segment.number))?.read_exact_at(&mut bytes, self.head.offset)?;
+        let bytes = read_at(&tree.segment(segment.number), self.head.offset, length)?;
         let mut batch = Batch {
             end: self.head,
             ..Batch::default()
@@ -428,11 +453,6 @@ impl State {
                     batch.damaged += 1;
                     taken
                 }
-                // The end of a segment that was cut short by a crash, if it is all that there is.
-                Step::More if batch.lines.is_empty() && !rest.is_empty() && length as u64 == left => {
-                    batch.damaged += 1;
-                    rest.len()
-                }
                 Step::More => break,
             };
             rest = &rest[taken..];
@@ -441,8 +461,31 @@ impl State {
                 batch.ends.push(batch.end);
             }
         }
+        if batch.end == self.head {
+            // The file is gone, or shorter than it was, or ends in the middle of a line.
+            batch.damaged += 1;
+            batch.end.offset = segment.bytes;
+        }
         Ok(batch)
     }
+}
+
+/// So many bytes, or as many as there are.
+fn read_at(path: &Path, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        file => file?,
+    };
+    let mut bytes = vec![0; length];
+    let mut got = 0;
+    while got < length {
+        match file.read_at(&mut bytes[got..], offset + got as u64)? {
+            0 => break,
+            more => got += more,
+        }
+    }
+    bytes.truncate(got);
+    Ok(bytes)
 }
 
 /// Counts what is in a segment from an offset on, and takes off a torn end. Gives where to go on: the offset, or the beginning if

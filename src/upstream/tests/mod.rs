@@ -107,6 +107,7 @@ fn config(upstream: Upstream) -> Config {
         audit: None,
         bundle: crate::config::Bundle::default(),
         prefetch: Vec::new(),
+        webhooks: Vec::new(),
         upstreams: vec![upstream],
         sources: Vec::new(),
         file: None,
