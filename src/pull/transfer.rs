@@ -16,7 +16,7 @@ use ahead::Ahead;
 
 use super::blocking::{blocking, tell_not_kept};
 use super::error::PullError;
-use super::flight::{Entry, Flight, Order, Phase};
+use super::flight::{Entry, Flight, Order, Phase, SMALL_BYTES};
 use super::sink::Sink;
 use super::timing::Timing;
 use crate::events::{Action, Event};
@@ -245,7 +245,14 @@ impl Transfer {
     async fn stage(&self) -> Result<Sink, PullError> {
         for _ in 0..250 {
             let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
-            match blocking(move || store.stage(&key, &digest)).await {
+            // While the upstream is asked, so that its answer has not to wait for room.
+            let expected = self.order.hint.unwrap_or(SMALL_BYTES);
+            let staging = move || {
+                store
+                    .stage(&key, &digest)
+                    .inspect(|writer| writer.reserve_free(expected))
+            };
+            match blocking(staging).await {
                 Ok(writer) => return Ok(Sink::Disk(writer)),
                 // Still there after all: an earlier transfer that passes through holds the place.
                 Err(PullError::Store(StoreError::Busy(_))) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -340,6 +347,9 @@ fn judge(error: UpstreamError, streaming: bool, patience: Duration) -> Poured {
 async fn verify(sink: Sink) -> Result<(Sink, Result<(), StoreError>), PullError> {
     match sink {
         Sink::Disk(mut writer) => {
+            if writer.verify_held() {
+                return Ok((Sink::Disk(writer), Ok(())));
+            }
             blocking(move || {
                 let verdict = writer.verify();
                 Ok((Sink::Disk(writer), verdict))
