@@ -134,6 +134,44 @@ async fn every_error_can_be_read() {
     }
 }
 
+/// R-S27: what a cache in front may keep, hot and cold, in whole and in part: what a digest names for ever, all else not at all.
+#[tokio::test]
+async fn what_a_cache_in_front_may_keep() {
+    const FOR_EVER: &str = "max-age=31536000, immutable";
+    let upstream = Upstream::start().await;
+    let image = upstream.oci_image(REPO, "1", &[70_000]);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let (by_digest, layer) = (manifest(REPO, image.manifest), blob(REPO, image.layers[0]));
+    let unchanged = |path: &str, digest: &Digest| Ask::get(path).header("If-None-Match", format!("\"{digest}\""));
+    for _ in 0..2 {
+        for (ask, status, wanted) in [
+            (Ask::get("/v2/"), 200, "no-cache"),
+            (Ask::get(manifest(REPO, "1")), 200, "no-cache"),
+            (Ask::head(manifest(REPO, "1")), 200, "no-cache"),
+            (unchanged(&manifest(REPO, "1"), &image.manifest), 304, "no-cache"),
+            (Ask::get(format!("/v2/{REPO}/tags/list")), 200, "no-cache"),
+            (
+                Ask::get(format!("/v2/{REPO}/referrers/{}", image.manifest)),
+                200,
+                "no-cache",
+            ),
+            (Ask::get("/v2/_catalog"), 200, "no-cache"),
+            (Ask::get(&by_digest), 200, FOR_EVER),
+            (Ask::head(&by_digest), 200, FOR_EVER),
+            (unchanged(&by_digest, &image.manifest), 304, FOR_EVER),
+            (Ask::get(&layer), 200, FOR_EVER),
+            (Ask::head(&layer), 200, FOR_EVER),
+            (Ask::get(&layer).range("bytes=5-9"), 206, FOR_EVER),
+            (Ask::get(&layer).range("bytes=5-9,20-29"), 206, FOR_EVER),
+            (unchanged(&layer, &image.layers[0]), 304, FOR_EVER),
+        ] {
+            let what = format!("{ask:?}");
+            let response = ask.send(larder.registry()).await.expect(status);
+            assert_eq!(response.header("cache-control"), Some(wanted), "{what}");
+        }
+    }
+}
+
 /// R-C33, R-C70: what is looked for beside each image and is mostly not there costs the upstream one question, not one a
 /// pull.
 #[tokio::test]

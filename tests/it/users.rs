@@ -107,6 +107,50 @@ async fn a_layer_of_two_images() {
         .expect_content(&one.layers[0]);
 }
 
+/// R-X8: who may have nothing at all is told nothing, not even which registries there are or what a name may look like.
+#[tokio::test]
+async fn who_may_have_nothing() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[100]);
+    let folder = tempfile::tempdir().unwrap();
+    let users = folder.path().join("htpasswd");
+    std::fs::write(
+        &users,
+        format!(
+            "anna:{}
+",
+            bcrypt::hash("anna", 4).unwrap()
+        ),
+    )
+    .unwrap();
+    for (rule, status) in [
+        (json!([{"from": ["192.0.2.0/24"], "may": "fetch"}]), 403),
+        (json!([{"who": "anna", "may": "fetch"}]), 401),
+    ] {
+        let larder = Larder::start(&upstream, |t: &mut Toml| {
+            let rule: toml::Value = serde_json::from_value(rule).unwrap();
+            t.set(&["access"], "rule", rule);
+            if status == 401 {
+                t.set(&["access"], "htpasswd_file", users.to_str().unwrap());
+            }
+        })
+        .await;
+        for path in [
+            "/v2/".to_owned(),
+            "/v2/_catalog".to_owned(),
+            manifest(REPO, "1"),
+            manifest("evil.example/x", "1"),
+            manifest("UPPER", "1"),
+            blob(REPO, image.layers[0]),
+            format!("{}?ns=evil.example", manifest(REPO, "1")),
+            format!("/v2/{REPO}/tags/list"),
+        ] {
+            larder.get(&path).await.expect(status);
+        }
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
 /// R-C1, R-C93: a private image that one user had is there for that user while its registry is away, and for nobody else; who
 /// has to log in is told so at the image itself, and nobody is at `/`.
 #[tokio::test]
