@@ -42,7 +42,9 @@ impl Transfer {
             (Sink::Disk(writer), Some(total)) if !writer.has_room(total) => self.reserve(writer, total).await?,
             (sink, _) => sink,
         };
-        let odd = stream.content_type.as_deref().is_some_and(media_type::is_web_page)
+        self.was_unpacked |= stream.was_unpacked;
+        let odd = stream.was_unpacked
+            || stream.content_type.as_deref().is_some_and(media_type::is_web_page)
             || self.order.hint.zip(total).is_some_and(|(hint, total)| hint != total);
         self.flight.tell(|state| {
             state.phase = Phase::Streaming;
