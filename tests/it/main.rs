@@ -43,6 +43,6 @@ mod systemd;
 mod tags;
 mod timing;
 mod tokens;
-mod webhooks;
 mod upstreams;
 mod users;
+mod webhooks;
