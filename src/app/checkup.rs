@@ -2,7 +2,7 @@
 //!
 //! configuration and scope → each topic's own questions → findings, in the order in which they are read. `settings`,
 //! `access`, `certificate`, `disk` and `limits` look at this machine; `running` asks the proxy that runs; `upstreams` and
-//! `clock` ask the registries, side by side and each within [`PATIENCE`]; `clients` (with `docker`, `containerd`,
+//! `clock` ask the registries, side by side and each within [`PATIENCE`], and `traces` the collector; `clients` (with `docker`, `containerd`,
 //! `containers`, `rancher`) reads the files of clients on this machine, and `reach` tries the way that they take.
 //!
 //! Nothing is changed anywhere, no blob is fetched, and no finding holds a secret.
@@ -23,6 +23,7 @@ mod settings;
 mod target;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod upstreams;
 
 use std::path::PathBuf;
@@ -124,6 +125,7 @@ pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
     let (asked, offsets) = upstreams::check(&config, &scope).await;
     findings.extend(clock::check(&offsets));
     findings.extend(asked);
+    findings.extend(traces::check(&config, scope.network).await);
     let target = target::Target::of(&config, scope.address.as_ref());
     findings.extend(on_this_machine(target, &scope).await);
     findings

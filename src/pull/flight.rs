@@ -20,7 +20,8 @@ use super::timing::Timing;
 use super::transfer::{Lines, Transfer};
 use crate::oci::{Digest, Repository};
 use crate::store::Store;
-use crate::telemetry::stopwatch;
+use crate::telemetry;
+use crate::telemetry::trace::{self, Kind, Span};
 use crate::upstream::Client;
 pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, State};
 
@@ -36,6 +37,8 @@ pub struct Flight {
     began: Arc<str>,
     /// Repositories, beside that one, that have shown that they hold the digest.
     also: Mutex<BTreeSet<Arc<str>>>,
+    /// In the trace of whoever began it; it may outlast that request.
+    pub(super) span: Span,
 }
 
 /// What somebody finds who wants a digest.
@@ -179,6 +182,7 @@ impl Flights {
             positions: Positions::default(),
             began: order.key.clone(),
             also: Mutex::default(),
+            span: span_of(&order),
         });
         running.insert(order.digest, flight.clone());
         let follower = Follower::of(&flight, false);
@@ -195,8 +199,9 @@ impl Flights {
             self.lines.clone(),
         );
         let stop = self.stop.clone();
-        self.tasks.spawn(stopwatch::carry(async move {
-            transfer.run(&entry, &stop).await;
+        let span = entry.flight.span.clone();
+        self.tasks.spawn(telemetry::carry(async move {
+            span.over(transfer.run(&entry, &stop)).await;
         }));
         Place::Among(follower)
     }
@@ -204,6 +209,16 @@ impl Flights {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn span_of(order: &Order) -> Span {
+    let span = trace::start("transfer", Kind::Internal);
+    if span.is_recorded() {
+        span.set("larder.upstream", order.client.name());
+        span.set("larder.repository", &order.key);
+        span.set("larder.digest", order.digest.to_string());
+    }
+    span
 }
 
 /// A flight's line in the list. Dropped, also by a panic, it is off the list and nobody is left waiting.
@@ -258,6 +273,7 @@ impl Drop for Entry {
                 state.phase = Phase::Failed(PullError::Internal("the transfer was stopped"));
             }
         });
+        self.flight.span.end();
     }
 }
 

@@ -40,3 +40,4 @@ mod systemd;
 mod tags;
 mod timing;
 mod tokens;
+mod traces;
