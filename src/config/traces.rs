@@ -28,7 +28,7 @@ const SERVICE: &str = "larder";
 #[derive(Clone, Debug, PartialEq)]
 pub struct Traces {
     pub endpoint: Url,
-    /// `name=value`, with commas or line breaks between; read by [`pairs`].
+    /// `name=value`, with commas or line breaks between; `header_pairs` reads it.
     pub headers: Option<Password>,
     /// `service.name` first.
     pub resource: Vec<(String, String)>,

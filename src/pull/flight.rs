@@ -201,7 +201,7 @@ impl Flights {
         let stop = self.stop.clone();
         let span = entry.flight.span.clone();
         self.tasks.spawn(telemetry::carry(async move {
-            span.over(transfer.run(&entry, &stop)).await;
+            span.over(Box::pin(transfer.run(&entry, &stop))).await;
         }));
         Place::Among(follower)
     }

@@ -11,5 +11,6 @@ pub mod trace;
 
 /// `future`, for a task of its own, with what goes along with the task that begins it: its stopwatch and its span.
 pub fn carry<F: Future>(future: F) -> impl Future<Output = F::Output> {
-    stopwatch::carry(trace::carry(future))
+    // In a box: each layer would hold it twice.
+    stopwatch::carry(trace::carry(Box::pin(future)))
 }

@@ -2,12 +2,10 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::Finding;
 use crate::app::traces::Collector;
 use crate::config::Config;
-use crate::telemetry::trace::Post;
+use crate::telemetry::trace::{Post, otlp};
 
 const CHECK: &str = "traces";
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -23,7 +21,8 @@ pub(super) async fn check(config: &Config, may_dial: bool) -> Vec<Finding> {
     if !may_dial {
         return Vec::new();
     }
-    vec![judged(traces.endpoint.as_str(), collector.post(Bytes::new()).await)]
+    let message = otlp::encoded(&traces.resource, &[]);
+    vec![judged(traces.endpoint.as_str(), collector.post(message).await)]
 }
 
 fn judged(at: &str, post: Post) -> Finding {
@@ -46,7 +45,7 @@ fn judged(at: &str, post: Post) -> Finding {
             "is it the right path? Collectors usually take OTLP over HTTP at /v1/traces",
         ),
         Post::Answered { status, .. } => (
-            format!("the collector at {at} answered {status} to an empty message"),
+            format!("the collector at {at} answered {status} to a message without spans"),
             "is it one that takes OTLP over HTTP as protobuf? Its log may say more",
         ),
         Post::Failed(why) => (
@@ -59,6 +58,8 @@ fn judged(at: &str, post: Post) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::app::checkup::Level;
 

@@ -120,9 +120,10 @@ impl Handler for Registry {
                 (Some(told), _) => told,
                 // In a box: it is large, and hyper moves the future of every request.
                 (None, None) if !span.is_recorded() => Box::pin(self.walk(parts, visitor, caller)).await,
-                (None, None) => Box::pin(span.over(self.walk(parts, visitor, caller))).await,
+                // Once more, or each layer would hold it twice.
+                (None, None) => Box::pin(span.over(Box::pin(self.walk(parts, visitor, caller)))).await,
                 (None, Some(watch)) => {
-                    let walk = span.over(self.walk(parts, visitor, caller));
+                    let walk = span.over(Box::pin(self.walk(parts, visitor, caller)));
                     Box::pin(watch.clone().over(walk)).await
                 }
             }

@@ -150,7 +150,7 @@ impl Sending {
     }
 
     async fn deliver(&mut self, batch: &[Box<Record>]) {
-        let body = Bytes::from(otlp::request(&self.target.resource, batch).encode_to_vec());
+        let body = otlp::encoded(&self.target.resource, batch);
         let mut pause = PAUSE;
         for attempt in 1..=ATTEMPTS {
             let refusal = match judge((self.target.post)(body.clone()).await) {
