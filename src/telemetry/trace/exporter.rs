@@ -57,11 +57,11 @@ pub struct Target {
 }
 
 /// The way into the queue.
-pub(super) struct Queue(pub(super) Sender<Box<Record>>);
+pub(super) struct Queue(pub(super) Sender<Record>);
 
 impl Queue {
     /// Never waits.
-    pub(super) fn put(&self, record: Box<Record>) {
+    pub(super) fn put(&self, record: Record) {
         if self.0.try_send(record).is_err() {
             dropped("queue", 1);
         }
@@ -119,7 +119,7 @@ struct Refusal {
 }
 
 impl Sending {
-    async fn run(mut self, mut queue: Receiver<Box<Record>>) {
+    async fn run(mut self, mut queue: Receiver<Record>) {
         let mut batch = Vec::with_capacity(BATCH);
         while self.gather(&mut queue, &mut batch).await {
             self.deliver(&batch).await;
@@ -133,7 +133,7 @@ impl Sending {
     }
 
     /// Fills a batch. `false`: there is nothing to wait for any more.
-    async fn gather(&self, queue: &mut Receiver<Box<Record>>, batch: &mut Vec<Box<Record>>) -> bool {
+    async fn gather(&self, queue: &mut Receiver<Record>, batch: &mut Vec<Record>) -> bool {
         tokio::select! {
             came = queue.recv_many(batch, BATCH) => if came == 0 { return false },
             () = self.stop.cancelled() => return false,
@@ -149,7 +149,7 @@ impl Sending {
         true
     }
 
-    async fn deliver(&mut self, batch: &[Box<Record>]) {
+    async fn deliver(&mut self, batch: &[Record]) {
         let body = otlp::encoded(&self.target.resource, batch);
         let mut pause = PAUSE;
         for attempt in 1..=ATTEMPTS {

@@ -65,7 +65,7 @@ impl Tracer {
 
     /// One that writes into `records`, for tests.
     #[cfg(test)]
-    pub fn into_queue(sampler: Sampler, room: usize) -> (Tracer, tokio::sync::mpsc::Receiver<Box<span::Record>>) {
+    pub fn into_queue(sampler: Sampler, room: usize) -> (Tracer, tokio::sync::mpsc::Receiver<span::Record>) {
         let (sender, records) = tokio::sync::mpsc::channel(room);
         let shared = Shared {
             sampler,

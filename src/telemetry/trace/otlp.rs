@@ -139,11 +139,11 @@ const HAS_REMOTE: u32 = 0x100;
 const IS_REMOTE: u32 = 0x200;
 
 /// One batch, as it is sent. `resource` is who tells it.
-pub fn encoded(resource: &[(String, String)], batch: &[Box<Record>]) -> Bytes {
+pub fn encoded(resource: &[(String, String)], batch: &[Record]) -> Bytes {
     request(resource, batch).encode_to_vec().into()
 }
 
-fn request(resource: &[(String, String)], batch: &[Box<Record>]) -> ExportRequest {
+fn request(resource: &[(String, String)], batch: &[Record]) -> ExportRequest {
     let attribute = |(key, value): &(String, String)| pair(key, Any::Text(value.clone()));
     ExportRequest {
         resource_spans: vec![ResourceSpans {
@@ -155,7 +155,7 @@ fn request(resource: &[(String, String)], batch: &[Box<Record>]) -> ExportReques
                     name: "larder".to_owned(),
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                 }),
-                spans: batch.iter().map(|record| span(record)).collect(),
+                spans: batch.iter().map(span).collect(),
             }],
         }],
     }

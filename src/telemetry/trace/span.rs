@@ -66,7 +66,7 @@ struct Open {
     here: Here,
     begun: Instant,
     /// `None` once it has ended.
-    record: Mutex<Option<Box<Record>>>,
+    record: Mutex<Option<Record>>,
 }
 
 impl std::fmt::Debug for Span {
@@ -133,7 +133,7 @@ impl Span {
         Span(Some(Arc::new(Open {
             here: Here { shared, context },
             begun: Instant::now(),
-            record: Mutex::new(Some(Box::new(record))),
+            record: Mutex::new(Some(record)),
         })))
     }
 
@@ -211,7 +211,7 @@ impl Span {
 }
 
 impl Open {
-    fn record(&self) -> MutexGuard<'_, Option<Box<Record>>> {
+    fn record(&self) -> MutexGuard<'_, Option<Record>> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -19,10 +19,8 @@ fn parent(flags: &str) -> Option<Context> {
     Context::read(text.as_bytes(), std::iter::empty())
 }
 
-fn taken(records: &mut Receiver<Box<Record>>) -> Vec<Record> {
-    std::iter::from_fn(|| records.try_recv().ok())
-        .map(|record| *record)
-        .collect()
+fn taken(records: &mut Receiver<Record>) -> Vec<Record> {
+    std::iter::from_fn(|| records.try_recv().ok()).collect()
 }
 
 #[tokio::test]
