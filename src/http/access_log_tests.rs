@@ -113,6 +113,7 @@ async fn the_trace_is_named() {
     assert_eq!(line.get("trace_id"), None);
 }
 
+/// What a client calls itself is told and nothing more (R-C29).
 #[tokio::test]
 async fn a_complete_answer() {
     let request = request("/told?ns=docker.io&token=secret")

@@ -5,6 +5,7 @@
 //! still holds up nobody (R-W3).
 
 mod follower;
+mod front;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +24,9 @@ use crate::store::Store;
 use crate::telemetry;
 use crate::telemetry::trace::{self, Kind, Span};
 use crate::upstream::Client;
-pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, State};
+pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, SMALL_BYTES, State};
+pub use front::FRONT_BYTES;
+use front::Front;
 
 /// A transfer under way.
 pub struct Flight {
@@ -33,6 +36,7 @@ pub struct Flight {
     followers: AtomicUsize,
     left: Notify,
     pub(super) positions: Positions,
+    pub(super) front: Front,
     /// The repository that began it.
     began: Arc<str>,
     /// Repositories, beside that one, that have shown that they hold the digest.
@@ -169,6 +173,7 @@ impl Flights {
         let state = State {
             phase: Phase::Asking,
             written: 0,
+            came: 0,
             total: None,
             file: None,
             window: None,
@@ -180,6 +185,7 @@ impl Flights {
             followers: AtomicUsize::new(0),
             left: Notify::new(),
             positions: Positions::default(),
+            front: Front::default(),
             began: order.key.clone(),
             also: Mutex::default(),
             span: span_of(&order),
