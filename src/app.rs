@@ -10,6 +10,7 @@ mod hooks;
 mod keys;
 mod reload;
 mod rest;
+mod traces;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicBool;
@@ -42,6 +43,7 @@ use crate::pull::{Pull, Timing};
 use crate::store::{Faults, Store, StoreError};
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, InstallError};
+use crate::telemetry::trace::Exporter;
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
 use reload::Reloader;
@@ -72,6 +74,8 @@ pub enum StartError {
     Audit(String, std::io::Error),
     #[error(transparent)]
     Webhook(#[from] HookError),
+    #[error("traces: {0}")]
+    Traces(String),
     #[error("a start-up task ended early")]
     Task,
 }
@@ -99,6 +103,7 @@ pub struct Running {
     reloader: Arc<Reloader>,
     audit: Option<Audit>,
     hooks: Webhooks,
+    exporter: Option<Exporter>,
     stop: CancellationToken,
     cut: CancellationToken,
     transfers: TaskTracker,
@@ -169,6 +174,7 @@ async fn launch(
         None => None,
     };
     let clients = Clients::new(&config)?;
+    let (tracer, exporter) = traces::start(config.traces.as_ref()).map_err(StartError::Traces)?;
     // Behind the first hits: a million files take seconds to look at.
     let walked = store.clone();
     tokio::task::spawn_blocking(move || {
@@ -221,7 +227,8 @@ async fn launch(
     let ops = ops::router(readiness, handle.clone(), api, reloader.token.clone(), Vec::new());
     let has_tls = tls.is_some();
     let door = |name: &str, tls| v2::Door::new(gate.clone(), name, tls, config.access.realm.as_ref());
-    let registry_of = v2::Registry::new(pull.clone(), reloader.timed.clone(), door(MAIN_LISTENER, has_tls));
+    let registry_of =
+        v2::Registry::new(pull.clone(), reloader.timed.clone(), door(MAIN_LISTENER, has_tls)).traced(tracer);
     let listeners = further.iter().map(further::Bound::open).collect();
     let mut servers = vec![
         tokio::spawn(server::serve(
@@ -269,6 +276,7 @@ async fn launch(
         reloader,
         audit,
         hooks,
+        exporter,
         stop,
         cut,
         transfers,
@@ -309,6 +317,9 @@ impl Running {
         }
         self.transfers.close();
         self.transfers.wait().await;
+        if let Some(exporter) = self.exporter.take() {
+            exporter.close().await;
+        }
         let (store, audit, hooks) = (self.pull.store().clone(), self.audit.take(), self.hooks.clone());
         let _ = tokio::task::spawn_blocking(move || {
             store.close();

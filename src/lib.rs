@@ -7,7 +7,7 @@
 //! | floor | what it is | may import |
 //! |---|---|---|
 //! | [`oci`] | the specification's nouns, parsed: digest, name, reference, manifest, error codes | – |
-//! | [`telemetry`] | log set-up, metrics | – |
+//! | [`telemetry`] | log set-up, metrics, traces | – |
 //! | [`events`] | what happened, as data, and its broadcast | oci |
 //! | [`config`] | what the operator asked for: raw figures in, meaning out | oci |
 //! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry events |
@@ -64,6 +64,9 @@
 //!   lock; what `http::v2::hot` told under an earlier one is not told again.
 //! - **Lent credentials**: `upstream::credentials` → `upstream::lease`, which keeps what a helper (`upstream::helper`) or a cloud
 //!   (`upstream::cloud`) gives out, one question for all who wait; again before it ends, and once when a registry refuses it.
+//! - **Traces**: `http::traced` makes a request a span, if it is to be recorded; those of its transfer (`pull::flight`) and of each
+//!   exchange (`upstream::transport`) find it through the task (`telemetry::trace`). What has ended goes through a bounded queue to
+//!   the collector, by a client that `app::traces` makes.
 //! - **Audit**: `store` (evictions, imports), `pull` (fetches), `admin` (an operator's doing) and `http` (pulls, refusals) note what they did in
 //!   [`events`], without waiting; `jobs::audit` writes it down.
 //! - **Webhooks**: the same events → one thread that says whom each is for and puts it into those hooks' queues on disk

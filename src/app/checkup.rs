@@ -2,7 +2,8 @@
 //!
 //! configuration and scope → each topic's own questions → findings, in the order in which they are read. `settings`,
 //! `access`, `certificate`, `disk` and `limits` look at this machine; `running` asks the proxy that runs; `upstreams` and
-//! `clock` ask the registries, side by side and each within [`PATIENCE`]; `webhooks` connects to their endpoints; `clients` (with `docker`, `containerd`,
+//! `clock` ask the registries, side by side and each within [`PATIENCE`]; `webhooks` connects to their endpoints, `traces` asks
+//! the collector; `clients` (with `docker`, `containerd`,
 //! `containers`, `rancher`) reads the files of clients on this machine, and `reach` tries the way that they take.
 //!
 //! Nothing is changed anywhere, no blob is fetched, and no finding holds a secret.
@@ -23,6 +24,7 @@ mod settings;
 mod target;
 #[cfg(test)]
 mod tests;
+mod traces;
 mod upstreams;
 mod webhooks;
 
@@ -126,6 +128,7 @@ pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
     findings.extend(clock::check(&offsets));
     findings.extend(asked);
     findings.extend(webhooks::check(&config, running.stats(), scope.network).await);
+    findings.extend(traces::check(&config, scope.network).await);
     let target = target::Target::of(&config, scope.address.as_ref());
     findings.extend(on_this_machine(target, &scope).await);
     findings

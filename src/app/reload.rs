@@ -127,6 +127,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
         ("cache.path", old.cache.path != new.cache.path),
         ("log.format", old.log.format != new.log.format),
         ("audit", old.audit != new.audit),
+        ("traces", old.traces != new.traces),
         (
             "listener",
             format!("{:?}", old.listeners) != format!("{:?}", new.listeners),

@@ -191,6 +191,7 @@ fn value(text: &str, kind: Kind) -> Result<Value, String> {
             Ok(number) if number >= 0 => Ok(Value::Integer(number)),
             _ => Err(wrong()),
         },
+        Kind::Share => text.trim().parse().map(Value::Float).map_err(|_| wrong()),
         Kind::List | Kind::TextOrList if is_toml_list(text) => toml_list(text).ok_or_else(wrong),
         Kind::List => Ok(list()),
         // A comma may be part of it.

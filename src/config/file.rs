@@ -125,6 +125,7 @@ impl Check<'_> {
             )
             | (Kind::Flag, Value::Boolean(_)) => true,
             (Kind::Count | Kind::Size | Kind::Floor, Value::Integer(number)) => *number >= 0,
+            (Kind::Share, Value::Integer(_) | Value::Float(_)) => true,
             (Kind::List | Kind::SecretList | Kind::TextOrList, list) => texts(list),
             (Kind::Table(keys), Value::Table(table)) => {
                 return Some(Value::Table(self.table(table.clone(), keys, path)));

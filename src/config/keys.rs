@@ -20,6 +20,8 @@ pub enum Kind {
     Duration,
     /// Text or a whole number of pulls.
     Floor,
+    /// A number from 0 to 1.
+    Share,
     List,
     /// A list of texts that no message may show.
     SecretList,
@@ -43,6 +45,7 @@ impl Kind {
             Kind::Size => super::units::SIZE,
             Kind::Duration => super::units::DURATION,
             Kind::Floor => super::care::FLOOR,
+            Kind::Share => "a number from 0 to 1",
             Kind::List | Kind::SecretList => "a list of texts, such as [\"a\", \"b\"]",
             Kind::TextOrList => "a text or a list of texts",
             Kind::Table(_) => "a table",
@@ -72,6 +75,7 @@ pub const ROOT: &[Key] = &[
     key("limits", Kind::Table(LIMITS)),
     key("audit", Kind::Table(AUDIT)),
     key("bundle", Kind::Table(BUNDLE)),
+    key("traces", Kind::Table(TRACES)),
     key("listener", Kind::Tables(LISTENER)),
     key("access", Kind::Table(ACCESS)),
     key("upstream", Kind::Named(UPSTREAM)),
@@ -158,6 +162,17 @@ const AUDIT: &[Key] = &[
 ];
 
 const BUNDLE: &[Key] = &[key("trusted_keys", Kind::List)];
+
+const TRACES: &[Key] = &[
+    key("endpoint", Kind::Text),
+    key("headers", Kind::Secret),
+    key("headers_file", Kind::Text),
+    key("service_name", Kind::Text),
+    key("resource", Kind::List),
+    key("sample", Kind::Share),
+    key("propagate", Kind::Flag),
+    key("ca_file", Kind::Text),
+];
 
 /// The keys of one `[upstream."…"]`.
 pub const UPSTREAM: &[Key] = &[

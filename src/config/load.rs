@@ -15,7 +15,7 @@ use super::file::{self, Layer};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, names, prefetch, settle, settle_access, upstreams, webhook};
+use super::{Config, names, prefetch, settle, settle_access, traces, upstreams, webhook};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -180,7 +180,7 @@ fn merge(defaults: &Raw, file: &Layer, variables: &Layer) -> Result<Raw, ConfigE
         })
 }
 
-fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> Result<Config, ConfigError> {
+fn settle_all(findings: &mut Findings<'_>, raw: &Raw, mut sources: Vec<String>) -> Result<Config, ConfigError> {
     let server = settle::server(findings, &raw.server);
     let admin = settle::admin(findings, raw, &server.listen);
     let placeholder = fallback_host()?;
@@ -202,6 +202,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
     let limits = settle::limits(findings, &raw.limits);
     let audit = settle::audit(findings, &raw.audit);
     let bundle = settle::bundle(findings, &raw.bundle);
+    let traces = traces::traces(findings, &raw.traces, &mut sources);
     let prefetch = prefetch::prefetches(findings, &raw.prefetch);
     let webhooks = webhook::webhooks(findings, raw.webhook.iter(), &upstreams);
     if !findings.problems.is_empty() {
@@ -217,6 +218,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, sources: Vec<String>) -> R
         limits,
         audit,
         bundle,
+        traces,
         upstreams,
         prefetch,
         webhooks,

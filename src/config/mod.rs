@@ -5,8 +5,8 @@
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
-//! held to the code; `prefetch` reads schedules, `wanted` what they and `larder prefetch` are to fetch,
-//! `webhook` who is told of what happens.
+//! held to the code; `traces` says where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
+//! what they and `larder prefetch` are to fetch.
 
 mod access;
 #[cfg(test)]
@@ -30,6 +30,7 @@ mod settle;
 mod settle_access;
 #[cfg(test)]
 mod tests;
+mod traces;
 pub mod units;
 mod upstreams;
 pub mod wanted;
@@ -41,6 +42,7 @@ pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
 pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
+pub use traces::{Traces, header_pairs};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,6 +67,7 @@ pub struct Config {
     pub limits: Limits,
     pub audit: Option<Audit>,
     pub bundle: Bundle,
+    pub traces: Option<Traces>,
     /// Built-in ones included, each name once, sorted by name.
     pub upstreams: Vec<Upstream>,
     /// What is fetched ahead, and when.

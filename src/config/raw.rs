@@ -20,6 +20,7 @@ pub struct Raw {
     pub limits: RawLimits,
     pub audit: RawAudit,
     pub bundle: RawBundle,
+    pub traces: RawTraces,
     pub listener: BTreeMap<String, RawListener>,
     pub access: RawAccess,
     pub upstream: BTreeMap<String, RawUpstream>,
@@ -146,6 +147,26 @@ pub struct RawAudit {
 #[serde(deny_unknown_fields)]
 pub struct RawBundle {
     pub trusted_keys: Vec<String>,
+}
+
+// No Debug: a token may be inside (R-X17).
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawTraces {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headers: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headers_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_name: Option<String>,
+    pub resource: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<f64>,
+    pub propagate: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
 }
 
 // No Debug: a password may be inside (R-X17).
@@ -333,6 +354,7 @@ impl Default for Raw {
             bundle: RawBundle {
                 trusted_keys: Vec::new(),
             },
+            traces: RawTraces::default(),
             listener: BTreeMap::new(),
             access: RawAccess {
                 htpasswd_file: None,

@@ -18,8 +18,10 @@ use http_body::{Frame, SizeHint};
 use super::labels::{Labels, Subject};
 use super::outbox::Outbox;
 use super::server::{Caller, Peer};
+use super::traced::Traced;
 use crate::events::{Action, Event, Events};
 use crate::oci::Digest;
+use crate::telemetry::trace::{Span, Tracer};
 
 /// What the line says of the request.
 struct Asked {
@@ -130,6 +132,7 @@ pub struct Line {
     is_cold: bool,
     /// What an event will say of it, if anybody listens.
     heard: Option<Box<Heard>>,
+    traced: Traced,
 }
 
 /// Of a request, for events.
@@ -164,7 +167,14 @@ impl Line {
             ended: Ended::Aborted,
             is_cold: false,
             heard: None,
+            traced: Traced::default(),
         }
+    }
+
+    /// Where there are traces, it is one or a part of one.
+    pub fn traced(&mut self, tracer: &Tracer, request: &request::Parts, caller: &Caller, has_tls: bool) -> Span {
+        self.traced = Traced::begin(tracer, request, caller, has_tls);
+        self.traced.span().clone()
     }
 
     /// It is a client's, and whoever listens to `events` is told what became of it. `scheme` is the listener's.
@@ -201,6 +211,7 @@ impl Line {
     ) -> Response<Logged<B>> {
         self.status = response.status().as_u16();
         self.outcome = labels.outcome.unwrap_or("-");
+        self.traced.answered(&self.method, self.status, &labels);
         self.upstream = labels.upstream;
         if let Some(heard) = &mut self.heard {
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
@@ -359,6 +370,7 @@ impl Drop for Line {
             );
         }
         self.tell();
+        self.traced.ended(self.ended.as_str(), self.sent);
         let asked = self.asked.as_deref();
         tracing::info!(
             target: "larder::access",
@@ -375,6 +387,7 @@ impl Drop for Line {
             range = asked.and_then(|asked| asked.range.as_deref()),
             complete = self.ended == Ended::Complete,
             ended = self.ended.as_str(),
+            trace_id = self.traced.id().map(tracing::field::display),
         );
     }
 }
@@ -412,7 +425,8 @@ impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Unpin> http_body::B
             }
             Some(Err(error)) => {
                 let path = line.asked.as_ref().map_or("", |asked| &asked.path);
-                tracing::debug!(path, %error, "a response broke off");
+                let trace_id = line.traced.id().map(tracing::field::display);
+                tracing::debug!(path, %error, trace_id, "a response broke off");
                 line.ended = Ended::Broken;
             }
             None if line.ended == Ended::Aborted => line.ended = Ended::Complete,

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tracing::instrument::WithSubscriber;
 
 use super::*;
+use crate::telemetry::trace::Sampler;
 
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
@@ -37,7 +38,12 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
         outbox: None,
     };
     let (parts, _) = request.into_parts();
-    let line = Line::begin(&parts, &caller);
+    let mut line = Line::begin(&parts, &caller);
+    let heeds = Sampler {
+        share: 0.0,
+        heeds_parent: true,
+    };
+    line.traced(&Tracer::into_queue(heeds, 1).0, &parts, &caller, false);
     let mut labels = Labels {
         route: "other",
         outcome: None,
@@ -91,6 +97,20 @@ async fn line(request: Request<Body>, read: bool) -> Value {
 
 fn request(uri: &str) -> axum::http::request::Builder {
     Request::builder().uri(uri)
+}
+
+/// The trace of a client that has one, recorded or not.
+#[tokio::test]
+async fn the_trace_is_named() {
+    let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+    for flags in ["00", "01"] {
+        let parent = format!("00-{id}-00f067aa0ba902b7-{flags}");
+        let request = request("/told").header("traceparent", parent);
+        let line = line(request.body(Body::empty()).unwrap(), true).await;
+        assert_eq!(line["trace_id"], id);
+    }
+    let line = line(request("/told").body(Body::empty()).unwrap(), true).await;
+    assert_eq!(line.get("trace_id"), None);
 }
 
 /// What a client calls itself is told and nothing more (R-C29).

@@ -2,7 +2,7 @@
 //!
 //! `server` owns sockets and knows nothing of routes; `range`, `multipart`, `payload`, `error` and `labels` are the
 //! vocabulary that routes answer with; `v2` is the registry; `outbox` carries files past all of
-//! them to the socket; `access_log` counts and logs what was answered; `ops` and `admin` are for operators.
+//! them to the socket; `access_log` counts and logs what was answered, `traced` tells it as a span; `ops` and `admin` are for operators.
 
 pub mod access;
 pub mod access_log;
@@ -15,4 +15,5 @@ pub mod outbox;
 pub mod payload;
 pub mod range;
 pub mod server;
+pub mod traced;
 pub mod v2;

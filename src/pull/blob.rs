@@ -5,11 +5,12 @@ use std::sync::Arc;
 use super::blocking::blocking;
 use super::body::Source;
 use super::error::PullError;
-use super::flight::{Order, Place};
+use super::flight::{Follower, Order, Place};
 use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question};
 use crate::oci::Digest;
+use crate::telemetry::trace::{self, Kind, Span};
 use crate::upstream::{Client, ErrorKind, UpstreamError};
 
 /// Transfers of other repositories that may fail under a client before it is told.
@@ -31,6 +32,16 @@ pub struct OpenBlob {
     /// Bytes that a manifest of this repository claims: who asks has them from there, too.
     pub claimed: Option<u64>,
     pub outcome: Outcome,
+}
+
+/// The wait for a transfer's first bytes, told where it is somebody else's: what it does is in the trace of that request.
+fn wait_span(follower: &Follower) -> Span {
+    if !follower.joined {
+        return Span::default();
+    }
+    let span = trace::start("wait for transfer", Kind::Internal);
+    span.link(follower.trace());
+    span
 }
 
 impl Pull {
@@ -109,7 +120,13 @@ impl Pull {
                     continue;
                 }
             };
-            match follower.decided().await {
+            let wait = wait_span(&follower);
+            let decided = follower.decided().await;
+            if let Err(error) = &decided {
+                wait.fail(error.as_str(), error);
+            }
+            drop(wait);
+            match decided {
                 Ok(state) => {
                     let outcome = match follower.joined {
                         true => Outcome::Collapsed,

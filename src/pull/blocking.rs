@@ -4,6 +4,7 @@ use super::error::PullError;
 use crate::oci::Digest;
 use crate::store::StoreError;
 use crate::telemetry::stopwatch::{Part, measure};
+use crate::telemetry::trace;
 
 /// Runs disk work off the async threads.
 pub(super) async fn blocking<T: Send + 'static>(
@@ -21,6 +22,6 @@ pub(super) fn tell_not_kept(digest: &Digest, error: &PullError) {
         PullError::Store(StoreError::Io { .. } | StoreError::NoRoom(_)) => {
             tracing::debug!(%digest, %error, "served but not kept");
         }
-        _ => tracing::error!(%digest, %error, "served but not kept"),
+        _ => tracing::error!(%digest, %error, trace_id = trace::id(), "served but not kept"),
     }
 }

@@ -21,7 +21,8 @@ use super::timing::Timing;
 use super::transfer::{Lines, Transfer};
 use crate::oci::{Digest, Repository};
 use crate::store::Store;
-use crate::telemetry::stopwatch;
+use crate::telemetry;
+use crate::telemetry::trace::{self, Kind, Span};
 use crate::upstream::Client;
 pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, SMALL_BYTES, State};
 pub use front::FRONT_BYTES;
@@ -40,6 +41,8 @@ pub struct Flight {
     began: Arc<str>,
     /// Repositories, beside that one, that have shown that they hold the digest.
     also: Mutex<BTreeSet<Arc<str>>>,
+    /// In the trace of whoever began it; it may outlast that request.
+    pub(super) span: Span,
 }
 
 /// What somebody finds who wants a digest.
@@ -185,6 +188,7 @@ impl Flights {
             front: Front::default(),
             began: order.key.clone(),
             also: Mutex::default(),
+            span: span_of(&order),
         });
         running.insert(order.digest, flight.clone());
         let follower = Follower::of(&flight, false);
@@ -201,8 +205,9 @@ impl Flights {
             self.lines.clone(),
         );
         let stop = self.stop.clone();
-        self.tasks.spawn(stopwatch::carry(async move {
-            transfer.run(&entry, &stop).await;
+        let span = entry.flight.span.clone();
+        self.tasks.spawn(telemetry::carry(async move {
+            span.over(Box::pin(transfer.run(&entry, &stop))).await;
         }));
         Place::Among(follower)
     }
@@ -210,6 +215,16 @@ impl Flights {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn span_of(order: &Order) -> Span {
+    let span = trace::start("transfer", Kind::Internal);
+    if span.is_recorded() {
+        span.set("larder.upstream", order.client.name());
+        span.set("larder.repository", &order.key);
+        span.set("larder.digest", order.digest.to_string());
+    }
+    span
 }
 
 /// A flight's line in the list. Dropped, also by a panic, it is off the list and nobody is left waiting.
@@ -264,6 +279,7 @@ impl Drop for Entry {
                 state.phase = Phase::Failed(PullError::Internal("the transfer was stopped"));
             }
         });
+        self.flight.span.end();
     }
 }
 

@@ -21,6 +21,7 @@ use crate::events::{Action, Event};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Algorithm, Digest, Reference, Tag, media_type};
 use crate::store::{self, TagRecord, unix_ms};
+use crate::telemetry::trace::{self, Kind};
 use crate::upstream::{ErrorKind, ManifestBody, ManifestHead, UpstreamError};
 
 /// Everything an answer needs; `bytes` only if they were asked for.
@@ -114,7 +115,8 @@ impl Pull {
                 error
             }
             Ok(Err(error)) => {
-                tracing::warn!(repository = %target.key, %tag, %error, "the upstream could not confirm a tag: serving what is held");
+                let trace_id = trace::id();
+                tracing::warn!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is held");
                 error
             }
             Err(_) => {
@@ -545,8 +547,10 @@ impl Pull {
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         let media_type: Arc<str> = manifest.media_type.as_str().into();
         let (store, key, kind) = (self.store.clone(), target.key.clone(), media_type.clone());
+        let span = trace::start("commit", Kind::Internal);
         let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &children, &body.bytes)).await;
         if let Err(error) = kept {
+            span.fail(error.as_str(), &error);
             // The bytes are right and in hand: a disk that cannot keep them is no reason to refuse them (L5).
             tell_not_kept(&digest, &error);
         }

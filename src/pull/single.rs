@@ -7,18 +7,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::watch;
 
 use super::error::PullError;
-use crate::telemetry::stopwatch;
+use crate::telemetry;
+use crate::telemetry::trace::context::Context;
+use crate::telemetry::trace::{self, Kind};
 
 /// Questions under way, by key. The asking is a task of its own: it outlives whoever began it.
 pub struct Single<K, V> {
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    running: Running<K, V>,
 }
+
+/// Each with where it is asked among traces, if that is recorded.
+type Running<K, V> = Arc<Mutex<HashMap<K, (watch::Receiver<Option<V>>, Option<Context>)>>>;
 
 /// An answer to come.
 pub struct Pending<V> {
     answer: watch::Receiver<Option<V>>,
     /// Whether somebody else had asked already.
     pub joined: bool,
+    /// The span that somebody else asks in.
+    asked_in: Option<Context>,
 }
 
 impl<K, V> Default for Single<K, V> {
@@ -40,32 +47,37 @@ where
         F: Future<Output = V> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = running.get(&key) {
+        if let Some((answer, asked_in)) = running.get(&key) {
             return Pending {
                 answer: answer.clone(),
                 joined: true,
+                asked_in: asked_in.clone(),
             };
         }
         let (sender, answer) = watch::channel(None);
-        running.insert(key.clone(), answer.clone());
+        running.insert(key.clone(), (answer.clone(), trace::here()));
         let guard = Leave {
             running: self.running.clone(),
             key,
         };
         let asking = ask();
-        tokio::spawn(stopwatch::carry(async move {
+        tokio::spawn(telemetry::carry(async move {
             let value = asking.await;
             // Out of the map before it is told: whoever comes after the answer asks anew.
             drop(guard);
             let _ = sender.send(Some(value));
         }));
-        Pending { answer, joined: false }
+        Pending {
+            answer,
+            joined: false,
+            asked_in: None,
+        }
     }
 }
 
 /// Takes the question off the list, also when its task panics.
 struct Leave<K: Eq + Hash, V> {
-    running: Arc<Mutex<HashMap<K, watch::Receiver<Option<V>>>>>,
+    running: Running<K, V>,
     key: K,
 }
 
@@ -81,6 +93,11 @@ impl<K: Eq + Hash, V> Drop for Leave<K, V> {
 impl<T: Clone> Pending<Result<T, PullError>> {
     /// Waits for the answer. May be dropped and taken up again.
     pub async fn wait(&mut self) -> Result<T, PullError> {
+        let span = match self.joined {
+            true => trace::start("wait for answer", Kind::Internal),
+            false => trace::Span::default(),
+        };
+        span.link(self.asked_in.as_ref());
         match self.answer.wait_for(Option::is_some).await {
             Ok(value) => (*value).clone().unwrap_or(Err(PullError::Internal("an empty answer"))),
             Err(_) => Err(PullError::Internal("an upstream question was dropped")),

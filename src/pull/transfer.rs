@@ -21,6 +21,7 @@ use super::sink::Sink;
 use super::timing::Timing;
 use crate::events::{Action, Event};
 use crate::store::{Store, StoreError, Writer};
+use crate::telemetry::trace::{self, Kind};
 use crate::upstream::{BlobStream, ErrorKind, Form, UpstreamError};
 
 pub(super) use ahead::Lines;
@@ -83,6 +84,7 @@ impl Transfer {
         let outcome = tokio::select! {
             outcome = self.fetch() => outcome,
             () = entry.abandoned(&timing) => {
+                flight.span.set("larder.ended", "abandoned");
                 tracing::info!(digest = %flight.digest, "nobody waits for this transfer any more: stopped, what came is kept");
                 return;
             }
@@ -91,7 +93,9 @@ impl Transfer {
         let (sink, total) = match outcome {
             Ok(done) => done,
             Err(error) => {
-                tracing::warn!(digest = %flight.digest, repository = %self.order.key, %error, "transfer failed");
+                flight.span.fail(error.as_str(), &error);
+                let trace_id = trace::id();
+                tracing::warn!(digest = %flight.digest, repository = %self.order.key, %error, trace_id, "transfer failed");
                 metrics::counter!("larder_transfers_total", "result" => error.as_str()).increment(1);
                 // Off the list before it is told: whoever asks again on hearing it starts clean (L2).
                 entry.remove_if(|_| true);
@@ -114,7 +118,9 @@ impl Transfer {
             took: Some(begun.elapsed()),
             ..bare
         });
+        flight.span.set("larder.bytes", total);
         let Sink::Disk(writer) = sink else {
+            flight.span.set("larder.ended", "passed-through");
             tracing::debug!(digest = %flight.digest, total, "passed through, not kept");
             return;
         };
@@ -125,7 +131,9 @@ impl Transfer {
             store.link(&also, &done.digest);
             Ok(())
         };
+        let span = trace::start("commit", Kind::Internal);
         if let Err(error) = blocking(commit).await {
+            span.fail(error.as_str(), &error);
             tell_not_kept(&flight.digest, &error);
         }
     }
@@ -139,7 +147,12 @@ impl Transfer {
         }
         loop {
             let verdict;
+            let span = trace::start("verify", Kind::Internal);
             (sink, verdict) = verify(sink).await?;
+            if let Err(error) = &verdict {
+                span.fail("digest", error);
+            }
+            drop(span);
             match verdict {
                 Ok(()) => break,
                 // What an earlier transfer left was spoilt. As long as nobody has seen a byte, nobody need know.
@@ -246,7 +259,9 @@ impl Transfer {
                 }) => *retry_after,
                 _ => self.timing.pause(failures),
             };
-            tracing::info!(%digest, at = sink.len(), failures, pause_ms = pause.as_millis() as u64, %error, "transfer broke off: going on from there");
+            let trace_id = trace::id();
+            self.flight.span.set("larder.resumed_at", sink.len());
+            tracing::info!(%digest, at = sink.len(), failures, pause_ms = pause.as_millis() as u64, %error, trace_id, "transfer broke off: going on from there");
             metrics::counter!("larder_transfers_resumed_total", "upstream" => self.order.client.name().to_string())
                 .increment(1);
             tokio::time::sleep(pause).await;

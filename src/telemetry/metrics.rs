@@ -435,6 +435,18 @@ pub const METRICS: &[Metric] = &[
         &[],
         "Images that were asked for while nobody could be asked, and are on the list.",
     ),
+    metric(
+        "larder_traces_sent_total",
+        Kind::Counter,
+        &[],
+        "Spans that the collector took.",
+    ),
+    metric(
+        "larder_traces_dropped_total",
+        Kind::Counter,
+        &["reason"],
+        "Spans that it did not get: the queue was full, sending failed, or it refused them.",
+    ),
     metric("larder_store_errors_total", Kind::Counter, &[], "Failures of the disk."),
 ];
 

@@ -12,6 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::body;
 use super::error::{ErrorKind, UpstreamError};
 use super::pacer::{self, Pacer};
+use crate::telemetry::trace::Span as TraceSpan;
 
 /// A blob's bytes as they come.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ pub struct BlobStream {
     pacer: Option<Arc<Pacer>>,
     /// Bytes that came and that the pacer has not been told of.
     unpaid: usize,
+    came: Came,
     /// Held as long as the body is (`max_connections`).
     _slot: Option<OwnedSemaphorePermit>,
 }
@@ -171,6 +173,19 @@ fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     (fits && total.is_none_or(|total| last < total)).then_some((first, last, total))
 }
 
+/// What came, told to the trace when no more is wanted.
+#[derive(Debug)]
+struct Came {
+    bytes: u64,
+    span: TraceSpan,
+}
+
+impl Drop for Came {
+    fn drop(&mut self) {
+        self.span.set("http.response.body.size", self.bytes);
+    }
+}
+
 impl BlobStream {
     pub(super) fn new(
         extent: Extent,
@@ -180,6 +195,7 @@ impl BlobStream {
         pacer: Option<Arc<Pacer>>,
         slot: Option<OwnedSemaphorePermit>,
     ) -> BlobStream {
+        let span = response.extensions().get::<TraceSpan>().cloned().unwrap_or_default();
         BlobStream {
             start: extent.start,
             total: extent.total,
@@ -195,6 +211,7 @@ impl BlobStream {
             progress: Progress::default(),
             pacer,
             unpaid: 0,
+            came: Came { bytes: 0, span },
             _slot: slot,
         }
     }
@@ -202,6 +219,15 @@ impl BlobStream {
     /// The next piece; `Ok(None)` at the end of a body that was complete by its own framing.
     /// Errors: `Timeout` after `read_timeout` without a byte, `Cut` when the connection broke.
     pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let next = self.read().await;
+        match &next {
+            Ok(piece) => self.came.bytes += piece.as_ref().map_or(0, |piece| piece.len() as u64),
+            Err(error) => self.came.span.fail(error.as_str(), &error.kind),
+        }
+        next
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         if let Some(pacer) = self.pacer.as_ref().filter(|_| self.unpaid >= pacer::SLICE) {
             // What came is handed out at once; the next is not even read before its time.
             pacer.pass(std::mem::take(&mut self.unpaid)).await;

@@ -73,7 +73,14 @@ impl UpstreamError {
 
     /// One word for logs and metric labels.
     pub fn as_str(&self) -> &'static str {
-        match self.kind {
+        self.kind.as_str()
+    }
+}
+
+impl ErrorKind {
+    /// One word for logs, metric labels and spans.
+    pub fn as_str(&self) -> &'static str {
+        match self {
             ErrorKind::NotFound { .. } => "not-found",
             ErrorKind::Denied { .. } => "denied",
             ErrorKind::RateLimited { .. } => "rate-limited",

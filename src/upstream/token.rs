@@ -24,6 +24,7 @@ use super::transport::{Named, Outgoing, Transport, shown};
 use super::{body, redirect};
 use crate::config::Secret;
 use crate::telemetry::stopwatch::{Part, measure};
+use crate::telemetry::trace;
 
 const CLIENT_ID: &str = "larder";
 /// What a token is good for when the server does not say, and at least (R-U3).
@@ -150,7 +151,7 @@ impl Tokens {
             }
         }
         outcome.map(Arc::new).map_err(|failed| {
-            tracing::info!(upstream = %self.upstream, realm = shown(&key.realm), error = %failed.kind, "no token");
+            tracing::info!(upstream = %self.upstream, realm = shown(&key.realm), error = %failed.kind, trace_id = trace::id(), "no token");
             failed.kind
         })
     }

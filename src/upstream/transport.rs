@@ -24,6 +24,8 @@ use super::error::ErrorKind;
 use super::guard::{Blocked, Class, Guard, GuardedResolver};
 use super::tls;
 use crate::config::Upstream;
+use crate::telemetry::trace::context::{TRACEPARENT, TRACESTATE};
+use crate::telemetry::trace::{Kind, Span as TraceSpan, start};
 
 const AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 
@@ -140,8 +142,52 @@ impl Transport {
         built.unwrap_or_else(|_| self.trusted())
     }
 
-    /// One request, one answer; whatever its status is.
+    /// One request, one answer; whatever its status is. Where it is part of a trace, its span goes with the answer and ends
+    /// with it.
     pub async fn send(&self, url: &Url, named: Named, out: &Outgoing<'_>) -> Result<Response, ErrorKind> {
+        let span = self.span(url, out);
+        let sent = self.send_as(url, named, out, &span).await;
+        match sent {
+            Ok(mut response) if span.is_recorded() => {
+                let status = response.status().as_u16();
+                span.set("http.response.status_code", status);
+                // The demand for a token is a step and no failure.
+                if status >= 400 && status != 401 {
+                    span.fail(status.to_string(), &"");
+                }
+                response.extensions_mut().insert(span);
+                Ok(response)
+            }
+            Ok(response) => Ok(response),
+            Err(error) => {
+                span.fail(error.as_str(), &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// What may be shown of it: no query, which may be a signature, and no header (L7).
+    fn span(&self, url: &Url, out: &Outgoing<'_>) -> TraceSpan {
+        let span = start("HTTP", Kind::Client);
+        if span.is_recorded() {
+            span.rename(|| out.method.to_string());
+            span.set("http.request.method", out.method.to_string());
+            span.set("url.full", shown(url));
+            span.set("server.address", url.host_str().unwrap_or_default().to_owned());
+            span.set_some("server.port", url.port_or_known_default());
+            span.set("larder.upstream", &self.upstream);
+            span.set_some("larder.range", out.range.map(|range| range.header()));
+        }
+        span
+    }
+
+    async fn send_as(
+        &self,
+        url: &Url,
+        named: Named,
+        out: &Outgoing<'_>,
+        span: &TraceSpan,
+    ) -> Result<Response, ErrorKind> {
         let is_part = out.range.is_some_and(|range| range.end.is_some());
         let clients = if is_part { &self.parts } else { &self.whole };
         let client = if named == Named::ByOperator || self.guard.is_home(url) {
@@ -162,6 +208,13 @@ impl Transport {
         }
         if let Some(authorization) = out.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        // Whom the operator named may be told, if he says so; whom only an upstream named is none of ours.
+        if let Some((parent, state)) = span.headers().filter(|_| named == Named::ByOperator) {
+            request = request.header(TRACEPARENT, parent);
+            if let Some(state) = state {
+                request = request.header(TRACESTATE, &*state);
+            }
         }
         if let Some(form) = out.form {
             request = request

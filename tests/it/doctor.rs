@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
+use crate::support::collector::Collector;
 use crate::support::process::{LarderProcess, command};
 use crate::support::toml::Toml;
 use crate::support::upstream::{On, TokenPolicy, Upstream};
@@ -407,4 +408,24 @@ async fn a_watch_ends_with_its_files() {
     let status = within("it to end", waiting).await.unwrap();
     assert_eq!(status.code(), Some(0));
     assert_eq!(std::fs::read_dir(&certs).unwrap().count(), 0);
+}
+
+/// An empty message says whether spans would arrive.
+#[tokio::test]
+async fn the_collector_of_traces() {
+    let collector = Collector::start().await;
+    let endpoint = collector.endpoint();
+    let case = Case::new(|toml| {
+        toml.set(&["traces"], "endpoint", endpoint.as_str());
+        toml.set(&["traces"], "headers", "authorization=hunter2");
+    })
+    .await;
+    case.doctor(&[]).await.has("traces", "ok", "takes spans");
+    collector.answers(401);
+    case.doctor(&[]).await.has("traces", "warning", "refuses Larder (401)");
+    drop(collector);
+    let told = case.doctor(&[]).await;
+    told.has("traces", "warning", "cannot be asked");
+    assert!(!told.out.contains("hunter2"), "{}", told.out);
+    case.doctor(&["--no-network"]).await.has_no("traces");
 }

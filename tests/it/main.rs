@@ -43,6 +43,7 @@ mod systemd;
 mod tags;
 mod timing;
 mod tokens;
+mod traces;
 mod upstreams;
 mod users;
 mod webhooks;

@@ -55,10 +55,11 @@ fn sources(config: &Config) -> Vec<String> {
     if config.sources.is_empty() {
         return vec!["no file and no variables: everything is as built in".to_owned()];
     }
-    let row_of = |source: &String| match source.to_ascii_uppercase().starts_with("LARDER_") {
-        true => row("variable", source),
-        false => row("file", source),
-    };
+    let row_of =
+        |source: &String| match source.to_ascii_uppercase().starts_with("LARDER_") || source.starts_with("OTEL_") {
+            true => row("variable", source),
+            false => row("file", source),
+        };
     config.sources.iter().map(row_of).collect()
 }
 
@@ -226,7 +227,25 @@ fn limits(config: &Config) -> Vec<String> {
                 ),
             },
         ),
+        row("traces", traces(config)),
     ]
+}
+
+fn traces(config: &Config) -> String {
+    let Some(traces) = &config.traces else {
+        return "none".to_owned();
+    };
+    let who = |key: &str| traces.resource.iter().find(|(known, _)| known == key);
+    let name = who("service.name").map_or("", |(_, name)| name);
+    let share = format!("{} % of them", traces.sample * 100.0);
+    let which = match (traces.heeds_parent, traces.sample) {
+        (true, 1.0) => "of all requests but those whose client says no".to_owned(),
+        (true, _) => format!("of requests whose client says so, and of {share} where it says nothing"),
+        (false, _) => format!("of requests, {share}, whatever the client says"),
+    };
+    let headers = if traces.headers.is_some() { ", with headers" } else { "" };
+    let told = if traces.propagate { "; upstreams are told" } else { "" };
+    format!("to {} as {name}{headers}, {which}{told}", traces.endpoint)
 }
 
 fn prefetches(config: &Config) -> Vec<String> {

@@ -60,6 +60,10 @@ impl Door {
         }
     }
 
+    pub(super) fn has_tls(&self) -> bool {
+        self.tls
+    }
+
     pub(super) fn gate(&self) -> &Gate {
         &self.gate
     }

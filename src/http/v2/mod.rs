@@ -40,6 +40,7 @@ use super::server::{Caller, Handler, Peer};
 use crate::auth::{Identity, Right};
 use crate::oci::{Digest, Reference};
 use crate::pull::{Outcome, Probe, Pull, PullError, Target};
+use crate::telemetry::trace::Tracer;
 
 /// Clients give up on headers after 30 s (R-C18); an answer has to be there before.
 const DEADLINE: Duration = Duration::from_secs(25);
@@ -65,6 +66,7 @@ pub struct Registry {
     door: Door,
     /// Whether every answer says where its time went.
     timed: Arc<AtomicBool>,
+    tracer: Tracer,
 }
 
 impl Registry {
@@ -75,7 +77,13 @@ impl Registry {
             timed,
             heads: Arc::default(),
             door,
+            tracer: Tracer::default(),
         }
+    }
+
+    /// Requests are recorded by this.
+    pub fn traced(self, tracer: Tracer) -> Registry {
+        Registry { tracer, ..self }
     }
 
     /// The same registry behind another listener.
@@ -94,14 +102,15 @@ impl Handler for Registry {
         let watch = timing::wanted(self.timed.load(Ordering::Relaxed), &parts.headers);
         let is_head = parts.method == Method::HEAD;
         door::settle_host(&mut parts);
+        let span = line.traced(&self.tracer, &parts, caller, self.door.has_tls());
         let (mut response, labels) = if parts.uri.path() == token::PATH && self.door.gate().knows_logins() {
-            let (response, who) = Box::pin(self.token(&parts, body, caller)).await;
+            let (response, who) = Box::pin(span.over(self.token(&parts, body, caller))).await;
             line.known_as(who);
             response
         } else {
             let visitor = match self.door.visitor_now(&parts.headers, caller) {
                 Some(visitor) => visitor,
-                None => Box::pin(self.door.visitor(&parts.headers, caller)).await,
+                None => Box::pin(span.over(self.door.visitor(&parts.headers, caller))).await,
             };
             line.known_as(visitor.who.clone());
             let told = self.heads.answer(&self.pull, &parts, |target| match target {
@@ -111,8 +120,13 @@ impl Handler for Registry {
             match (told, &watch) {
                 (Some(told), _) => told,
                 // In a box: it is large, and hyper moves the future of every request.
-                (None, None) => Box::pin(self.walk(parts, visitor, caller)).await,
-                (None, Some(watch)) => Box::pin(watch.clone().over(self.walk(parts, visitor, caller))).await,
+                (None, None) if !span.is_recorded() => Box::pin(self.walk(parts, visitor, caller)).await,
+                // Once more, or each layer would hold it twice.
+                (None, None) => Box::pin(span.over(Box::pin(self.walk(parts, visitor, caller)))).await,
+                (None, Some(watch)) => {
+                    let walk = span.over(Box::pin(self.walk(parts, visitor, caller)));
+                    Box::pin(watch.clone().over(walk)).await
+                }
             }
         };
         if let Some(watch) = watch {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::Flight;
 use crate::pull::error::PullError;
 use crate::pull::sink::Window;
+use crate::telemetry::trace::context::Context;
 
 /// Bytes at the end of every response that wait for the verdict (L2).
 pub const HOLD_BACK_BYTES: u64 = 16 * 1024;
@@ -114,6 +115,11 @@ impl Follower {
     /// Whether the transfer asks an upstream on behalf of another repository than `key`.
     pub fn is_foreign_to(&self, key: &str) -> bool {
         *self.flight.began != *key
+    }
+
+    /// The transfer's place among traces, if it is recorded.
+    pub(in crate::pull) fn trace(&self) -> Option<&Context> {
+        self.flight.span.context()
     }
 
     /// Says that this follower reads these bytes and no others.

@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 use super::plan::{Plan, Step};
 use crate::pull::flight::Order;
 use crate::pull::timing::Parallel;
+use crate::telemetry::trace;
 use crate::upstream::{ErrorKind, UpstreamError};
 
 /// What is given to the pour at a time.
@@ -287,7 +288,7 @@ impl Ahead {
         self.parts.push_back(Part {
             span,
             held: held.clone(),
-            task: tokio::spawn(fetching).abort_handle(),
+            task: tokio::spawn(trace::carry(fetching)).abort_handle(),
             _memory: memory,
         });
         held

@@ -106,6 +106,7 @@ fn config(upstream: Upstream) -> Config {
         },
         audit: None,
         bundle: crate::config::Bundle::default(),
+        traces: None,
         prefetch: Vec::new(),
         webhooks: Vec::new(),
         upstreams: vec![upstream],
