@@ -130,7 +130,7 @@ fn registry_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option
     None
 }
 
-fn proxy_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option<Url> {
+pub fn proxy_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option<Url> {
     let url = Url::parse(text).ok().filter(|url| {
         matches!(url.scheme(), "http" | "https" | "socks5") && url.host_str().is_some_and(|host| !host.is_empty())
     });

@@ -10,6 +10,9 @@
 //!   staging/sha256-<hex>.part       on its way in; resumed after a restart
 //!   staging/sha256-<hex>.<n>.tmp    small things on their way in, evicted ones on their way out; swept at start
 //!   quarantine/sha256-<hex>         found damaged; the last few, for a look at them
+//!   acme/accounts.json              who we are to certificate authorities (`state`)
+//!   acme/certificate.json           the certificate that the last order brought, and its key
+//!   acme/attempts.json              orders that failed, so that a restart does not try at once again
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -90,11 +93,42 @@ impl Tree {
             .join(format!("{}-{}", digest.algorithm().as_str(), digest.hex()))
     }
 
+    pub(super) fn acme(&self) -> PathBuf {
+        self.root.join("acme")
+    }
+
+    pub(super) fn paper(&self, paper: Paper) -> PathBuf {
+        self.acme().join(paper.file_name())
+    }
+
+    /// Renamed to [`Tree::paper`] when it is whole.
+    pub(super) fn new_paper(&self, paper: Paper) -> PathBuf {
+        self.acme().join(format!("{}.tmp", paper.file_name()))
+    }
+
     /// The digest that a file in the staging folder belongs to, if it is one to resume.
     pub(super) fn part_digest(name: &str) -> Option<Digest> {
         let (algorithm, hex) = name.strip_suffix(".part")?.split_once('-')?;
         let algorithm = Algorithm::ALL.into_iter().find(|a| a.as_str() == algorithm)?;
         Digest::from_hex(algorithm, hex)
+    }
+}
+
+/// Small private files that are no content; [`super::State`] reads and writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paper {
+    Accounts,
+    Certificate,
+    Attempts,
+}
+
+impl Paper {
+    fn file_name(self) -> &'static str {
+        match self {
+            Paper::Accounts => "accounts.json",
+            Paper::Certificate => "certificate.json",
+            Paper::Attempts => "attempts.json",
+        }
     }
 }
 
