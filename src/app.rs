@@ -1,8 +1,9 @@
 //! The composition root: builds everything once, runs it, stops it.
 //!
 //! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
-//! `checkup` looks at everything that can be wrong.
+//! `acme` has its certificate kept; `checkup` looks at everything that can be wrong.
 
+mod acme;
 pub mod checkup;
 mod explain;
 mod further;
@@ -22,11 +23,13 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use acme::certificate;
 pub use explain::{AccessCheck, explain};
 pub use hooks::test_webhook;
 pub use reload::{ReloadError, Reloaded};
 pub use rest::AtRest;
 
+use crate::acme::Keeper;
 use crate::admin::{Admin, Limits, LogControl, Meter, Traffic};
 use crate::auth::{Gate, GateError};
 use crate::config::{Config, ConfigError, Listen, MAIN_LISTENER};
@@ -159,9 +162,11 @@ async fn launch(
     let handle = metrics::install()?;
     let registry = listen(&config.server.listen, sockets.registry).await?;
     let admin = listen(&config.admin.listen, sockets.admin).await?;
-    let further = further::bind(&config).await?;
+    let acme = acme::Acme::bind(&config).await?;
+    let further = further::bind(&config, &acme.issued).await?;
     let gate = Arc::new(Gate::new(&config.access, &keys::fetch())?);
-    let tls = config.server.tls.as_ref().map(Certificates::load).transpose()?;
+    let tls = config.server.tls.as_ref();
+    let tls = tls.map(|tls| Certificates::load(tls, &acme.issued)).transpose()?;
     let at = config.clone();
     let store = tokio::task::spawn_blocking(move || Store::open_with(&at, faults))
         .await
@@ -223,7 +228,7 @@ async fn launch(
     });
     reload::tell(true);
     let api = api::router(desk);
-    let readiness = readiness(&reloader, &stop);
+    let readiness = readiness(&reloader, acme.keeper.clone(), &stop);
     let ops = ops::router(readiness, handle.clone(), api, reloader.token.clone(), Vec::new());
     let has_tls = tls.is_some();
     let door = |name: &str, tls| v2::Door::new(gate.clone(), name, tls, config.access.realm.as_ref());
@@ -252,6 +257,7 @@ async fn launch(
         tokio::spawn(look_for_rot(verifier, cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
     ];
+    servers.extend(acme.run(&reloader.limits, &cut));
     let mut registries = 1;
     for bound in further {
         let handler = registry_of.behind(door(&bound.name, bound.tls.is_some()));
@@ -347,7 +353,7 @@ impl Drop for Running {
 /// Ready: nobody asked to stop. A disk that takes nothing is no reason to send requests elsewhere: pulls pass through
 /// (L5), so it is told as a check that fails, which makes a proxy degraded and not unready. Upstreams do not count
 /// either: what is held is served without them (L3). Those that asked to be left alone are named all the same.
-fn readiness(reloader: &Arc<Reloader>, stop: &CancellationToken) -> ReadinessCheck {
+fn readiness(reloader: &Arc<Reloader>, keeper: Option<Arc<Keeper>>, stop: &CancellationToken) -> ReadinessCheck {
     let (reloader, stop) = (reloader.clone(), stop.clone());
     Arc::new(move || {
         let pull = &reloader.pull;
@@ -376,6 +382,7 @@ fn readiness(reloader: &Arc<Reloader>, stop: &CancellationToken) -> ReadinessChe
                 },
             ),
         ];
+        checks.extend(keeper.as_deref().map(acme::check));
         if let Some(trouble) = pull.store().trouble() {
             checks.push((
                 "disk".to_owned(),

@@ -12,12 +12,13 @@
 //! | [`config`] | what the operator asked for: raw figures in, meaning out | oci |
 //! | [`store`] | bytes by digest; tags, links, recency | oci config telemetry events |
 //! | [`upstream`] | a client of other registries | oci config telemetry |
+//! | [`acme`] | the proxy's own certificate: ordered, kept, renewed | config store upstream |
 //! | [`auth`] | who is asking, what they may pull | oci config |
 //! | [`pull`] | the pull-through service | oci config telemetry events store upstream |
 //! | [`bundle`] | images as files: export and import, without the network | oci telemetry store |
 //! | [`jobs`] | hashing what is held again, in idle hours and when asked; fetching images ahead; the audit log, webhooks | oci config telemetry events store pull |
 //! | [`admin`] | what an operator may ask of a running proxy, or of a folder at rest | oci config events store pull bundle jobs |
-//! | [`http`] | listeners, routes, status codes | oci config telemetry events auth pull admin, and the error types of store and upstream |
+//! | [`http`] | listeners, routes, status codes | oci config telemetry events acme auth pull admin, and the error types of store and upstream |
 //! | [`app`] | the composition root: builds everything once, runs it, stops it | all above |
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
 //! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config bundle auth admin app demo telemetry |
@@ -67,6 +68,9 @@
 //! - **Traces**: `http::traced` makes a request a span, if it is to be recorded; those of its transfer (`pull::flight`) and of each
 //!   exchange (`upstream::transport`) find it through the task (`telemetry::trace`). What has ended goes through a bounded queue to
 //!   the collector, by a client that `app::traces` makes.
+//! - **Its own certificate**: [`acme`] looks at what is kept (`store::State`) and says when another is due; an order goes by
+//!   `acme::directory` to the one host that the operator named; `http::server::tls` (or `http::challenge`) answers the authority that looks,
+//!   out of [`acme::Issued`], which every handshake of such a listener reads. What fails leaves the one of before.
 //! - **Audit**: `store` (evictions, imports), `pull` (fetches), `admin` (an operator's doing) and `http` (pulls, refusals) note what they did in
 //!   [`events`], without waiting; `jobs::audit` writes it down.
 //! - **Webhooks**: the same events → one thread that says whom each is for and puts it into those hooks' queues on disk
@@ -86,6 +90,7 @@
 //! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle.
 
+pub mod acme;
 pub mod admin;
 pub mod app;
 pub mod auth;

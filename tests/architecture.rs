@@ -26,6 +26,8 @@ const FLOORS: &[Floor] = &[
     floor("config", &["oci"]),
     floor("store", &["oci", "config", "telemetry", "events"]),
     floor("upstream", &["oci", "config", "telemetry"]),
+    // Its files are the store's, its way out is upstream's.
+    floor("acme", &["config", "store", "upstream"]),
     floor("auth", &["oci", "config"]),
     floor("pull", &["oci", "config", "telemetry", "events", "store", "upstream"]),
     floor("bundle", &["oci", "telemetry", "store"]),
@@ -35,7 +37,7 @@ const FLOORS: &[Floor] = &[
     // Who pulled is known here only.
     floor(
         "http",
-        &["oci", "config", "telemetry", "events", "auth", "pull", "admin"],
+        &["oci", "config", "telemetry", "events", "acme", "auth", "pull", "admin"],
     ),
     floor(
         "app",
@@ -46,6 +48,7 @@ const FLOORS: &[Floor] = &[
             "config",
             "store",
             "upstream",
+            "acme",
             "auth",
             "pull",
             "bundle",

@@ -1,5 +1,8 @@
 //! The listeners of the registry beside `[server]`'s.
 
+use std::sync::Arc;
+
+use crate::acme::Issued;
 use crate::config::{Config, Listen};
 use crate::http::server::tls::Certificates;
 use crate::http::server::{self, Listening};
@@ -27,13 +30,17 @@ impl Bound {
 }
 
 /// All, or none.
-pub(super) async fn bind(config: &Config) -> Result<Vec<Bound>, StartError> {
+pub(super) async fn bind(config: &Config, issued: &Arc<Issued>) -> Result<Vec<Bound>, StartError> {
     let mut all = Vec::new();
     for listener in &config.listeners {
         all.push(Bound {
             name: listener.name.clone(),
             listening: server::bind_places(&listener.listen).await?,
-            tls: listener.tls.as_ref().map(Certificates::load).transpose()?,
+            tls: listener
+                .tls
+                .as_ref()
+                .map(|tls| Certificates::load(tls, issued))
+                .transpose()?,
             unix: listener
                 .listen
                 .iter()

@@ -132,6 +132,7 @@ fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
             "listener",
             format!("{:?}", old.listeners) != format!("{:?}", new.listeners),
         ),
+        ("acme", old.acme != new.acme),
         ("access", format!("{:?}", old.access) != format!("{:?}", new.access)),
         // Their Debug shows all that they are.
         (

@@ -15,7 +15,7 @@ use self::place::{Outcome, PlaceError};
 use self::recipe::{Proxy, Recipe};
 use super::serve::Stop;
 use super::{Exit, complain, print, refuse};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, ServerTls};
 
 /// How often `--watch` looks whether the files are still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
@@ -183,8 +183,16 @@ fn watch(folder: &Path, name: &str, recipe: &Recipe, force: bool) -> Exit {
     })
 }
 
-/// The first address that is somebody's in particular.
+/// The first address that is somebody's in particular: where the certificate is for names, the first of those.
 fn own_address(config: &Config) -> Option<String> {
+    let is_acme = config.server.tls.as_ref().is_some_and(ServerTls::is_acme);
+    if let (Some(acme), true) = (&config.acme, is_acme) {
+        let port = config.server.listen.first()?.port();
+        return acme.names.first().map(|name| match name.contains(':') {
+            true => format!("[{name}]:{port}"),
+            false => format!("{name}:{port}"),
+        });
+    }
     config
         .server
         .listen
@@ -213,6 +221,18 @@ fn server_of(name: &str, url: &url::Url) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_for_a_name_is_used_by_that_name() {
+        let text = |names: &str| {
+            format!(
+                "[server]\nlisten = \"[::]:443\"\ntls = {{ acme = true }}\n[acme]\naccept_terms = true\nnames = [{names}]\n"
+            )
+        };
+        let address = |names: &str| own_address(&Config::from_toml(&text(names)).unwrap()).unwrap();
+        assert_eq!(address("\"larder.example\", \"other.example\""), "larder.example:443");
+        assert_eq!(address("\"2001:db8::1\""), "[2001:db8::1]:443");
+    }
 
     #[test]
     fn addresses_are_checked() {

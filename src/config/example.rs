@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use super::keys::{self, Key, Kind};
 use super::raw::{
-    Raw, RawAccess, RawAdmin, RawAudit, RawBundle, RawCache, RawIssuer, RawLimits, RawListener, RawLog, RawPrefetch,
-    RawRule, RawServer, RawTls, RawTraces, RawUpstream, RawWebhook,
+    Raw, RawAccess, RawAcme, RawAdmin, RawAudit, RawBundle, RawCache, RawIssuer, RawLimits, RawListener, RawLog,
+    RawPrefetch, RawRule, RawServer, RawTls, RawTraces, RawUpstream, RawWebhook,
 };
 use super::{Config, file};
 
@@ -134,6 +134,7 @@ fn the_list_of_keys_and_the_structs_agree() {
         (inner(keys::ROOT, "audit"), fields::<RawAudit>()),
         (inner(keys::ROOT, "bundle"), fields::<RawBundle>()),
         (inner(keys::ROOT, "traces"), fields::<RawTraces>()),
+        (inner(keys::ROOT, "acme"), fields::<RawAcme>()),
         (keys::LISTENER, fields::<RawListener>()),
         (keys::ACCESS, fields::<RawAccess>()),
         (keys::ISSUER, fields::<RawIssuer>()),

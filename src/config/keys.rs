@@ -78,6 +78,7 @@ pub const ROOT: &[Key] = &[
     key("traces", Kind::Table(TRACES)),
     key("listener", Kind::Tables(LISTENER)),
     key("access", Kind::Table(ACCESS)),
+    key("acme", Kind::Table(ACME)),
     key("upstream", Kind::Named(UPSTREAM)),
     key("prefetch", Kind::Listed(PREFETCH)),
     key("webhook", Kind::Tables(WEBHOOK)),
@@ -126,6 +127,21 @@ const TLS: &[Key] = &[
     key("cert", Kind::Text),
     key("key", Kind::Text),
     key("client_ca", Kind::Text),
+    key("acme", Kind::Flag),
+];
+
+const ACME: &[Key] = &[
+    key("names", Kind::List),
+    key("directory", Kind::Text),
+    key("accept_terms", Kind::Flag),
+    key("contact", Kind::TextOrList),
+    key("challenge", Kind::Text),
+    key("http_listen", Kind::TextOrList),
+    key("profile", Kind::Text),
+    key("ca_file", Kind::Text),
+    key("proxy", Kind::Text),
+    key("eab_kid", Kind::Text),
+    key("eab_key_file", Kind::Text),
 ];
 
 const ADMIN: &[Key] = &[
@@ -348,7 +364,7 @@ mod tests {
         assert_eq!(near(&["cache", "flavour"]), None);
         assert_eq!(
             names_in(&["server".to_owned(), "tls".to_owned()]),
-            ["cert", "key", "client_ca"]
+            ["cert", "key", "client_ca", "acme"]
         );
     }
 }

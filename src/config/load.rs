@@ -15,7 +15,7 @@ use super::file::{self, Layer};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, names, prefetch, settle, settle_access, traces, upstreams, webhook};
+use super::{Config, acme, names, prefetch, settle, settle_access, traces, upstreams, webhook};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -197,6 +197,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, mut sources: Vec<String>) 
             .iter()
             .flat_map(|listener| settle_access::tcp_of(&listener.listen)),
     );
+    let acme = acme::acme(findings, &raw.acme, (&server, &listeners), &taken);
     names::check_not_ourselves(findings, &upstreams, &taken);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);
@@ -212,6 +213,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, mut sources: Vec<String>) 
         server,
         listeners,
         access,
+        acme,
         admin,
         cache,
         log,

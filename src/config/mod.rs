@@ -3,7 +3,7 @@
 //! `load` finds the file, layers defaults, file and environment and refuses what makes no sense;
 //! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
-//! `settle`, `settle_access`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
+//! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
 //! held to the code; `traces` says where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
 //! what they and `larder prefetch` are to fetch.
@@ -11,6 +11,7 @@
 mod access;
 #[cfg(test)]
 mod access_tests;
+mod acme;
 mod builtin;
 mod care;
 mod environment;
@@ -37,12 +38,13 @@ pub mod wanted;
 mod webhook;
 
 pub use access::{Access, AccessRule, Issuer, JwksAt, Listen, Listener, MAIN_LISTENER, May};
+pub use acme::{Acme, Binding, Challenge};
 pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
-pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 pub use traces::{Traces, header_pairs};
+pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -61,6 +63,8 @@ pub struct Config {
     /// Further ones of the registry, sorted by name.
     pub listeners: Vec<Listener>,
     pub access: Access,
+    /// Set where a listener shows a certificate that Larder gets for itself.
+    pub acme: Option<Acme>,
     pub admin: Admin,
     pub cache: Cache,
     pub log: Log,
@@ -96,12 +100,27 @@ pub struct Server {
     pub server_timing: bool,
 }
 
-/// PEM files of the listening side.
+/// What a listener shows of itself, and whose clients it takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerTls {
-    pub cert: PathBuf,
-    pub key: PathBuf,
+    pub identity: TlsIdentity,
+    /// A PEM file.
     pub client_ca: Option<PathBuf>,
+}
+
+/// Where a listener's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TlsIdentity {
+    /// PEM files.
+    Files { cert: PathBuf, key: PathBuf },
+    /// [`Config::acme`]
+    Acme,
+}
+
+impl ServerTls {
+    pub fn is_acme(&self) -> bool {
+        self.identity == TlsIdentity::Acme
+    }
 }
 
 /// Operators: health and metrics.

@@ -23,6 +23,7 @@ pub struct Raw {
     pub traces: RawTraces,
     pub listener: BTreeMap<String, RawListener>,
     pub access: RawAccess,
+    pub acme: RawAcme,
     pub upstream: BTreeMap<String, RawUpstream>,
     pub prefetch: Vec<RawPrefetch>,
     pub webhook: BTreeMap<String, RawWebhook>,
@@ -89,6 +90,30 @@ pub struct RawTls {
     pub cert: Option<String>,
     pub key: Option<String>,
     pub client_ca: Option<String>,
+    #[serde(default)]
+    pub acme: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawAcme {
+    pub names: Vec<String>,
+    pub directory: String,
+    pub accept_terms: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub contact: Option<OneOrMany>,
+    pub challenge: String,
+    pub http_listen: OneOrMany,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eab_kid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eab_key_file: Option<String>,
 }
 
 // No Debug: a token may be inside (R-X17).
@@ -363,6 +388,19 @@ impl Default for Raw {
                 realm: None,
                 oidc: BTreeMap::new(),
                 rule: Vec::new(),
+            },
+            acme: RawAcme {
+                names: Vec::new(),
+                directory: "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
+                accept_terms: false,
+                contact: None,
+                challenge: "tls-alpn-01".to_owned(),
+                http_listen: OneOrMany::One("0.0.0.0:80".to_owned()),
+                profile: None,
+                ca_file: None,
+                proxy: None,
+                eab_kid: None,
+                eab_key_file: None,
             },
             upstream: builtin::raw_upstreams(),
             prefetch: Vec::new(),

@@ -10,7 +10,7 @@ use super::access::{Access, AccessRule, Issuer, JwksAt, Listen, Listener, MAIN_L
 use super::file::quoted;
 use super::findings::Findings;
 use super::raw::{OneOrMany, RawAccess, RawIssuer, RawListener, RawRule, RawTls};
-use super::{ServerTls, Upstream, listen};
+use super::{ServerTls, TlsIdentity, Upstream, listen};
 
 /// R-C46: clients take a shorter life for this one, and then bring tokens that have expired.
 const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
@@ -25,11 +25,24 @@ pub fn tls(findings: &mut Findings<'_>, at: &[&str], raw: Option<&RawTls>) -> Op
     let cert = findings.file(&below("cert"), tls.cert.as_ref());
     let key = findings.secret_file(&below("key"), tls.key.as_ref());
     let client_ca = findings.file(&below("client_ca"), tls.client_ca.as_ref());
-    if cert.is_none() || key.is_none() {
-        findings.refuse(at, "expected both cert and key");
-    }
-    let (cert, key) = cert.zip(key)?;
-    Some(ServerTls { cert, key, client_ca })
+    let identity = match (tls.acme, cert, key) {
+        (true, None, None) => TlsIdentity::Acme,
+        (true, cert, _) => {
+            let other = if cert.is_some() { "cert" } else { "key" };
+            let place = findings.place(&below(other));
+            findings.refuse(
+                &below("acme"),
+                format!("expected either cert and key or acme = true, but {other} is given too ({place})"),
+            );
+            return None;
+        }
+        (false, Some(cert), Some(key)) => TlsIdentity::Files { cert, key },
+        (false, ..) => {
+            findings.refuse(at, "expected both cert and key, or acme = true");
+            return None;
+        }
+    };
+    Some(ServerTls { identity, client_ca })
 }
 
 /// Sorted by name. `taken` are the addresses of `[server]` and `[admin]`.
@@ -219,7 +232,7 @@ fn issuer(findings: &mut Findings<'_>, name: &str, raw: &RawIssuer) -> Option<Is
 }
 
 /// Keys that came in the open could be anybody's; on this machine there is nobody in between.
-fn https(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option<Url> {
+pub fn https(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option<Url> {
     let local = |url: &Url| matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
     let url = Url::parse(text).ok().filter(|url| {
         let fits = url.scheme() == "https" || (url.scheme() == "http" && local(url));

@@ -214,7 +214,10 @@ fn each_impossible_value_names_line_and_key() {
             "[server.tls]\ncert = \"/nonexistent/c\"",
             "cannot read /nonexistent/c: there is no such file",
         ),
-        ("[server]\ntls = {}", ":2: server.tls: expected both cert and key"),
+        (
+            "[server]\ntls = {}",
+            ":2: server.tls: expected both cert and key, or acme = true",
+        ),
         (
             "[limits]\nheaders = 0",
             ":2: limits.headers: found 0, expected something from 1 to 10000",

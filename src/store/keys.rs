@@ -12,6 +12,9 @@
 //!   quarantine/sha256-<hex>         found damaged; the last few, for a look at them
 //!   webhooks/<name>/<number>.jsonl  what waits for a webhook, one event a line; the last number is written to
 //!   webhooks/<name>/cursor          how much of that was delivered
+//!   acme/accounts.json              who we are to certificate authorities (`state`)
+//!   acme/certificate.json           the certificate that the last order brought, and its key
+//!   acme/attempts.json              orders that failed, so that a restart does not try at once again
 //! ```
 
 use std::path::{Path, PathBuf};
@@ -102,6 +105,19 @@ impl Tree {
         QueueTree(self.queues().join(name))
     }
 
+    pub(super) fn acme(&self) -> PathBuf {
+        self.root.join("acme")
+    }
+
+    pub(super) fn paper(&self, paper: Paper) -> PathBuf {
+        self.acme().join(paper.file_name())
+    }
+
+    /// Renamed to [`Tree::paper`] when it is whole.
+    pub(super) fn new_paper(&self, paper: Paper) -> PathBuf {
+        self.acme().join(format!("{}.tmp", paper.file_name()))
+    }
+
     /// The digest that a file in the staging folder belongs to, if it is one to resume.
     pub(super) fn part_digest(name: &str) -> Option<Digest> {
         let (algorithm, hex) = name.strip_suffix(".part")?.split_once('-')?;
@@ -136,6 +152,24 @@ impl QueueTree {
 
     pub(super) fn new_cursor(&self) -> PathBuf {
         self.0.join("cursor.tmp")
+    }
+}
+
+/// Small private files that are no content; [`super::State`] reads and writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paper {
+    Accounts,
+    Certificate,
+    Attempts,
+}
+
+impl Paper {
+    fn file_name(self) -> &'static str {
+        match self {
+            Paper::Accounts => "accounts.json",
+            Paper::Certificate => "certificate.json",
+            Paper::Attempts => "attempts.json",
+        }
     }
 }
 

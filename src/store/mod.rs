@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is the only face. Blobs lie as files in an OCI image layout (`keys` draws the tree); `index`
 //! knows in memory what is held and what must go; `hot` tells what needs nothing else; `database` writes that down;
-//! `tags` is what upstreams change at will; `writer` is the only way in and the one place where a digest is verified.
+//! `tags` is what upstreams change at will; `state` is small files of others; `writer` is the only way in and the one place where a digest is verified.
 
 mod beside;
 mod database;
@@ -20,6 +20,7 @@ mod reveal;
 pub mod scale;
 mod space;
 mod startup;
+mod state;
 mod survey;
 mod tags;
 mod verify;
@@ -43,6 +44,7 @@ pub use privacy::ToNobody;
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
 pub use reveal::{Keep, Reveal, RevealError};
+pub use state::{Paper, State};
 pub use survey::{Row, Survey};
 pub use verify::{Check, Verdict};
 pub use wishes::{MOST_WISHES, Wish};

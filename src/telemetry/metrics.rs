@@ -447,6 +447,24 @@ pub const METRICS: &[Metric] = &[
         &["reason"],
         "Spans that it did not get: the queue was full, sending failed, or it refused them.",
     ),
+    metric(
+        "larder_acme_expires_timestamp_seconds",
+        Kind::Gauge,
+        &[],
+        "When the certificate that Larder got for itself expires, Unix seconds; 0 while there is none.",
+    ),
+    metric(
+        "larder_acme_next_order_timestamp_seconds",
+        Kind::Gauge,
+        &[],
+        "When the next one is ordered, Unix seconds.",
+    ),
+    metric(
+        "larder_acme_orders_total",
+        Kind::Counter,
+        &["result"],
+        "Orders of certificates that ended: ok, or unreachable, broken, rate_limited, refused.",
+    ),
     metric("larder_store_errors_total", Kind::Counter, &[], "Failures of the disk."),
 ];
 

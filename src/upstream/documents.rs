@@ -1,11 +1,13 @@
-//! Small documents of others than registries: the keys of token issuers.
+//! Small documents of others than registries: the keys of token issuers, what certificate authorities say.
 
 use std::path::Path;
 use std::time::Duration;
 
+use reqwest::Client;
 use url::Url;
 
-use super::tls;
+use super::credentials::Sources;
+use super::{tls, transport};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -33,14 +35,31 @@ pub async fn get(url: &Url, ca_file: Option<&Path>, most: u64) -> Result<Vec<u8>
 /// A client that goes where it is sent and nowhere else: no redirects, no proxy.
 ///
 /// Errors: a sentence without secrets.
-pub fn direct(ca_file: Option<&Path>, timeout: Duration) -> Result<reqwest::Client, String> {
-    reqwest::Client::builder()
+pub fn direct(ca_file: Option<&Path>, timeout: Duration) -> Result<Client, String> {
+    Client::builder()
         .tls_backend_preconfigured(tls::trusting(ca_file)?)
         .redirect(reqwest::redirect::Policy::none())
         .timeout(timeout)
         .no_proxy()
         .build()
         .map_err(|error| error.without_url().to_string())
+}
+
+/// The same for what is at `home`, by the way that upstreams are reached: through the proxy that was given, else the one that the
+/// environment names.
+///
+/// Errors: a sentence without secrets.
+pub fn by_proxy(home: &Url, ca_file: Option<&Path>, proxy: Option<&Url>, timeout: Duration) -> Result<Client, String> {
+    let sources = Sources::from_env(|name| std::env::var(name).ok());
+    let mut builder = Client::builder()
+        .tls_backend_preconfigured(tls::trusting(ca_file)?)
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(timeout)
+        .no_proxy();
+    for (_, proxy) in transport::proxies(home, proxy, &sources)? {
+        builder = builder.proxy(proxy);
+    }
+    builder.build().map_err(|error| error.without_url().to_string())
 }
 
 /// An error and its causes, in one line.

@@ -76,7 +76,7 @@ impl Transport {
     /// For the endpoint at `home`, which is the upstream's URL or one of its mirrors.
     pub fn new(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Transport, String> {
         let tls = tls::config(upstream)?;
-        let proxies = proxies(home, upstream, sources)?;
+        let proxies = proxies(home, upstream.proxy.as_ref(), sources)?;
         let names: HashSet<String> = proxies
             .iter()
             .filter_map(|(url, _)| url.host_str())
@@ -278,8 +278,9 @@ pub fn shown(url: &Url) -> String {
     super::body::one_line(&text, 200)
 }
 
-fn proxies(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Vec<(Url, Proxy)>, String> {
-    if let Some(url) = &upstream.proxy {
+/// The proxies on the way to `home`: the one that was `given`, else those of the environment.
+pub fn proxies(home: &Url, given: Option<&Url>, sources: &Sources) -> Result<Vec<(Url, Proxy)>, String> {
+    if let Some(url) = given {
         let proxy = Proxy::all(url.clone()).map_err(|_| format!("proxy {} cannot be used", shown(url)))?;
         return Ok(vec![(url.clone(), proxy)]);
     }

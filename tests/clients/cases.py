@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 import images
 import tools
+from acme import acme
 from bundle import air_gap
 from clients import (BuildKit, Containerd, ContainerdNs, Dockerd, Plain, PlainAlias,
                      Podman, PodmanMirror, Skopeo, SkopeoTags)
@@ -402,6 +403,7 @@ CASES |= {
     "ten": (ten_at_once, {"forty", "debian"}, {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "big": (crowd_on_one_blob, {"big"}, {"curl"}),
     "login": (login, {"forty"}, {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
+    "acme": (acme, {"forty"}, {"pebble", "pebble-challtestsrv", "openssl", "curl", "skopeo"}),
     "first-byte": (first_byte, {"forty"}, {"curl"}),
     "bundle": (air_gap, {"multi", "forty", "zstd", "debian"},
                {*Dockerd.tools, *Containerd.tools, "podman", "skopeo", "umoci"}),

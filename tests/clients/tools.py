@@ -21,6 +21,9 @@ PACKAGES = {
     "debootstrap": ["debootstrap"],
     "zstd": ["zstd"],
     "curl": ["curl"],
+    "openssl": ["openssl"],
+    "pebble": ["pebble"],
+    "pebble-challtestsrv": ["pebble"],
 }
 POLICY = Path("/usr/sbin/policy-rc.d")
 

@@ -8,6 +8,8 @@
 mod support;
 
 mod access;
+mod acme;
+mod acme_failures;
 mod admin;
 mod audit;
 mod blobs;

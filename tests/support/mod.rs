@@ -3,12 +3,14 @@
 //! `upstream` is the far side: a small real registry on loopback that does as it is told, faults included,
 //! and writes down everything it was asked. `client` is the near side: HTTP/1.1 byte by byte, so that a
 //! test sees how an answer ended. `larder` is what stands between them, in process; `process` the real binary, `ran` its commands.
-//! `hook` is an endpoint for webhooks, `collector` takes traces. `gate` and [`within`] are how tests wait: for an event, never for a
-//! time that hopefully suffices.
+//! `hook` is an endpoint for webhooks, `collector` takes traces, `acme` is a certificate authority that looks whether names are ours,
+//! `tls` clients that verify what it issued. `gate` and [`within`] are how tests wait: for an event, never for a time that hopefully
+//! suffices.
 
 // Each test takes what it needs.
 #![allow(dead_code, unused_imports)]
 
+pub mod acme;
 pub mod client;
 pub mod collector;
 pub mod disk;
@@ -18,6 +20,7 @@ pub mod larder;
 pub mod logged;
 pub mod process;
 pub mod ran;
+pub mod tls;
 pub mod toml;
 pub mod upstream;
 

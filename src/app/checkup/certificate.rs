@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::pki_types::CertificateDer;
@@ -11,7 +12,8 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer as _;
 
 use super::{Address, Finding};
-use crate::config::{Config, Listen, MAIN_LISTENER, ServerTls};
+use crate::acme::Report;
+use crate::config::{Config, Listen, MAIN_LISTENER, ServerTls, TlsIdentity};
 use crate::http::server::tls::Certificates;
 
 const DAY: i64 = 86_400;
@@ -48,44 +50,93 @@ pub(super) fn check(config: &Config, address: Option<&Address>) -> Vec<Finding> 
     });
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
+    let report = crate::app::certificate(config);
     main.into_iter()
         .chain(further)
-        .flat_map(|door| of(&door, now))
+        .flat_map(|door| of(&door, report.as_ref(), now))
         .collect()
 }
 
-fn of(door: &Door<'_>, now: i64) -> Vec<Finding> {
+fn of(door: &Door<'_>, report: Option<&Report>, now: i64) -> Vec<Finding> {
     let check = match door.name {
         MAIN_LISTENER => "certificate".to_owned(),
         name => format!("certificate {name}"),
     };
-    let cert = door.tls.cert.display();
     // As the proxy loads it: files, key and client CA.
-    if let Err(error) = Certificates::load(door.tls) {
+    if let Err(error) = Certificates::load(door.tls, &Arc::default()) {
         let advice = "the proxy does not start with these, and a running one goes on with the old: write certificate and key as one pair of PEM files";
         return vec![Finding::problem(&check, error.to_string()).advice(advice)];
     }
-    let chain = match read(&door.tls.cert) {
-        Ok(chain) => chain,
-        Err(why) => return vec![Finding::problem(&check, format!("{cert}: {why}"))],
+    match (&door.tls.identity, report) {
+        (TlsIdentity::Files { cert, .. }, _) => match read(cert) {
+            Ok(chain) => of_chain(door, &check, &cert.display().to_string(), &chain, now),
+            Err(why) => vec![Finding::problem(&check, format!("{}: {why}", cert.display()))],
+        },
+        (TlsIdentity::Acme, Some(report)) => by_acme(door, &check, report, now),
+        // There is no such listener without a report.
+        (TlsIdentity::Acme, None) => Vec::new(),
+    }
+}
+
+/// What the proxy got for itself, or why it did not.
+fn by_acme(door: &Door<'_>, check: &str, report: &Report, now: i64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(trouble) = &report.trouble {
+        let advice = "look at the cache folder's acme, or ask again as the user who runs the proxy; a proxy that cannot read it orders another";
+        findings.push(Finding::warning(check, trouble).advice(advice));
+    }
+    if let Some(failed) = &report.failed {
+        let found = format!(
+            "the last order at {} failed: {}; it is tried again at {}",
+            report.directory, failed.why, failed.again
+        );
+        let advice = "mend the cause; a restart may try again sooner, and another configuration does at once";
+        findings.push(match report.held.as_ref().is_some_and(|held| !held.has_expired) {
+            true => Finding::warning(check, found).advice(advice),
+            false => Finding::problem(check, found).advice(advice),
+        });
+    }
+    let Some(held) = &report.held else {
+        if findings.is_empty() {
+            let found = format!("none yet from {}: clients see a self-signed one", report.directory);
+            let advice = "start the proxy: it orders one at once, and its log says what becomes of it";
+            findings.push(Finding::warning(check, found).advice(advice));
+        }
+        return findings;
     };
+    if !held.is_wanted {
+        let found =
+            "it was ordered by another configuration of acme: another is ordered when the proxy starts with this one";
+        findings.push(Finding::note(check, found));
+    }
+    let chain: Vec<_> = held
+        .chain
+        .iter()
+        .map(|der| CertificateDer::from(der.as_slice()))
+        .collect();
+    let what = format!("the certificate of {}, renewed from {}", report.directory, held.renewal);
+    findings.extend(of_chain(door, check, &what, &chain, now));
+    findings
+}
+
+fn of_chain(door: &Door<'_>, check: &str, cert: &str, chain: &[CertificateDer<'_>], now: i64) -> Vec<Finding> {
     let parsed: Result<Vec<_>, _> = chain.iter().map(|der| X509Certificate::from_der(der)).collect();
     let parsed = match parsed {
         Ok(parsed) => parsed,
-        Err(error) => return vec![Finding::problem(&check, format!("{cert} is not understood: {error}"))],
+        Err(error) => return vec![Finding::problem(check, format!("{cert} is not understood: {error}"))],
     };
     let parsed: Vec<_> = parsed.into_iter().map(|(_, certificate)| certificate).collect();
     let mut findings = Vec::new();
     if let Some(leaf) = parsed.first() {
-        findings.extend(dates(&check, leaf, now));
-        findings.extend(names(&check, leaf, door));
+        findings.extend(dates(check, leaf, door, now));
+        findings.extend(names(check, leaf, door));
     }
-    findings.extend(order(&check, &parsed));
+    findings.extend(order(check, &parsed));
     if findings.is_empty() {
         let names = parsed.first().map(names_of).unwrap_or_default();
         let days = parsed.first().map_or(0, |leaf| left(leaf, now) / DAY);
         findings.push(Finding::ok(
-            &check,
+            check,
             format!("{cert} is for {}, {days} days more", names.shown()),
         ));
     }
@@ -101,8 +152,17 @@ fn left(certificate: &X509Certificate<'_>, now: i64) -> i64 {
     certificate.validity().not_after.timestamp() - now
 }
 
-fn dates(check: &str, leaf: &X509Certificate<'_>, now: i64) -> Option<Finding> {
-    let advice = "renew it: the proxy reads the files again by itself";
+fn dates(check: &str, leaf: &X509Certificate<'_>, door: &Door<'_>, now: i64) -> Option<Finding> {
+    let validity = leaf.validity();
+    let life = validity.not_after.timestamp() - validity.not_before.timestamp();
+    // One that the proxy renews by itself is late when a quarter of its life is left: it is due at a third.
+    let (advice, soon) = match door.tls.is_acme() {
+        false => ("renew it: the proxy reads the files again by itself", SOON),
+        true => (
+            "the proxy renews it by itself, if it runs: its log says what stands in the way",
+            life / 4,
+        ),
+    };
     let left = left(leaf, now);
     let early = leaf.validity().not_before.timestamp() - now;
     if left < 0 {
@@ -113,7 +173,7 @@ fn dates(check: &str, leaf: &X509Certificate<'_>, now: i64) -> Option<Finding> {
         let found = format!("it is not valid before {} hours from now", early / 3600 + 1);
         return Some(Finding::problem(check, found).advice("wait, or put this machine's clock right"));
     }
-    (left < SOON).then(|| Finding::warning(check, format!("it expires in {} days", left / DAY)).advice(advice))
+    (left < soon).then(|| Finding::warning(check, format!("it expires in {} days", left / DAY)).advice(advice))
 }
 
 /// What a certificate is for.
@@ -189,7 +249,8 @@ fn names(check: &str, leaf: &X509Certificate<'_>, door: &Door<'_>) -> Vec<Findin
         .filter(|ip| !(ip.is_loopback() && names.has_host("localhost")))
         .map(ToString::to_string)
         .collect();
-    if door.host.is_none() && !missing.is_empty() {
+    // One that the proxy got for itself is for the names that the operator wanted.
+    if door.host.is_none() && !missing.is_empty() && !door.tls.is_acme() {
         let found = format!(
             "it listens on {}, and the certificate is for {}: clients have to use those names",
             missing.join(", "),

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 use super::{origin, without_user};
 use crate::config::wanted::Platforms;
 use crate::config::{
-    Config, ConfigError, Lender, LogFormat, Password, Prefetch, StaticCredentials, Upstream, Webhook, show_key,
+    Acme, Challenge, Config, ConfigError, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials,
+    TlsIdentity, Upstream, Webhook, show_key,
 };
 
 pub fn meaning(config: &Config) -> String {
@@ -15,24 +16,17 @@ pub fn meaning(config: &Config) -> String {
         "sources": config.sources,
         "server": {
             "listen": config.server.listen,
-            "tls": config.server.tls.as_ref().map(|tls| json!({
-                "cert": tls.cert,
-                "key": tls.key,
-                "client_ca": tls.client_ca,
-            })),
+            "tls": config.server.tls.as_ref().map(tls),
             "shutdown_grace_seconds": config.server.shutdown_grace.as_secs_f64(),
             "server_timing": config.server.server_timing,
         },
         "listeners": config.listeners.iter().map(|listener| json!({
             "name": listener.name,
             "listen": listener.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "tls": listener.tls.as_ref().map(|tls| json!({
-                "cert": tls.cert,
-                "key": tls.key,
-                "client_ca": tls.client_ca,
-            })),
+            "tls": listener.tls.as_ref().map(tls),
         })).collect::<Vec<_>>(),
         "access": access(config),
+        "acme": config.acme.as_ref().map(|one| acme(config, one)),
         "admin": { "listen": config.admin.listen, "token": config.admin.token.is_some() },
         "cache": {
             "path": config.cache.path,
@@ -79,6 +73,33 @@ pub fn meaning(config: &Config) -> String {
         "origins": config.origins,
         "warnings": config.warnings,
     }))
+}
+
+fn tls(tls: &ServerTls) -> Value {
+    let (cert, key) = match &tls.identity {
+        TlsIdentity::Files { cert, key } => (Some(cert), Some(key)),
+        TlsIdentity::Acme => (None, None),
+    };
+    json!({ "cert": cert, "key": key, "acme": tls.is_acme(), "client_ca": tls.client_ca })
+}
+
+fn acme(config: &Config, acme: &Acme) -> Value {
+    json!({
+        "names": acme.names,
+        "directory": acme.directory.as_str(),
+        "contact": acme.contact,
+        "challenge": acme.challenge.as_str(),
+        "http_listen": match &acme.challenge {
+            Challenge::Http { listen } => Some(listen),
+            Challenge::TlsAlpn => None,
+        },
+        "profile": acme.profile,
+        "ca_file": acme.ca_file,
+        "proxy": acme.proxy.as_ref().map(without_user),
+        "eab_kid": acme.binding.as_ref().map(|binding| &binding.kid),
+        "eab_key_file": acme.binding.as_ref().map(|binding| &binding.key_file),
+        "state": crate::app::certificate(config),
+    })
 }
 
 fn prefetch(prefetch: &Prefetch) -> Value {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::{origin, without_user};
 use crate::config::units::{show_duration, show_size};
 use crate::config::{
-    Cache, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, Upstream, WEBHOOK_EVENTS,
+    Acme, Cache, Challenge, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, TlsIdentity,
+    Upstream, WEBHOOK_EVENTS,
 };
 
 pub fn meaning(config: &Config) -> String {
@@ -14,6 +15,9 @@ pub fn meaning(config: &Config) -> String {
     section(&mut out, "Configuration", &sources(config));
     section(&mut out, "Listeners", &listeners(config));
     section(&mut out, "Who may pull", &access(config));
+    if let Some(one) = &config.acme {
+        section(&mut out, "Certificate", &acme(config, one));
+    }
     section(&mut out, "Cache", &cache(&config.cache));
     section(&mut out, "Policy", &policy(&config.cache));
     section(&mut out, "Limits and log", &limits(config));
@@ -66,14 +70,16 @@ fn sources(config: &Config) -> Vec<String> {
 fn tls_of(tls: Option<&ServerTls>) -> String {
     match tls {
         None => "without TLS".to_owned(),
-        Some(tls) => match &tls.client_ca {
-            None => format!("with TLS ({})", tls.cert.display()),
-            Some(ca) => format!(
-                "with TLS ({}), only for clients that {} vouches for",
-                tls.cert.display(),
-                ca.display()
-            ),
-        },
+        Some(tls) => {
+            let from = match &tls.identity {
+                TlsIdentity::Files { cert, .. } => cert.display().to_string(),
+                TlsIdentity::Acme => "ACME".to_owned(),
+            };
+            match &tls.client_ca {
+                None => format!("with TLS ({from})"),
+                Some(ca) => format!("with TLS ({from}), only for clients that {} vouches for", ca.display()),
+            }
+        }
     }
 }
 
@@ -115,6 +121,51 @@ fn listeners(config: &Config) -> Vec<String> {
             },
         ),
     ]);
+    rows
+}
+
+/// What is asked for, of whom, and how it stands with that.
+fn acme(config: &Config, acme: &Acme) -> Vec<String> {
+    let mut rows = vec![
+        row("names", list(&acme.names)),
+        row("from", &acme.directory),
+        row(
+            "proof",
+            match &acme.challenge {
+                Challenge::TlsAlpn => "tls-alpn-01: port 443 of each name has to lead to such a listener".to_owned(),
+                Challenge::Http { listen } => {
+                    format!("http-01: port 80 of each name has to lead to {}", list(listen))
+                }
+            },
+        ),
+    ];
+    if let Some(proxy) = &acme.proxy {
+        rows.push(row("through", without_user(proxy)));
+    }
+    let Some(report) = crate::app::certificate(config) else {
+        return rows;
+    };
+    rows.push(row(
+        "held",
+        match &report.held {
+            None => "none yet: clients see a self-signed one until it comes".to_owned(),
+            Some(held) => {
+                let of_another = if held.is_wanted {
+                    ""
+                } else {
+                    ", but ordered by another configuration"
+                };
+                format!("until {}, renewed from {}{of_another}", held.expires, held.renewal)
+            }
+        },
+    ));
+    if let Some(failed) = &report.failed {
+        rows.push(row(
+            "last order",
+            format!("failed: {}; again at {}", failed.why, failed.again),
+        ));
+    }
+    rows.extend(report.trouble.map(|trouble| row("unreadable", trouble)));
     rows
 }
 

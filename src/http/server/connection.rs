@@ -77,13 +77,14 @@ pub(super) async fn run_unix(stream: UnixStream, shared: Arc<Shared<impl Handler
 }
 
 async fn secure(tcp: TcpStream, certificates: &Certificates, client: Peer, shared: &Shared<impl Handler>) {
-    let handshake = async { certificates.acceptor().await.accept(tcp).await };
+    let handshake = Box::pin(certificates.shake_hands(tcp));
     let handshake = tokio::select! {
         () = shared.stop.cancelled() => return,
-        handshake = tokio::time::timeout(shared.limits.now().header_timeout, Box::pin(handshake)) => handshake,
+        handshake = tokio::time::timeout(shared.limits.now().header_timeout, handshake) => handshake,
     };
     match handshake {
-        Ok(Ok(stream)) => {
+        Ok(Ok(None)) => tracing::debug!(%client, "a certificate authority had its challenge answered"),
+        Ok(Ok(Some(stream))) => {
             let session = stream.get_ref().1;
             let http2 = session.alpn_protocol() == Some(b"h2");
             let shown = session.peer_certificates().and_then(|chain| chain.first());

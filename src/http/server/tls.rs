@@ -1,20 +1,28 @@
 //! The certificates that this side shows, and whose clients it takes.
 //!
+//! Where the proxy gets its certificate itself, [`Issued`] has it, and answers authorities that look whether its names are ours: they bring
+//! no certificate, and hear no HTTP.
+//!
 //! Files are looked at again every few seconds when a client comes, so that a renewed certificate needs no restart.
 //! One that cannot be used leaves the old one in place: a botched renewal must not be an outage before the expiry.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{Acceptor, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
-use tokio_rustls::TlsAcceptor;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
+use crate::acme::Issued;
 use crate::auth::policy::CERTIFICATE;
-use crate::config::ServerTls;
+use crate::config::{ServerTls, TlsIdentity};
 
 /// How often the files are looked at, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -34,6 +42,8 @@ pub enum TlsError {
         key: PathBuf,
         reason: String,
     },
+    #[error("TLS cannot be set up: {0}")]
+    SetUp(#[from] rustls::Error),
 }
 
 /// Whom a client's certificate names, as rules know him: `cert:` and the subject's common name, else the first name that
@@ -95,6 +105,7 @@ pub struct Certificates(Arc<Inner>);
 
 struct Inner {
     files: ServerTls,
+    issued: Arc<Issued>,
     look_again: Duration,
     loaded: Mutex<Loaded>,
 }
@@ -106,27 +117,48 @@ struct Loaded {
 }
 
 impl Certificates {
-    pub fn load(files: &ServerTls) -> Result<Certificates, TlsError> {
-        Certificates::load_with(files, LOOK_AGAIN)
+    /// `issued` is what is shown where no files are named.
+    pub fn load(files: &ServerTls, issued: &Arc<Issued>) -> Result<Certificates, TlsError> {
+        Certificates::load_with(files, issued, LOOK_AGAIN)
     }
 
-    pub(super) fn load_with(files: &ServerTls, look_again: Duration) -> Result<Certificates, TlsError> {
+    pub(super) fn load_with(
+        files: &ServerTls,
+        issued: &Arc<Issued>,
+        look_again: Duration,
+    ) -> Result<Certificates, TlsError> {
         // Before reading: a change in between is then seen as one.
         let stamp = stamp(files);
         let loaded = Loaded {
-            config: read(files)?,
+            config: read(files, issued)?,
             stamp,
             looked: Instant::now(),
         };
         Ok(Certificates(Arc::new(Inner {
             files: files.clone(),
+            issued: issued.clone(),
             look_again,
             loaded: Mutex::new(loaded),
         })))
     }
 
+    /// Shakes hands. `None`: it was an authority that looked for our answer; it has it, and the connection is closed.
+    pub(super) async fn shake_hands(&self, tcp: TcpStream) -> io::Result<Option<TlsStream<TcpStream>>> {
+        let acceptor = self.acceptor().await;
+        if !self.0.files.is_acme() || !self.0.issued.is_challenged() {
+            return acceptor.accept(tcp).await.map(Some);
+        }
+        let start = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+        let Some(challenge) = self.0.issued.handshake(&start.client_hello()) else {
+            return start.into_stream(acceptor.config().clone()).await.map(Some);
+        };
+        let mut stream = start.into_stream(challenge).await?;
+        stream.shutdown().await?;
+        Ok(None)
+    }
+
     /// What to shake hands with now.
-    pub(super) async fn acceptor(&self) -> TlsAcceptor {
+    async fn acceptor(&self) -> TlsAcceptor {
         let due = {
             let mut loaded = self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner);
             let due = loaded.looked.elapsed() >= self.0.look_again;
@@ -151,11 +183,11 @@ impl Inner {
         if self.loaded.lock().unwrap_or_else(PoisonError::into_inner).stamp == now {
             return;
         }
-        let config = read(&self.files);
+        let config = read(&self.files, &self.issued);
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         match config {
             Ok(config) => {
-                tracing::info!(cert = %self.files.cert.display(), "TLS certificate reloaded");
+                tracing::info!(files = %shown(&self.files), "TLS certificate reloaded");
                 loaded.config = config;
                 loaded.stamp = now;
             }
@@ -165,24 +197,37 @@ impl Inner {
     }
 }
 
-fn stamp(files: &ServerTls) -> Stamp {
-    let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
-    let stamp = |path: &PathBuf| std::fs::metadata(path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
-    paths.into_iter().flatten().map(stamp).collect()
+/// The files that are read, in their order.
+fn paths(files: &ServerTls) -> impl Iterator<Item = &PathBuf> {
+    let pair = match &files.identity {
+        TlsIdentity::Files { cert, key } => [Some(cert), Some(key)],
+        TlsIdentity::Acme => [None, None],
+    };
+    pair.into_iter().flatten().chain(&files.client_ca)
 }
 
-fn read(files: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|e| bad_file("TLS key", &files.key, &e))?;
-    let chain = certificates("TLS certificate", &files.cert)?;
-    let pair = |reason: String| TlsError::Pair {
-        cert: files.cert.clone(),
-        key: files.key.clone(),
-        reason,
+fn shown(files: &ServerTls) -> String {
+    paths(files)
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn stamp(files: &ServerTls) -> Stamp {
+    let stamp = |path: &PathBuf| std::fs::metadata(path).and_then(|m| Ok((m.modified()?, m.len()))).ok();
+    paths(files).map(stamp).collect()
+}
+
+fn read(files: &ServerTls, issued: &Arc<Issued>) -> Result<Arc<ServerConfig>, TlsError> {
+    let pair = match &files.identity {
+        TlsIdentity::Acme => None,
+        TlsIdentity::Files { cert, key } => {
+            let secret = PrivateKeyDer::from_pem_file(key).map_err(|e| bad_file("TLS key", key, &e))?;
+            Some((certificates("TLS certificate", cert)?, secret, cert, key))
+        }
     };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ServerConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|e| pair(e.to_string()))?;
+    let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(file) => {
@@ -194,7 +239,17 @@ fn read(files: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
             builder.with_client_cert_verifier(verifier.map_err(|e| bad_file("client CA", file, &e))?)
         }
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(|e| pair(e.to_string()))?;
+    let mut config = match pair {
+        None => builder.with_cert_resolver(issued.clone()),
+        Some((chain, secret, cert, key)) => {
+            let bad_pair = |e: rustls::Error| TlsError::Pair {
+                cert: cert.clone(),
+                key: key.clone(),
+                reason: e.to_string(),
+            };
+            builder.with_single_cert(chain, secret).map_err(bad_pair)?
+        }
+    };
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -73,6 +73,7 @@ fn config(upstream: Upstream) -> Config {
     Config {
         listeners: Vec::new(),
         access: Config::default_config().unwrap().access,
+        acme: None,
         server: ServerConfig {
             listen: Vec::new(),
             tls: None,

@@ -8,7 +8,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::*;
-use crate::config::ServerTls;
+use crate::config::{ServerTls, TlsIdentity};
 use crate::http::server::tls::Certificates;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n";
@@ -16,6 +16,8 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n
 /// Certificate files in a folder of their own.
 struct Files {
     _folder: tempfile::TempDir,
+    cert: PathBuf,
+    key: PathBuf,
     tls: ServerTls,
 }
 
@@ -23,25 +25,33 @@ impl Files {
     fn new() -> Files {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| -> PathBuf { folder.path().join(name) };
-        let tls = ServerTls {
-            cert: at("cert.pem"),
-            key: at("key.pem"),
-            client_ca: None,
+        let (cert, key) = (at("cert.pem"), at("key.pem"));
+        let identity = TlsIdentity::Files {
+            cert: cert.clone(),
+            key: key.clone(),
         };
-        Files { _folder: folder, tls }
+        Files {
+            _folder: folder,
+            cert,
+            key,
+            tls: ServerTls {
+                identity,
+                client_ca: None,
+            },
+        }
     }
 
     /// Writes a new certificate for `larder`.
     fn renew(&self) -> CertificateDer<'static> {
         let made = rcgen::generate_simple_self_signed(["larder".to_owned()]).unwrap();
-        std::fs::write(&self.tls.cert, made.cert.pem()).unwrap();
-        std::fs::write(&self.tls.key, made.signing_key.serialize_pem()).unwrap();
+        std::fs::write(&self.cert, made.cert.pem()).unwrap();
+        std::fs::write(&self.key, made.signing_key.serialize_pem()).unwrap();
         made.cert.der().clone()
     }
 }
 
 async fn start_tls(files: &Files) -> Server {
-    let certificates = Certificates::load_with(&files.tls, Duration::ZERO).unwrap();
+    let certificates = Certificates::load_with(&files.tls, &Arc::default(), Duration::ZERO).unwrap();
     start_with(roomy(), Some(certificates), HANG).await
 }
 
@@ -159,7 +169,7 @@ async fn renewed_files_are_taken_up_and_bad_ones_are_not() {
     let old = files.renew();
     let server = start_tls(&files).await;
     handshake(&server, &connector(&old, &[], None)).await.unwrap();
-    std::fs::write(&files.tls.cert, "nonsense").unwrap();
+    std::fs::write(&files.cert, "nonsense").unwrap();
     handshake(&server, &connector(&old, &[], None))
         .await
         .expect("the old certificate stays");
@@ -178,7 +188,7 @@ async fn clients_need_a_certificate_where_a_ca_is_named() {
     let mut files = Files::new();
     let trusted = files.renew();
     let mine = rcgen::generate_simple_self_signed(["client".to_owned()]).unwrap();
-    let ca = files.tls.cert.with_file_name("ca.pem");
+    let ca = files.cert.with_file_name("ca.pem");
     std::fs::write(&ca, mine.cert.pem()).unwrap();
     files.tls.client_ca = Some(ca);
     let server = start_tls(&files).await;
@@ -198,14 +208,19 @@ async fn clients_need_a_certificate_where_a_ca_is_named() {
 #[test]
 fn unusable_files_are_named() {
     let files = Files::new();
-    let error = |files: &Files| Certificates::load(&files.tls).err().unwrap().to_string();
+    let error = |files: &Files| {
+        Certificates::load(&files.tls, &Arc::default())
+            .err()
+            .unwrap()
+            .to_string()
+    };
     assert!(error(&files).contains("key.pem"), "{}", error(&files));
     files.renew();
     let other = Files::new();
     other.renew();
-    std::fs::copy(&other.tls.key, &files.tls.key).unwrap();
+    std::fs::copy(&other.key, &files.key).unwrap();
     assert!(error(&files).contains("cannot be used"), "{}", error(&files));
-    std::fs::write(&files.tls.cert, "").unwrap();
+    std::fs::write(&files.cert, "").unwrap();
     assert!(
         error(&files).contains("cert.pem: it holds no certificate"),
         "{}",
