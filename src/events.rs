@@ -114,7 +114,21 @@ pub struct Subscription {
     lost: Arc<AtomicU64>,
 }
 
+/// Which of the listeners somebody is, to leave.
+#[derive(Clone, Debug)]
+pub struct Seat(Arc<AtomicU64>);
+
+impl Seat {
+    fn is(&self, listener: &Listener) -> bool {
+        Arc::ptr_eq(&self.0, &listener.lost)
+    }
+}
+
 impl Subscription {
+    pub fn seat(&self) -> Seat {
+        Seat(self.lost.clone())
+    }
+
     /// How many were lost since this was asked last.
     pub fn lost(&self) -> u64 {
         self.lost.swap(0, Ordering::Relaxed)
@@ -142,11 +156,25 @@ impl Events {
 
     /// Listens from now on, with room for so many events that are not yet taken.
     pub fn subscribe(&self, room: usize) -> Subscription {
+        self.succeed(None, room)
+    }
+
+    /// Listens in place of another, in one: no event goes to both or to neither. `of` gets what is on its way, and then the end.
+    pub fn succeed(&self, of: Option<&Seat>, room: usize) -> Subscription {
         let (to, events) = channel(room);
         let lost = Arc::new(AtomicU64::new(0));
-        self.listeners().push(Listener { to, lost: lost.clone() });
+        let mut listeners = self.listeners();
+        listeners.retain(|listener| of.is_none_or(|seat| !seat.is(listener)));
+        listeners.push(Listener { to, lost: lost.clone() });
         self.0.is_wanted.store(true, Ordering::Relaxed);
         Subscription { events, lost }
+    }
+
+    /// One listener less. It gets what is on its way, and then the end.
+    pub fn leave(&self, seat: &Seat) {
+        let mut listeners = self.listeners();
+        listeners.retain(|listener| !seat.is(listener));
+        self.0.is_wanted.store(!listeners.is_empty(), Ordering::Relaxed);
     }
 
     /// Nobody is told anything any more; listeners get what is on its way, and then the end.
@@ -163,6 +191,29 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_takes_the_place_of_another() {
+        let events = Events::default();
+        let mut first = events.subscribe(10);
+        let mut other = events.subscribe(10);
+        events.emit(|| Event::of(Action::Pull));
+        let mut second = events.succeed(Some(&first.seat()), 10);
+        events.emit(|| Event::of(Action::Evict));
+        events.leave(&second.seat());
+        events.emit(|| Event::of(Action::Pin));
+        let rest = |of: &mut Subscription| -> Vec<Action> {
+            std::iter::from_fn(|| of.events.try_recv().ok())
+                .map(|event| event.action)
+                .collect()
+        };
+        assert_eq!(rest(&mut first), [Action::Pull]);
+        assert_eq!(rest(&mut second), [Action::Evict]);
+        assert_eq!(rest(&mut other), [Action::Pull, Action::Evict, Action::Pin]);
+        assert!(events.is_wanted());
+        events.leave(&other.seat());
+        assert!(!events.is_wanted());
+    }
 
     #[test]
     fn nobody_is_waited_for() {
