@@ -69,6 +69,8 @@ async fn rules_count_for_the_next_request() {
         answer.expect_content(&image.manifest);
         kept = connection;
     }
+    // reqwest wants one in any case.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
     let url = format!("http://{}{}", larder.registry(), manifest(REPO, "1"));
     let by_http2 = async || client.get(&url).send().await.unwrap().status().as_u16();
@@ -293,7 +295,6 @@ async fn a_taken_address_refuses_all_of_it() {
     assert_eq!(larder.open().len(), 1);
     assert_eq!(address(&larder, "main"), larder.registry());
     assert!(!socket.exists() && !audit.exists());
-    assert!(larder.metrics().await.contains("larder_config_last_reload_ok"));
     let ready = Ask::get("/readyz").send(larder.admin()).await.expect(200).json();
     assert_eq!(ready["status"], "degraded");
     larder.reload(|_| {}).unwrap();
@@ -444,7 +445,10 @@ async fn tls_changes() {
     // Whoever came without is sent away, after what he was asking for.
     let (rest, _) = within("the plain connection to end", kept.read_to_end()).await;
     assert!(rest.is_empty());
-    larder.get("/v2/").await.expect(400);
+    let mut plain = Connection::open(to).await;
+    plain.write(b"GET /v2/ HTTP/1.1\r\nHost: larder\r\n\r\n").await;
+    let (refused, _) = plain.read_to_end().await;
+    assert!(refused.starts_with(b"HTTP/1.0 400 "));
 
     larder.reload(|t| authority.tls(t, "two", false)).unwrap();
     let mut second = authority.connect(to, None).await.unwrap();
@@ -516,7 +520,7 @@ async fn the_audit_log_moves() {
     larder.get(manifest(REPO, "1")).await.expect(200);
     larder
         .reload(|t| {
-            t.unset(&["audit"], "file");
+            t.unset(&[], "audit");
         })
         .unwrap();
     assert_eq!((pulls(&first), pulls(&second)), (3, 2));
@@ -547,7 +551,7 @@ async fn schedules_change() {
     let upstream = Upstream::start().await;
     let image = upstream.image(REPO, "1", &[300_000]);
     let gate = Gate::closed();
-    upstream.on(On::Blobs).stall_after(100_000, &gate);
+    upstream.on(On::Blob(image.layers[0])).stall_after(100_000, &gate);
     let nightly = json!({ "name": "nightly", "images": ["alpine:1"], "schedule": "30 2 * * *" });
     let mut larder = Larder::start(&upstream, |t| prefetch(t, json!([nightly.clone()]))).await;
     let schedules = async |larder: &Larder| -> Vec<(String, String, u64)> {
@@ -650,7 +654,7 @@ async fn many_reloads_under_load() {
                 t.upstream("docker.io", "password", "pw");
                 t.cache("tag_ttl", if n % 2 == 0 { "0s" } else { "1h" });
                 t.set(&["listener", "ci"], "listen", format!("127.0.0.{}:0", 1 + n % 2));
-                rules(t, json!([{ "images": format!("nowhere/{n}"), "may": "nothing" }, { "may": "fetch", "private": true }]));
+                rules(t, json!([{ "images": format!("ghcr.io/nowhere/{n}"), "may": "nothing" }, { "may": "fetch", "private": true }]));
             })
             .unwrap();
     }
