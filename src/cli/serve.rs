@@ -11,6 +11,11 @@ use crate::app::{self, Running};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::telemetry::log;
 
+/// Turns that tasks get before the sockets are looked at again (tokio's own figure is 61). A hundred followers may each
+/// have a piece of a file to send: who connects meanwhile waits for two looks, not for all of them. A look costs less
+/// than a microsecond.
+const TURNS_BETWEEN_LOOKS: u32 = 8;
+
 /// `load` reads the configuration, now and whenever it has changed.
 pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
     let config = match load() {
@@ -35,7 +40,11 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
         }
     };
     raise_open_files();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .event_interval(TURNS_BETWEEN_LOOKS)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             complain(&format!("cannot start: {error}"));

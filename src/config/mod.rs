@@ -167,7 +167,8 @@ pub struct Bundle {
 pub struct Upstream {
     /// How images name it: `docker.io`, `registry.example:5000`.
     pub name: HostPort,
-    /// Where it is reached: scheme, host, port and, for some products, a base path before `/v2/` (R-U50).
+    /// Where it is reached: scheme, host, port and, for some products, a base path before `/v2/`; behind `/v2/`, if there is
+    /// one, what all repositories lie below there (R-U50).
     pub url: Url,
     /// Tried first, in order.
     pub mirrors: Vec<Url>,

@@ -274,6 +274,11 @@ fn each_impossible_upstream_names_line_and_key() {
         ("url = \"a.io\"", "expected the address of a registry"),
         ("url = \"https://a.io/?x\"", "expected neither ? nor #"),
         ("url = \"https://a.io/v2/\"", "expected it without /v2"),
+        (
+            "url = \"https://a.io/v2/Proxy-Cache\"",
+            "expected a name behind /v2/ that repositories lie below: \"Proxy-Cache\" is not a repository name",
+        ),
+        ("mirrors = [\"https://a.io/v2//x\"]", "expected a name behind /v2/"),
         ("mirrors = [\"nope\"]", ":2: upstream.\"a.io\".mirrors: found \"nope\""),
         (
             "aliases = [\"hub\"]",

@@ -6,7 +6,7 @@ use super::file::quoted;
 use super::findings::Findings;
 use super::raw::{Raw, RawUpstream};
 use super::{Cache, Password, Secret, StaticCredentials, Upstream, builtin, care, names};
-use crate::oci::HostPort;
+use crate::oci::{HostPort, Repository};
 
 const MIB: u64 = 1 << 20;
 
@@ -120,6 +120,12 @@ fn registry_url(findings: &mut Findings<'_>, key: &[&str], text: &str) -> Option
         Some("expected neither ? nor # in it".to_owned())
     } else if v2 == "/v2" || v2.ends_with("/v2") {
         Some("expected it without /v2, which Larder adds".to_owned())
+    } else if let Some((_, prefix)) = v2.split_once("/v2/")
+        && let Err(error) = prefix.parse::<Repository>()
+    {
+        Some(format!(
+            "expected a name behind /v2/ that repositories lie below: {error}"
+        ))
     } else {
         None
     };

@@ -93,6 +93,7 @@ fn request(uri: &str) -> axum::http::request::Builder {
     Request::builder().uri(uri)
 }
 
+/// What a client calls itself is told and nothing more (R-C29).
 #[tokio::test]
 async fn a_complete_answer() {
     let request = request("/told?ns=docker.io&token=secret")

@@ -140,13 +140,9 @@ impl Manifest {
 
 fn settle_type(raw: &Raw, content_type: Option<&str>) -> Result<String, ManifestError> {
     let field = raw.media_type.as_deref().and_then(media_type::essence);
-    let header = content_type.and_then(media_type::essence).filter(|h| {
-        // What storage and careless servers put there says nothing about the document (R-C5, R-U51).
-        !matches!(
-            h.as_str(),
-            "application/json" | "text/plain" | "application/octet-stream" | "binary/octet-stream" | "text/html"
-        )
-    });
+    let header = content_type
+        .and_then(media_type::essence)
+        .filter(|h| !media_type::says_nothing(h));
     let settled = match (header, field) {
         (Some(header), Some(field)) if header != field => {
             return Err(ManifestError::Contradiction { header, field });

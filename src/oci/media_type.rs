@@ -26,6 +26,14 @@ pub fn essence(content_type: &str) -> Option<String> {
     fits.then_some(essence)
 }
 
+/// Whether an essence is one that storage and careless servers put on any document (R-C5, R-U51).
+pub fn says_nothing(essence: &str) -> bool {
+    matches!(
+        essence,
+        "application/json" | "text/plain" | "application/octet-stream" | "binary/octet-stream" | "text/html"
+    )
+}
+
 /// Types that say "this is not a registry's object": a login page, a captive portal (L2).
 pub fn is_web_page(content_type: &str) -> bool {
     matches!(

@@ -32,6 +32,13 @@ impl Repository {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// This one as a registry knows it that keeps it below a name of its own (R-U50). It may be longer than what is accepted
+    /// from outside.
+    #[must_use]
+    pub fn below(&self, prefix: &Repository) -> Repository {
+        Repository(format!("{prefix}/{self}").into())
+    }
 }
 
 impl FromStr for Repository {

@@ -28,6 +28,8 @@ pub struct OpenBlob {
     pub source: Source,
     /// Bytes; `None` while an upstream that does not announce them is still sending.
     pub total: Option<u64>,
+    /// Bytes that a manifest of this repository claims: who asks has them from there, too.
+    pub claimed: Option<u64>,
     pub outcome: Outcome,
 }
 
@@ -84,6 +86,7 @@ impl Pull {
         let held = blocking(move || Ok(store.open_blob(&wanted))).await?;
         Ok(held.map(|held| OpenBlob {
             total: Some(held.size),
+            claimed: None,
             source: Source::Held(held),
             outcome,
         }))
@@ -116,6 +119,7 @@ impl Pull {
                     return Ok(Some(OpenBlob {
                         source: Source::Growing(follower),
                         total: state.total,
+                        claimed: self.hint(target, digest),
                         outcome,
                     }));
                 }

@@ -5,6 +5,7 @@
 //! still holds up nobody (R-W3).
 
 mod follower;
+mod front;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +23,9 @@ use crate::oci::{Digest, Repository};
 use crate::store::Store;
 use crate::telemetry::stopwatch;
 use crate::upstream::Client;
-pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, State};
+pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, SMALL_BYTES, State};
+pub use front::FRONT_BYTES;
+use front::Front;
 
 /// A transfer under way.
 pub struct Flight {
@@ -32,6 +35,7 @@ pub struct Flight {
     followers: AtomicUsize,
     left: Notify,
     pub(super) positions: Positions,
+    pub(super) front: Front,
     /// The repository that began it, and who asks for it: under another configuration that may be with other credentials.
     began: Arc<str>,
     client: Arc<Client>,
@@ -167,6 +171,7 @@ impl Flights {
         let state = State {
             phase: Phase::Asking,
             written: 0,
+            came: 0,
             total: None,
             file: None,
             window: None,
@@ -178,6 +183,7 @@ impl Flights {
             followers: AtomicUsize::new(0),
             left: Notify::new(),
             positions: Positions::default(),
+            front: Front::default(),
             began: order.key.clone(),
             client: order.client.clone(),
             also: Mutex::default(),

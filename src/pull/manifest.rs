@@ -19,7 +19,7 @@ use super::outcome::Outcome;
 use super::{Pull, Question};
 use crate::events::{Action, Event};
 use crate::oci::manifest::Manifest;
-use crate::oci::{Algorithm, Digest, Reference, Tag};
+use crate::oci::{Algorithm, Digest, Reference, Tag, media_type};
 use crate::store::{self, TagRecord, unix_ms};
 use crate::upstream::{ErrorKind, ManifestBody, ManifestHead, UpstreamError};
 
@@ -243,10 +243,7 @@ impl Pull {
             self.note_link(target, digest).await;
             return Some((media_type, size));
         }
-        let media_type = head
-            .media_type
-            .as_deref()
-            .filter(|t| *t != "application/json" && *t != "text/plain")?;
+        let media_type = head.media_type.as_deref().filter(|t| !media_type::says_nothing(t))?;
         Some((media_type.into(), head.size?))
     }
 

@@ -16,12 +16,12 @@ use ahead::Ahead;
 
 use super::blocking::{blocking, tell_not_kept};
 use super::error::PullError;
-use super::flight::{Entry, Flight, Order, Phase};
+use super::flight::{Entry, Flight, Order, Phase, SMALL_BYTES};
 use super::sink::Sink;
 use super::timing::Timing;
 use crate::events::{Action, Event};
 use crate::store::{Store, StoreError, Writer};
-use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
+use crate::upstream::{BlobStream, ErrorKind, Form, UpstreamError};
 
 pub(super) use ahead::Lines;
 
@@ -35,6 +35,9 @@ pub(super) struct Transfer {
     ahead: Option<Ahead>,
     /// Whether followers may have seen bytes: from then on the staged file cannot be begun anew.
     streaming: bool,
+    /// In which form the bytes are asked for, and whether the plain one was said to be another than the stored one (R-U26).
+    form: Form,
+    was_unpacked: bool,
     /// The upstream's answer from byte 0, asked for while the place for it was made.
     early: Option<Result<BlobStream, UpstreamError>>,
 }
@@ -67,6 +70,8 @@ impl Transfer {
             lines,
             ahead: None,
             streaming: false,
+            form: Form::Plain,
+            was_unpacked: false,
             early: None,
         }
     }
@@ -141,6 +146,13 @@ impl Transfer {
                 Err(error) if resumed && !self.streaming => {
                     tracing::warn!(%error, "what was staged earlier is spoilt: fetched anew");
                     resumed = false;
+                    sink = self.restart(sink).await?;
+                    sink = self.gather(sink).await?;
+                }
+                Err(error) if self.was_unpacked && self.form == Form::Plain && !self.streaming => {
+                    tracing::warn!(%error, "its store unpacked these bytes on the way: asked for as they are stored");
+                    self.form = Form::AsStored;
+                    self.flight.tell(|state| (state.written, state.total) = (0, None));
                     sink = self.restart(sink).await?;
                     sink = self.gather(sink).await?;
                 }
@@ -245,7 +257,14 @@ impl Transfer {
     async fn stage(&self) -> Result<Sink, PullError> {
         for _ in 0..250 {
             let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
-            match blocking(move || store.stage(&key, &digest)).await {
+            // While the upstream is asked, so that its answer has not to wait for room.
+            let expected = self.order.hint.unwrap_or(SMALL_BYTES);
+            let staging = move || {
+                store
+                    .stage(&key, &digest)
+                    .inspect(|writer| writer.reserve_free(expected))
+            };
+            match blocking(staging).await {
                 Ok(writer) => return Ok(Sink::Disk(writer)),
                 // Still there after all: an earlier transfer that passes through holds the place.
                 Err(PullError::Store(StoreError::Busy(_))) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -292,13 +311,13 @@ impl Transfer {
         let offset = sink.len();
         let mut answer = match self.early.take() {
             Some(answer) => answer,
-            None => client.get_blob(&repository, &digest, offset).await,
+            None => client.get_blob_in(self.form, &repository, &digest, offset).await,
         };
         // What an earlier run staged may be all there is, or not be wanted any more (416): begin anew.
         let spoilt = matches!(&answer, Err(error) if matches!(error.kind, ErrorKind::Protocol(_)));
         if spoilt && offset > 0 && !self.streaming {
             sink = self.restart(sink).await?;
-            answer = client.get_blob(&repository, &digest, 0).await;
+            answer = client.get_blob_in(self.form, &repository, &digest, 0).await;
         }
         match answer {
             Ok(stream) => {
@@ -340,6 +359,9 @@ fn judge(error: UpstreamError, streaming: bool, patience: Duration) -> Poured {
 async fn verify(sink: Sink) -> Result<(Sink, Result<(), StoreError>), PullError> {
     match sink {
         Sink::Disk(mut writer) => {
+            if writer.verify_held() {
+                return Ok((Sink::Disk(writer), Ok(())));
+            }
             blocking(move || {
                 let verdict = writer.verify();
                 Ok((Sink::Disk(writer), verdict))

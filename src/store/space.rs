@@ -60,6 +60,21 @@ impl Inner {
             })
     }
 
+    /// The same where nothing has to go for it, and nobody else is making room now.
+    pub(super) fn take_free_room(&self, digest: &Digest, bytes: u64) -> bool {
+        let Ok(_room) = self.room.try_lock() else { return false };
+        let mut index = self.index();
+        let (before, shelf) = index.staged(digest);
+        let more = on_disk(bytes).saturating_sub(before);
+        let is_free = self.used_bytes(&index).saturating_add(more) <= self.limit()
+            && index.crowded(&[], Some(shelf), more).is_none()
+            && self.lacking_free(&index, more) == 0;
+        if is_free {
+            index.stage(digest, bytes, Staging::Active, shelf);
+        }
+        is_free
+    }
+
     /// The same for a small thing, which is counted without a name.
     pub(super) fn make_small_room(&self, more: u64) -> bool {
         let room = self.room();

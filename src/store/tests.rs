@@ -813,3 +813,47 @@ fn what_the_index_grows_by_is_evicted_for() {
     assert_eq!(over(&store), 0);
     assert!(store.usage().blobs > 100);
 }
+
+#[test]
+fn what_is_held_back_from_the_disk_is_written_by_the_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 12);
+    let digest = Digest::sha256(b"hello world");
+    let mut writer = store.stage("r", &digest).unwrap();
+    assert!(!writer.has_room(11));
+    writer.reserve_free(11);
+    assert!(writer.has_room(11));
+    writer.hold(&[Bytes::from_static(b"hello "), Bytes::from_static(b"world")]);
+    assert_eq!((writer.len(), writer.file().metadata().unwrap().len()), (11, 0));
+    assert!(writer.verify_held());
+    writer.commit("r").unwrap();
+    assert_eq!(read(&store, &digest).as_deref(), Some(&b"hello world"[..]));
+    assert_eq!(used(&store), 4096);
+    // What is not committed was never there.
+    let digest = Digest::sha256(b"hello again");
+    let mut writer = store.stage("r", &digest).unwrap();
+    writer.hold(&[Bytes::from_static(b"hello agein")]);
+    assert!(!writer.verify_held() && writer.verify().is_err());
+    drop(writer);
+    let mut writer = store.stage("r", &digest).unwrap();
+    writer.hold(&[Bytes::from_static(b"hello again")]);
+    assert!(writer.verify_held());
+    drop(writer);
+    assert_eq!((used(&store), store.stage("r", &digest).unwrap().len()), (4096, 0));
+}
+
+/// L5: nothing goes for what has not been announced, and what is full is full.
+#[test]
+fn free_room_is_taken_and_none_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 2);
+    let held = put(&store, "r", &vec![1; UNIT_BYTES]);
+    let digest = Digest::sha256(b"x");
+    let mut writer = store.stage("r", &digest).unwrap();
+    writer.reserve_free(2 * UNIT);
+    assert!(!writer.has_room(2 * UNIT) && store.size(&held).is_some());
+    writer.reserve_free(UNIT);
+    assert!(writer.has_room(UNIT) && used(&store) == 2 * UNIT);
+    writer.reserve(2 * UNIT).unwrap();
+    assert!(store.size(&held).is_none(), "evicted only now");
+}

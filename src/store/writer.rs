@@ -23,6 +23,8 @@ pub struct Writer {
     place: Place,
     file: Arc<File>,
     trail: Trail,
+    /// Hashed, and not on the disk yet.
+    held: Vec<Bytes>,
     state: State,
 }
 
@@ -126,6 +128,7 @@ impl Writer {
             place,
             file: Arc::new(file),
             trail: Trail::of(digest, hashing),
+            held: Vec::new(),
             state: State::Open,
         })
     }
@@ -170,23 +173,69 @@ impl Writer {
         Err(error)
     }
 
+    /// Counts room for a blob of `total` bytes if it is free: nothing is evicted for what an upstream has not even
+    /// announced yet.
+    pub fn reserve_free(&self, total: u64) {
+        if self.place.counted {
+            self.place.store.take_free_room(&self.place.digest, total);
+        }
+    }
+
+    /// Whether room for `total` bytes is counted already. Memory only.
+    pub fn has_room(&self, total: u64) -> bool {
+        let (counted, _) = self.place.store.index().staged(&self.place.digest);
+        self.place.counted && super::on_disk(total) <= counted
+    }
+
+    /// Takes in the last bytes without the disk: they are hashed here, and written by `commit`. Memory only, for few
+    /// bytes: a small blob need not wait for the disk to be told right from wrong.
+    pub fn hold(&mut self, pieces: &[Bytes]) {
+        self.trail.extend(pieces, &self.place.store.hashers);
+        self.held.extend_from_slice(pieces);
+    }
+
+    /// The verdict on what `hold` took in, if it is good: a bad one has more to do. Memory only.
+    pub fn verify_held(&mut self) -> bool {
+        let is_good = !self.held.is_empty() && self.trail.settle().verify().is_ok();
+        if is_good {
+            self.state = State::Verified;
+        }
+        is_good
+    }
+
+    fn held_bytes(&self) -> u64 {
+        self.held.iter().map(|piece| piece.len() as u64).sum()
+    }
+
+    /// Writes what is held.
+    fn put_down(&mut self) -> Result<(), StoreError> {
+        let at = self.len() - self.held_bytes();
+        let held = std::mem::take(&mut self.held);
+        self.write_at(&held, at)
+    }
+
     /// Appends; what is long is hashed behind its writing, beside that of what comes next. On an error nothing is
     /// appended, and the same bytes may go elsewhere.
     pub fn append(&mut self, pieces: &[Bytes]) -> Result<u64, StoreError> {
         let more: u64 = pieces.iter().map(|p| p.len() as u64).sum();
         self.reserve(self.len().saturating_add(more))?;
+        let at = self.len();
+        self.write_at(pieces, at)?;
+        self.trail.extend(pieces, &self.place.store.hashers);
+        Ok(at + more)
+    }
+
+    fn write_at(&self, pieces: &[Bytes], mut at: u64) -> Result<(), StoreError> {
         let (store, path) = (&self.place.store, &self.place.path);
-        let mut at = self.len();
         for piece in pieces {
             let written = store.disk.write_all_at(&self.file, path, piece, at);
             written.map_err(|error| store.failed("write", path, error))?;
             at += piece.len() as u64;
         }
-        self.trail.extend(pieces, &store.hashers);
         if self.place.counted {
             store.index().set_written(&self.place.digest, at);
         }
-        Ok(at)
+        Ok(())
     }
 
     /// Forgets what was staged and begins at byte 0: the upstream no longer agrees with it.
@@ -196,6 +245,7 @@ impl Writer {
         self.state = State::Gone;
         self.file = Arc::new(self.place.store.create(&self.place.path)?);
         self.trail = Trail::of(self.place.digest, Hashing::new(self.place.digest));
+        self.held.clear();
         self.state = State::Open;
         Ok(())
     }
@@ -256,6 +306,7 @@ impl Writer {
         if self.state != State::Verified {
             self.verify()?;
         }
+        self.put_down()?;
         let (store, path, digest) = (self.place.store.clone(), self.place.path.clone(), self.place.digest);
         if let Err(error) = store.disk.sync(&self.file, &path) {
             // Nobody can say what of it is on the disk: the kernel tells of a lost write once, and calls the next
@@ -308,7 +359,7 @@ impl Drop for Writer {
         if !self.place.counted {
             self.discard();
         }
-        self.place.left = (self.state != State::Gone).then_some(self.trail.len());
+        self.place.left = (self.state != State::Gone).then_some(self.trail.len() - self.held_bytes());
     }
 }
 

@@ -159,7 +159,8 @@ impl Client {
             url,
             accept: question.accept,
             range: question.range,
-            repository: question.repository,
+            as_stored: question.as_stored,
+            repository: &endpoint.name_of(question.repository),
             as_nobody: question.as_nobody,
         };
         let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {

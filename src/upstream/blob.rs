@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use reqwest::header::{ACCEPT_RANGES, CONTENT_RANGE, CONTENT_TYPE, HeaderMap};
+use reqwest::header::{ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, WARNING};
 use reqwest::{Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -24,6 +24,8 @@ pub struct BlobStream {
     pub content_type: Option<String>,
     /// Whether the answer says that there are no ranges. That it says nothing proves nothing.
     pub no_ranges: bool,
+    /// Whether the store says that it unpacked the bytes on the way: they may not be those that were pushed (R-U26).
+    pub was_unpacked: bool,
     response: Response,
     /// Bytes still to come by the answer's own framing.
     left: Option<u64>,
@@ -37,6 +39,8 @@ pub struct BlobStream {
     /// Held as long as the body is (`max_connections`).
     _slot: Option<OwnedSemaphorePermit>,
 }
+
+const STORED_ENCODING: HeaderName = HeaderName::from_static("x-goog-stored-content-encoding");
 
 /// Fewer bytes than these in a whole `read_timeout` of waiting is no transfer: a byte now and then would
 /// hold a slot and a staging file for ever (R-X13).
@@ -143,6 +147,16 @@ impl Extent {
     }
 }
 
+/// As Google's storage says it, or any proxy that transforms (RFC 9111, warning 214).
+fn was_unpacked(headers: &HeaderMap) -> bool {
+    let stored = body::text(headers, &STORED_ENCODING).is_some_and(|said| said.trim().eq_ignore_ascii_case("gzip"));
+    let warned = headers
+        .get_all(WARNING)
+        .iter()
+        .any(|line| line.as_bytes().starts_with(b"214"));
+    (stored || warned) && !headers.contains_key(CONTENT_ENCODING)
+}
+
 /// `bytes 5-9/10` or `bytes 5-9/*`.
 fn content_range(text: &str) -> Option<(u64, u64, Option<u64>)> {
     let (unit, rest) = text.trim().split_once(' ')?;
@@ -172,6 +186,7 @@ impl BlobStream {
             content_type: body::text(response.headers(), &CONTENT_TYPE).map(str::to_owned),
             no_ranges: body::text(response.headers(), &ACCEPT_RANGES)
                 .is_some_and(|said| said.trim().eq_ignore_ascii_case("none")),
+            was_unpacked: was_unpacked(response.headers()),
             response,
             left: extent.left,
             bytes: metrics::counter!("larder_upstream_bytes_total", "upstream" => upstream.to_string()),

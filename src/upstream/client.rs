@@ -20,7 +20,7 @@ use super::body;
 use super::budget::Budget;
 use super::cloud;
 use super::credentials::{self, Credentials, Logins, Sources};
-use super::endpoint::{Endpoint, Settings};
+use super::endpoint::{Endpoint, Place, Settings};
 use super::error::{ErrorKind, UpstreamError};
 use super::lease::Lease;
 use super::pacer::Pacer;
@@ -162,6 +162,14 @@ pub struct Client {
     pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
 
+/// In which form bytes are asked for, of a store that packed them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Plain,
+    /// Packed as they lie there: what was pushed may have been that (R-U26).
+    AsStored,
+}
+
 /// Something of a repository that can be asked for as nobody.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Probe {
@@ -208,15 +216,16 @@ impl Client {
         let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
         let endpoint = |url: &Url, is_own: bool| {
-            let base = base(url);
-            let transport = Transport::new(&base, upstream, sources)?;
+            let place = Place::of(url);
+            let base = &place.base;
+            let transport = Transport::new(base, upstream, sources)?;
             // A mirror is another host: the upstream's password is none of its business (L7).
             let fixed = upstream.credentials.clone().filter(|_| is_own);
             let lender = match &upstream.lender {
-                Some(lender) if is_own => Some(Arc::new(lease(lender, &base, &transport, sources))),
+                Some(lender) if is_own => Some(Arc::new(lease(lender, base, &transport, sources))),
                 _ => None,
             };
-            let credentials = Credentials::new(fixed, lender, logins.clone(), &base);
+            let credentials = Credentials::new(fixed, lender, logins.clone(), base);
             let settings = Settings {
                 upstream: name.clone(),
                 redirect_hosts: upstream.redirect_hosts.clone(),
@@ -224,7 +233,7 @@ impl Client {
                 read_timeout: upstream.read_timeout,
                 budget_floor: upstream.budget_floor,
             };
-            Ok::<_, String>(Endpoint::new(base, transport, credentials, settings))
+            Ok::<_, String>(Endpoint::new(place, transport, credentials, settings))
         };
         let mirrors: Result<Vec<_>, _> = upstream.mirrors.iter().map(|url| endpoint(url, false)).collect();
         Ok(Client {
@@ -285,6 +294,7 @@ impl Client {
                 query: Some("n=1"),
                 accept: "application/json",
                 range: None,
+                as_stored: false,
                 take: Take::Head,
                 as_nobody: true,
             },
@@ -382,8 +392,20 @@ impl Client {
         digest: &Digest,
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
+        self.get_blob_in(Form::Plain, repository, digest, offset).await
+    }
+
+    /// The same, of a store whose first answer was `was_unpacked` if `form` says so.
+    pub async fn get_blob_in(
+        &self,
+        form: Form,
+        repository: &Repository,
+        digest: &Digest,
+        offset: u64,
+    ) -> Result<BlobStream, UpstreamError> {
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
         question.range = (offset > 0).then_some(Span::from(offset));
+        question.as_stored = form == Form::AsStored;
         let (reply, slot) = self.ask(&question).await?;
         self.stream(reply, slot)
     }
@@ -435,6 +457,7 @@ impl Client {
             query: Some("n=1000"),
             accept: "application/json",
             range: None,
+            as_stored: false,
             take: Take::Pages(MAX_TAGS_BYTES),
             as_nobody: false,
         };
@@ -458,6 +481,7 @@ impl Client {
             query: None,
             accept: media_type::OCI_INDEX,
             range: None,
+            as_stored: false,
             take: Take::Pages(MAX_REFERRERS_BYTES),
             as_nobody: false,
         };
@@ -519,17 +543,4 @@ fn lease(lender: &Lender, base: &Url, transport: &Transport, sources: &Sources) 
         Lender::Helper(name) => credentials::from_helper(name, base, sources),
         Lender::Cloud(cloud) => cloud::lease(*cloud, base, transport, sources),
     }
-}
-
-/// Scheme, host, port and base path of a configured URL; user info would become an Authorization of its own.
-fn base(url: &Url) -> Url {
-    let mut base = url.clone();
-    let _ = base.set_username("");
-    let _ = base.set_password(None);
-    base.set_query(None);
-    base.set_fragment(None);
-    if !base.path().ends_with('/') {
-        base.set_path(&format!("{}/", url.path()));
-    }
-    base
 }

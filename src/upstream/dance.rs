@@ -232,6 +232,7 @@ impl Dance<'_> {
             method: &Method::GET,
             accept: "*/*",
             range: None,
+            as_stored: false,
             ..*self.ask
         };
         let walked = self.endpoint.walk(&ping, None).await?;

@@ -2,6 +2,7 @@
 //!
 //! `walk` sends a request and follows where it leads; `dance` brings challenge, token and retry in.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,6 +32,8 @@ pub struct Ask<'a> {
     pub url: &'a Url,
     pub accept: &'static str,
     pub range: Option<Span>,
+    /// [`super::transport::Outgoing::as_stored`]
+    pub as_stored: bool,
     pub repository: &'a Repository,
     /// Without credentials, whatever there are.
     pub as_nobody: bool,
@@ -53,8 +56,10 @@ pub(super) enum Known {
 
 #[derive(Debug)]
 pub struct Endpoint {
-    /// As configured, without user info, ending in `/`.
+    /// As configured, without user info and what follows `/v2/`, ending in `/`.
     pub base: Url,
+    /// What it keeps every repository below (R-U50): a Harbor project, say.
+    prefix: Option<Repository>,
     pub(super) upstream: Arc<str>,
     pub(super) transport: Transport,
     pub(super) credentials: Credentials,
@@ -72,6 +77,33 @@ pub struct Endpoint {
     general: Mutex<Option<Demand>>,
 }
 
+/// Where an endpoint is, read from a configured URL.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Scheme, host, port and base path.
+    pub base: Url,
+    prefix: Option<Repository>,
+}
+
+impl Place {
+    /// User info would become an Authorization of its own: it is left out. What follows `/v2/` in the path is put before
+    /// every repository.
+    pub fn of(url: &Url) -> Place {
+        let mut base = url.clone();
+        let _ = base.set_username("");
+        let _ = base.set_password(None);
+        base.set_query(None);
+        base.set_fragment(None);
+        let path = format!("{}/", url.path().trim_end_matches('/'));
+        let (path, prefix) = match path.split_once("/v2/") {
+            Some((before, prefix)) => (format!("{before}/"), prefix.trim_end_matches('/').parse().ok()),
+            None => (path, None),
+        };
+        base.set_path(&path);
+        Place { base, prefix }
+    }
+}
+
 pub struct Settings {
     pub upstream: Arc<str>,
     pub redirect_hosts: Option<Vec<HostPort>>,
@@ -81,9 +113,10 @@ pub struct Settings {
 }
 
 impl Endpoint {
-    pub fn new(base: Url, transport: Transport, credentials: Credentials, settings: Settings) -> Endpoint {
+    pub fn new(place: Place, transport: Transport, credentials: Credentials, settings: Settings) -> Endpoint {
         Endpoint {
-            base,
+            base: place.base,
+            prefix: place.prefix,
             transport,
             credentials,
             breaker: Breaker::default(),
@@ -107,17 +140,30 @@ impl Endpoint {
         }
     }
 
-    /// `<base>/v2/<rest>`: a base path of the product's comes first (R-U50).
+    /// `<base>/v2/<prefix>/<rest>`: a base path of the product's comes first (R-U50). Without `rest` the door, which has no
+    /// prefix.
     pub fn url(&self, rest: &str) -> Url {
         let mut url = self.base.clone();
-        let path = format!("{}/v2/{rest}", self.base.path().trim_end_matches('/'));
+        let base = self.base.path().trim_end_matches('/');
+        let path = match self.prefix.as_ref().filter(|_| !rest.is_empty()) {
+            Some(prefix) => format!("{base}/v2/{prefix}/{rest}"),
+            None => format!("{base}/v2/{rest}"),
+        };
         url.set_path(&path);
         url
     }
 
+    /// What a repository is called here: in scopes, and in files of logins.
+    pub(super) fn name_of<'a>(&self, repository: &'a Repository) -> Cow<'a, Repository> {
+        match &self.prefix {
+            Some(prefix) => Cow::Owned(repository.below(prefix)),
+            None => Cow::Borrowed(repository),
+        }
+    }
+
     /// Whether the pulls of who would be asked for this repository are to be spared.
     pub fn is_budget_low(&self, repository: &Repository) -> bool {
-        let credential = self.credentials.at_hand(Some(repository));
+        let credential = self.credentials.at_hand(Some(&self.name_of(repository)));
         credential.is_some_and(|credential| self.budgets.is_low(&credential))
     }
 
@@ -128,13 +174,13 @@ impl Endpoint {
     /// Whether stored credentials exist for this repository.
     pub fn has_login(&self, repository: &Repository) -> bool {
         self.credentials
-            .at_hand(Some(repository))
+            .at_hand(Some(&self.name_of(repository)))
             .is_none_or(|credential| !credential.is_anonymous())
     }
 
     /// Whether credentials are configured for it, or found in a login file.
     pub fn may_log_in(&self, repository: &Repository) -> bool {
-        self.credentials.are_there(repository)
+        self.credentials.are_there(&self.name_of(repository))
     }
 
     pub(super) fn known(&self, repository: &Repository) -> (Option<Known>, Option<Demand>) {

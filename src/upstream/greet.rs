@@ -59,7 +59,8 @@ impl Client {
             url: &endpoint.url(""),
             accept: "*/*",
             range: None,
-            repository,
+            as_stored: false,
+            repository: &endpoint.name_of(repository),
             as_nobody: true,
         };
         let walked = self.bounded(endpoint.walk(&ask, None)).await?;
@@ -92,7 +93,8 @@ impl Client {
             url: &self.own.url(path),
             accept,
             range: None,
-            repository,
+            as_stored: false,
+            repository: &self.own.name_of(repository),
             as_nobody: false,
         };
         let answer = self.bounded(self.own.ask(&ask)).await?;

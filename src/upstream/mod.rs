@@ -48,7 +48,7 @@ mod walk;
 mod tests;
 
 pub use budget::Budget;
-pub use client::{BlobHead, BlobStream, Client, Clients, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
+pub use client::{BlobHead, BlobStream, Client, Clients, Form, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
 pub use greet::Greeting;

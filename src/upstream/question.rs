@@ -37,6 +37,8 @@ pub(super) struct Question<'a> {
     pub(super) query: Option<&'static str>,
     pub(super) accept: &'static str,
     pub(super) range: Option<Span>,
+    /// [`super::transport::Outgoing::as_stored`]
+    pub(super) as_stored: bool,
     pub(super) take: Take,
     /// Without credentials, whatever there are.
     pub(super) as_nobody: bool,
@@ -58,9 +60,10 @@ pub(super) fn check(question: &Question<'_>, status: StatusCode, headers: &Heade
     if status == StatusCode::PARTIAL_CONTENT && question.range.is_none() {
         return protocol("206 to a request without Range".to_owned());
     }
-    // Decoding would change the bytes, and a decoder can be bombed (R-X12).
+    // Decoding would change the bytes, and a decoder can be bombed (R-X12). What was asked for as it is stored is not decoded.
     if let Some(encoding) = headers.get(CONTENT_ENCODING)
         && !matches!(encoding.as_bytes().trim_ascii(), b"" | b"identity")
+        && !(question.as_stored && encoding.as_bytes().trim_ascii() == b"gzip")
     {
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
         return protocol(format!("Content-Encoding {:?}", body::one_line(&encoding, 40)));
@@ -92,6 +95,7 @@ pub(super) fn manifest<'a>(
         query: None,
         accept: media_type::MANIFEST_ACCEPT,
         range: None,
+        as_stored: false,
         take,
         as_nobody: false,
     }
@@ -106,6 +110,7 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         query: None,
         accept: "*/*",
         range: None,
+        as_stored: false,
         take,
         as_nobody: false,
     }

@@ -12,7 +12,7 @@ pub struct RateLimit {
     pub limit: Option<u64>,
     pub remaining: u64,
     pub window: Option<Duration>,
-    /// Whose limit it is: an address, or an account's id.
+    /// Whose limit it is: an address, which a NAT may change from one request to the next, or an account's id (R-U35).
     pub source: Option<String>,
 }
 

@@ -165,6 +165,7 @@ impl Tokens {
                     method: &Method::POST,
                     accept: "application/json",
                     range: None,
+                    as_stored: false,
                     authorization: None,
                     form: Some(&form),
                 };
@@ -224,6 +225,7 @@ async fn get(key: &TokenKey, context: Context<'_>) -> Result<Response, ErrorKind
             method: &Method::GET,
             accept: "application/json",
             range: None,
+            as_stored: false,
             authorization: authorization.as_ref(),
             form: None,
         };

@@ -34,6 +34,8 @@ pub struct Outgoing<'a> {
     pub accept: &'static str,
     /// What is wanted, when it is not all.
     pub range: Option<Span>,
+    /// Whether a store that packed the bytes is to send them so, and not unpack them first (R-U26).
+    pub as_stored: bool,
     pub authorization: Option<&'a HeaderValue>,
     /// A form, for token servers (R-U7).
     pub form: Option<&'a str>,
@@ -153,7 +155,7 @@ impl Transport {
         let mut request = client
             .request(out.method.clone(), url.clone())
             .header(ACCEPT, out.accept)
-            .header(ACCEPT_ENCODING, "identity")
+            .header(ACCEPT_ENCODING, if out.as_stored { "gzip" } else { "identity" })
             .header(USER_AGENT, AGENT);
         if let Some(range) = out.range {
             request = request.header(RANGE, range.header());

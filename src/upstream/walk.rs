@@ -194,6 +194,7 @@ impl Endpoint {
             method: ask.method,
             accept: ask.accept,
             range: ask.range,
+            as_stored: ask.as_stored,
             authorization,
             form: None,
         };

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import images
 import tools
 from bundle import air_gap
-from clients import (Containerd, ContainerdNs, Dockerd, Plain, PlainAlias,
+from clients import (BuildKit, Containerd, ContainerdNs, Dockerd, Plain, PlainAlias,
                      Podman, PodmanMirror, Skopeo, SkopeoTags)
 from larder import Larder, binary
 from login import login
@@ -396,7 +396,7 @@ def client_case(kind):
 
 
 CASES = {kind.label: client_case(kind)
-         for kind in (Dockerd, Containerd, ContainerdNs, Podman, PodmanMirror, Skopeo, SkopeoTags, Plain, PlainAlias)}
+         for kind in (Dockerd, BuildKit, Containerd, ContainerdNs, Podman, PodmanMirror, Skopeo, SkopeoTags, Plain, PlainAlias)}
 CASES |= {
     "ttl": (trusted_tags, {"forty"}, {"skopeo"}),
     "ten": (ten_at_once, {"forty", "debian"}, {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),

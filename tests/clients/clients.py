@@ -14,7 +14,7 @@ import hashlib
 import json
 
 import images
-from work import Failed, request
+from work import Failed, post_by_socket, request
 
 POLICY = '{"default": [{"type": "insecureAcceptAnything"}]}'
 CONTAINERD = """\
@@ -206,6 +206,26 @@ class Dockerd(Client):
         noted = self.folder / "data/image" / self.driver / "distribution/diffid-by-digest/sha256"
         transferred = {"sha256:" + path.name for path in noted.iterdir()}
         same(f"{reference}: missing layers", set(truth.layers) - transferred, set())
+
+
+class BuildKit(Dockerd):
+    """The BuildKit inside dockerd: `FROM` takes the daemon's registry-mirrors, and names the registry by ?ns=docker.io.
+    Asked by the daemon's API, for a command line may lack the plugin that it builds with."""
+    label = "buildkit"
+
+    def pull(self, truth):
+        # COPY needs every layer of the image below it, and no container.
+        context = images.tar_of({"Dockerfile": f"FROM {truth.name}:{truth.tag}\nCOPY made /made\n".encode(),
+                                 "made": truth.name.encode()})
+        built = f"built-{truth.name}"
+        said = post_by_socket(self.socket, f"/build?version=2&t={built}", context)
+        if b'"error"' in said:
+            raise Failed(f"the build of {built}: {said[-600:].decode(errors='replace')}")
+        found = json.loads(self.docker("image", "inspect", built))[0]
+        same(f"{built}: layers below its own", found["RootFS"]["Layers"][:-1], truth.diff_ids)
+
+    def seen(self, truth):
+        return f"/v2/library/{truth.name}/manifests/{truth.tag}?ns=docker.io"
 
 
 class Podman(Client):

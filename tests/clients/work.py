@@ -56,6 +56,22 @@ def request(port, path, method="GET", headers=None, body=None, seconds=60):
         connection.close()
 
 
+def post_by_socket(path, target, body, seconds=180):
+    """A POST of a tar to a daemon at a Unix socket; what it said."""
+    connection = http.client.HTTPConnection("localhost", timeout=seconds)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(seconds)
+    connection.sock.connect(str(path))
+    try:
+        connection.request("POST", target, body, {"Content-Type": "application/x-tar"})
+        answer = Answer(connection.getresponse())
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise Failed(f"POST {target}: {answer.status}: {answer.body[:300].decode(errors='replace')}")
+    return answer.body
+
+
 def answers(port, path):
     """Whether a GET is answered with 200; for waiting until a server is up."""
     try:

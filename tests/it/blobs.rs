@@ -125,6 +125,7 @@ async fn odd_ranges() {
         let ask = Ask::get(blob(REPO, digest)).range("bytes=5000-10000");
         let past = ask.send(larder.registry()).await.expect(416);
         assert_eq!(past.error_code(), "UNSUPPORTED");
+        assert_eq!(past.header("docker-content-digest"), Some(&*digest.to_string()));
         assert_eq!(past.header("content-range"), Some("bytes */2048"));
         for none in ["bytes=2048-", "bytes=-0", "bytes=3000-,4000-5000"] {
             let digest = fresh().await;

@@ -1,6 +1,10 @@
 //! A disk that fails: pulls go on without it (L5).
 
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex};
+
 use larder::oci::Digest;
+use larder::store::{DiskOp, Fault, Faults};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 use crate::support::client::{Ask, End};
@@ -167,5 +171,94 @@ async fn an_index_that_is_gone_is_told() {
         1,
         "shown again by HEAD: {}",
         upstream.print()
+    );
+}
+
+/// A disk whose writes stand still until they may go, or fail.
+#[derive(Clone, Default)]
+struct Still(Arc<(Mutex<Option<bool>>, Condvar)>);
+
+impl Still {
+    fn faults(&self) -> Faults {
+        let still = self.0.clone();
+        Arc::new(move |op, _: &Path| {
+            if op != DiskOp::Write {
+                return None;
+            }
+            let (verdict, told) = &*still;
+            let verdict = told.wait_while(verdict.lock().unwrap(), |verdict| verdict.is_none());
+            let works = verdict.unwrap().unwrap_or_default();
+            (!works).then(|| Fault::Error(std::io::Error::from_raw_os_error(28)))
+        })
+    }
+
+    fn end(&self, works: bool) {
+        *self.0.0.lock().unwrap() = Some(works);
+        self.0.1.notify_all();
+    }
+}
+
+/// Nobody stays behind a test that fails.
+impl Drop for Still {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.end(false);
+        }
+    }
+}
+
+/// A first byte waits for the upstream, not for the disk; and what is small waits for its digest only.
+#[tokio::test]
+async fn first_bytes_do_not_wait_for_the_disk() {
+    for works in [true, false] {
+        let upstream = Upstream::start().await;
+        let [small, large] = [50_000, 3 << 20].map(|length| upstream.blob(REPO, length));
+        let wrong = upstream.blob(REPO, 40_000);
+        upstream.on(On::Blob(wrong).get()).always().flip_byte(500);
+        let still = Still::default();
+        let larder = Larder::start_faulty(&upstream, still.faults(), |_| {}).await;
+        larder.get(blob(REPO, small)).await.expect_content(&small);
+        assert!(
+            larder.get(blob(REPO, wrong)).await.status >= 500,
+            "told from what is right without the disk"
+        );
+        let mut whole = Ask::get(blob(REPO, large)).open(larder.registry()).await;
+        assert!(whole.read_at_least(900_000).await.len() >= 900_000);
+        // Who comes later finds them too, from any place.
+        let ranged = Ask::get(blob(REPO, large)).range("bytes=300000-800000");
+        let mut part = ranged.open(larder.registry()).await;
+        assert!(part.read_at_least(480_000).await.len() >= 480_000);
+        still.end(works);
+        whole.rest().await.expect_content(&large);
+        assert_eq!(
+            part.rest().await.expect(206).body,
+            upstream.bytes(&large)[300_000..=800_000]
+        );
+        assert_eq!(upstream.count(On::Blob(large).get()), 1, "{}", upstream.print());
+        larder.until_idle().await;
+        for digest in [small, large] {
+            larder.get(blob(REPO, digest)).await.expect_content(&digest);
+            let expected = if works { 1 } else { 2 };
+            assert_eq!(upstream.count(On::Blob(digest).get()), expected, "{}", upstream.print());
+        }
+    }
+}
+
+/// L2: as long as nothing is verified, the last bytes are not given out, wherever they are.
+#[tokio::test]
+async fn first_bytes_that_are_wrong() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 700_000);
+    upstream.on(On::Blob(digest).get()).always().flip_byte(500);
+    let still = Still::default();
+    let larder = Larder::start_faulty(&upstream, still.faults(), |_| {}).await;
+    let mut whole = Ask::get(blob(REPO, digest)).open(larder.registry()).await;
+    assert!(whole.read_at_least(600_000).await.len() <= 700_000 - 16_384);
+    still.end(true);
+    let whole = whole.rest().await;
+    assert!(
+        whole.end != End::Complete && whole.body.len() <= 700_000 - 16_384,
+        "{:?}",
+        whole.end
     );
 }

@@ -253,7 +253,7 @@ async fn negative_answers() {
     larder.get(manifest(REPO, "1")).await.expect(200);
 }
 
-/// R-S9: 4 MiB goes through, more is refused whole.
+/// R-S9: 4 MiB goes through, more is refused whole. No client's own limit is below that (R-C6, R-C68).
 #[tokio::test]
 async fn sizes() {
     let upstream = Upstream::start().await;

@@ -120,7 +120,7 @@ async fn odd_lists() {
     assert!(page.status >= 500, "{page:?}");
 }
 
-/// L3 for lists: trusted for `tag_ttl`, served stale when the upstream fails.
+/// L3 for lists: trusted for `tag_ttl`, served stale when the upstream fails, with a Warning that clients show (R-C28).
 #[tokio::test]
 async fn freshness() {
     let upstream = five().await;

@@ -67,6 +67,7 @@ async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
     let OpenBlob {
         mut source,
         total,
+        claimed,
         outcome,
     } = ask.pull.open_blob(&ask.target, digest).await?;
     let may_range = ask.headers.get(IF_RANGE).is_none() || range::if_range(ask.header(IF_RANGE), &etag(digest));
@@ -76,9 +77,12 @@ async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
         .and_then(|header| range::parse_unknown(Some(header)))
     {
         None => whole(stream_of(ask, source.body(*digest, 0, total)), digest, total),
-        // A Range needs the exact total (R-C42), which a cold blob may not have told yet.
+        // A Range needs the exact total (R-C42), which a cold blob may not have told yet. A wrong claim ends the answer short.
         Some(spec) => {
-            let total = source.total().await?;
+            let total = match total.or(claimed) {
+                Some(total) => total,
+                None => source.total().await?,
+            };
             by_range(ask, source, digest, spec.resolve(total), total)
         }
     };

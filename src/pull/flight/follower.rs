@@ -17,7 +17,7 @@ use crate::pull::sink::Window;
 /// Bytes at the end of every response that wait for the verdict (L2).
 pub const HOLD_BACK_BYTES: u64 = 16 * 1024;
 /// Blobs up to this size are verified before their header goes out: a bad one is then a clean error.
-const SMALL_BYTES: u64 = 64 * 1024;
+pub const SMALL_BYTES: u64 = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub enum Phase {
@@ -34,8 +34,10 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct State {
     pub phase: Phase,
-    /// Bytes staged: readable up to here.
+    /// Bytes staged.
     pub written: u64,
+    /// Bytes that can be read, if that is more: the flight's front has those that are not staged.
+    pub came: u64,
     /// Bytes of the whole blob, once known.
     pub total: Option<u64>,
     pub file: Option<Arc<File>>,
@@ -57,10 +59,11 @@ impl State {
 
     /// Up to where a response that ends at `end` may be sent now.
     fn released(&self, end: Option<u64>) -> u64 {
+        let came = self.written.max(self.came);
         match (&self.phase, end.or(self.total)) {
-            (Phase::Verified, end) => end.unwrap_or(self.written).min(self.written),
-            (_, Some(end)) => self.written.min(end.saturating_sub(HOLD_BACK_BYTES)),
-            (_, None) => self.written.saturating_sub(HOLD_BACK_BYTES),
+            (Phase::Verified, end) => end.unwrap_or(came).min(came),
+            (_, Some(end)) => came.min(end.saturating_sub(HOLD_BACK_BYTES)),
+            (_, None) => came.saturating_sub(HOLD_BACK_BYTES),
         }
     }
 }
@@ -69,7 +72,7 @@ impl State {
 pub enum Run {
     File(Arc<File>),
     Window(Arc<Window>),
-    /// Taken out of the window, to wait for the verdict.
+    /// From the front; or taken out of the window, to wait for the verdict.
     Kept(Bytes),
 }
 
@@ -140,15 +143,25 @@ impl Follower {
             let upto = at + kept.len() as u64;
             return Ok((Run::Kept(kept), upto));
         }
-        let state = self
-            .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
-            .await?;
-        let upto = state.released(end).max(at);
-        match (state.window, state.file) {
-            (Some(window), _) if window.covers(at) => Ok((Run::Window(window), upto)),
-            (Some(window), Some(file)) => Ok((Run::File(file), upto.min(window.base()))),
-            (None, Some(file)) => Ok((Run::File(file), upto)),
-            (_, None) => Err(PullError::Internal("a transfer without a file")),
+        loop {
+            let state = self
+                .wait_for(|s| matches!(s.phase, Phase::Verified) || s.released(end) > at)
+                .await?;
+            let upto = state.released(end).max(at);
+            if at < state.came
+                && let Some(bytes) = self.flight.front.read(at, upto - at)
+            {
+                let upto = at + bytes.len() as u64;
+                return Ok((Run::Kept(bytes), upto));
+            }
+            return match (state.window, state.file) {
+                (Some(window), _) if window.covers(at) => Ok((Run::Window(window), upto)),
+                (Some(window), Some(file)) => Ok((Run::File(file), upto.min(window.base()))),
+                // Between the look at the state and that at the front it went from there to the file.
+                (None, Some(_)) if state.written <= at && upto > at => continue,
+                (None, Some(file)) => Ok((Run::File(file), upto.min(state.written.max(at)))),
+                (_, None) => Err(PullError::Internal("a transfer without a file")),
+            };
         }
     }
 
@@ -230,6 +243,7 @@ mod tests {
         State {
             phase,
             written,
+            came: 0,
             total,
             file: None,
             window: None,

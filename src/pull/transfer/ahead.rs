@@ -330,8 +330,14 @@ impl Ahead {
             if front.span.start == at && front.has_answer() {
                 return Meeting::Takes;
             }
-            // Not answered in time, or gone past: it is not needed any more.
+            // It failed just now: `look` has yet to draw its conclusion.
+            if front.has_failed() {
+                return Meeting::GoesOn;
+            }
+            // Not answered in time: it is not needed any more.
             self.parts.pop_front();
+            self.fresh = None;
+            self.plan.was_late();
         }
         Meeting::GoesOn
     }
@@ -388,6 +394,10 @@ impl Ahead {
 impl Part {
     fn is_coming(&self) -> bool {
         matches!(self.held.lock().state, State::Asked | State::Answered)
+    }
+
+    fn has_failed(&self) -> bool {
+        matches!(self.held.lock().state, State::Failed(Some(_)))
     }
 
     fn has_answer(&self) -> bool {

@@ -33,6 +33,8 @@ pub(super) struct Plan {
     is_settled: bool,
     is_off: bool,
     failures: u32,
+    /// Parts that the first connection reached before they were answered.
+    late: u32,
     /// Bytes a second before the last were added.
     before: f64,
     /// Bytes a second of the first connection alone.
@@ -57,6 +59,7 @@ impl Plan {
             is_settled: false,
             is_off: false,
             failures: 0,
+            late: 0,
             before: 0.0,
             alone: 0.0,
             window: None,
@@ -99,6 +102,13 @@ impl Plan {
         if self.failures >= self.policy.failures {
             self.stop();
         }
+    }
+
+    /// The first connection came by before a part was answered: that was no use, and costs the upstream a request each
+    /// time. The next one gets twice the way.
+    pub(super) fn was_late(&mut self) {
+        self.late += 1;
+        self.failed();
     }
 
     /// What is measured from now on is with the number of connections that there are now.
@@ -166,8 +176,9 @@ impl Plan {
         let start = match last {
             Some(last) => last,
             None if with_first => {
-                let way = (self.alone * HEAD_START.as_secs_f64()) as u64;
-                at.saturating_add(way.clamp(size, size.saturating_mul(HEAD_START_PARTS)))
+                let times = 1 << self.late.min(2);
+                let way = (self.alone * HEAD_START.as_secs_f64()) as u64 * times;
+                at.saturating_add(way.clamp(size, size.saturating_mul(HEAD_START_PARTS * times)))
             }
             None => at,
         };
@@ -249,6 +260,24 @@ mod tests {
             }
         }
         assert_eq!((more, plan.abreast(true), plan.is_off()), (5, 0, false));
+    }
+
+    /// An upstream whose answers take long is given more time, and then left alone: not a request every half second.
+    #[test]
+    fn parts_that_come_late_are_asked_for_earlier_and_then_no_more() {
+        let policy = Parallel::default();
+        let part = policy.part_bytes;
+        let mut plan = Plan::new(policy);
+        let begun = Instant::now();
+        let mut ways = Vec::new();
+        for second in 0..60 {
+            let now = begun + Duration::from_secs(second);
+            if plan.measure(now, second * 60 * MIB, Duration::ZERO, 1 << 40) == Step::More {
+                ways.extend(plan.part(0, true, None, 1 << 40).map(|span| span.start / part));
+                plan.was_late();
+            }
+        }
+        assert_eq!((ways, plan.is_off()), (vec![2, 4, 8], true));
     }
 
     #[test]

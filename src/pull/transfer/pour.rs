@@ -10,7 +10,7 @@ use super::{PATIENCE, Poured, Transfer, judge};
 use crate::oci::media_type;
 use crate::pull::blocking::blocking;
 use crate::pull::error::PullError;
-use crate::pull::flight::Phase;
+use crate::pull::flight::{FRONT_BYTES, Phase, SMALL_BYTES};
 use crate::pull::sink::{Passage, Sink};
 use crate::store::{StoreError, Writer};
 use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
@@ -39,10 +39,12 @@ impl Transfer {
         // R-U25: an upstream that ignored the Range sends what is there already once more.
         let skip = sink.len() - stream.start.min(sink.len());
         sink = match (sink, total.or(self.order.hint)) {
-            (Sink::Disk(writer), Some(total)) => self.reserve(writer, total).await?,
+            (Sink::Disk(writer), Some(total)) if !writer.has_room(total) => self.reserve(writer, total).await?,
             (sink, _) => sink,
         };
-        let odd = stream.content_type.as_deref().is_some_and(media_type::is_web_page)
+        self.was_unpacked |= stream.was_unpacked;
+        let odd = stream.was_unpacked
+            || stream.content_type.as_deref().is_some_and(media_type::is_web_page)
             || self.order.hint.zip(total).is_some_and(|(hint, total)| hint != total);
         self.flight.tell(|state| {
             state.phase = Phase::Streaming;
@@ -50,6 +52,7 @@ impl Transfer {
             state.file = sink.file();
             state.window = sink.window();
             state.written = sink.len();
+            state.came = 0;
             state.doubtful |= odd;
         });
         self.streaming = self.flight.state().is_decided();
@@ -77,7 +80,10 @@ impl Transfer {
 
     async fn pour_in(&self, sink: Sink, intake: &mut Intake, total: Option<u64>) -> Result<(Sink, Poured), PullError> {
         let poured = match sink {
-            Sink::Disk(writer) => self.pour_to_disk(writer, intake, total).await?,
+            Sink::Disk(writer) if writer.is_empty() && total.is_some_and(|total| total <= SMALL_BYTES) => {
+                self.pour_small(writer, intake, total).await?
+            }
+            Sink::Disk(writer) => self.pour_to_disk(writer, intake, Queue::default(), total).await?,
             Sink::Memory(passage) => (Sink::Memory(passage), Poured::Complete),
         };
         match poured {
@@ -86,15 +92,43 @@ impl Transfer {
         }
     }
 
+    /// A small blob is told right from wrong before the disk has it: what comes is hashed where it comes, and written by
+    /// the commit. If that is not all of it, or it does not come to its end, it is staged as others are.
+    async fn pour_small(
+        &self,
+        mut writer: Writer,
+        intake: &mut Intake,
+        total: Option<u64>,
+    ) -> Result<(Sink, Poured), PullError> {
+        let mut queue = Queue::default();
+        while intake.end.is_none() && queue.bytes as u64 <= SMALL_BYTES {
+            intake.next_into(&mut queue).await;
+        }
+        let is_whole = matches!(intake.end, Some(End::Body(Ok(())))) && Some(queue.bytes as u64) == total;
+        if !is_whole || queue.pieces.is_empty() {
+            return self.pour_to_disk(writer, intake, queue, total).await;
+        }
+        let mut at = 0;
+        let pieces = queue.take();
+        writer.hold(&pieces);
+        for piece in pieces {
+            let len = piece.len() as u64;
+            self.flight.front.push(at, piece);
+            at += len;
+        }
+        self.flight.tell(|state| state.came = at);
+        Ok((Sink::Disk(writer), Poured::Complete))
+    }
+
     /// Stages what comes. Network and disk work side by side: while one batch is written, the next one gathers. Gives a
     /// passage, with `Complete`, when the disk gives up and the rest has to go through memory.
     async fn pour_to_disk(
         &self,
         writer: Writer,
         intake: &mut Intake,
+        mut queue: Queue,
         total: Option<u64>,
     ) -> Result<(Sink, Poured), PullError> {
-        let mut queue = Queue::default();
         let mut writing: Option<Batch> = None;
         let mut idle = Some(writer);
         loop {
@@ -110,7 +144,7 @@ impl Transfer {
             }
             let (is_full, since) = (queue.bytes >= QUEUE_BYTES, Instant::now());
             tokio::select! {
-                () = intake.next_into(&mut queue), if intake.end.is_none() && !is_full => {}
+                () = intake.next_into(&mut queue), if intake.end.is_none() && !is_full => self.show(intake.at, &queue),
                 done = async {
                     match writing.as_mut() {
                         Some(batch) => batch.await,
@@ -131,7 +165,11 @@ impl Transfer {
                             let Sink::Memory(mut passage) = self.give_up_disk(writer, &error) else {
                                 return Err(error.into());
                             };
-                            self.flight.tell(|state| state.window = Some(passage.window.clone()));
+                            self.flight.tell(|state| {
+                                state.window = Some(passage.window.clone());
+                                state.came = 0;
+                            });
+                            self.flight.front.let_go(u64::MAX);
                             for piece in pieces.into_iter().chain(queue.take()) {
                                 self.pass(&mut passage, &piece).await;
                             }
@@ -140,6 +178,18 @@ impl Transfer {
                     }
                 }
             }
+        }
+    }
+
+    /// Lets followers have the first of a blob's bytes while the disk has yet to take them. `came`: where the last piece of
+    /// the queue ends.
+    fn show(&self, came: u64, queue: &Queue) {
+        let Some(piece) = queue.pieces.last() else { return };
+        let begin = came - piece.len() as u64;
+        // Without a new piece it is called too.
+        if begin < FRONT_BYTES && came > self.flight.state().came {
+            self.flight.front.push(begin, piece.clone());
+            self.flight.tell(|state| state.came = came);
         }
     }
 
@@ -152,6 +202,7 @@ impl Transfer {
                 && total.is_none_or(|total| *written <= total)
             {
                 flight.tell(|state| state.written = *written);
+                flight.front.let_go(*written);
             }
             (writer, pieces, appended)
         })

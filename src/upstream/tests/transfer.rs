@@ -103,6 +103,7 @@ async fn names_that_lead_inside_are_refused_at_connect() {
         method: &reqwest::Method::GET,
         accept: "*/*",
         range: None,
+        as_stored: false,
         authorization: None,
         form: None,
     };
