@@ -1,14 +1,15 @@
 //! The composition root: builds everything once, runs it, stops it.
 //!
 //! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
-//! `acme` has its certificate kept; `checkup` looks at everything that can be wrong.
+//! `listeners` is where it can be reached, `acme` has its certificate kept; `checkup` looks at everything that can be wrong.
 
 mod acme;
+mod changes;
 pub mod checkup;
 mod explain;
-mod further;
 mod hooks;
 mod keys;
+mod listeners;
 mod reload;
 mod rest;
 mod traces;
@@ -19,23 +20,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use acme::certificate;
+pub use changes::Fixed;
 pub use explain::{AccessCheck, explain};
 pub use hooks::test_webhook;
-pub use reload::{ReloadError, Reloaded};
+pub use listeners::ListenError;
+pub use reload::{ReloadError, ReloadRequest, Reloaded};
 pub use rest::AtRest;
 
 use crate::acme::Keeper;
 use crate::admin::{Admin, Limits, LogControl, Meter, Traffic};
 use crate::auth::{Gate, GateError};
 use crate::config::{Config, ConfigError, Listen, MAIN_LISTENER};
+use crate::http::access::Token;
 use crate::http::ops::{self, Readiness, ReadinessCheck};
-use crate::http::server::tls::{Certificates, TlsError};
-use crate::http::server::{self, BindError};
+use crate::http::server::LiveLimits;
 use crate::http::{admin as api, v2};
 use crate::jobs::audit::Audit;
 use crate::jobs::prefetch::Patience;
@@ -49,7 +53,8 @@ use crate::telemetry::metrics::{self, InstallError};
 use crate::telemetry::trace::Exporter;
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
-use reload::Reloader;
+use listeners::{Holding, Listeners, addresses};
+use reload::{Holds, Refused, Reloader, Requests};
 
 /// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -58,9 +63,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
-    Bind(#[from] BindError),
-    #[error(transparent)]
-    Tls(#[from] TlsError),
+    Listen(#[from] ListenError),
     #[error(transparent)]
     Gate(#[from] GateError),
     #[error(transparent)]
@@ -95,7 +98,7 @@ impl StartError {
 
 /// A proxy that serves. Dropping it cuts it off; [`Running::stop`] lets it finish.
 pub struct Running {
-    /// Where the registry listens; port 0 has become a real one.
+    /// Where the registry listened at the start; port 0 has become a real one. [`Running::open`] knows what is now.
     pub registry: Vec<SocketAddr>,
     pub admin: Vec<SocketAddr>,
     /// Whether the registry speaks TLS.
@@ -104,18 +107,17 @@ pub struct Running {
     pub listeners: Vec<Open>,
     pull: Arc<Pull>,
     reloader: Arc<Reloader>,
-    audit: Option<Audit>,
+    requests: Requests,
     hooks: Webhooks,
     exporter: Option<Exporter>,
     stop: CancellationToken,
     cut: CancellationToken,
     transfers: TaskTracker,
-    /// Those of clients first, so many.
-    servers: Vec<JoinHandle<()>>,
-    registries: usize,
+    /// What goes on beside requests.
+    background: Vec<JoinHandle<()>>,
 }
 
-/// A further listener.
+/// A listener of the registry.
 #[derive(Clone, Debug)]
 pub struct Open {
     pub name: String,
@@ -160,13 +162,11 @@ async fn launch(
 ) -> Result<Running, StartError> {
     tracing::debug!(sha256_by = Hasher::sha256_by(), "starting");
     let handle = metrics::install()?;
-    let registry = listen(&config.server.listen, sockets.registry).await?;
-    let admin = listen(&config.admin.listen, sockets.admin).await?;
-    let acme = acme::Acme::bind(&config).await?;
-    let further = further::bind(&config, &acme.issued).await?;
-    let gate = Arc::new(Gate::new(&config.access, &keys::fetch())?);
-    let tls = config.server.tls.as_ref();
-    let tls = tls.map(|tls| Certificates::load(tls, &acme.issued)).transpose()?;
+    let acme = acme::Acme::bind(&config)?;
+    let given = Holding::given(sockets).map_err(StartError::Sockets)?;
+    let plan = listeners::plan(&config, &given, &acme.issued)?;
+    let fetch = keys::fetch();
+    let gate = Arc::new(Gate::new(&config.access, &fetch)?);
     let at = config.clone();
     let store = tokio::task::spawn_blocking(move || Store::open_with(&at, faults))
         .await
@@ -188,12 +188,8 @@ async fn launch(
         }
     });
     let (stop, cut, transfers) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-    let hooks = Webhooks::new(
-        store.clone(),
-        hooks::couriers(),
-        hooks::source(&registry.addresses),
-        cut.clone(),
-    );
+    let source = hooks::source(&plan.registry());
+    let hooks = Webhooks::new(store.clone(), hooks::couriers(), source, cut.clone());
     let (setting, wanted) = (hooks.clone(), config.webhooks.clone());
     // What waits is counted, and authorities are read.
     tokio::task::spawn_blocking(move || setting.set(&wanted))
@@ -202,8 +198,6 @@ async fn launch(
     let pull = Pull::new(&config, store, clients, timing, transfers.clone(), cut.clone())
         .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
 
-    let (registry_at, admin_at) = (registry.addresses.clone(), admin.addresses.clone());
-    let grace = config.server.shutdown_grace;
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
     let (patience, schedules) = (Patience::default(), &config.prefetch);
     let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), patience, schedules);
@@ -216,85 +210,63 @@ async fn launch(
     )
     .with_log(log_control())
     .with_webhooks(hooks.clone());
+    let requests = Requests::default();
+    let token: Token = Arc::new(ArcSwapOption::new(config.admin.token.clone().map(Arc::new)));
+    let timed = Arc::new(AtomicBool::new(config.server.server_timing));
+    let (client_limits, refused) = (LiveLimits::from(config.limits.clone()), Refused::default());
+    reload::tell(true);
+    let api = api::router(desk.clone().with_reload(requests.control()));
+    let readiness = readiness(&pull, &refused, acme.keeper.clone(), &stop);
+    let ops = ops::router(readiness, handle.clone(), api, token.clone(), Vec::new());
+    let view = pull.view();
+    let entrance = v2::Entrance::new(v2::Door::new(
+        gate.clone(),
+        view.clone(),
+        MAIN_LISTENER,
+        config.server.tls.is_some(),
+    ));
+    let registry = v2::Registry::new(pull.clone(), timed.clone(), entrance.clone()).traced(tracer);
+    let listeners = Listeners::new((registry, entrance), ops, client_limits.clone(), stop.clone(), &cut);
+    listeners.apply(plan, &gate, &view);
+    let issued = acme.issued.clone();
+    let keeping = acme.run(&client_limits, &cut);
     let reloader = Arc::new(Reloader {
         pull: pull.clone(),
-        admin: desk.clone(),
+        admin: desk,
         hooks: hooks.clone(),
-        limits: config.limits.clone().into(),
-        token: Arc::new(ArcSwapOption::new(config.admin.token.clone().map(Arc::new))),
-        timed: Arc::new(AtomicBool::new(config.server.server_timing)),
-        current: Mutex::new(config.clone()),
-        refused: Mutex::default(),
+        issued,
+        limits: client_limits,
+        token,
+        timed,
+        prefetcher: prefetcher.clone(),
+        listeners,
+        fetch,
+        holds: Mutex::new(Holds { config, gate, audit }),
+        refused,
     });
-    reload::tell(true);
-    let api = api::router(desk);
-    let readiness = readiness(&reloader, acme.keeper.clone(), &stop);
-    let ops = ops::router(readiness, handle.clone(), api, reloader.token.clone(), Vec::new());
-    let has_tls = tls.is_some();
-    let door = |name: &str, tls| v2::Door::new(gate.clone(), name, tls, config.access.realm.as_ref());
-    let registry_of =
-        v2::Registry::new(pull.clone(), reloader.timed.clone(), door(MAIN_LISTENER, has_tls)).traced(tracer);
-    let listeners = further.iter().map(further::Bound::open).collect();
-    let mut servers = vec![
-        tokio::spawn(server::serve(
-            registry,
-            registry_of.clone(),
-            reloader.limits.clone(),
-            tls,
-            stop.clone(),
-            grace,
-        )),
-        // Operators want to see how the stop goes: their address answers until the end.
-        tokio::spawn(server::serve(
-            admin,
-            ops,
-            reloader.limits.clone(),
-            None,
-            cut.clone(),
-            Duration::ZERO,
-        )),
+    let mut background = vec![
         tokio::spawn(keep_up(pull.clone(), hooks.clone(), handle, cut.clone())),
         tokio::spawn(look_for_rot(verifier, cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
     ];
-    servers.extend(acme.run(&reloader.limits, &cut));
-    let mut registries = 1;
-    for bound in further {
-        let handler = registry_of.behind(door(&bound.name, bound.tls.is_some()));
-        let serving = server::serve(
-            bound.listening,
-            handler,
-            reloader.limits.clone(),
-            bound.tls,
-            stop.clone(),
-            grace,
-        );
-        servers.insert(registries, tokio::spawn(serving));
-        registries += 1;
-    }
+    background.extend(keeping);
+    let mut open = reloader.listeners.open();
+    let main = open.remove(0);
     Ok(Running {
-        registry: registry_at,
-        admin: admin_at,
-        tls: has_tls,
-        listeners,
-        registries,
+        registry: addresses(main.at.iter()),
+        admin: reloader.listeners.admin(),
+        tls: main.tls,
+        listeners: open,
         pull,
         reloader,
-        audit,
+        requests,
         hooks,
         exporter,
         stop,
         cut,
         transfers,
-        servers,
+        background,
     })
-}
-
-async fn listen(addresses: &[SocketAddr], given: Vec<TcpListener>) -> Result<server::Listening, StartError> {
-    match given.is_empty() {
-        true => Ok(server::bind(addresses).await?),
-        false => server::adopt(given).map_err(StartError::Sockets),
-    }
 }
 
 impl Running {
@@ -309,24 +281,42 @@ impl Running {
         self.reloader.take(read).await
     }
 
+    /// The registry's listeners as they are now, that of `[server]` first.
+    pub fn open(&self) -> Vec<Open> {
+        self.reloader.listeners.open()
+    }
+
+    /// What operators ask for over the admin API, for whoever reads the configuration. Until then they are told that nobody does.
+    pub fn reload_requests(&self) -> mpsc::Receiver<ReloadRequest> {
+        self.requests.hear()
+    }
+
+    /// Files beside that of the configuration: when one of them changes, all is to be read again.
+    pub fn files(&self) -> Vec<std::path::PathBuf> {
+        self.reloader.files()
+    }
+
     /// Accepts nothing more, lets running responses finish within the grace, pauses transfers and writes down what is
     /// known.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        let mut servers = std::mem::take(&mut self.servers).into_iter();
-        for registry in servers.by_ref().take(self.registries) {
-            let _ = registry.await;
-        }
+        self.reloader.listeners.finish(self.reloader.grace()).await;
+        // Operators want to see how the stop goes: their address answers until the end.
         self.cut.cancel();
-        for server in servers {
-            let _ = server.await;
+        self.reloader.listeners.finish_admin().await;
+        for task in std::mem::take(&mut self.background) {
+            let _ = task.await;
         }
         self.transfers.close();
         self.transfers.wait().await;
         if let Some(exporter) = self.exporter.take() {
             exporter.close().await;
         }
-        let (store, audit, hooks) = (self.pull.store().clone(), self.audit.take(), self.hooks.clone());
+        let (store, audit, hooks) = (
+            self.pull.store().clone(),
+            self.reloader.take_audit(),
+            self.hooks.clone(),
+        );
         let _ = tokio::task::spawn_blocking(move || {
             store.close();
             store.events().close();
@@ -344,8 +334,8 @@ impl Drop for Running {
         self.pull.store().events().close();
         self.stop.cancel();
         self.cut.cancel();
-        for server in &self.servers {
-            server.abort();
+        for task in &self.background {
+            task.abort();
         }
     }
 }
@@ -353,10 +343,14 @@ impl Drop for Running {
 /// Ready: nobody asked to stop. A disk that takes nothing is no reason to send requests elsewhere: pulls pass through
 /// (L5), so it is told as a check that fails, which makes a proxy degraded and not unready. Upstreams do not count
 /// either: what is held is served without them (L3). Those that asked to be left alone are named all the same.
-fn readiness(reloader: &Arc<Reloader>, keeper: Option<Arc<Keeper>>, stop: &CancellationToken) -> ReadinessCheck {
-    let (reloader, stop) = (reloader.clone(), stop.clone());
+fn readiness(
+    pull: &Arc<Pull>,
+    refused: &Refused,
+    keeper: Option<Arc<Keeper>>,
+    stop: &CancellationToken,
+) -> ReadinessCheck {
+    let (pull, refused, stop) = (pull.clone(), refused.clone(), stop.clone());
     Arc::new(move || {
-        let pull = &reloader.pull;
         let disk = probe_disk(pull.store());
         let stopping = stop.is_cancelled();
         let usage = pull.store().usage();
@@ -390,7 +384,7 @@ fn readiness(reloader: &Arc<Reloader>, keeper: Option<Arc<Keeper>>, stop: &Cance
                 format!("passing through, not keeping: {trouble}"),
             ));
         }
-        let refused = reloader.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let refused = refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(why) = refused {
             let why = why.trim_end();
             checks.push((

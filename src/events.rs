@@ -168,18 +168,24 @@ pub struct Subscription {
     lost: Arc<AtomicU64>,
 }
 
-/// What a listener is known by, to change what it listens to.
+/// Which of the listeners somebody is, to leave or to want something else.
 #[derive(Clone, Debug)]
-pub struct Ear(Arc<AtomicU64>);
+pub struct Seat(Arc<AtomicU64>);
+
+impl Seat {
+    fn is(&self, listener: &Listener) -> bool {
+        Arc::ptr_eq(&self.0, &listener.lost)
+    }
+}
 
 impl Subscription {
+    pub fn seat(&self) -> Seat {
+        Seat(self.lost.clone())
+    }
+
     /// How many were lost since this was asked last.
     pub fn lost(&self) -> u64 {
         self.lost.swap(0, Ordering::Relaxed)
-    }
-
-    pub fn ear(&self) -> Ear {
-        Ear(self.lost.clone())
     }
 }
 
@@ -205,9 +211,15 @@ impl Events {
 
     /// Listens from now on, with room for so many events that are not yet taken.
     pub fn subscribe(&self, room: usize, wants: Actions) -> Subscription {
+        self.succeed(None, room, wants)
+    }
+
+    /// Listens in place of another, in one: no event goes to both or to neither. `of` gets what is on its way, and then the end.
+    pub fn succeed(&self, of: Option<&Seat>, room: usize, wants: Actions) -> Subscription {
         let (to, events) = channel(room);
         let lost = Arc::new(AtomicU64::new(0));
         let mut listeners = self.listeners();
+        listeners.retain(|listener| of.is_none_or(|seat| !seat.is(listener)));
         listeners.push(Listener {
             to,
             wants,
@@ -217,13 +229,17 @@ impl Events {
         Subscription { events, lost }
     }
 
-    /// A listener wants something else from now on.
-    pub fn want(&self, ear: &Ear, wants: Actions) {
+    /// One listener less. It gets what is on its way, and then the end.
+    pub fn leave(&self, seat: &Seat) {
         let mut listeners = self.listeners();
-        for listener in listeners
-            .iter_mut()
-            .filter(|listener| Arc::ptr_eq(&listener.lost, &ear.0))
-        {
+        listeners.retain(|listener| !seat.is(listener));
+        self.sum_up(&listeners);
+    }
+
+    /// A listener wants something else from now on.
+    pub fn want(&self, seat: &Seat, wants: Actions) {
+        let mut listeners = self.listeners();
+        for listener in listeners.iter_mut().filter(|listener| seat.is(listener)) {
             listener.wants = wants;
         }
         self.sum_up(&listeners);
@@ -251,6 +267,29 @@ impl Events {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_takes_the_place_of_another() {
+        let events = Events::default();
+        let mut first = events.subscribe(10, Actions::ALL);
+        let mut other = events.subscribe(10, Actions::ALL);
+        events.emit(Action::Pull, |bare| bare);
+        let mut second = events.succeed(Some(&first.seat()), 10, Actions::ALL);
+        events.emit(Action::Evict, |bare| bare);
+        events.leave(&second.seat());
+        events.emit(Action::Pin, |bare| bare);
+        let rest = |of: &mut Subscription| -> Vec<Action> {
+            std::iter::from_fn(|| of.events.try_recv().ok())
+                .map(|event| event.action)
+                .collect()
+        };
+        assert_eq!(rest(&mut first), [Action::Pull]);
+        assert_eq!(rest(&mut second), [Action::Evict]);
+        assert_eq!(rest(&mut other), [Action::Pull, Action::Evict, Action::Pin]);
+        assert!(events.is_wanted(&[Action::Pull]));
+        events.leave(&other.seat());
+        assert!(!events.is_wanted(&[Action::Pull]));
+    }
 
     #[test]
     fn nobody_is_waited_for() {
@@ -281,7 +320,7 @@ mod tests {
         events.emit(Action::Pull, |_| panic!("nobody listens to that"));
         assert!(!events.is_wanted(&[Action::Pull, Action::Refuse]) && events.is_wanted(&[Action::Pull, Action::Evict]));
         events.emit(Action::Import, |bare| bare);
-        events.want(&other.ear(), [Action::Pull].into_iter().collect());
+        events.want(&other.seat(), [Action::Pull].into_iter().collect());
         events.emit(Action::Pull, |bare| bare);
         let heard = |from: &mut Subscription| from.events.try_recv().map(|event| event.action);
         assert_eq!(

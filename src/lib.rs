@@ -60,9 +60,11 @@
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
 //!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
 //!   it, or at once if repair was asked for.
-//! - **Another configuration**: `cli::reload` hears SIGHUP or sees another file → `app::reload` builds what can fail, then exchanges
-//!   `pull`'s policy (names, upstreams' clients) as a whole and sets limits, token and log level. Requests read the policy without a
-//!   lock; what `http::v2::hot` told under an earlier one is not told again.
+//! - **Another configuration**: `cli::serve` hears SIGHUP or `larder reload` (`http::admin`), or sees another file → `app::reload` does what can
+//!   fail (clients, users, certificates; `app::listeners` binds) and changes nothing; then each listener's `http::v2` door is hung anew,
+//!   with the names and clients of `pull` (`View`) and the rules of `auth` behind it; then sockets, limits, schedules, audit log. A
+//!   request takes its door once, without a lock, and goes by it to its end: by its target it carries the client that asks for it,
+//!   and joins no question of another configuration, nor a transfer that other credentials began. What `http::v2::hot` told under an earlier one is not told again.
 //! - **Lent credentials**: `upstream::credentials` → `upstream::lease`, which keeps what a helper (`upstream::helper`) or a cloud
 //!   (`upstream::cloud`) gives out, one question for all who wait; again before it ends, and once when a registry refuses it.
 //! - **Traces**: `http::traced` makes a request a span, if it is to be recorded; those of its transfer (`pull::flight`) and of each

@@ -2,6 +2,7 @@
 
 use crate::bundle::BundleError;
 use crate::jobs::Busy;
+pub use crate::jobs::prefetch::BeginError;
 use crate::jobs::prefetch::TooMany;
 use crate::oci::digest::DigestError;
 use crate::oci::reference::TagError;
@@ -33,6 +34,15 @@ pub enum AdminError {
     /// Of a folder at rest.
     #[error("no proxy runs: there is no log level to show or change")]
     NoLog,
+    /// With file, line, key and what was expected.
+    #[error("the configuration is refused, the one of before holds on: {0}")]
+    Reload(String),
+    #[error("nobody here reads the configuration again: no proxy runs, or it has none")]
+    NoReload,
+    #[error("there is no [[prefetch]] named {name:?}; {}", those_known(.known))]
+    NoPrefetch { name: String, known: Vec<String> },
+    #[error(transparent)]
+    Begin(#[from] BeginError),
     #[error(transparent)]
     Bundle(#[from] BundleError),
     #[error("a bundle is being imported: wait for its end")]
@@ -48,6 +58,13 @@ pub enum AdminError {
     Dropped,
 }
 
+fn those_known(names: &[String]) -> String {
+    match names {
+        [] => "the configuration has none".to_owned(),
+        names => format!("there are: {}", names.join(", ")),
+    }
+}
+
 impl AdminError {
     /// One word for programs.
     pub fn as_str(&self) -> &'static str {
@@ -61,7 +78,11 @@ impl AdminError {
             AdminError::Refresh { error, .. } => error.as_str(),
             AdminError::Busy(_) | AdminError::TooMany(_) => "busy",
             AdminError::Level(_) => "bad-level",
-            AdminError::NoLog => "no-proxy",
+            AdminError::NoLog | AdminError::NoReload => "no-proxy",
+            AdminError::Reload(_) => "bad-configuration",
+            AdminError::NoPrefetch { .. } => "no-prefetch",
+            AdminError::Begin(BeginError::List(_)) => "bad-list",
+            AdminError::Begin(_) => "busy",
             AdminError::NoJob(_) => "no-job",
             AdminError::BadOrder(_) => "bad-request",
             AdminError::Bundle(error) => error.as_str(),

@@ -13,6 +13,7 @@ mod show;
 pub mod views;
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,8 +29,8 @@ use crate::pull::{Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
 use views::{
-    BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView, RemovedView, StatsView,
-    UpstreamView, VerifyView, WebhookView,
+    BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView, ReloadView, RemovedView,
+    StatsView, UpstreamView, VerifyView, WebhookView,
 };
 
 /// Longest page (R-X20).
@@ -68,12 +69,17 @@ pub struct LogControl {
     pub change: ChangeLevel,
 }
 
+/// Reads the configuration again. Errors: it is refused, or nobody does it.
+pub type Reload = Arc<dyn Fn() -> Reloading + Send + Sync>;
+pub type Reloading = Pin<Box<dyn Future<Output = Result<ReloadView, AdminError>> + Send>>;
+
 /// The operators' counter. Cheap to clone.
 #[derive(Clone)]
 pub struct Admin {
     inner: Arc<Inner>,
     log: Option<LogControl>,
     hooks: Option<Webhooks>,
+    reload: Option<Reload>,
 }
 
 struct Inner {
@@ -107,6 +113,7 @@ impl Admin {
             }),
             log: None,
             hooks: None,
+            reload: None,
         }
     }
 
@@ -120,6 +127,22 @@ impl Admin {
         Admin {
             hooks: Some(hooks),
             ..self
+        }
+    }
+
+    /// For a process that reads its configuration again.
+    pub fn with_reload(self, reload: Reload) -> Admin {
+        Admin {
+            reload: Some(reload),
+            ..self
+        }
+    }
+
+    /// Reads the configuration again; all of it holds then, but for what takes a restart. Refused, it changes nothing.
+    pub async fn reload(&self) -> Result<ReloadView, AdminError> {
+        match &self.reload {
+            Some(reload) => reload().await,
+            None => Err(AdminError::NoReload),
         }
     }
 

@@ -17,7 +17,11 @@ pub const MOST_PARALLEL: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PrefetchOrder {
+    /// One of the configuration's `[[prefetch]]`, by name, whose images, platforms and referrers it says; then none are named here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configured: Option<String>,
     /// Lines, as in a list file: `alpine:3.22`, `alpine:3.* newest=3`.
+    #[serde(default)]
     pub images: Vec<String>,
     /// `all`, or platforms; left out: what this site uses.
     #[serde(default)]
@@ -137,8 +141,27 @@ pub struct ClearedView {
 
 impl Admin {
     /// Begins a job.
-    pub fn prefetch(&self, order: &PrefetchOrder) -> Result<PrefetchView, AdminError> {
-        let job = self.inner.prefetcher.start(request(order)?)?;
+    pub async fn prefetch(&self, order: &PrefetchOrder) -> Result<PrefetchView, AdminError> {
+        let prefetcher = &self.inner.prefetcher;
+        let Some(name) = &order.configured else {
+            return Ok(view(&*prefetcher.start(request(order)?)?, Some(0)));
+        };
+        if !order.images.is_empty() || !order.platforms.is_empty() {
+            let message =
+                "configured: the configuration says which images and platforms: leave images and platforms out";
+            return Err(AdminError::BadOrder(message.to_owned()));
+        }
+        let schedules = prefetcher.schedules();
+        let Some(scheduled) = schedules.iter().find(|scheduled| scheduled.config.name == *name) else {
+            return Err(AdminError::NoPrefetch {
+                name: name.chars().take(200).collect(),
+                known: schedules
+                    .iter()
+                    .map(|scheduled| scheduled.config.name.clone())
+                    .collect(),
+            });
+        };
+        let job = prefetcher.begin(scheduled, order.dry_run, parallel(order)?).await?;
         Ok(view(&job, Some(0)))
     }
 
@@ -164,7 +187,13 @@ impl Admin {
         let jobs = self.inner.prefetcher.list();
         PrefetchList {
             jobs: jobs.iter().map(|job| view(job, None)).collect(),
-            schedules: self.inner.prefetcher.schedules().iter().map(ScheduleView::of).collect(),
+            schedules: self
+                .inner
+                .prefetcher
+                .schedules()
+                .iter()
+                .map(|scheduled| ScheduleView::of(scheduled))
+                .collect(),
         }
     }
 
@@ -211,10 +240,7 @@ fn request(order: &PrefetchOrder) -> Result<Request, AdminError> {
         true => None,
         false => Some(Platforms::parse(&order.platforms.join(",")).map_err(AdminError::BadOrder)?),
     };
-    let parallel = order.parallel.unwrap_or(PARALLEL);
-    if !(1..=MOST_PARALLEL).contains(&parallel) {
-        return refuse(format!("parallel is {parallel}: expected 1 to {MOST_PARALLEL}"));
-    }
+    let parallel = parallel(order)?;
     Ok(Request {
         name: BY_COMMAND.to_owned(),
         wanted,
@@ -223,6 +249,15 @@ fn request(order: &PrefetchOrder) -> Result<Request, AdminError> {
         dry_run: order.dry_run,
         parallel,
     })
+}
+
+fn parallel(order: &PrefetchOrder) -> Result<usize, AdminError> {
+    match order.parallel.unwrap_or(PARALLEL) {
+        fits if (1..=MOST_PARALLEL).contains(&fits) => Ok(fits),
+        other => Err(AdminError::BadOrder(format!(
+            "parallel is {other}: expected 1 to {MOST_PARALLEL}"
+        ))),
+    }
 }
 
 /// `after`: the images that have changed after that version; `None`: no images.

@@ -263,6 +263,25 @@ pub struct LogView {
     pub level: String,
 }
 
+/// What came of reading the configuration again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadView {
+    /// Keys that are not as they were: `cache.max_size`, `upstream.docker.io`, `listener.ci (new)`.
+    pub changed: Vec<String>,
+    /// Keys that stay as they are until a restart.
+    pub needs_restart: Vec<FixedView>,
+    /// What works but should not stay so.
+    pub warnings: Vec<String>,
+}
+
+/// A key that takes a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FixedView {
+    pub key: String,
+    pub holds: String,
+    pub wanted: String,
+}
+
 /// What was done about a pin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PinView {

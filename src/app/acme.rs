@@ -6,33 +6,37 @@ use std::time::{Duration, SystemTime};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::StartError;
+use super::{ListenError, StartError};
 use crate::acme::{Issued, Keeper, Patience, Report};
-use crate::config::{Challenge, Config};
+use crate::config::{Challenge, Config, Listen};
 use crate::http::challenge;
-use crate::http::server::{self, Listening, LiveLimits};
+use crate::http::server::{Bound, LiveLimits, Server};
 use crate::store::State;
 
 /// Bound, and not yet running. Where nobody asked for a certificate it does nothing.
 pub(super) struct Acme {
     pub(super) issued: Arc<Issued>,
     pub(super) keeper: Option<Arc<Keeper>>,
-    challenges: Option<Listening>,
+    challenges: Vec<Bound>,
 }
 
 impl Acme {
     /// Shows the certificate that is kept. Dials nobody.
-    pub(super) async fn bind(config: &Config) -> Result<Acme, StartError> {
+    pub(super) fn bind(config: &Config) -> Result<Acme, StartError> {
         let Some(acme) = &config.acme else {
             return Ok(Acme {
                 issued: Arc::default(),
                 keeper: None,
-                challenges: None,
+                challenges: Vec::new(),
             });
         };
         let challenges = match &acme.challenge {
-            Challenge::TlsAlpn => None,
-            Challenge::Http { listen } => Some(server::bind(listen).await?),
+            Challenge::TlsAlpn => Vec::new(),
+            Challenge::Http { listen } => {
+                let places = listen.iter().copied().map(Listen::Tcp);
+                let bound: Result<Vec<Bound>, _> = places.map(|place| Bound::bind(&place, &[])).collect();
+                bound.map_err(ListenError::from)?
+            }
         };
         let issued = Issued::new(&acme.names);
         let state = State::of(&config.cache.path);
@@ -47,10 +51,14 @@ impl Acme {
     /// The tasks, to run until `stop`.
     pub(super) fn run(self, limits: &LiveLimits, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
         let mut tasks = Vec::new();
-        if let Some(listening) = self.challenges {
-            let router = challenge::router(self.issued);
-            let serving = server::serve(listening, router, limits.clone(), None, stop.clone(), Duration::ZERO);
-            tasks.push(tokio::spawn(serving));
+        if !self.challenges.is_empty() {
+            let server = Server::new(challenge::router(self.issued), limits.clone(), None, stop);
+            let stop = stop.clone();
+            tasks.push(tokio::spawn(async move {
+                server.listen_at(&self.challenges);
+                stop.cancelled().await;
+                server.finish(Duration::ZERO).await;
+            }));
         }
         if let Some(keeper) = self.keeper {
             let stop = stop.clone();

@@ -1,21 +1,33 @@
 //! Another configuration for a proxy that runs.
 //!
-//! Walk: the new configuration is held against the old one; everything that can fail (certificates of upstreams) is built
-//! first, then all is exchanged: upstreams and policy (`Pull::reload`), webhooks, limits of the store, of connections and of what
-//! operators are told, their token, the log level. What cannot change while sockets and folders are open is named, and stays
-//! as it was until a restart. Requests under way finish as they began.
+//! Walk: everything that can fail is done first and changes nothing: certificates of upstreams and listeners are loaded, files
+//! of `[access]` read, new addresses bound, the audit file opened, queues of webhooks made. Then all is exchanged, in an order in which nothing can
+//! fail: what names mean and whom they ask (`pull`), who may (`auth`), each listener's door with both, so that a request sees
+//! the one configuration or the other; then sockets and certificates, limits, token, schedules, the audit log. What cannot
+//! change while a folder is open is named, as it is and as it is wanted, and stays as it was until a restart. Requests under way
+//! finish as they began.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::{mpsc, oneshot};
+
+use super::changes::{self, Fixed};
 use super::limits;
-use crate::admin::Admin;
+use super::listeners::{self, ListenError, Listeners};
+use crate::acme::Issued;
+use crate::admin::views::{FixedView, ReloadView};
+use crate::admin::{Admin, AdminError, Reload};
+use crate::auth::jwks::Fetch;
+use crate::auth::{Gate, GateError};
 use crate::config::{Config, ConfigError};
 use crate::http::access::Token;
 use crate::http::server::LiveLimits;
-use crate::jobs::Webhooks;
+use crate::jobs::audit::Audit;
 use crate::jobs::webhook::HookError;
+use crate::jobs::{Prefetcher, Webhooks};
 use crate::pull::Pull;
 use crate::telemetry::log;
 use crate::upstream::client::BuildError;
@@ -29,7 +41,15 @@ pub enum ReloadError {
     #[error(transparent)]
     Upstream(#[from] BuildError),
     #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error(transparent)]
     Webhook(#[from] HookError),
+    #[error("a certificate by [acme] is got by a proxy that was started with it: restart, or name cert and key")]
+    Acme,
+    #[error("audit.file: cannot write {0}: {1}")]
+    Audit(String, std::io::Error),
     #[error(transparent)]
     Level(#[from] log::BadLevel),
     #[error("the work was dropped")]
@@ -39,8 +59,60 @@ pub enum ReloadError {
 /// What came of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reloaded {
-    /// Keys that differ and that take a restart.
-    pub needs_restart: Vec<&'static str>,
+    /// Keys that differ from what held before.
+    pub changed: Vec<String>,
+    /// Of these, those that take a restart.
+    pub needs_restart: Vec<Fixed>,
+    /// What works but should not stay so.
+    pub warnings: Vec<String>,
+}
+
+impl Reloaded {
+    pub fn view(&self) -> ReloadView {
+        let fixed = |fixed: &Fixed| FixedView {
+            key: fixed.key.to_owned(),
+            holds: fixed.holds.clone(),
+            wanted: fixed.wanted.clone(),
+        };
+        ReloadView {
+            changed: self.changed.clone(),
+            needs_restart: self.needs_restart.iter().map(fixed).collect(),
+            warnings: self.warnings.clone(),
+        }
+    }
+}
+
+/// An operator who wants the configuration to be read again, and what came of it or why nothing was changed.
+pub type ReloadRequest = oneshot::Sender<Result<Reloaded, String>>;
+
+/// Whoever reads the configuration hears the requests here, once there is such.
+#[derive(Clone, Default)]
+pub(super) struct Requests(Arc<Mutex<Option<mpsc::Sender<ReloadRequest>>>>);
+
+impl Requests {
+    pub(super) fn hear(&self) -> mpsc::Receiver<ReloadRequest> {
+        let (sender, receiver) = mpsc::channel(16);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    /// For operators.
+    pub(super) fn control(&self) -> Reload {
+        let requests = self.clone();
+        Arc::new(move || {
+            let sender = requests.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            Box::pin(async move {
+                let sender = sender.ok_or(AdminError::NoReload)?;
+                let (request, answer) = oneshot::channel();
+                sender.send(request).await.map_err(|_| AdminError::NoReload)?;
+                match answer.await {
+                    Ok(Ok(reloaded)) => Ok(reloaded.view()),
+                    Ok(Err(why)) => Err(AdminError::Reload(why)),
+                    Err(_) => Err(AdminError::Dropped),
+                }
+            })
+        })
+    }
 }
 
 /// Everything that a running proxy's configuration reaches.
@@ -48,13 +120,27 @@ pub(super) struct Reloader {
     pub pull: Arc<Pull>,
     pub admin: Admin,
     pub hooks: Webhooks,
+    /// What listeners show whose certificate Larder gets.
+    pub issued: Arc<Issued>,
     pub limits: LiveLimits,
     pub token: Token,
     pub timed: Arc<AtomicBool>,
-    /// What holds now.
-    pub current: Mutex<Config>,
-    /// Why the last one was refused.
-    pub refused: Mutex<Option<String>>,
+    pub prefetcher: Arc<Prefetcher>,
+    pub listeners: Listeners,
+    /// Brings keys of token issuers.
+    pub fetch: Fetch,
+    pub holds: Mutex<Holds>,
+    pub refused: Refused,
+}
+
+/// Why the last one was refused.
+pub(super) type Refused = Arc<Mutex<Option<String>>>;
+
+/// What holds now.
+pub(super) struct Holds {
+    pub config: Config,
+    pub gate: Arc<Gate>,
+    pub audit: Option<Audit>,
 }
 
 impl Reloader {
@@ -70,29 +156,87 @@ impl Reloader {
 
     async fn apply(self: &Arc<Reloader>, config: Config) -> Result<Reloaded, ReloadError> {
         let reloader = self.clone();
-        // Files of certificates are read, and a lower limit may evict.
+        // Files are read, and a lower limit may evict.
         let work = tokio::task::spawn_blocking(move || reloader.exchange(config));
         work.await.map_err(|_| ReloadError::Dropped)?
     }
 
+    fn holds(&self) -> MutexGuard<'_, Holds> {
+        self.holds.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn exchange(&self, config: Config) -> Result<Reloaded, ReloadError> {
         // One at a time.
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut holds = self.holds();
         log::check(&config.log.level)?;
+        let view = self.pull.prepare(&config)?;
+        let gate = Arc::new(holds.gate.after(&config.access, &self.fetch)?);
+        if config.acme.is_some() && holds.config.acme.is_none() {
+            return Err(ReloadError::Acme);
+        }
+        let plan = listeners::plan(&config, &self.listeners.holding(), &self.issued)?;
         self.hooks.check(&config.webhooks)?;
-        self.pull.reload(&config)?;
+        // The last, since they may make files.
+        let has_other_audit = config.audit != holds.config.audit;
+        let audit = match &config.audit {
+            Some(audit) if has_other_audit => Some(
+                Audit::prepare(audit).map_err(|error| ReloadError::Audit(audit.file.display().to_string(), error))?,
+            ),
+            _ => None,
+        };
         self.hooks.set(&config.webhooks)?;
-        if config.log.level != current.log.level {
+        if config.log.level != holds.config.log.level {
             log::set_level(&config.log.level)?;
         }
+
+        // Nothing fails from here on.
+        self.pull.adopt(&view);
+        self.listeners.apply(plan, &gate, &view);
         self.pull.store().set_limits(&config);
         self.limits.set(config.limits.clone());
         self.admin.set_limits(limits(&config));
         self.token.store(config.admin.token.clone().map(Arc::new));
         self.timed.store(config.server.server_timing, Ordering::Relaxed);
-        let needs_restart = fixed(&current, &config);
-        *current = config;
-        Ok(Reloaded { needs_restart })
+        self.prefetcher.set_schedules(&config.prefetch);
+        if has_other_audit {
+            let (before, events) = (holds.audit.take(), self.pull.store().events());
+            match (audit, before) {
+                (Some(audit), before) => holds.audit = Some(audit.succeed(before, events)),
+                (None, Some(before)) => before.end(events),
+                (None, None) => {}
+            }
+        }
+        let given = self.listeners.are_given();
+        let reloaded = Reloaded {
+            changed: changes::between(&holds.config, &config),
+            needs_restart: changes::fixed(&holds.config, &config, given),
+            warnings: config.warnings.clone(),
+        };
+        holds.gate = gate;
+        holds.config = changes::as_it_holds(&holds.config, config, given);
+        Ok(reloaded)
+    }
+
+    /// How long running responses may take to finish after a stop was asked for.
+    pub fn grace(&self) -> Duration {
+        self.holds().config.server.shutdown_grace
+    }
+
+    pub fn take_audit(&self) -> Option<Audit> {
+        self.holds().audit.take()
+    }
+
+    /// Files that are read with the configuration and by nobody else: when one changes, all is to be read again.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let holds = self.holds();
+        let upstreams = holds.config.upstreams.iter();
+        let of = |upstream: &crate::config::Upstream| {
+            [&upstream.ca_file, &upstream.client_cert, &upstream.client_key].map(Option::clone)
+        };
+        let files = upstreams
+            .flat_map(of)
+            .chain([holds.config.access.token_key_file.clone()]);
+        files.flatten().collect()
     }
 
     fn note(&self, error: Option<&ReloadError>) {
@@ -111,55 +255,5 @@ pub(super) fn tell(is_good: bool) {
             .duration_since(UNIX_EPOCH)
             .map_or(0.0, |now| now.as_secs_f64());
         metrics::gauge!("larder_config_loaded_timestamp_seconds").set(now);
-    }
-}
-
-/// Keys that are not as they were and that nobody can change while the process runs.
-fn fixed(old: &Config, new: &Config) -> Vec<&'static str> {
-    let differ = [
-        ("server.listen", old.server.listen != new.server.listen),
-        ("server.tls", old.server.tls != new.server.tls),
-        (
-            "server.shutdown_grace",
-            old.server.shutdown_grace != new.server.shutdown_grace,
-        ),
-        ("admin.listen", old.admin.listen != new.admin.listen),
-        ("cache.path", old.cache.path != new.cache.path),
-        ("log.format", old.log.format != new.log.format),
-        ("audit", old.audit != new.audit),
-        ("traces", old.traces != new.traces),
-        (
-            "listener",
-            format!("{:?}", old.listeners) != format!("{:?}", new.listeners),
-        ),
-        ("acme", old.acme != new.acme),
-        ("access", format!("{:?}", old.access) != format!("{:?}", new.access)),
-        // Their Debug shows all that they are.
-        (
-            "prefetch",
-            format!("{:?}", old.prefetch) != format!("{:?}", new.prefetch),
-        ),
-    ];
-    differ
-        .into_iter()
-        .filter(|(_, differs)| *differs)
-        .map(|(key, _)| key)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_takes_a_restart_is_named() {
-        let of = |text: &str| Config::from_toml(text).unwrap();
-        let old = of("");
-        assert!(fixed(&old, &of("")).is_empty());
-        let new = of(
-            "[server]\nlisten = \"127.0.0.1:5002\"\nserver_timing = true\n[cache]\npath = \"/elsewhere\"\n\
-                      tag_ttl = \"1m\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n",
-        );
-        assert_eq!(fixed(&old, &new), ["server.listen", "cache.path", "log.format"]);
     }
 }

@@ -55,7 +55,13 @@ impl AtRest {
         let pull = Pull::new(&config, store, clients, Timing::default(), tasks.clone(), stop.clone())
             .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
         let verifier = Verifier::new(pull.clone(), tasks.clone(), stop.clone());
-        let prefetcher = Prefetcher::new(pull.clone(), tasks.clone(), stop.clone(), Patience::default(), &[]);
+        let prefetcher = Prefetcher::new(
+            pull.clone(),
+            tasks.clone(),
+            stop.clone(),
+            Patience::default(),
+            &config.prefetch,
+        );
         let meter = Arc::new(Traffic::default);
         Ok(AtRest {
             admin: Admin::new(pull.clone(), verifier, prefetcher, limits(&config), meter),

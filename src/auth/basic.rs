@@ -164,6 +164,16 @@ impl Htpasswd {
         })
     }
 
+    /// Goes on with what is known of pairs that were right: they hold the bcrypt hash, so one that has changed is not among them.
+    #[must_use]
+    pub fn remembering(self, before: &Htpasswd) -> Htpasswd {
+        Htpasswd {
+            right: before.right.clone(),
+            key: before.key.clone(),
+            ..self
+        }
+    }
+
     /// Without waiting: whether this pair was right a short while ago, and nothing has changed since.
     pub fn remembers(&self, name: &str, password: &str) -> bool {
         let loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
@@ -174,6 +184,23 @@ impl Htpasswd {
         drop(loaded);
         let hash = users.hashes.get(name);
         hash.is_some_and(|hash| self.right.contains_key(&self.pair(name, password, hash)))
+    }
+
+    /// Whether there is such a user. Does not wait: a file that is due to be looked at again counts from the next time.
+    pub fn has(self: &Arc<Self>, name: &str) -> bool {
+        let (users, due) = {
+            let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            let due = loaded.looked.elapsed() >= self.look_again;
+            if due {
+                loaded.looked = Instant::now();
+            }
+            (loaded.users.clone(), due)
+        };
+        if due && let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let inner = self.clone();
+            runtime.spawn_blocking(move || inner.look());
+        }
+        users.hashes.contains_key(name)
     }
 
     pub async fn check(self: &Arc<Self>, name: &str, password: &str) -> Login {

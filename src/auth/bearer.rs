@@ -34,6 +34,8 @@ pub struct Mint {
     verifier: VerifyingKey,
     kid: String,
     ttl: Duration,
+    /// The key is of this process, and of no file.
+    is_own: bool,
 }
 
 impl Mint {
@@ -41,7 +43,24 @@ impl Mint {
     ///
     /// Errors: the system has no randomness.
     pub fn random(ttl: Duration) -> Result<Mint, GateError> {
-        Ok(Mint::shared(&super::random_bytes()?, ttl))
+        Ok(Mint {
+            is_own: true,
+            ..Mint::shared(&super::random_bytes()?, ttl)
+        })
+    }
+
+    /// With the same key, if that is of no file: nobody who holds a token has to log in again.
+    pub fn renewed(&self, ttl: Duration) -> Option<Mint> {
+        let (Signer::Shared(key), true) = (&self.signer, self.is_own) else {
+            return None;
+        };
+        Some(Mint {
+            signer: Signer::Shared(key.clone()),
+            verifier: VerifyingKey::Shared(key.clone()),
+            kid: self.kid.clone(),
+            ttl,
+            is_own: true,
+        })
     }
 
     fn shared(key: &[u8], ttl: Duration) -> Mint {
@@ -52,6 +71,7 @@ impl Mint {
             verifier: VerifyingKey::Shared(key),
             kid,
             ttl,
+            is_own: false,
         }
     }
 
@@ -89,7 +109,13 @@ impl Mint {
             verifier: VerifyingKey::Ed25519(public),
             signer: Signer::Ed25519(pair),
             ttl,
+            is_own: false,
         })
+    }
+
+    /// Whether the key is of this process, and nobody else's.
+    pub fn is_own(&self) -> bool {
+        self.is_own
     }
 
     pub fn ttl(&self) -> Duration {

@@ -122,6 +122,16 @@ impl Issuer {
         }
     }
 
+    /// What its identities begin with.
+    pub fn name(&self) -> &str {
+        &self.settings.name
+    }
+
+    /// Whether these settings are its own.
+    pub fn is_asked_as(&self, settings: &Settings) -> bool {
+        self.settings == *settings
+    }
+
     /// Whether a token that says so would have to be one of its.
     pub fn is_called(&self, issuer: &str) -> bool {
         self.settings.issuer == issuer

@@ -24,6 +24,7 @@ use self::bearer::Mint;
 pub use self::hint::hints;
 use self::jwks::{Fetch, Issuer};
 use self::jws::{Token, TokenError};
+use self::policy::CERTIFICATE;
 pub use self::policy::{Asked, Explanation, Identity, Place, Policy, Right, shown};
 use crate::config::Access;
 use crate::oci::Digest;
@@ -67,7 +68,9 @@ pub struct Gate {
     policy: Policy,
     users: Option<Arc<Htpasswd>>,
     mint: Mint,
-    issuers: Vec<Issuer>,
+    issuers: Vec<Arc<Issuer>>,
+    /// Where clients get tokens, if the operator says so.
+    realm: Option<Arc<str>>,
     /// Tokens that were right, by their hash: whom they name, and until when they are believed.
     right: moka::sync::Cache<Digest, (Identity, Instant)>,
 }
@@ -75,26 +78,50 @@ pub struct Gate {
 impl Gate {
     /// Reads the files that `access` names; asks nobody.
     pub fn new(access: &Access, fetch: &Fetch) -> Result<Gate, GateError> {
+        Gate::build(access, fetch, None)
+    }
+
+    /// That of another configuration, after this one: files are read again. Tokens that were signed with a key of this process
+    /// still say who somebody is, and what is known of an issuer's keys and of passwords that were right stays
+    /// known, where they are asked as before. What somebody may is asked of the new rules.
+    pub fn after(&self, access: &Access, fetch: &Fetch) -> Result<Gate, GateError> {
+        Gate::build(access, fetch, Some(self))
+    }
+
+    fn build(access: &Access, fetch: &Fetch, before: Option<&Gate>) -> Result<Gate, GateError> {
         let users = match &access.htpasswd_file {
-            Some(path) => Some(Htpasswd::load(path, &random_bytes()?)?),
+            Some(path) => {
+                let users = Htpasswd::load(path, &random_bytes()?)?;
+                let known = before.and_then(|before| before.users.as_ref());
+                Some(match known {
+                    Some(known) => users.remembering(known),
+                    None => users,
+                })
+            }
             None => None,
         };
-        let mint = match &access.token_key_file {
-            None => Mint::random(access.token_ttl)?,
-            Some(path) => Mint::from_file(path, access.token_ttl).map_err(|reason| GateError::TokenKey {
+        let own = before.and_then(|before| before.mint.renewed(access.token_ttl));
+        let mint = match (&access.token_key_file, own) {
+            (None, Some(mint)) => mint,
+            (None, None) => Mint::random(access.token_ttl)?,
+            (Some(path), _) => Mint::from_file(path, access.token_ttl).map_err(|reason| GateError::TokenKey {
                 file: path.display().to_string(),
                 reason,
             })?,
+        };
+        let issuer = |issuer: &crate::config::Issuer| {
+            let mut known = before.into_iter().flat_map(|before| &before.issuers);
+            match known.find(|known| known.is_asked_as(issuer)) {
+                Some(same) => same.clone(),
+                None => Arc::new(Issuer::new(issuer.clone(), fetch.clone())),
+            }
         };
         Ok(Gate {
             policy: Policy::new(access),
             users: users.map(Arc::new),
             mint,
-            issuers: access
-                .issuers
-                .iter()
-                .map(|issuer| Issuer::new(issuer.clone(), fetch.clone()))
-                .collect(),
+            issuers: access.issuers.iter().map(issuer).collect(),
+            realm: access.realm.as_ref().map(|url| url.as_str().into()),
             right: moka::sync::Cache::builder()
                 .max_capacity(MAX_REMEMBERED)
                 .time_to_live(REMEMBERED)
@@ -104,6 +131,11 @@ impl Gate {
 
     pub fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Where clients get tokens; `None`: at the address that they ask.
+    pub fn realm(&self) -> Option<&str> {
+        self.realm.as_deref()
     }
 
     pub fn mint(&self) -> &Mint {
@@ -190,7 +222,21 @@ impl Gate {
 
     fn remembered(&self, token: &str) -> Option<Identity> {
         let (who, until) = self.right.get(&Digest::sha256(token.as_bytes()))?;
-        (Instant::now() < until).then_some(who)
+        (Instant::now() < until && self.still_knows(&who)).then_some(who)
+    }
+
+    /// Whether somebody whom a token names could still get one: who is taken out of the password file, or whose issuer is taken
+    /// out of the configuration, does not stay until his token ends. A key from a file may be another proxy's too, which
+    /// has users of its own; where there is no password file, that is for it to say.
+    fn still_knows(&self, who: &Identity) -> bool {
+        let Some(name) = who else { return true };
+        match (name.split_once(':'), &self.users) {
+            (None, Some(users)) => users.has(name),
+            (None, None) => !self.mint.is_own(),
+            (Some((issuer, _)), _) => {
+                !self.mint.is_own() || name.starts_with(CERTIFICATE) || self.issuers.iter().any(|i| i.name() == issuer)
+            }
+        }
     }
 
     async fn read_token(&self, text: &str) -> Result<Identity, TokenError> {
@@ -204,7 +250,13 @@ impl Gate {
                 let issuer = claimed.and_then(|name| self.issuers.iter().find(|issuer| issuer.is_called(&name)));
                 match issuer {
                     Some(issuer) => issuer.read(token, now).await,
-                    None => self.mint.read(token, now),
+                    None => self
+                        .mint
+                        .read(token, now)
+                        .and_then(|read| match self.still_knows(&read.0) {
+                            true => Ok(read),
+                            false => Err(TokenError::Identity),
+                        }),
                 }
             }
             Err(error) => Err(error),

@@ -15,7 +15,7 @@ use super::remote::{CallError, Remote};
 use super::{Exit, complain, refuse};
 use crate::admin::prefetch::{ClearedView, PrefetchList, PrefetchOrder, PrefetchView, WishList};
 use crate::admin::views::{
-    DuView, ImageList, ImageView, LogView, PinView, RefreshView, RemovedView, StatsView, VerifyView,
+    DuView, ImageList, ImageView, LogView, PinView, RefreshView, ReloadView, RemovedView, StatsView, VerifyView,
 };
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
@@ -54,6 +54,13 @@ fn admin_url(text: &str) -> Result<Url, String> {
         "http" | "https" if url.host_str().is_some() => Ok(url),
         _ => Err("expected http://host:port".to_owned()),
     }
+}
+
+/// Why a configuration was not read again.
+pub enum Refusal {
+    /// It makes no sense, or not here.
+    Configuration(String),
+    Other(String),
 }
 
 /// Who answers.
@@ -242,6 +249,19 @@ impl Desk {
         }
     }
 
+    /// Has the proxy read its configuration again.
+    pub async fn reload(&self) -> Result<ReloadView, Refusal> {
+        match self {
+            Desk::Proxy(remote) => match remote.call(Method::POST, &["reload"], &[], None).await {
+                Err(CallError::Configuration(why)) => Err(Refusal::Configuration(why)),
+                other => other.map_err(|error| Refusal::Other(error.to_string())),
+            },
+            Desk::Folder(_) => Err(Refusal::Other(
+                "no proxy runs that could read its configuration again".to_owned(),
+            )),
+        }
+    }
+
     /// How much the proxy tells, after a change if one is wanted.
     pub async fn log_level(&self, change: Option<&str>) -> Result<String, String> {
         let view: LogView = match (self, change) {
@@ -379,7 +399,7 @@ impl Desk {
                 let body = told(serde_json::to_value(order))?;
                 told(remote.call(Method::POST, &["prefetch"], &[], Some(&body)).await)
             }
-            Desk::Folder(folder) => told(folder.admin.prefetch(order)),
+            Desk::Folder(folder) => told(folder.admin.prefetch(order).await),
         }
     }
 

@@ -96,6 +96,8 @@ enum Command {
     Rm(keep::RemoveArgs),
     /// Ask the upstream again, now, where tags point
     Refresh(keep::Args),
+    /// Have the running proxy read its configuration again, and say what came of it
+    Reload(reload::Args),
     /// Show or change how much the running proxy tells in its log
     LogLevel(log_level::Args),
     /// Carry images across an air gap as files
@@ -150,6 +152,7 @@ where
         Command::Unpin(args) => keep::unpin(&args, config()),
         Command::Rm(args) => keep::remove(&args, config()),
         Command::Refresh(args) => keep::refresh(&args, config()),
+        Command::Reload(args) => reload::run(&args, config()),
         Command::LogLevel(args) => log_level::run(&args, config()),
         Command::Bundle(args) => bundle::run(&args, config),
         Command::Prefetch(args) => prefetch::run(&args, config()),

@@ -19,6 +19,8 @@ use super::{Exit, complain, print, print_json};
 use crate::admin::prefetch::{PrefetchImage, PrefetchOrder, PrefetchView};
 use crate::config::{Config, ConfigError};
 
+const NO_PROXY: &str = "no proxy runs that it could be left to: leave out --detach";
+
 #[derive(clap::Args)]
 #[command(after_help = "\
 Images are called as clients call them. A pattern stands where the tag stands: 'alpine:3.*'; --tags, --semver and
@@ -74,8 +76,16 @@ pub struct Args {
     /// Blobs that come at the same time [default: 6]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: Option<u8>,
+    /// Begin a [[prefetch]] of the configuration now, whatever its schedule; without NAME, one after the other, all of them
+    #[arg(
+        long,
+        value_name = "NAME",
+        num_args = 0..=1,
+        conflicts_with_all = ["images", "file", "from", "wishes", "platform", "tags", "semver", "newest", "no_referrers"]
+    )]
+    configured: Option<Option<String>>,
     /// List what runs, ran and will run at the proxy
-    #[arg(long, conflicts_with_all = ["images", "file", "from", "wishes", "cancel"])]
+    #[arg(long, conflicts_with_all = ["images", "file", "from", "wishes", "cancel", "configured"])]
     jobs: bool,
     /// End a job of the proxy, by its number
     #[arg(long, value_name = "JOB", conflicts_with_all = ["images", "file", "from", "wishes"])]
@@ -97,6 +107,11 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             })
         });
     }
+    if let Some(name) = &args.configured {
+        return with_desk_to_fill(&args.place, config, async |desk: &Desk| {
+            configured(args, desk, name.as_deref()).await
+        });
+    }
     let entries = match gather::entries(args) {
         Ok(entries) => entries,
         Err(errors) => {
@@ -114,11 +129,70 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
     })
 }
 
+/// Those of the configuration: of the proxy's, where one runs.
+async fn configured(args: &Args, desk: &Desk, name: Option<&str>) -> Result<Exit, String> {
+    if args.detach && desk.is_folder() {
+        return Err(NO_PROXY.to_owned());
+    }
+    let names = match name {
+        Some(name) => vec![name.to_owned()],
+        None => {
+            let list = desk.prefetches().await?;
+            list.schedules.into_iter().map(|schedule| schedule.name).collect()
+        }
+    };
+    if names.is_empty() {
+        return Err("the configuration has no [[prefetch]]".to_owned());
+    }
+    let mut worst = Exit::Done;
+    for name in names {
+        let order = PrefetchOrder {
+            configured: Some(name.clone()),
+            images: Vec::new(),
+            platforms: Vec::new(),
+            referrers: true,
+            dry_run: args.dry_run,
+            parallel: args.parallel.map(usize::from),
+        };
+        let begun = desk.prefetch(&order).await?;
+        if !args.place.json {
+            complain(&format!("prefetch {name}"));
+        }
+        let exit = match args.detach {
+            true => left(args, &begun),
+            false => {
+                let (view, ending) = follow(desk, begun, args.place.json).await?;
+                let exit = report(args, &[], &view, &ending);
+                if ending != Ending::Ended {
+                    return Ok(exit);
+                }
+                exit
+            }
+        };
+        if exit != Exit::Done {
+            worst = exit;
+        }
+    }
+    Ok(worst)
+}
+
+/// To the proxy.
+fn left(args: &Args, begun: &PrefetchView) -> Exit {
+    match args.place.json {
+        true => print_json(begun),
+        false => print(&format!(
+            "prefetch {} runs at the proxy: larder prefetch --jobs shows it, --cancel {} ends it\n",
+            begun.id, begun.id
+        )),
+    }
+}
+
 async fn fetch(args: &Args, desk: &Desk, entries: &[Entry]) -> Result<Exit, String> {
     if args.detach && desk.is_folder() {
-        return Err("no proxy runs that it could be left to: leave out --detach".to_owned());
+        return Err(NO_PROXY.to_owned());
     }
     let mut order = PrefetchOrder {
+        configured: None,
         images: entries.iter().map(|entry| entry.line.clone()).collect(),
         platforms: args.platform.clone(),
         referrers: !args.no_referrers,
@@ -143,13 +217,7 @@ async fn fetch(args: &Args, desk: &Desk, entries: &[Entry]) -> Result<Exit, Stri
     order.dry_run = false;
     let begun = desk.prefetch(&order).await?;
     if args.detach {
-        return Ok(match args.place.json {
-            true => print_json(&begun),
-            false => print(&format!(
-                "prefetch {} runs at the proxy: larder prefetch --jobs shows it, --cancel {} ends it\n",
-                begun.id, begun.id
-            )),
-        });
+        return Ok(left(args, &begun));
     }
     let (view, ending) = follow(desk, begun, args.place.json).await?;
     Ok(report(args, entries, &view, &ending))

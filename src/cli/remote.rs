@@ -25,6 +25,9 @@ pub enum CallError {
     /// The proxy's own words.
     #[error("{0}")]
     Refused(String),
+    /// What it was to read makes no sense; also in its words.
+    #[error("{0}")]
+    Configuration(String),
     #[error("what answers at {0} is no larder, or one of another version: {1}")]
     Strange(Url, String),
 }
@@ -46,6 +49,8 @@ struct ErrorBody {
 
 #[derive(Deserialize)]
 struct ErrorText {
+    #[serde(default)]
+    code: String,
     message: String,
 }
 
@@ -181,6 +186,9 @@ impl Remote {
             return serde_json::from_slice(&bytes).map_err(|error| strange(error.to_string()));
         }
         match serde_json::from_slice::<ErrorBody>(&bytes) {
+            Ok(ErrorBody { error }) if error.code == "bad-configuration" => {
+                Err(CallError::Configuration(error.message))
+            }
             Ok(body) => Err(CallError::Refused(body.error.message)),
             Err(_) => Err(strange(format!("it answered {status}"))),
         }

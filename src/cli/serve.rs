@@ -1,10 +1,12 @@
 //! `larder serve`: runs the proxy until it is asked to stop.
 
+mod reload;
+
 use std::net::SocketAddr;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{Exit, complain, print, refuse, reload, systemd};
+use super::{Exit, complain, print, refuse, systemd};
 use crate::app::{self, Running};
 use crate::config::{Config, ConfigError, LogFormat};
 use crate::telemetry::log;

@@ -14,7 +14,7 @@ use super::ServerTls;
 pub const MAIN_LISTENER: &str = "main";
 
 /// A listener of the registry beside `[server]`'s.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     pub name: String,
     /// At least one.
@@ -23,7 +23,7 @@ pub struct Listener {
 }
 
 /// Where somebody connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Listen {
     Tcp(SocketAddr),
     /// A socket in the file system.
@@ -50,7 +50,7 @@ impl fmt::Display for Listen {
 }
 
 /// How callers are known, and what they may.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     pub htpasswd_file: Option<PathBuf>,
     pub token_key_file: Option<PathBuf>,
@@ -65,7 +65,7 @@ pub struct Access {
 }
 
 /// Somebody else who issues tokens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuer {
     /// What identities begin with.
     pub name: String,
@@ -117,7 +117,7 @@ impl May {
 }
 
 /// One `[[access.rule]]`. An empty list is no condition.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRule {
     /// `*`, `anonymous`, `authenticated` or a pattern of identities; never empty.
     pub who: Vec<String>,

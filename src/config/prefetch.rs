@@ -19,7 +19,7 @@ pub const BY_COMMAND: &str = "command";
 const CRON: &str = "five fields of cron (minute, hour, day, month, weekday), such as \"30 2 * * *\"";
 
 /// One of them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Prefetch {
     /// For people and metrics; no two have the same.
     pub name: String,
@@ -49,6 +49,13 @@ impl Prefetch {
 pub struct Schedule {
     text: String,
     cron: Box<Cron>,
+}
+
+/// The text says it all.
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Schedule) -> bool {
+        self.text == other.text
+    }
 }
 
 impl Schedule {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::upstream;
-use crate::app::{self, Running, StartError};
+use crate::app::{self, ListenError, Running, StartError};
 use crate::config::{Config, ConfigError};
 
 const REGISTRY_PORT: u16 = 5000;
@@ -53,7 +53,9 @@ impl Proxy {
             match app::start(config.clone()).await {
                 Ok(running) => break running,
                 // What was asked for is not exchanged for something else.
-                Err(StartError::Bind(error)) if error.address.port() != Some(0) && port != error.address.port() => {
+                Err(StartError::Listen(ListenError::Bind(error)))
+                    if error.address.port() != Some(0) && port != error.address.port() =>
+                {
                     for port in &mut wanted {
                         if Some(*port) == error.address.port() {
                             *port = 0;

@@ -35,7 +35,7 @@ const DESCRIPTION: &str = include_str!("admin/openapi.json");
 type Answer = Result<Response, OperatorError>;
 
 /// Every route: its path, what it takes, and who answers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 16] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 17] {
     [
         ("/api/v1/images", &["GET"], get(images)),
         (
@@ -57,6 +57,7 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 16
             &["GET", "POST"],
             get(log_level).post(set_log_level),
         ),
+        ("/api/v1/reload", &["POST"], post(reload)),
         ("/api/v1/prefetch", &["GET", "POST"], get(prefetches).post(prefetch)),
         (
             "/api/v1/prefetch/{job}",
@@ -186,9 +187,14 @@ async fn set_log_level(State(admin): State<Admin>, request: Request) -> Answer {
     Ok(json(&admin.log_level(Some(&level))?))
 }
 
+async fn reload(State(admin): State<Admin>, request: Request) -> Answer {
+    demand_json(request.headers())?;
+    Ok(json(&admin.reload().await?))
+}
+
 async fn prefetch(State(admin): State<Admin>, request: Request) -> Answer {
     let order: PrefetchOrder = body_of(request, MAX_ORDER_BYTES).await?;
-    let mut response = json(&admin.prefetch(&order)?);
+    let mut response = json(&admin.prefetch(&order).await?);
     *response.status_mut() = StatusCode::ACCEPTED;
     Ok(response)
 }

@@ -9,6 +9,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,7 +17,7 @@ use serde_json::{Map, Value};
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::config;
-use crate::events::{Actions, Event, Events, Subscription};
+use crate::events::{Actions, Event, Events, Seat, Subscription};
 use crate::telemetry::clock;
 
 /// Events that may wait: a few MiB, and some seconds of a busy proxy.
@@ -29,20 +30,66 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// The log as it is written. Ends when the events do.
 #[derive(Debug)]
-pub struct Audit(JoinHandle<()>);
+pub struct Audit {
+    thread: JoinHandle<()>,
+    seat: Seat,
+}
+
+/// One that could be written: nothing is, until it begins. Dropped, it never does.
+#[derive(Debug)]
+pub struct Prepared {
+    thread: JoinHandle<()>,
+    begin: Sender<Subscription>,
+}
 
 impl Audit {
     /// Errors: the file cannot be opened for writing.
     pub fn start(settings: &config::Audit, events: &Events) -> std::io::Result<Audit> {
-        let log = Log::open(settings)?;
-        let subscription = events.subscribe(ROOM, Actions::ALL);
+        Ok(Audit::prepare(settings)?.succeed(None, events))
+    }
+
+    /// All that can fail.
+    ///
+    /// Errors: the file cannot be opened for writing.
+    pub fn prepare(settings: &config::Audit) -> std::io::Result<Prepared> {
+        let (log, settings) = (Log::open(settings)?, settings.clone());
+        let (begin, begun) = channel::<Subscription>();
         let thread = std::thread::Builder::new().name("audit".to_owned());
-        Ok(Audit(thread.spawn(move || write_all(log, subscription))?))
+        let thread = thread.spawn(move || {
+            let Ok(subscription) = begun.recv() else { return };
+            // Whoever wrote before may have written, or rotated, this very file meanwhile.
+            write_all(Log::open(&settings).unwrap_or(log), subscription);
+        })?;
+        Ok(Prepared { thread, begin })
+    }
+
+    /// Hears nothing more, and writes down what it has heard. Blocking, until that is on the disk.
+    pub fn end(self, events: &Events) {
+        events.leave(&self.seat);
+        self.join();
     }
 
     /// After the events were closed: until the last is on the disk. Blocking.
     pub fn join(self) {
-        let _ = self.0.join();
+        let _ = self.thread.join();
+    }
+}
+
+impl Prepared {
+    /// Begins where the one of before ends: every event is in one of the two logs. Blocking, until the last of the old one's
+    /// are on the disk; those that come meanwhile wait for the new one.
+    pub fn succeed(self, before: Option<Audit>, events: &Events) -> Audit {
+        let subscription = events.succeed(before.as_ref().map(|before| &before.seat), ROOM, Actions::ALL);
+        let seat = subscription.seat();
+        if let Some(before) = before {
+            before.join();
+        }
+        // It waits for this: it cannot be gone.
+        let _ = self.begin.send(subscription);
+        Audit {
+            thread: self.thread,
+            seat,
+        }
     }
 }
 
@@ -274,6 +321,45 @@ mod tests {
         events.close();
         audit.join();
         assert_eq!(read(&settings.file).len(), before + 1);
+    }
+
+    /// To another file, and with another size of the same: each event is written once, in the order in which they came.
+    #[test]
+    fn another_log_begins_where_the_old_one_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = settings(folder.path(), 1 << 20, 2);
+        let second = config::Audit {
+            file: folder.path().join("other.log"),
+            ..first.clone()
+        };
+        let third = config::Audit {
+            max_size: 600,
+            ..second.clone()
+        };
+        let events = Events::default();
+        let mut audit = Audit::start(&first, &events).unwrap();
+        for (round, next) in [&second, &third].into_iter().enumerate() {
+            for n in 0..5 {
+                events.emit(Action::Pull, |_| pull(5 * round as u64 + n));
+            }
+            audit = Audit::prepare(next).unwrap().succeed(Some(audit), &events);
+        }
+        let bytes = |lines: Vec<Value>| -> Vec<u64> { lines.iter().map(|l| l["bytes"].as_u64().unwrap()).collect() };
+        assert_eq!(bytes(read(&first.file)), [0, 1, 2, 3, 4]);
+        for n in 10..13 {
+            events.emit(Action::Pull, |_| pull(n));
+        }
+        audit.end(&events);
+        assert!(!events.is_wanted(&[Action::Pull]));
+        let mut all = Vec::new();
+        for file in [elder(&second.file, 2), elder(&second.file, 1), second.file.clone()] {
+            all.extend(bytes(read(&file)));
+        }
+        // What did not fit into the files that are kept is gone; nothing is there twice or out of order.
+        assert!(
+            all.ends_with(&[10, 11, 12]) && all.windows(2).all(|two| two[0] + 1 == two[1]),
+            "{all:?}"
+        );
     }
 
     #[test]

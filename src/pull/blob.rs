@@ -171,7 +171,7 @@ impl Pull {
         self.check_negative(target, &question)?;
         let client = self.client(target)?.clone();
         let (repository, wanted) = (target.repository.clone(), *digest);
-        let mut pending = self.blob_heads.join((target.key.clone(), *digest), || async move {
+        let mut pending = self.blob_heads.join((target.scope(), *digest), || async move {
             match client.head_blob(&repository, &wanted).await {
                 Ok(head) => Ok(head.size),
                 // R-U27: where HEAD is not understood only a GET can be believed. Its bytes are not needed.

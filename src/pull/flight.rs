@@ -37,8 +37,9 @@ pub struct Flight {
     left: Notify,
     pub(super) positions: Positions,
     pub(super) front: Front,
-    /// The repository that began it.
+    /// The repository that began it, and who asks for it: under another configuration that may be with other credentials.
     began: Arc<str>,
+    client: Arc<Client>,
     /// Repositories, beside that one, that have shown that they hold the digest.
     also: Mutex<BTreeSet<Arc<str>>>,
     /// In the trace of whoever began it; it may outlast that request.
@@ -153,7 +154,7 @@ impl Flights {
     pub fn join_or_begin(&self, order: Order, shown: bool) -> Place {
         let mut running = self.lock();
         if let Some(flight) = running.get(&order.digest) {
-            if flight.began != order.key {
+            if flight.began != order.key || !Arc::ptr_eq(&flight.client, &order.client) {
                 let mut also = flight.also.lock().unwrap_or_else(PoisonError::into_inner);
                 if !shown && !also.contains(&order.key) {
                     return Place::Foreign;
@@ -187,6 +188,7 @@ impl Flights {
             positions: Positions::default(),
             front: Front::default(),
             began: order.key.clone(),
+            client: order.client.clone(),
             also: Mutex::default(),
             span: span_of(&order),
         });

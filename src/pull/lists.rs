@@ -11,7 +11,7 @@ use super::freshness::{Freshness, judge, may_be_stale};
 use super::manifest::Want;
 use super::names::Target;
 use super::outcome::Outcome;
-use super::{Pull, Question};
+use super::{Pull, Question, View};
 use crate::oci::{Digest, Reference, Tag};
 use crate::store::{ListKey, ListRecord, unix_ms};
 use crate::upstream::Referrers;
@@ -32,17 +32,16 @@ const NAMES_AT_ONCE: usize = 1_000;
 impl Pull {
     /// Repositories of which something is held and from which whoever asks may pull, in byte order, after `last`. Others
     /// leave no trace: not in the pages' sizes, nor in whether there is another (L8, R-X7, R-X8).
-    pub fn catalog(&self, last: &str, limit: usize, may_pull: impl Fn(&Target) -> bool) -> Vec<Arc<str>> {
+    pub fn catalog(&self, view: &View, last: &str, limit: usize, may_pull: impl Fn(&Target) -> bool) -> Vec<Arc<str>> {
         let mut names: Vec<Arc<str>> = Vec::new();
         let mut last: Arc<str> = last.into();
         while names.len() < limit {
             let some = self.store.repositories(&last, NAMES_AT_ONCE);
             let Some(end) = some.last() else { break };
             last = end.clone();
-            let policy = self.policy.load();
             names.extend(
                 some.into_iter()
-                    .filter(|name| policy.names.held(name).is_some_and(|target| may_pull(&target))),
+                    .filter(|name| view.held(name).is_some_and(|target| may_pull(&target))),
             );
         }
         names.truncate(limit);
@@ -127,7 +126,7 @@ impl Pull {
         let (pull, to, asked) = (self.clone(), target.clone(), which.clone());
         let mut pending = self
             .list_questions
-            .join((target.key.clone(), which.clone()), || async move {
+            .join((target.scope(), which.clone()), || async move {
                 let begun = Instant::now();
                 let asking = match &asked {
                     ListKey::Tags => pull.ask_tags(&to).await,

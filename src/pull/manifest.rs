@@ -94,7 +94,7 @@ impl Pull {
         }
         // What can be answered without it may be spared.
         let spare = fallback.is_some();
-        let key = (target.key.clone(), tag.clone(), want, spare);
+        let key = (target.scope(), tag.clone(), want, spare);
         let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
         let mut pending = self
             .tag_questions
@@ -257,7 +257,7 @@ impl Pull {
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
         let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
-        let mut pending = self.tag_bodies.join((target.key.clone(), tag.clone()), || async move {
+        let mut pending = self.tag_bodies.join((target.scope(), tag.clone()), || async move {
             pull.get_by_tag(&to, &asked, outcome).await
         });
         let joined = pending.joined;
@@ -420,7 +420,7 @@ impl Pull {
     ) -> Result<ManifestAnswer, PullError> {
         let client = self.client(target)?;
         let (repository, reference) = (target.repository.clone(), Reference::Digest(*digest));
-        let mut pending = self.manifest_heads.join((target.key.clone(), *digest), || async move {
+        let mut pending = self.manifest_heads.join((target.scope(), *digest), || async move {
             client
                 .head_manifest(&repository, &reference)
                 .await
@@ -471,7 +471,7 @@ impl Pull {
     async fn fetch_by_digest(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<ManifestAnswer, PullError> {
         let client = self.client(target)?;
         let (pull, to, digest) = (self.clone(), target.clone(), *digest);
-        let mut pending = self.manifest_bodies.join((target.key.clone(), digest), || async move {
+        let mut pending = self.manifest_bodies.join((target.scope(), digest), || async move {
             // It may have come between the look into the store and this question.
             if let Some(held) = pull.held(&to, &digest, Want::Body).await? {
                 return Ok(held);

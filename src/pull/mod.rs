@@ -42,6 +42,7 @@ pub use bring::Brought;
 pub use error::{Absent, PullError};
 pub use lists::Listing;
 pub use manifest::{ManifestAnswer, Want};
+use names::Scope;
 pub use names::{Names, Target};
 pub use outcome::Outcome;
 pub use tally::Tally;
@@ -68,11 +69,11 @@ pub struct Pull {
     timing: Timing,
     flights: Flights,
     tag_questions: Single<TagQuestion, Result<ManifestAnswer, PullError>>,
-    tag_bodies: Single<(Arc<str>, Tag), Result<ManifestAnswer, PullError>>,
-    manifest_heads: Single<(Arc<str>, Digest), Result<ManifestHead, PullError>>,
-    manifest_bodies: Single<(Arc<str>, Digest), Result<ManifestAnswer, PullError>>,
-    blob_heads: Single<(Arc<str>, Digest), Result<Option<u64>, PullError>>,
-    list_questions: Single<(Arc<str>, ListKey), Result<Arc<ListRecord>, PullError>>,
+    tag_bodies: Single<(Scope, Tag), Result<ManifestAnswer, PullError>>,
+    manifest_heads: Single<(Scope, Digest), Result<ManifestHead, PullError>>,
+    manifest_bodies: Single<(Scope, Digest), Result<ManifestAnswer, PullError>>,
+    blob_heads: Single<(Scope, Digest), Result<Option<u64>, PullError>>,
+    list_questions: Single<(Scope, ListKey), Result<Arc<ListRecord>, PullError>>,
     /// "It is not there", each until when.
     negatives: moka::sync::Cache<(Arc<str>, Question), (PullError, Instant)>,
     /// Sizes that a repository's manifests claim for its blobs. Anybody may write a manifest somewhere that claims
@@ -81,22 +82,58 @@ pub struct Pull {
     /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
     troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
     /// Whether a repository answers to nobody.
-    privacy_questions: Single<(Arc<str>, Probe), Result<Option<bool>, PullError>>,
+    privacy_questions: Single<(Scope, Probe), Result<Option<bool>, PullError>>,
     privacy_doubts: moka::sync::Cache<privacy::Doubt, ()>,
-    public_just_now: moka::sync::Cache<Arc<str>, ()>,
+    /// Under which configuration that was so.
+    public_just_now: moka::sync::Cache<Arc<str>, u64>,
     tally: Tally,
     /// For images that a missing digest is part of.
     wish_searches: Arc<Semaphore>,
 }
 
 /// The last: whether it may be left out to spare a pull limit.
-type TagQuestion = (Arc<str>, Tag, Want, bool);
+type TagQuestion = (Scope, Tag, Want, bool);
 
 /// What of the configuration answers depend on.
+#[derive(Debug)]
 struct Policy {
     names: Names,
     clients: Clients,
     offline: bool,
+}
+
+/// What one configuration means by names and whom it asks. A request goes by one from its beginning to its end, whatever
+/// is reloaded meanwhile.
+#[derive(Clone, Debug)]
+pub struct View(Arc<Policy>);
+
+impl View {
+    /// What a client means by a name and `ns`.
+    pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        let policy = &self.0;
+        let target = policy.names.resolve(name, ns)?;
+        Ok(Target {
+            client: policy.clients.get(&target.upstream.name).cloned(),
+            offline: policy.offline || target.offline,
+            ..target
+        })
+    }
+
+    /// The repository that is held under this key, if it still has an upstream, whose `allow` and `deny` permit it. Whether
+    /// who asks may pull from it is another question.
+    fn held(&self, key: &str) -> Option<Target> {
+        self.resolve(key, None).ok().filter(|target| *target.key == *key)
+    }
+
+    /// Whether the text names an upstream.
+    pub fn is_upstream(&self, text: &str) -> bool {
+        self.0.names.is_known(text)
+    }
+
+    /// Whether this is the configuration that the target was resolved by.
+    pub fn meant(&self, target: &Target) -> bool {
+        target.edition == self.0.names.edition()
+    }
 }
 
 /// What was asked, as the key of a negative answer.
@@ -166,44 +203,43 @@ impl Pull {
         }))
     }
 
-    /// Another configuration. Transfers and questions under way go on as they began. Blocking: it may read certificates.
+    /// What holds now.
+    pub fn view(&self) -> View {
+        View(self.policy.load_full())
+    }
+
+    /// What another configuration means, to be adopted. Nothing has changed yet. Blocking: it may read certificates.
     ///
-    /// Errors: a file of an upstream's that cannot be used; then nothing has changed.
-    pub fn reload(&self, config: &Config) -> Result<(), BuildError> {
+    /// Errors: a file of an upstream's that cannot be used.
+    pub fn prepare(&self, config: &Config) -> Result<View, BuildError> {
         let before = self.policy.load();
         let clients = before.clients.renewed(config)?;
         let names = Names::after(&before.names, config).ok_or_else(|| BuildError {
             upstream: config.cache.default_upstream.to_string(),
             what: "it is the default upstream, but not among the upstreams".to_owned(),
         })?;
-        self.policy.store(Arc::new(Policy {
+        Ok(View(Arc::new(Policy {
             names,
             clients,
             offline: config.cache.offline,
-        }));
+        })))
+    }
+
+    /// Goes by another configuration from now on. Transfers and questions under way go on as they began.
+    pub fn adopt(&self, view: &View) {
+        self.policy.store(view.0.clone());
         // They were said to another configuration.
         self.negatives.invalidate_all();
         self.troubled().clear();
-        Ok(())
     }
 
-    /// What a client means by a name and `ns`.
+    /// What is meant by a name and `ns` now.
     pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
-        self.policy.load().names.resolve(name, ns)
-    }
-
-    /// Whether the configuration is still the one that this was resolved by.
-    fn is_current(&self, target: &Target) -> bool {
-        target.edition == self.policy.load().names.edition()
+        self.view().resolve(name, ns)
     }
 
     fn upstream_of(&self, target: &Target) -> Option<Arc<Client>> {
-        self.policy.load().clients.get(&target.upstream.name).cloned()
-    }
-
-    /// Whether the text names an upstream.
-    pub fn is_upstream(&self, text: &str) -> bool {
-        self.policy.load().names.is_known(text)
+        target.client.clone()
     }
 
     pub fn store(&self) -> &Store {
@@ -251,7 +287,7 @@ impl Pull {
     }
 
     fn is_offline(&self, target: &Target) -> bool {
-        self.policy.load().offline || target.upstream.offline || target.held_only
+        target.offline || target.held_only
     }
 
     fn hint(&self, target: &Target, digest: &Digest) -> Option<u64> {

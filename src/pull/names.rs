@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::error::PullError;
 use crate::config::{Config, Upstream};
 use crate::oci::name::{self, HostPort, Repository};
+use crate::upstream::Client;
 
 /// A repository at an upstream.
 #[derive(Clone, Debug)]
@@ -22,8 +23,22 @@ pub struct Target {
     pub client_name: String,
     /// Which configuration said so: each reload is another.
     pub edition: u64,
+    /// Who asks the upstream, as that configuration has it: so a request goes by one from its beginning to its end.
+    /// `None` where nobody asks.
+    pub(super) client: Option<Arc<Client>>,
+    /// The upstream is not to be asked: its own setting or that of all.
+    pub(super) offline: bool,
     /// Who asks may have what is held, and nobody may be asked for it: as if its upstream were offline.
     pub held_only: bool,
+}
+
+/// A repository as one configuration means it: questions and transfers are shared by those who mean the same.
+pub(super) type Scope = (Arc<str>, u64);
+
+impl Target {
+    pub(super) fn scope(&self) -> Scope {
+        (self.key.clone(), self.edition)
+    }
 }
 
 /// Every name that stands for an upstream.
@@ -123,14 +138,6 @@ impl Names {
     }
 }
 
-impl Names {
-    /// The repository that is held under this key, if it still has an upstream, whose `allow` and `deny` permit it. Whether
-    /// who asks may pull from it is another question.
-    pub(super) fn held(&self, key: &str) -> Option<Target> {
-        self.resolve(key, None).ok().filter(|target| *target.key == *key)
-    }
-}
-
 fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str, edition: u64) -> Result<Target, PullError> {
     // R-D2: Docker Hub's own names have a `library/` that people leave out.
     let repository: Repository = match upstream.name.as_str() {
@@ -145,6 +152,8 @@ fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str, edition: u64)
     }
     let key = format!("{}/{repository}", upstream.name).into();
     Ok(Target {
+        offline: upstream.offline,
+        client: None,
         upstream: upstream.clone(),
         repository,
         key,

@@ -16,7 +16,7 @@ impl Pull {
     pub async fn refresh(self: &Arc<Pull>, target: &Target, tag: &Tag) -> Result<ManifestAnswer, PullError> {
         self.client(target)?;
         // An operator knows what it costs.
-        let key = (target.key.clone(), tag.clone(), Want::Body, false);
+        let key = (target.scope(), tag.clone(), Want::Body, false);
         let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
         let mut pending =
             self.tag_questions.join(

@@ -30,12 +30,12 @@ impl Pull {
     /// Whether the repository needs credentials, where that is known without asking.
     pub fn needs_credentials_now(&self, target: &Target) -> Option<bool> {
         // Asked for every request: without locks and files, where that is possible.
-        if self.public_just_now.contains_key(&target.key) {
+        if self.public_just_now.get(&target.key) == Some(target.edition) {
             return Some(false);
         }
         let known = self.find_out_now(target);
         if known == Some(false) {
-            self.public_just_now.insert(target.key.clone(), ());
+            self.public_just_now.insert(target.key.clone(), target.edition);
         }
         known
     }
@@ -71,7 +71,7 @@ impl Pull {
         let (store, key) = (self.store.clone(), target.key.clone());
         let mut pending = self
             .privacy_questions
-            .join((key.clone(), asked.clone()), || async move {
+            .join((target.scope(), asked.clone()), || async move {
                 let said = client.shows_to_nobody(&repository, &asked).await;
                 if let Ok(Some(is_public)) = said {
                     let shown = ToNobody {

@@ -67,8 +67,9 @@ pub struct Sources {
 }
 
 /// Variables that `cloud` reads: the ones that the clouds' own programs know.
-const CLOUD_VARIABLES: [&str; 25] = [
+const CLOUD_VARIABLES: [&str; 29] = [
     "AWS_ACCESS_KEY_ID",
+    "AWS_CONFIG_FILE",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN",
     "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -79,11 +80,13 @@ const CLOUD_VARIABLES: [&str; 25] = [
     "AWS_ENDPOINT_URL_ECR",
     "AWS_ENDPOINT_URL_ECR_PUBLIC",
     "AWS_ENDPOINT_URL_STS",
+    "AWS_PROFILE",
     "AWS_REGION",
     "AWS_ROLE_ARN",
     "AWS_ROLE_SESSION_NAME",
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
+    "AWS_SHARED_CREDENTIALS_FILE",
     "AWS_WEB_IDENTITY_TOKEN_FILE",
     "AZURE_AUTHORITY_HOST",
     "AZURE_CLIENT_ID",
@@ -93,6 +96,8 @@ const CLOUD_VARIABLES: [&str; 25] = [
     "AZURE_TENANT_ID",
     "GCE_METADATA_HOST",
     "GOOGLE_APPLICATION_CREDENTIALS",
+    // Where profiles are.
+    "HOME",
 ];
 
 impl Sources {

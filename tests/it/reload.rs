@@ -158,12 +158,16 @@ async fn transfers_outlive_a_reload() {
     let asking = tokio::spawn(Ask::get(blob(REPO, digest)).send(larder.registry()));
     gate.wait_for_arrivals(1).await;
     changed(&larder, |t| {
-        t.server("listen", "127.0.0.1:1");
+        t.set(&["log"], "format", "json");
         t.upstream("docker.io", "offline", true);
     });
     hang_up(&larder);
-    told(&larder, "need a restart", 1).await;
-    assert!(larder.logs().contains("server.listen"));
+    told(&larder, "needs a restart", 1).await;
+    let logs = larder.logs();
+    assert!(
+        logs.contains("key=\"log.format\" holds=\"text\" wanted=\"json\""),
+        "{logs}"
+    );
     gate.open();
     asking.await.unwrap().expect_content(&digest);
     larder.get(manifest(REPO, "none")).await.expect(404);

@@ -109,6 +109,32 @@ impl Larder {
         self.running.as_ref().expect("a Larder that runs").listeners.clone()
     }
 
+    /// The registry's listeners as they are now, the main one first.
+    pub fn open(&self) -> Vec<larder::app::Open> {
+        self.running.as_ref().expect("a Larder that runs").open()
+    }
+
+    /// Another configuration while it runs: the last one that was taken, but for what `change` sets.
+    pub fn reload(
+        &mut self,
+        change: impl FnOnce(&mut Toml),
+    ) -> Result<larder::app::Reloaded, larder::app::ReloadError> {
+        let mut toml = Toml::parse(&self.text);
+        change(&mut toml);
+        let (running, runtime) = (self.running.as_ref(), self.runtime.as_ref());
+        let (running, runtime) = (running.expect("a Larder that runs"), runtime.expect("its runtime"));
+        let read = larder::config::Config::from_toml(&toml.text());
+        // On its own runtime: what it opens has to live there.
+        let outcome = std::thread::scope(|scope| {
+            let reloading = scope.spawn(|| runtime.block_on(running.reload(read)));
+            reloading.join().expect("a reload without a panic")
+        });
+        if outcome.is_ok() {
+            self.text = toml.text();
+        }
+        outcome
+    }
+
     /// The cache folder.
     pub fn cache(&self) -> PathBuf {
         self.folder.path().join("cache")

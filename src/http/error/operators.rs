@@ -8,6 +8,7 @@ use axum::response::IntoResponse;
 use serde_json::json;
 
 use crate::admin::AdminError;
+use crate::admin::error::BeginError;
 use crate::pull::PullError;
 
 /// One error, ready to be sent.
@@ -94,7 +95,10 @@ impl From<AdminError> for OperatorError {
             }
             AdminError::Refresh { error, .. } => of_upstream(error),
             AdminError::Bundle(error) => of_bundle(error.as_str()),
-            AdminError::Importing => StatusCode::CONFLICT,
+            AdminError::Importing | AdminError::NoReload => StatusCode::CONFLICT,
+            AdminError::Reload(_) | AdminError::Begin(BeginError::List(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+            AdminError::NoPrefetch { .. } => StatusCode::NOT_FOUND,
+            AdminError::Begin(_) => StatusCode::CONFLICT,
             AdminError::Dropped => StatusCode::INTERNAL_SERVER_ERROR,
         };
         OperatorError::new(status, error.as_str(), error.to_string())

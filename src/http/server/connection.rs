@@ -20,7 +20,7 @@ use super::handler::{Caller, Handler, Peer};
 use super::pulse::{Overdue, Pulse};
 use super::tls::{self, Certificates};
 use super::wire::{self, Transport, Wire};
-use super::{LAST_WORDS, Shared};
+use super::{LAST_WORDS, Shared, Way};
 use crate::http::outbox::Outbox;
 
 /// A TLS record that begins a handshake.
@@ -49,37 +49,37 @@ const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: applic
 ///
 /// A future is as large as its largest step, and keeps that much for as long as its client stays, idle or not: so each
 /// large step is in a box of its own, which only those have who come to it.
-pub(super) async fn run(tcp: TcpStream, client: Peer, shared: Arc<Shared<impl Handler>>) {
+pub(super) async fn run(tcp: TcpStream, client: Peer, way: Arc<Way>, shared: Arc<Shared<impl Handler>>) {
     let first = tokio::select! {
         biased;
-        () = shared.stop.cancelled() => return,
+        () = way.turn.cancelled() => return,
         first = tokio::time::timeout(shared.limits.now().idle_timeout, first_byte(&tcp)) => first,
     };
     let Ok(Ok(Some(first))) = first else { return };
-    match (&shared.tls, first) {
+    match (&way.tls, first) {
         (None, CLIENT_HELLO) => say(tcp, TLS_TO_HTTP, "tls_to_plain").await,
-        (None, _) => Box::pin(plain(tcp, client, &shared)).await,
-        (Some(certificates), CLIENT_HELLO) => Box::pin(secure(tcp, certificates, client, &shared)).await,
+        (None, _) => Box::pin(plain(tcp, client, &way, &shared)).await,
+        (Some(certificates), CLIENT_HELLO) => Box::pin(secure(tcp, certificates, client, &way, &shared)).await,
         (Some(_), _) => say(tcp, HTTP_TO_TLS, "plain_to_tls").await,
     }
 }
 
 /// The same by a Unix socket, where nobody speaks TLS.
-pub(super) async fn run_unix(stream: UnixStream, shared: Arc<Shared<impl Handler>>) {
+pub(super) async fn run_unix(stream: UnixStream, way: Arc<Way>, shared: Arc<Shared<impl Handler>>) {
     let first = tokio::select! {
         biased;
-        () = shared.stop.cancelled() => return,
+        () = way.turn.cancelled() => return,
         first = tokio::time::timeout(shared.limits.now().idle_timeout, stream.readable()) => first,
     };
     if let Ok(Ok(())) = first {
-        Box::pin(plain(stream, Peer::Unix, &shared)).await;
+        Box::pin(plain(stream, Peer::Unix, &way, &shared)).await;
     }
 }
 
-async fn secure(tcp: TcpStream, certificates: &Certificates, client: Peer, shared: &Shared<impl Handler>) {
+async fn secure(tcp: TcpStream, certificates: &Certificates, client: Peer, way: &Way, shared: &Shared<impl Handler>) {
     let handshake = Box::pin(certificates.shake_hands(tcp));
     let handshake = tokio::select! {
-        () = shared.stop.cancelled() => return,
+        () = way.turn.cancelled() => return,
         handshake = tokio::time::timeout(shared.limits.now().header_timeout, handshake) => handshake,
     };
     match handshake {
@@ -89,7 +89,7 @@ async fn secure(tcp: TcpStream, certificates: &Certificates, client: Peer, share
             let http2 = session.alpn_protocol() == Some(b"h2");
             let shown = session.peer_certificates().and_then(|chain| chain.first());
             let certificate = shown.and_then(tls::identity_in);
-            Box::pin(speak(stream, Bytes::new(), http2, (client, certificate), shared)).await;
+            Box::pin(speak(stream, Bytes::new(), http2, (client, certificate), way, shared)).await;
         }
         Ok(Err(error)) => tracing::debug!(%client, %error, "TLS handshake failed"),
         Err(_) => tracing::debug!(%client, "TLS handshake took too long"),
@@ -123,15 +123,15 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     Ok((tcp.peek(&mut byte).await? > 0).then_some(byte[0]))
 }
 
-async fn plain<S: Transport>(mut tcp: S, client: Peer, shared: &Shared<impl Handler>) {
+async fn plain<S: Transport>(mut tcp: S, client: Peer, way: &Way, shared: &Shared<impl Handler>) {
     let told = tokio::select! {
-        () = shared.stop.cancelled() => return,
+        () = way.turn.cancelled() => return,
         told = tokio::time::timeout(shared.limits.now().header_timeout, preface(&mut tcp)) => told,
     };
     match told {
         Ok(Ok(prefix)) => {
             let http2 = prefix == HTTP2_PREFACE;
-            Box::pin(speak(tcp, prefix, http2, (client, None), shared)).await;
+            Box::pin(speak(tcp, prefix, http2, (client, None), way, shared)).await;
         }
         Ok(Err(_)) => {}
         Err(_) => wire::linger(tcp).await,
@@ -156,6 +156,7 @@ async fn speak<S: Transport>(
     prefix: Bytes,
     http2: bool,
     (client, certificate): (Peer, Option<Arc<str>>),
+    way: &Way,
     shared: &Shared<impl Handler>,
 ) {
     let pulse = Pulse::new(http2);
@@ -177,34 +178,40 @@ async fn speak<S: Transport>(
     // The blocks see to it that hyper's connection is gone, and the stream on its way back, before it is waited for.
     if http2 {
         let mut connection = Box::pin(http2_builder(shared).serve_connection(io, service));
-        drive(connection.as_mut(), &pulse, client, shared).await;
+        drive(connection.as_mut(), &pulse, client, way, shared).await;
     } else {
         let mut connection = Box::pin(http1_builder(shared).serve_connection(io, service));
-        drive(connection.as_mut(), &pulse, client, shared).await;
+        drive(connection.as_mut(), &pulse, client, way, shared).await;
     }
     if let Ok(stream) = back.await {
         tokio::select! {
             () = wire::end(stream, &pulse) => {}
-            () = hurry(shared) => {}
+            () = hurry(way) => {}
         }
     }
 }
 
 /// While a server stops, no client may keep it by not closing its side.
-async fn hurry<H>(shared: &Shared<H>) {
-    shared.stop.cancelled().await;
+async fn hurry(way: &Way) {
+    way.turn.cancelled().await;
     tokio::time::sleep(LAST_WORDS / 4).await;
 }
 
 /// Polls the connection until it ends by itself, is overdue, or the server stops.
-async fn drive<C: GracefulConnection, H>(mut connection: Pin<&mut C>, pulse: &Pulse, client: Peer, shared: &Shared<H>) {
+async fn drive<C: GracefulConnection, H>(
+    mut connection: Pin<&mut C>,
+    pulse: &Pulse,
+    client: Peer,
+    way: &Way,
+    shared: &Shared<H>,
+) {
     let limits = shared.limits.now();
     let overdue = tokio::select! {
         // Nothing else is there to be decided in a connection that goes on.
         biased;
         _ended = connection.as_mut() => return,
         overdue = pulse.overdue(&limits) => Some(overdue),
-        () = shared.stop.cancelled() => None,
+        () = way.turn.cancelled() => None,
     };
     if let Some(why) = overdue {
         metrics::counter!("larder_connections_ended_total", "reason" => why.as_str()).increment(1);

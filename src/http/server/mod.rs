@@ -1,6 +1,6 @@
 //! The listeners: sockets in, requests out to a [`Handler`], and everything about connections that it need not know.
 //!
-//! An accepted connection passes `gate` (how many at once), `connection` (plain or TLS, which HTTP, when to end),
+//! A [`Server`] accepts at its `place`s. An accepted connection passes `gate` (how many at once), `connection` (plain or TLS, which HTTP, when to end),
 //! `wire` (its bytes, and how it ends without a reset; files by `sendfile`) and `pulse` (what it is doing, and until when it may);
 //! each of its requests passes `answer` on the way to the `handler`. `tls` holds the certificates.
 //!
@@ -11,6 +11,7 @@ mod answer;
 mod connection;
 mod gate;
 mod handler;
+mod place;
 mod pulse;
 mod sendfile;
 mod socket;
@@ -22,116 +23,26 @@ mod tests;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use futures_util::FutureExt as _;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Limits, Listen};
+use crate::config::Limits;
 use gate::{Gate, Pass};
 pub use handler::{Caller, Handler, Peer};
-use socket::Socket;
+use place::Kind;
+pub use place::{BindError, Bound};
 
 /// How long connections get to be closed in good order when the grace period has run out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Connections that are being told "too many", at most; more than that are just closed.
 const REFUSALS: usize = 64;
-
-/// An address that could not be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}; {advice}")]
-pub struct BindError {
-    pub address: Listen,
-    advice: &'static str,
-    #[source]
-    source: io::Error,
-}
-
-impl BindError {
-    fn new(address: Listen, source: io::Error) -> BindError {
-        let advice = match source.kind() {
-            io::ErrorKind::AddrInUse => "another process listens there: stop it, or choose another port",
-            _ if matches!(address, Listen::Unix(_)) => "its folder has to be there and writable for this user",
-            io::ErrorKind::PermissionDenied => "choose a port above 1023, or grant CAP_NET_BIND_SERVICE",
-            io::ErrorKind::AddrNotAvailable => "this machine has no such address: use one of its own, 0.0.0.0 or [::]",
-            _ => "check the address",
-        };
-        BindError {
-            address,
-            advice,
-            source,
-        }
-    }
-}
-
-/// Sockets that listen already; nothing is accepted until [`serve`] runs.
-#[derive(Debug)]
-pub struct Listening {
-    /// As bound: port 0 has become a real one.
-    pub addresses: Vec<SocketAddr>,
-    listeners: Vec<TcpListener>,
-    sockets: Vec<Socket>,
-}
-
-/// Listens at all of `places` or at none.
-pub async fn bind_places(places: &[Listen]) -> Result<Listening, BindError> {
-    let tcp: Vec<SocketAddr> = places
-        .iter()
-        .filter_map(|place| match place {
-            Listen::Tcp(address) => Some(*address),
-            Listen::Unix(_) => None,
-        })
-        .collect();
-    let mut listening = bind(&tcp).await?;
-    for place in places {
-        if let Listen::Unix(path) = place {
-            let socket = Socket::bind(path).map_err(|e| BindError::new(place.clone(), e))?;
-            listening.sockets.push(socket);
-        }
-    }
-    Ok(listening)
-}
-
-/// Listens on all of `addresses` or on none.
-pub async fn bind(addresses: &[SocketAddr]) -> Result<Listening, BindError> {
-    let mut listening = Listening {
-        addresses: Vec::new(),
-        listeners: Vec::new(),
-        sockets: Vec::new(),
-    };
-    for &address in addresses {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|e| BindError::new(Listen::Tcp(address), e))?;
-        listening.addresses.push(
-            listener
-                .local_addr()
-                .map_err(|e| BindError::new(Listen::Tcp(address), e))?,
-        );
-        listening.listeners.push(listener);
-    }
-    Ok(listening)
-}
-
-/// Takes over sockets that somebody else bound.
-pub fn adopt(sockets: Vec<std::net::TcpListener>) -> io::Result<Listening> {
-    let mut listening = Listening {
-        addresses: Vec::new(),
-        listeners: Vec::new(),
-        sockets: Vec::new(),
-    };
-    for socket in sockets {
-        socket.set_nonblocking(true)?;
-        let listener = TcpListener::from_std(socket)?;
-        listening.addresses.push(listener.local_addr()?);
-        listening.listeners.push(listener);
-    }
-    Ok(listening)
-}
 
 /// Limits that a reload may change: what is counted counts at once, times are those of connections that come after.
 #[derive(Clone, Debug)]
@@ -157,7 +68,7 @@ impl LiveLimits {
 struct Shared<H> {
     handler: H,
     limits: LiveLimits,
-    tls: Option<tls::Certificates>,
+    way: ArcSwap<Way>,
     /// Begin no new request.
     stop: CancellationToken,
     /// The grace period is over.
@@ -167,78 +78,161 @@ struct Shared<H> {
     tasks: TaskTracker,
 }
 
-/// Serves until `stop` is cancelled; then accepts nothing more, ends idle connections at once, lets running responses
-/// finish for up to `grace`, and returns when the last connection has ended.
-pub async fn serve(
-    listening: Listening,
-    handler: impl Handler,
-    limits: impl Into<LiveLimits>,
+/// How connections are made, from one change of that to the next.
+struct Way {
     tls: Option<tls::Certificates>,
-    stop: CancellationToken,
-    grace: Duration,
-) {
-    let shared = Arc::new(Shared {
-        handler,
-        gate: Gate::new(),
-        refusals: Gate::new(),
-        limits: limits.into(),
-        tls,
-        stop,
-        cut: CancellationToken::new(),
-        tasks: TaskTracker::new(),
-    });
-    let accepting = listening
-        .listeners
-        .into_iter()
-        .map(|listener| accept(listener, shared.clone()));
-    let by_sockets = listening
-        .sockets
-        .into_iter()
-        .map(|socket| accept_unix(socket, shared.clone()));
-    tokio::join!(
-        futures_util::future::join_all(accepting),
-        futures_util::future::join_all(by_sockets),
-    );
-    shared.tasks.close();
-    if tokio::time::timeout(grace, shared.tasks.wait()).await.is_err() {
-        tracing::warn!(
-            connections = shared.tasks.len(),
-            "the grace period is over, running responses are cut"
-        );
-        shared.cut.cancel();
-        let _ = tokio::time::timeout(LAST_WORDS * 2, shared.tasks.wait()).await;
+    /// There is another way now, or the server stops: connections that were made this way answer what they were asked and
+    /// end. Whom an authority of before vouched for is nobody any more.
+    turn: CancellationToken,
+}
+
+impl Way {
+    fn new(tls: Option<tls::Certificates>, stop: &CancellationToken) -> Arc<Way> {
+        let turn = stop.child_token();
+        Arc::new(Way { tls, turn })
+    }
+}
+
+/// A server: addresses, and the handler behind them. Where it listens and what it shows may change while it serves.
+pub struct Server<H> {
+    shared: Arc<Shared<H>>,
+    open: Mutex<Vec<(Bound, CancellationToken)>>,
+    accepting: TaskTracker,
+}
+
+impl<H: Handler> Server<H> {
+    /// Nothing is accepted before [`Server::listen_at`], and nothing after `stop` is cancelled.
+    pub fn new(
+        handler: H,
+        limits: impl Into<LiveLimits>,
+        tls: Option<tls::Certificates>,
+        stop: &CancellationToken,
+    ) -> Server<H> {
+        Server {
+            shared: Arc::new(Shared {
+                handler,
+                gate: Gate::new(),
+                refusals: Gate::new(),
+                limits: limits.into(),
+                way: ArcSwap::new(Way::new(tls, stop)),
+                // Its own: a server may go before the others.
+                stop: stop.child_token(),
+                cut: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            }),
+            open: Mutex::default(),
+            accepting: TaskTracker::new(),
+        }
+    }
+
+    /// Accepts at these from now on, and at no others. Whoever waits at one that is let go of is let in first. Within a runtime.
+    pub fn listen_at(&self, bound: &[Bound]) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for new in bound
+            .iter()
+            .filter(|new| !open.iter().any(|(old, _)| old.is(new)))
+            .cloned()
+            .collect::<Vec<_>>()
+        {
+            let leave = self.shared.stop.child_token();
+            self.accepting
+                .spawn(accept(new.clone(), leave.clone(), self.shared.clone()));
+            open.push((new, leave));
+        }
+        open.retain(|(old, leave)| {
+            let stays = bound.iter().any(|new| new.is(old));
+            if !stays {
+                leave.cancel();
+            }
+            stays
+        });
+    }
+
+    /// Where it listens.
+    pub fn bound(&self) -> Vec<Bound> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.iter().map(|(bound, _)| bound.clone()).collect()
+    }
+
+    /// Connections that come from now on are made this way; those that are there answer what they were asked, and end.
+    pub fn secure_by(&self, tls: Option<tls::Certificates>) {
+        let before = self.shared.way.swap(Way::new(tls, &self.shared.stop));
+        before.turn.cancel();
+    }
+
+    /// Accepts nothing more; running responses finish, in their own time.
+    pub fn retire(&self) {
+        self.listen_at(&[]);
+        self.shared.stop.cancel();
+    }
+
+    /// Connections that are open.
+    pub fn connections(&self) -> usize {
+        self.shared.tasks.len()
+    }
+
+    /// The end, after `stop` was cancelled or it was retired: idle connections end at once, running responses get `grace` to
+    /// finish. Returns when the last connection has ended.
+    pub async fn finish(&self, grace: Duration) {
+        self.retire();
+        self.accepting.close();
+        self.accepting.wait().await;
+        let shared = &self.shared;
+        shared.tasks.close();
+        if tokio::time::timeout(grace, shared.tasks.wait()).await.is_err() {
+            tracing::warn!(
+                connections = shared.tasks.len(),
+                "the grace period is over, running responses are cut"
+            );
+            shared.cut.cancel();
+            let _ = tokio::time::timeout(LAST_WORDS * 2, shared.tasks.wait()).await;
+        }
     }
 }
 
 /// Accepts until stopped; dropping the listener then makes the kernel refuse what comes.
-async fn accept(listener: TcpListener, shared: Arc<Shared<impl Handler>>) {
+async fn accept(bound: Bound, leave: CancellationToken, shared: Arc<Shared<impl Handler>>) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = shared.stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            () = leave.cancelled() => break,
+            accepted = next(&bound) => accepted,
         };
         match accepted {
-            // On a dual-stack socket IPv4 comes in IPv6's clothes.
-            Ok((tcp, peer)) => admit(tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port()), &shared),
+            Ok(came) => admit(came, &shared),
             Err(error) => accept_failed(&error).await,
         }
     }
+    // To them the address was open: closing it would break their connections.
+    while let Some(Ok(came)) = next(&bound).now_or_never() {
+        if shared.stop.is_cancelled() {
+            return;
+        }
+        admit(came, &shared);
+    }
 }
 
-/// The same at a Unix socket; dropping it takes its file away.
-async fn accept_unix(socket: Socket, shared: Arc<Shared<impl Handler>>) {
-    let listener: &UnixListener = socket.listener();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = shared.stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => admit_unix(stream, &shared),
-            Err(error) => accept_failed(&error).await,
+/// Who comes to an address.
+enum Came {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+async fn next(bound: &Bound) -> io::Result<Came> {
+    match bound.socket() {
+        Kind::Tcp(listener) => {
+            let (tcp, peer) = listener.accept().await?;
+            // On a dual-stack socket IPv4 comes in IPv6's clothes.
+            Ok(Came::Tcp(tcp, SocketAddr::new(peer.ip().to_canonical(), peer.port())))
         }
+        Kind::Unix(socket) => Ok(Came::Unix(socket.listener().accept().await?.0)),
+    }
+}
+
+fn admit(came: Came, shared: &Arc<Shared<impl Handler>>) {
+    match came {
+        Came::Tcp(tcp, peer) => admit_tcp(tcp, peer, shared),
+        Came::Unix(stream) => admit_unix(stream, shared),
     }
 }
 
@@ -251,7 +245,7 @@ fn admit_unix(stream: UnixStream, shared: &Arc<Shared<impl Handler>>) {
     {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
-            let connection = connection::run_unix(stream, shared.clone());
+            let connection = connection::run_unix(stream, shared.way.load_full(), shared.clone());
             shared.tasks.spawn(with(Counted::new(pass), connection));
         }
         Err(full) => {
@@ -272,7 +266,7 @@ async fn accept_failed(error: &io::Error) {
     }
 }
 
-fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
+fn admit_tcp(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
     // Small answers (a manifest, a 206's head) must not wait for the client's delayed ACK.
     let _ = tcp.set_nodelay(true);
     let limits = shared.limits.now();
@@ -282,7 +276,7 @@ fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
     {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
-            let connection = connection::run(tcp, Peer::Tcp(peer), shared.clone());
+            let connection = connection::run(tcp, Peer::Tcp(peer), shared.way.load_full(), shared.clone());
             shared.tasks.spawn(with(Counted::new(pass), connection));
         }
         Err(full) => {
@@ -291,7 +285,7 @@ fn admit(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>>) {
             if let Ok(pass) = shared.refusals.enter(peer.ip(), REFUSALS, REFUSALS) {
                 shared
                     .tasks
-                    .spawn(with(pass, connection::refuse(tcp, shared.tls.is_some())));
+                    .spawn(with(pass, connection::refuse(tcp, shared.way.load().tls.is_some())));
             }
         }
     }

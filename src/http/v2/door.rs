@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use arc_swap::{ArcSwap, Guard};
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
@@ -16,20 +17,38 @@ use crate::auth::{Asked, Claim, Gate, Identity, Place, Recognised, Right, shown}
 use crate::http::error::{ApiError, Subject};
 use crate::http::server::Caller;
 use crate::oci::HostPort;
-use crate::pull::{Probe, Pull, Target};
+use crate::pull::{Probe, Pull, Target, View};
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// One listener's.
-#[derive(Clone)]
+/// One listener's, by one configuration: who may, and what is meant. A request takes it once and goes by it to its end.
 pub struct Door {
     gate: Arc<Gate>,
+    view: View,
     listener: Arc<str>,
     tls: bool,
-    /// Where tokens are, if the operator says so.
-    realm: Option<Arc<str>>,
     /// Everybody may fetch what is public: no rule has to be read for that.
     open: bool,
+}
+
+/// The way to a listener's door as it is now. Cheap to clone; a reload hangs another door.
+#[derive(Clone)]
+pub struct Entrance(Arc<ArcSwap<Door>>);
+
+impl Entrance {
+    pub fn new(door: Door) -> Entrance {
+        Entrance(Arc::new(ArcSwap::from_pointee(door)))
+    }
+
+    /// For every request from now on, whatever its connection.
+    pub fn hang(&self, door: Door) {
+        self.0.store(Arc::new(door));
+    }
+
+    /// Without a lock. Not to be held across a wait: see [`Guard::into_inner`].
+    pub(super) fn now(&self) -> Guard<Arc<Door>> {
+        self.0.load()
+    }
 }
 
 /// Who stands there.
@@ -50,18 +69,22 @@ impl Visitor {
 }
 
 impl Door {
-    pub fn new(gate: Arc<Gate>, listener: &str, tls: bool, realm: Option<&url::Url>) -> Door {
+    pub fn new(gate: Arc<Gate>, view: View, listener: &str, tls: bool) -> Door {
         Door {
             open: gate.policy().is_open(listener),
             gate,
+            view,
             listener: listener.into(),
             tls,
-            realm: realm.map(|url| url.as_str().into()),
         }
     }
 
     pub(super) fn has_tls(&self) -> bool {
         self.tls
+    }
+
+    pub(super) fn view(&self) -> &View {
+        &self.view
     }
 
     pub(super) fn gate(&self) -> &Gate {
@@ -235,8 +258,8 @@ impl Door {
 
     /// `/token` as the client reaches it: where it reached us.
     fn realm(&self, headers: &HeaderMap) -> String {
-        if let Some(realm) = &self.realm {
-            return realm.to_string();
+        if let Some(realm) = self.gate.realm() {
+            return realm.to_owned();
         }
         let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         // It is told to nobody but the caller, who may believe of himself what he likes.

@@ -17,7 +17,7 @@ use super::{PONG, Response};
 use crate::http::labels::Labels;
 use crate::http::payload::Payload;
 use crate::oci::{Digest, Reference};
-use crate::pull::{Outcome, Pull, Target, Want};
+use crate::pull::{Outcome, Pull, Target, View, Want};
 
 /// Heads of a generation, at most; there are two. A head is some 2 KiB.
 const GENERATION: usize = 6144;
@@ -91,10 +91,12 @@ impl<T> Generations<T> {
 impl Heads {
     /// The answer, if it is one that was given before and is right now.
     ///
-    /// `may` says whether who asks may have what it is about; `Again::Ping` is about nothing.
+    /// `view` is the configuration that the request goes by: what was meant under another is not told at all, since names,
+    /// rights and times are others. `may` says whether who asks may have what it is about; `Again::Ping` is about nothing.
     pub(super) fn answer(
         &self,
         pull: &Pull,
+        view: &View,
         asked: &Parts,
         may: impl Fn(Option<&Target>) -> bool,
     ) -> Option<(Response, Labels)> {
@@ -112,7 +114,7 @@ impl Heads {
             Again::Ping => None,
             Again::Manifest { target, .. } | Again::Blob { target, .. } => Some(target),
         };
-        if !may(target) {
+        if target.is_some_and(|target| !view.meant(target)) || !may(target) {
             return None;
         }
         let body = match &head.again {
@@ -140,6 +142,11 @@ impl Heads {
         let mut response = Response::new(Payload::from(body));
         *response.headers_mut() = head.headers.clone();
         Some((response, head.labels.clone()))
+    }
+
+    /// Forgets all of it, when what it says is of another time.
+    pub(super) fn clear(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Generations::default();
     }
 
     fn get(&self, path: &str) -> Option<Arc<Head>> {

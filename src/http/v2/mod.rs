@@ -26,8 +26,10 @@ use axum::response::IntoResponse;
 use bytes::Bytes;
 use http_body::Body as _;
 
-pub use self::door::Door;
+use arc_swap::Guard;
+
 use self::door::Visitor;
+pub use self::door::{Door, Entrance};
 use self::hot::{Again, Heads};
 use self::route::{Name, Query, Route, What};
 use super::access_log::{Line, Logged};
@@ -39,7 +41,7 @@ use super::range;
 use super::server::{Caller, Handler, Peer};
 use crate::auth::{Identity, Right};
 use crate::oci::{Digest, Reference};
-use crate::pull::{Outcome, Probe, Pull, PullError, Target};
+use crate::pull::{Outcome, Probe, Pull, PullError, Target, View};
 use crate::telemetry::trace::Tracer;
 
 /// Clients give up on headers after 30 s (R-C18); an answer has to be there before.
@@ -63,7 +65,7 @@ type Response = axum::http::Response<Payload>;
 pub struct Registry {
     pull: Arc<Pull>,
     heads: Arc<Heads>,
-    door: Door,
+    entrance: Entrance,
     /// Whether every answer says where its time went.
     timed: Arc<AtomicBool>,
     tracer: Tracer,
@@ -71,12 +73,12 @@ pub struct Registry {
 
 impl Registry {
     /// `timed`: every answer says where its time went, asked or not.
-    pub fn new(pull: Arc<Pull>, timed: Arc<AtomicBool>, door: Door) -> Registry {
+    pub fn new(pull: Arc<Pull>, timed: Arc<AtomicBool>, entrance: Entrance) -> Registry {
         Registry {
             pull,
             timed,
             heads: Arc::default(),
-            door,
+            entrance,
             tracer: Tracer::default(),
         }
     }
@@ -87,8 +89,25 @@ impl Registry {
     }
 
     /// The same registry behind another listener.
-    pub fn behind(&self, door: Door) -> Registry {
-        Registry { door, ..self.clone() }
+    pub fn behind(&self, entrance: Entrance) -> Registry {
+        Registry {
+            entrance,
+            ..self.clone()
+        }
+    }
+
+    /// After a reload: what was told under another configuration only takes room.
+    pub fn forget_heads(&self) {
+        self.heads.clear();
+    }
+
+    /// What was told before, if it may be told to this visitor again.
+    fn told(&self, door: &Door, visitor: &Visitor, parts: &Parts) -> Option<(Response, Labels)> {
+        self.heads
+            .answer(&self.pull, door.view(), parts, |target| match target {
+                None => door.ping(visitor, &parts.headers).is_ok(),
+                Some(target) => door.right_now(visitor, &self.pull, target) >= Some(Right::Held),
+            })
     }
 }
 
@@ -98,34 +117,38 @@ impl Handler for Registry {
     async fn handle(&self, request: Request<Body>, caller: &Caller) -> axum::http::Response<Logged<Payload>> {
         let (mut parts, body) = request.into_parts();
         let events = self.pull.store().events();
-        let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, self.door.scheme());
         let watch = timing::wanted(self.timed.load(Ordering::Relaxed), &parts.headers);
         let is_head = parts.method == Method::HEAD;
         door::settle_host(&mut parts);
-        let span = line.traced(&self.tracer, &parts, caller, self.door.has_tls());
-        let (mut response, labels) = if parts.uri.path() == token::PATH && self.door.gate().knows_logins() {
-            let (response, who) = Box::pin(span.over(self.token(&parts, body, caller))).await;
+        // Once: whatever is reloaded meanwhile, this request goes by one configuration.
+        let door = self.entrance.now();
+        let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, door.scheme());
+        let span = line.traced(&self.tracer, &parts, caller, door.has_tls());
+        let (mut response, labels) = if parts.uri.path() == token::PATH && door.gate().knows_logins() {
+            let door = Guard::into_inner(door);
+            let (response, who) = Box::pin(span.over(self.token(&door, &parts, body, caller))).await;
             line.known_as(who);
             response
         } else {
-            let visitor = match self.door.visitor_now(&parts.headers, caller) {
-                Some(visitor) => visitor,
-                None => Box::pin(span.over(self.door.visitor(&parts.headers, caller))).await,
-            };
-            line.known_as(visitor.who.clone());
-            let told = self.heads.answer(&self.pull, &parts, |target| match target {
-                None => self.door.ping(&visitor, &parts.headers).is_ok(),
-                Some(target) => self.door.right_now(&visitor, &self.pull, target) >= Some(Right::Held),
-            });
-            match (told, &watch) {
-                (Some(told), _) => told,
-                // In a box: it is large, and hyper moves the future of every request.
-                (None, None) if !span.is_recorded() => Box::pin(self.walk(parts, visitor, caller)).await,
-                // Once more, or each layer would hold it twice.
-                (None, None) => Box::pin(span.over(Box::pin(self.walk(parts, visitor, caller)))).await,
-                (None, Some(watch)) => {
-                    let walk = span.over(Box::pin(self.walk(parts, visitor, caller)));
-                    Box::pin(watch.clone().over(walk)).await
+            let known = door.visitor_now(&parts.headers, caller);
+            let told = known.as_ref().and_then(|visitor| self.told(&door, visitor, &parts));
+            match (told, known) {
+                (Some(told), Some(visitor)) => {
+                    line.known_as(visitor.who);
+                    told
+                }
+                (_, known) => {
+                    let door = Guard::into_inner(door);
+                    // In a box: it is large, and hyper moves the future of every request.
+                    let asking = Box::pin(self.ask(&door, parts, known, caller));
+                    // Once more where there is something around it, or each layer would hold it twice.
+                    let (answer, who) = match &watch {
+                        None if !span.is_recorded() => asking.await,
+                        None => Box::pin(span.over(asking)).await,
+                        Some(watch) => Box::pin(watch.clone().over(span.over(asking))).await,
+                    };
+                    line.known_as(who);
+                    answer
                 }
             }
         };
@@ -181,16 +204,39 @@ impl Ask {
 }
 
 impl Registry {
-    async fn token(&self, parts: &Parts, body: Body, caller: &Caller) -> ((Response, Labels), Identity) {
-        let (answered, who) = token::answer(&self.door, &self.pull, parts, body, caller).await;
+    async fn token(&self, door: &Door, parts: &Parts, body: Body, caller: &Caller) -> ((Response, Labels), Identity) {
+        let (answered, who) = token::answer(door, &self.pull, parts, body, caller).await;
         let mut response = answered.unwrap_or_else(respond);
         response.headers_mut().insert(API_VERSION.0, API_VERSION.1);
         let labels = Labels::of("token", &mut response);
         ((response, labels), who)
     }
 
+    /// What takes longer; and who asked.
+    async fn ask(
+        &self,
+        door: &Door,
+        parts: Parts,
+        known: Option<Visitor>,
+        caller: &Caller,
+    ) -> ((Response, Labels), Identity) {
+        let (visitor, told) = match known {
+            Some(visitor) => (visitor, None),
+            None => {
+                let visitor = door.visitor(&parts.headers, caller).await;
+                let told = self.told(door, &visitor, &parts);
+                (visitor, told)
+            }
+        };
+        let who = visitor.who.clone();
+        match told {
+            Some(told) => (told, who),
+            None => (self.walk(door, parts, visitor, caller).await, who),
+        }
+    }
+
     /// The whole way, for what is not hot.
-    async fn walk(&self, parts: Parts, visitor: Visitor, caller: &Caller) -> (Response, Labels) {
+    async fn walk(&self, door: &Door, parts: Parts, visitor: Visitor, caller: &Caller) -> (Response, Labels) {
         let pull = self.pull.clone();
         let path = parts.uri.path().to_owned();
         let whole_path = parts.uri.path_and_query().cloned();
@@ -199,26 +245,26 @@ impl Registry {
         let label = kind(&route);
         let ns = query.ns.clone();
         let mut response = if !matches!(parts.method, Method::GET | Method::HEAD) {
-            respond(refuse_write(&pull, &path, &query))
+            respond(refuse_write(door.view(), &path, &query))
         } else {
             let is_head = parts.method == Method::HEAD;
             match route {
                 Route::Root => text_page(is_head),
-                Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| pull.is_upstream(p)) => {
-                    match self.door.ping(&visitor, &parts.headers) {
+                Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| door.view().is_upstream(p)) => {
+                    match door.ping(&visitor, &parts.headers) {
                         Ok(()) => hot::may_repeat(json(PONG), Again::Ping),
                         Err(error) => respond(error),
                     }
                 }
-                Route::Catalog => match self.door.first_look(&visitor, &parts.headers, "") {
+                Route::Catalog => match door.first_look(&visitor, &parts.headers, "") {
                     Ok(()) => {
-                        let may_pull = |target: &Target| self.door.may_see(&visitor, &pull, target);
-                        tags::catalog(&pull, &query, may_pull).unwrap_or_else(respond)
+                        let may_pull = |target: &Target| door.may_see(&visitor, &pull, target);
+                        tags::catalog(&pull, door.view(), &query, may_pull).unwrap_or_else(respond)
                     }
                     Err(error) => respond(error),
                 },
                 Route::Repository { name, what } => {
-                    let door = (&self.door, &visitor);
+                    let door = (door, &visitor);
                     repository(pull, door, name, what, query, path, parts, caller).await
                 }
                 Route::Malformed => respond(ApiError::bad_path(&path)),
@@ -272,27 +318,28 @@ async fn repository(
     if let Err(error) = door.first_look(visitor, &parts.headers, &name.visible) {
         return about(refused(error), &name.full);
     }
-    let unknown_prefix = name.prefix.as_ref().filter(|p| !pull.is_upstream(p)).cloned();
+    let unknown_prefix = name.prefix.as_ref().filter(|p| !door.view().is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
         Some(prefix) => Err(PullError::UnknownUpstream(prefix)),
-        None => pull.resolve(&name.full, query.ns.as_deref()),
+        None => door.view().resolve(&name.full, query.ns.as_deref()),
     };
     let target = match resolved {
-        Ok(target) => Target {
-            client_name: name.visible,
-            ..target
-        },
+        Ok(mut target) => {
+            target.client_name = name.visible;
+            target
+        }
         Err(error) => return about(respond(ApiError::of_pull(&error, subject, None)), &name.full),
     };
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let probe = probe(&what);
     let right = door.right_to(visitor, &pull, &target, probe.as_ref());
-    let target = match tokio::time::timeout_at(deadline, right).await {
-        Ok(Right::Fetch) => target,
-        Ok(Right::Held) => Target {
-            held_only: true,
-            ..target
-        },
+    let right = tokio::time::timeout_at(deadline, right).await;
+    let target = match right {
+        Ok(right @ (Right::Fetch | Right::Held)) => {
+            let mut target = target;
+            target.held_only = right == Right::Held;
+            target
+        }
         Ok(Right::Nothing) | Err(_) => {
             let refusal = door.refusal(visitor, &parts.headers, &target, subject);
             return about(refused(refusal), &target.key);
@@ -383,7 +430,7 @@ fn subject(what: &What) -> Subject {
 }
 
 /// R-S2: nothing is pushed here; the answer says where it could be.
-fn refuse_write(pull: &Pull, path: &str, query: &Query) -> ApiError {
+fn refuse_write(view: &View, path: &str, query: &Query) -> ApiError {
     let name = path.strip_prefix("/v2/").and_then(|rest| {
         ["/blobs/", "/manifests/", "/tags/"]
             .iter()
@@ -391,7 +438,7 @@ fn refuse_write(pull: &Pull, path: &str, query: &Query) -> ApiError {
             .max()
             .map(|at| &rest[..at])
     });
-    let target = name.and_then(|name| pull.resolve(name, query.ns.as_deref()).ok());
+    let target = name.and_then(|name| view.resolve(name, query.ns.as_deref()).ok());
     ApiError::read_only(target.as_ref())
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::super::error::{ApiError, Subject};
 use super::route::Query;
 use super::{Ask, Response, json as document, tell_outcome};
-use crate::pull::{Pull, Target};
+use crate::pull::{Pull, Target, View};
 
 /// Most entries of one page, whatever `n` says.
 const MAX_TAGS: usize = 10_000;
@@ -33,9 +33,14 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, ApiError> {
 }
 
 /// Repositories of which something is held, by their full names; none that who asks could not pull from (R-X7).
-pub(super) fn catalog(pull: &Pull, query: &Query, may_pull: impl Fn(&Target) -> bool) -> Result<Response, ApiError> {
+pub(super) fn catalog(
+    pull: &Pull,
+    view: &View,
+    query: &Query,
+    may_pull: impl Fn(&Target) -> bool,
+) -> Result<Response, ApiError> {
     let size = page_size(query, MAX_REPOSITORIES)?.unwrap_or(MAX_REPOSITORIES);
-    let mut names = pull.catalog(query.last.as_deref().unwrap_or(""), size + 1, may_pull);
+    let mut names = pull.catalog(view, query.last.as_deref().unwrap_or(""), size + 1, may_pull);
     let more = names.len() > size && size > 0;
     names.truncate(size);
     let mut response = document(json!({ "repositories": names }).to_string());

@@ -133,7 +133,7 @@ fn granted(door: &Door, pull: &Pull, visitor: &Visitor, scope: &str) -> Option<V
     if !actions.split(',').any(|action| action == "pull" || action == "*") {
         return None;
     }
-    let target = pull.resolve(name, None).ok()?;
+    let target = door.view().resolve(name, None).ok()?;
     let right = door.right_now(visitor, pull, &target).unwrap_or(Right::Fetch);
     (right > Right::Nothing).then(|| json!({ "type": "repository", "name": name, "actions": ["pull"] }))
 }

@@ -15,12 +15,14 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use job::Job;
 pub use progress::{Image, ImageState, Phase, Progress, Totals};
-pub use schedule::Scheduled;
+pub use schedule::{BeginError, Scheduled};
 
 use crate::config::Prefetch;
 use crate::config::wanted::{Platforms, Wanted};
@@ -82,7 +84,9 @@ pub struct Prefetcher {
     tasks: TaskTracker,
     stop: CancellationToken,
     patience: Patience,
-    schedules: Vec<Scheduled>,
+    schedules: ArcSwap<Vec<Arc<Scheduled>>>,
+    /// Told when there are others.
+    rescheduled: Notify,
     jobs: Mutex<Jobs>,
 }
 
@@ -101,18 +105,17 @@ impl Prefetcher {
         patience: Patience,
         schedules: &[Prefetch],
     ) -> Arc<Prefetcher> {
-        let now = unix_ms();
-        Arc::new(Prefetcher {
+        let prefetcher = Arc::new(Prefetcher {
             pull,
             tasks,
             stop,
             patience,
-            schedules: schedules
-                .iter()
-                .map(|config| Scheduled::new(config.clone(), now))
-                .collect(),
+            schedules: ArcSwap::default(),
+            rescheduled: Notify::new(),
             jobs: Mutex::default(),
-        })
+        });
+        prefetcher.set_schedules(schedules);
+        prefetcher
     }
 
     pub fn start(&self, request: Request) -> Result<Arc<Job>, TooMany> {

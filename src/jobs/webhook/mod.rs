@@ -168,7 +168,7 @@ impl Webhooks {
         }
         let events = self.0.store.events();
         match &*writer {
-            Some(writer) => events.want(&writer.ear, wants),
+            Some(writer) => events.want(&writer.seat, wants),
             None if wants.is_empty() => {}
             None => *writer = Writer::start(events, wants, self.0.hooks.clone(), self.0.source.clone()),
         }

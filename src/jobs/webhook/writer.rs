@@ -11,7 +11,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::envelope::{self, Source};
 use super::hook::Hook;
-use crate::events::{Actions, Ear, Event, Events, Subscription};
+use crate::events::{Actions, Event, Events, Seat, Subscription};
 use crate::store::Lost;
 use crate::telemetry::clock::unix_ms;
 
@@ -27,7 +27,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 type Hooks = Arc<ArcSwap<Vec<Arc<Hook>>>>;
 
 pub(super) struct Writer {
-    pub(super) ear: Ear,
+    pub(super) seat: Seat,
     thread: JoinHandle<()>,
 }
 
@@ -35,7 +35,7 @@ impl Writer {
     /// Listens from now on. `None` if the process can have no more threads, which the log is told.
     pub(super) fn start(events: &Events, wants: Actions, hooks: Hooks, source: Source) -> Option<Writer> {
         let from = events.subscribe(ROOM, wants);
-        let ear = from.ear();
+        let seat = from.seat();
         let work = Work {
             hooks,
             source,
@@ -46,10 +46,10 @@ impl Writer {
         };
         let thread = std::thread::Builder::new().name("webhooks".to_owned());
         match thread.spawn(move || work.run(from)) {
-            Ok(thread) => Some(Writer { ear, thread }),
+            Ok(thread) => Some(Writer { seat, thread }),
             Err(error) => {
                 tracing::error!(%error, "webhooks are told nothing: there is no thread for them");
-                events.want(&ear, Actions::default());
+                events.want(&seat, Actions::default());
                 None
             }
         }

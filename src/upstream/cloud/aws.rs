@@ -1,8 +1,10 @@
 //! Amazon's registries: `ecr:GetAuthorizationToken`, signed with the keys of whoever this process is (R-U43).
 //!
-//! Keys, first match first: those of the environment; those that STS gives for a web identity (EKS service accounts, and
-//! other workload identities); those of the container's own address (ECS, EKS pod identity); those of the machine's role, by
-//! IMDSv2. The profile files of people are not read.
+//! Keys, first match first: those of the environment; those of the profile that `AWS_PROFILE` names (`profile`); those that STS gives
+//! for a web identity (EKS service accounts, and other workload identities); those of the profile `default`; those of the
+//! container's own address (ECS, EKS pod identity); those of the machine's role, by IMDSv2.
+
+mod profile;
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +15,7 @@ use futures_util::future::BoxFuture;
 use reqwest::Method;
 use url::{Host, Url};
 
+use self::profile::Profile;
 use super::http::{Call, Http, Json, Way};
 use super::sigv4::{self, Keys, Request, Scope};
 use super::{Variables, below};
@@ -140,8 +143,14 @@ impl Aws {
                 session: self.variables.secret("AWS_SESSION_TOKEN").cloned(),
             });
         }
-        if of("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() {
+        let profile = Profile::of(&self.variables);
+        if !profile.is_named && of("AWS_WEB_IDENTITY_TOKEN_FILE").is_some() {
             return self.web_identity(region).await;
+        }
+        // Read each time: it is asked for when keys have ended.
+        let reading = tokio::task::spawn_blocking(move || profile.keys());
+        if let Some(keys) = reading.await.map_err(|_| "a task ended early".to_owned())?? {
+            return Ok(keys);
         }
         if let Some(path) = of("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") {
             let base: Url = CONTAINERS.parse().map_err(|_| "no address".to_owned())?;

@@ -135,10 +135,7 @@ async fn too_many_connections_are_told_so() {
 #[tokio::test]
 async fn an_address_in_use_is_named() {
     let server = start(roomy()).await;
-    let error = bind(&["127.0.0.1:0".parse().unwrap(), server.address])
-        .await
-        .unwrap_err()
-        .to_string();
+    let error = Bound::bind(&Listen::Tcp(server.address), &[]).unwrap_err().to_string();
     assert!(
         error.contains(&format!("cannot listen on {}", server.address)),
         "{error}"

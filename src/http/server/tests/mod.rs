@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::config::Listen;
 use crate::http::labels::ClientAddr;
 
 /// Long enough for any machine; only a hang gets here.
@@ -66,11 +67,21 @@ async fn start_router(
     tls: Option<tls::Certificates>,
     grace: Duration,
 ) -> Server {
-    let listening = bind(&["127.0.0.1:0".parse().unwrap()]).await.unwrap();
-    let (address, stop) = (listening.addresses[0], CancellationToken::new());
+    let bound = Bound::bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap()), &[]).unwrap();
+    let Listen::Tcp(address) = *bound.at() else {
+        panic!("a port")
+    };
+    let stop = CancellationToken::new();
     let (gate, seen, asked_for) = <(Arc<Notify>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
     let router = router(gate.clone(), seen.clone(), asked_for.clone());
-    let serving = tokio::spawn(serve(listening, router, limits, tls, stop.clone(), grace));
+    let serving = {
+        let (server, stop) = (super::Server::new(router, limits, tls, &stop), stop.clone());
+        server.listen_at(&[bound]);
+        tokio::spawn(async move {
+            stop.cancelled().await;
+            server.finish(grace).await;
+        })
+    };
     Server {
         address,
         stop,
