@@ -136,8 +136,8 @@ const ABSENCES: &[Absence] = &[
     Absence {
         floor: "upstream",
         paths: &["std::fs", "tokio::fs", "tempfile", "redb"],
-        // Password and credentials files, CA and client certificates.
-        except: &["credentials.rs", "client.rs", "tls.rs"],
+        // Password and credentials files, profiles of clouds, CA and client certificates.
+        except: &["credentials.rs", "client.rs", "tls.rs", "profile.rs"],
         because: "upstream has never heard of disks",
     },
     Absence {

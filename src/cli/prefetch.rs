@@ -76,7 +76,7 @@ pub struct Args {
     /// Blobs that come at the same time [default: 6]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
     parallel: Option<u8>,
-    /// Begin a [[prefetch]] of the configuration now, whatever its schedule; without NAME, one after the other, all of them
+    /// Begin a `[[prefetch]]` of the configuration now, whatever its schedule; without NAME, one after the other, all of them
     #[arg(
         long,
         value_name = "NAME",

@@ -489,6 +489,32 @@ async fn tls_changes() {
     assert_eq!(node.ask(&manifest(REPO, "1")).await, None);
 }
 
+/// What a proxy begins to keep up only when it starts: told as such, and nothing of it half done.
+#[tokio::test]
+async fn what_takes_a_restart() {
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "1", &[10]);
+    let mut larder = Larder::start(&upstream, |_| {}).await;
+    let error = larder
+        .reload(|t| {
+            t.set(&["server", "tls"], "acme", true);
+            t.set(&["acme"], "names", vec!["larder.example".to_owned()]);
+            t.set(&["acme"], "accept_terms", true);
+            rules(t, json!([{ "may": "nothing" }]));
+        })
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("[acme]") && error.contains("restart"), "{error}");
+    larder.get(manifest(REPO, "1")).await.expect(200);
+    let reloaded = larder
+        .reload(|t| {
+            t.set(&["traces"], "endpoint", "http://127.0.0.1:9");
+        })
+        .unwrap();
+    let fixed: Vec<&str> = reloaded.needs_restart.iter().map(|fixed| fixed.key).collect();
+    assert_eq!((fixed, reloaded.changed), (vec!["traces"], vec!["traces".to_owned()]));
+}
+
 /// The audit log moves, goes and comes back: each event is in the file of its time.
 #[tokio::test]
 async fn the_audit_log_moves() {
