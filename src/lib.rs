@@ -42,8 +42,9 @@
 //!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
 //!   (`pull::transfer`); it stages through `store::writer`, which hashes beside the writing; every client, the first
-//!   included, reads the growing file (`pull::body`); the last 16 KiB of every response wait for the verdict;
-//!   commit = digest right → fsync → rename → index → links.
+//!   included, reads the growing file (`pull::body`), and the first MiB before the file has it (`pull::flight`'s front); the last
+//!   16 KiB of every response wait for the verdict; commit = digest right → fsync → rename → index → links. A blob of up to 64 KiB
+//!   is hashed where it comes, told, and written by its commit.
 //! - **Blob, hot**: link check and size from memory → open file → range → body; by plain HTTP/1.1 the body hands out
 //!   tickets for runs of the file (`http::outbox`), which the socket's side (`http::server::wire`) sends by `sendfile`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
