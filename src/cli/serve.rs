@@ -22,6 +22,8 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
+    // From now on: starting may take a while, and who changes it meanwhile wants that to hold.
+    let watch = config.file.as_deref().map(reload::Watch::new);
     if let Err(error) = log::init(&config.log.level, config.log.format == LogFormat::Json) {
         complain(&error.to_string());
         return Exit::Usage;
@@ -57,7 +59,6 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
         let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
         let (stop, hangup) = (Stop::listen(), reload::listen());
         let described = describe(&config);
-        let file = config.file.clone();
         match app::start_on(config, sockets).await {
             Ok(running) => {
                 print(&(listening(&running) + &described));
@@ -73,7 +74,7 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
                 let why = tokio::select! {
                     why = stop.asked() => why,
                     never = systemd::feed_watchdog() => match never {},
-                    never = reload::run(&running, file.as_deref(), hangup, &load) => match never {},
+                    never = reload::run(&running, watch, hangup, &load) => match never {},
                 };
                 tracing::info!(why, "stopping: running responses may finish");
                 systemd::tell_stopping();

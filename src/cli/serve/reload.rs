@@ -23,14 +23,14 @@ fn stamp(path: &Path) -> Stamp {
 }
 
 /// A file that is looked at now and then.
-struct Watch {
+pub(super) struct Watch {
     path: PathBuf,
     taken: Stamp,
     seen: Stamp,
 }
 
 impl Watch {
-    fn new(path: &Path) -> Watch {
+    pub(super) fn new(path: &Path) -> Watch {
         let now = stamp(path);
         Watch {
             path: path.to_owned(),
@@ -55,10 +55,10 @@ pub(super) fn listen() -> Option<Signal> {
     signal(SignalKind::hangup()).ok()
 }
 
-/// Reloads for as long as the proxy runs. `file` is the one that was read at the start, if there was one.
+/// Reloads for as long as the proxy runs. `file` is the one that was read at the start, if there was one, as it was then.
 pub(super) async fn run(
     running: &Running,
-    file: Option<&Path>,
+    file: Option<Watch>,
     mut hangup: Option<Signal>,
     load: &impl Fn() -> Result<Config, ConfigError>,
 ) -> Infallible {
@@ -93,9 +93,9 @@ struct Watches {
 }
 
 impl Watches {
-    fn new(file: Option<&Path>, running: &Running) -> Watches {
+    fn new(file: Option<Watch>, running: &Running) -> Watches {
         Watches {
-            main: file.map(Watch::new),
+            main: file,
             others: running.files().iter().map(|path| Watch::new(path)).collect(),
         }
     }
