@@ -211,7 +211,12 @@ impl Writer {
     fn put_down(&mut self) -> Result<(), StoreError> {
         let at = self.len() - self.held_bytes();
         let held = std::mem::take(&mut self.held);
-        self.write_at(&held, at)
+        let written = self.write_at(&held, at);
+        if written.is_err() {
+            // What is there is counted as if it were all of it.
+            self.discard();
+        }
+        written
     }
 
     /// Appends; what is long is hashed behind its writing, beside that of what comes next. On an error nothing is

@@ -236,6 +236,8 @@ async fn first_bytes_do_not_wait_for_the_disk() {
         );
         assert_eq!(upstream.count(On::Blob(large).get()), 1, "{}", upstream.print());
         larder.until_idle().await;
+        let left = std::fs::read_dir(larder.cache().join("staging")).unwrap().count();
+        assert_eq!(left, 0, "nothing of what could not be written stays");
         for digest in [small, large] {
             larder.get(blob(REPO, digest)).await.expect_content(&digest);
             let expected = if works { 1 } else { 2 };
