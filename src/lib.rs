@@ -35,18 +35,19 @@
 //!   disk nor database.
 //! - **What was told before**: `http::v2::hot` finds the head of an earlier answer under the same path; `pull::hot` says,
 //!   from memory and without waiting, whether what it speaks of is held, linked and fresh at this moment; then it is told
-//!   again. Otherwise the walk above. Hot manifests, `HEAD` of hot blobs and `/v2/` go this way.
+//!   again. Otherwise the walk above. Hot manifests and blobs, `HEAD` of them and `/v2/` go this way.
 //! - **Who may**: `http::v2::door` makes an identity of header and certificate (`auth::Gate`: `basic`, `bearer`, `jwks`), once for
 //!   each request, and a right of identity, place and image (`auth::policy`) before anything is told, hot or not. Where that
 //!   depends on whether the repository needs credentials, `pull::privacy` knows, or asks the upstream once as nobody. A right to
 //!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
-//!   (`pull::transfer`); it stages through `store::writer`, which hashes beside the writing; every client, the first
-//!   included, reads the growing file (`pull::body`), and the first MiB before the file has it (`pull::flight`'s front); the last
-//!   16 KiB of every response wait for the verdict; commit = digest right → fsync → rename → index → links. A blob of up to 64 KiB
-//!   is hashed where it comes, told, and written by its commit.
-//! - **Blob, hot**: link check and size from memory → open file → range → body; by plain HTTP/1.1 the body hands out
-//!   tickets for runs of the file (`http::outbox`), which the socket's side (`http::server::wire`) sends by `sendfile`.
+//!   (`pull::transfer`), which gathers what comes fast; it stages through `store::writer`, which hashes beside the writing;
+//!   every client, the first included, reads the growing file (`pull::body`), and the first MiB before the file has it
+//!   (`pull::flight`'s front); the last 16 KiB of every response wait for the verdict; commit = digest right → fsync → rename →
+//!   index → links. A blob of up to 64 KiB is hashed where it comes, told, and written by its commit.
+//! - **Blob, hot**: link check and size from memory → a file that is open still (`store::opened`), or one that is opened off
+//!   the async threads → range → body; by plain HTTP/1.1 the body hands out tickets for runs of the file (`http::outbox`), which
+//!   the socket's side (`http::server::wire`) sends by `sendfile`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
 //! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target

@@ -93,8 +93,13 @@ impl Pull {
             self.note_link(target, digest).await;
             outcome = Outcome::Revalidated;
         }
-        let (store, wanted) = (self.store.clone(), *digest);
-        let held = blocking(move || Ok(store.open_blob(&wanted))).await?;
+        let held = match self.store.open_hot(digest) {
+            Some(held) => Some(held),
+            None => {
+                let (store, wanted) = (self.store.clone(), *digest);
+                blocking(move || Ok(store.open_blob(&wanted))).await?
+            }
+        };
         Ok(held.map(|held| OpenBlob {
             total: Some(held.size),
             claimed: None,

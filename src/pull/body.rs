@@ -1,9 +1,12 @@
 //! A response's bytes, from a held blob or one that is still coming: the reader cannot tell.
 
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::error::PullError;
@@ -17,13 +20,23 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// Bytes that are read at once where the disk has to be waited for.
 const DISK_BYTES: usize = 256 * 1024;
 
+/// What follows is asked for together with what is read: a disk that knows more has less to wait for, and what has come when
+/// its turn is there can be sent from the file.
+const AHEAD_BYTES: u64 = 4 * 1024 * 1024;
+
 /// Bytes of a file that are handed out at once to be sent from there. Until they are sent the log takes them for sent,
 /// and a response for running.
 const RUN_BYTES: usize = 1024 * 1024;
+/// Whoever took the last run quickly is handed one twice as long, up to this: what goes on around a run costs the same for
+/// each. Who is slow is not, as what is in memory now may be gone when its turn comes.
+const MAX_RUN_BYTES: usize = 8 * 1024 * 1024;
+/// What quickly is.
+const QUICK: Duration = Duration::from_millis(20);
 /// A shorter run is read: that costs less than to send it by itself.
 const MIN_RUN_BYTES: usize = 64 * 1024;
-/// How far apart the bytes are that tell whether a run is in memory. Each costs a system call.
-const PROBE_BYTES: usize = 512 * 1024;
+/// How far apart at least the bytes are that tell whether a run is in memory, and how many do. Each costs a system call.
+const PROBE_BYTES: usize = 1024 * 1024;
+const PROBES: usize = 2;
 
 /// Some of a blob's bytes.
 pub enum Chunk {
@@ -72,6 +85,7 @@ impl Source {
             digest,
             at: start,
             end,
+            run: RunLength::default(),
         }
     }
 }
@@ -82,6 +96,24 @@ pub struct Body {
     digest: Digest,
     at: u64,
     end: Option<u64>,
+    run: RunLength,
+}
+
+/// How long the next run is to be.
+#[derive(Default)]
+struct RunLength {
+    /// When the last one was handed out, and its length.
+    last: Option<(Instant, usize)>,
+}
+
+impl RunLength {
+    /// At most so many bytes, now that the last run has been taken.
+    fn most(&self, now: Instant) -> usize {
+        match self.last {
+            Some((then, bytes)) if now.duration_since(then) < QUICK => (bytes * 2).clamp(RUN_BYTES, MAX_RUN_BYTES),
+            _ => RUN_BYTES,
+        }
+    }
 }
 
 impl Body {
@@ -93,18 +125,20 @@ impl Body {
         }
     }
 
-    /// The same for who can send from a file: at most 1 MiB.
+    /// The same for who can send from a file: at most 1 MiB, and up to 8 for who takes them quickly.
     pub async fn next_chunk(&mut self) -> Result<Option<Chunk>, PullError> {
         let Some((run, upto)) = self.next_run().await? else {
             return Ok(None);
         };
-        let want = self.want(upto, RUN_BYTES);
+        let now = Instant::now();
+        let want = self.want(upto, self.run.most(now));
         if let Run::File(file) = &run
             && want >= MIN_RUN_BYTES
             && is_in_memory(file, self.at, want)
         {
             let at = self.at;
             self.at += want as u64;
+            self.run.last = Some((now, want));
             return Ok(Some(Chunk::File(Span {
                 file: file.clone(),
                 at,
@@ -165,7 +199,8 @@ fn is_in_memory(file: &File, at: u64, len: usize) -> bool {
         );
         matches!(read, Ok(1))
     };
-    (0..len).step_by(PROBE_BYTES).all(|n| is_there(at + n as u64)) && is_there(at + len as u64 - 1)
+    let apart = (len / PROBES).max(PROBE_BYTES);
+    (0..len).step_by(apart).all(|n| is_there(at + n as u64)) && is_there(at + len as u64 - 1)
 }
 
 /// Reads at most `want` bytes: at once if the kernel has them in memory, else off the async threads.
@@ -187,6 +222,8 @@ async fn read_at(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullErr
     }
     let read = tokio::task::spawn_blocking(move || {
         use std::os::unix::fs::FileExt;
+        // Advice: whatever becomes of it, the bytes are read.
+        let _ = rustix::fs::fadvise(&*file, at, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
         let mut buffer = BytesMut::zeroed(want);
         let n = file.read_at(&mut buffer, at)?;
         buffer.truncate(n);
@@ -199,5 +236,27 @@ async fn read_at(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullErr
             Err(PullError::Internal("a blob could not be read"))
         }
         Err(_) => Err(PullError::Internal("disk work was dropped")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_grow_for_who_takes_them_quickly_and_for_nobody_else() {
+        let begin = Instant::now();
+        let mut run = RunLength::default();
+        assert_eq!(run.most(begin), RUN_BYTES);
+        let mut lengths = Vec::new();
+        for _ in 0..5 {
+            run.last = Some((begin, run.most(begin)));
+            lengths.push(run.most(begin) >> 20);
+        }
+        assert_eq!(lengths, [2, 4, 8, 8, 8]);
+        assert_eq!(run.most(begin + QUICK), RUN_BYTES);
+        // The end of what had come so far was short: that says nothing about whoever took it.
+        run.last = Some((begin, 10));
+        assert_eq!(run.most(begin), RUN_BYTES);
     }
 }

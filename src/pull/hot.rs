@@ -4,6 +4,7 @@
 //! `None` says only that it takes longer to find out: `manifest` and `blob` know.
 
 use super::Pull;
+use super::body::{Body, Source};
 use super::freshness::{Freshness, judge};
 use super::manifest::{ManifestAnswer, Want};
 use super::names::Target;
@@ -46,6 +47,19 @@ impl Pull {
             bytes,
             outcome: Outcome::Hit,
         })
+    }
+
+    /// A blob of `size` bytes whose file is open still, as [`Pull::open_blob`] would give it.
+    pub fn hot_blob_body(&self, target: &Target, digest: &Digest, size: u64) -> Option<Body> {
+        self.hot_blob(target, digest).filter(|held| *held == size)?;
+        let held = self.store.open_hot(digest).filter(|held| held.size == size)?;
+        Some(Source::Held(held).body(*digest, 0, Some(size)))
+    }
+
+    /// Opens what is held for those who ask next. Nobody waits for it.
+    pub fn open_soon(&self, digest: &Digest) {
+        let (store, digest) = (self.store.clone(), *digest);
+        drop(tokio::task::spawn_blocking(move || store.open_blob(&digest)));
     }
 
     /// Bytes of a blob, as [`Pull::stat_blob`] would tell them.

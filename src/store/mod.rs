@@ -12,6 +12,7 @@ mod hot;
 mod images;
 mod index;
 mod keys;
+mod opened;
 mod privacy;
 mod queue;
 mod records;
@@ -96,6 +97,7 @@ struct Inner {
     private: privacy::Marks,
     wishes: wishes::Shared,
     hashers: beside::Hashers,
+    opened: opened::Opened,
     events: Events,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
@@ -230,6 +232,7 @@ impl Store {
             private,
             wishes,
             hashers: beside::Hashers::default(),
+            opened: opened::Opened::default(),
             events: Events::default(),
             _lock: lock,
         };
@@ -284,6 +287,29 @@ impl Store {
                 }
             }
         };
+        let held = self.lend(digest, size, Arc::new(file));
+        self.inner.opened.put(*digest, held.file.clone());
+        if self.inner.index().get(digest).is_none() {
+            // Evicted before it was put there: whoever did that did not find it.
+            self.inner.opened.forget(digest);
+        }
+        Some(held)
+    }
+
+    /// A held blob that was opened a moment ago, counted as used. `None` says only that it takes longer to find out:
+    /// [`Store::open_blob`] knows. Does not wait for the disk.
+    pub fn open_hot(&self, digest: &Digest) -> Option<Held> {
+        let size = self.size(digest)?;
+        let file = self.inner.opened.get(digest, size)?;
+        Some(self.lend(digest, size, file))
+    }
+
+    /// Whether a response is being sent from a held blob. Memory only.
+    pub fn is_being_sent(&self, digest: &Digest) -> bool {
+        self.inner.index().is_leased(digest)
+    }
+
+    fn lend(&self, digest: &Digest, size: u64, file: Arc<File>) -> Held {
         self.touch(digest);
         // Evicted since it was opened: readable all the same, there is just nothing left to hold on to.
         self.inner.index().lease(digest);
@@ -291,11 +317,11 @@ impl Store {
             inner: self.inner.clone(),
             digest: *digest,
         };
-        Some(Held {
-            file: Arc::new(file),
+        Held {
+            file,
             size,
             _lease: Arc::new(lease),
-        })
+        }
     }
 
     /// A held manifest's bytes. From memory when hot; else a blocking read of at most 4 MiB.

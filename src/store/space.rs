@@ -193,6 +193,7 @@ impl Inner {
             Victim::Part(digest) => (digest, self.tree.part(digest)),
             Victim::Blob(digest) => {
                 self.manifests.invalidate(digest);
+                self.opened.forget(digest);
                 let mut ops = vec![Op::Delete(Table::Blobs, digest.to_key())];
                 ops.extend(
                     links

@@ -155,6 +155,41 @@ fn the_least_recently_used_goes_and_readers_keep_their_handle() {
     assert_eq!(store.usage().evicted, 2);
 }
 
+/// L5: what is evicted or found damaged is not kept open for those who ask next: it would take room that is not counted.
+#[test]
+fn what_goes_is_not_kept_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 2);
+    let blob = |n: u8| vec![n; UNIT_BYTES];
+    let handles = |digest: &Digest| {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap();
+        let names = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+        names
+            .filter(|name| name.to_string_lossy().contains(&digest.hex()))
+            .count()
+    };
+    let (a, b) = (put(&store, "r", &blob(1)), put(&store, "r", &blob(2)));
+    for digest in [&a, &b] {
+        assert!(store.open_hot(digest).is_none(), "nobody has opened it");
+        drop(store.open_blob(digest).unwrap());
+        let mut held = store.open_hot(digest).unwrap();
+        assert!(store.is_being_sent(digest));
+        held = held.clone();
+        drop(held);
+        assert_eq!((store.is_being_sent(digest), handles(digest)), (false, 1));
+    }
+    // b was used last.
+    put(&store, "r", &blob(3));
+    assert_eq!((store.size(&a), handles(&a)), (None, 0));
+    assert!(store.open_hot(&a).is_none() && store.open_hot(&b).is_some());
+    store.quarantine(&b);
+    assert_eq!(handles(&b), 0);
+    // It comes again, and what was damaged is not given out for it.
+    put(&store, "r", &blob(2));
+    assert!(store.open_hot(&b).is_none());
+    assert_eq!(read(&store, &b), Some(blob(2)));
+}
+
 #[test]
 fn one_folder_one_owner() {
     let folder = tempfile::tempdir().unwrap();

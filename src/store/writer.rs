@@ -209,6 +209,9 @@ impl Writer {
 
     /// Writes what is held.
     fn put_down(&mut self) -> Result<(), StoreError> {
+        if self.held.is_empty() {
+            return Ok(());
+        }
         let at = self.len() - self.held_bytes();
         let held = std::mem::take(&mut self.held);
         let written = self.write_at(&held, at);
@@ -230,15 +233,13 @@ impl Writer {
         Ok(at + more)
     }
 
-    fn write_at(&self, pieces: &[Bytes], mut at: u64) -> Result<(), StoreError> {
+    fn write_at(&self, pieces: &[Bytes], at: u64) -> Result<(), StoreError> {
         let (store, path) = (&self.place.store, &self.place.path);
-        for piece in pieces {
-            let written = store.disk.write_all_at(&self.file, path, piece, at);
-            written.map_err(|error| store.failed("write", path, error))?;
-            at += piece.len() as u64;
-        }
+        let written = store.disk.write_all_at(&self.file, path, pieces, at);
+        written.map_err(|error| store.failed("write", path, error))?;
         if self.place.counted {
-            store.index().set_written(&self.place.digest, at);
+            let more: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+            store.index().set_written(&self.place.digest, at + more);
         }
         Ok(())
     }

@@ -60,17 +60,22 @@ async fn held(larder: &Larder, upstream: &Upstream) -> (Digest, String, PathBuf)
     (digest, path, file)
 }
 
-/// Whether this process, and so Larder in it, has the file open.
-fn is_open(file: &Path) -> bool {
+/// How often this process, and so Larder in it, has the file open, whether or not it has a name still.
+fn handles(file: &Path) -> usize {
     let links = std::fs::read_dir("/proc/self/fd").unwrap();
     links
         .filter_map(|link| std::fs::read_link(link.ok()?.path()).ok())
-        .any(|target| target == file)
+        .filter(|target| {
+            target
+                .to_string_lossy()
+                .contains(&*file.file_name().unwrap().to_string_lossy())
+        })
+        .count()
 }
 
-async fn until_let_go(file: &Path) {
-    within("the file to be let go", async {
-        while is_open(file) {
+async fn until_let_go(larder: &Larder, digest: &Digest) {
+    within("the blob to be let go", async {
+        while larder.store().is_being_sent(digest) {
             tokio::task::yield_now().await;
         }
     })
@@ -89,9 +94,10 @@ async fn a_slow_reader_holds_up_nobody_and_gets_everything() {
             larder.get(&path).await.expect_content(&digest);
             http2(larder.registry(), Ask::get(&path)).await.expect_content(&digest);
         }
-        assert!(is_open(&file), "it has not been sent yet");
+        assert!(larder.store().is_being_sent(&digest), "it has not been sent yet");
         slow.rest().await.expect_content(&digest);
-        until_let_go(&file).await;
+        until_let_go(&larder, &digest).await;
+        assert!(handles(&file) <= 1, "one for those who ask next");
     }
 }
 
@@ -100,20 +106,76 @@ async fn a_client_that_leaves_lets_go_of_the_file() {
     let upstream = Upstream::start().await;
     let larder = Larder::start(&upstream, |_| {}).await;
     let (digest, path, file) = held(&larder, &upstream).await;
-    until_let_go(&file).await;
+    until_let_go(&larder, &digest).await;
     for by_http2 in [false, true] {
         for reset in [false, true] {
             let slow = Slow::open(&larder, &path, by_http2).await;
-            assert!(is_open(&file), "by HTTP/2: {by_http2}");
+            assert!(larder.store().is_being_sent(&digest), "by HTTP/2: {by_http2}");
             match slow {
                 Slow::Http1(exchange) if reset => exchange.abort(),
                 slow => drop(slow),
             }
-            until_let_go(&file).await;
+            until_let_go(&larder, &digest).await;
+            assert!(handles(&file) <= 1, "one for those who ask next");
         }
     }
     larder.get(&path).await.expect_content(&digest);
     assert_eq!(upstream.count(On::Blob(digest).get()), 1, "{}", upstream.print());
+}
+
+/// What was asked twice is told by what was told before, from a file that is open still: in the same words, and only as long as all
+/// of it is right.
+#[tokio::test]
+async fn what_is_asked_again_is_the_same_and_still_right() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let (digest, path, file) = held(&larder, &upstream).await;
+    let kept = [
+        "content-type",
+        "content-length",
+        "docker-content-digest",
+        "accept-ranges",
+        "cache-control",
+        "cache-status",
+    ];
+    let heads = |answer: &Response| kept.map(|name| answer.header(name).map(str::to_owned));
+    let first = larder.get(&path).await;
+    let (told, bytes) = (heads(&first), first.expect_content(&digest));
+    for _ in 0..3 {
+        let again = larder.get(&path).await;
+        assert_eq!(heads(&again), told);
+        again.expect_content(&digest);
+        http2(larder.registry(), Ask::get(&path)).await.expect_content(&digest);
+    }
+    assert_eq!(handles(&file), 1);
+
+    let part = Ask::get(&path).range("bytes=5-9").send(larder.registry()).await;
+    assert_eq!((part.status, &part.body[..]), (206, &bytes[5..10]));
+    let known = Ask::get(&path).header("If-None-Match", format!("\"{digest}\""));
+    let known = known.send(larder.registry()).await;
+    assert_eq!((known.status, known.body.len()), (304, 0));
+    // L8: another repository has yet to show that it has it.
+    let asked = upstream.count(On::Blob(digest).head());
+    let other = larder.get(&blob("library/other", digest)).await;
+    assert_eq!(other.status, 404);
+    assert_eq!(
+        upstream.count(On::Blob(digest).head()),
+        asked + 1,
+        "{}",
+        upstream.print()
+    );
+
+    // L2, L5: removed behind its back.
+    std::fs::remove_file(&file).unwrap();
+    larder.get(&path).await.expect_content(&digest);
+    assert_eq!(upstream.count(On::Blob(digest).get()), 2, "{}", upstream.print());
+    larder.until_held(&path).await;
+    larder.get(&path).await.expect_content(&digest);
+    larder.get(&path).await.expect_content(&digest);
+    let writable = std::fs::File::options().write(true).open(&file).unwrap();
+    writable.set_len(1000).unwrap();
+    larder.get(&path).await.expect_content(&digest);
+    assert_eq!(upstream.count(On::Blob(digest).get()), 3, "{}", upstream.print());
 }
 
 /// L5: an answer outlives its blob's file, whoever took that away.

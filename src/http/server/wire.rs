@@ -71,8 +71,8 @@ pub(super) struct Wire<S> {
     back: Option<oneshot::Sender<S>>,
 }
 
-/// Whether the socket holds back what fills no packet. It does while a file goes out in several runs: without, that takes
-/// a third more of the processor. For a single run it would take twice as much (benches/README.md).
+/// Whether the socket holds back what fills no packet. It does while a file goes out: what comes before and behind a run
+/// leaves with it (benches/README.md).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Cork {
     Out,
@@ -143,15 +143,13 @@ impl<S: Transport> Wire<S> {
         let Some(tcp) = self.stream.as_ref().and_then(Transport::plain) else {
             return Poll::Ready(Err(io::ErrorKind::Unsupported.into()));
         };
-        self.cork = match (self.cork, run.has_more()) {
-            (Cork::Out, false) => Cork::Out,
-            (Cork::Out, true) => {
-                // Only makes packets fuller: a socket that refuses sends all the same.
-                let _ = set_tcp_cork(tcp, true);
-                Cork::More
-            }
-            (_, true) => Cork::More,
-            (_, false) => Cork::Last,
+        if self.cork == Cork::Out {
+            // Only makes packets fuller: a socket that refuses sends all the same.
+            let _ = set_tcp_cork(tcp, true);
+        }
+        self.cork = match run.has_more() {
+            true => Cork::More,
+            false => Cork::Last,
         };
         let length: usize = before.iter().map(|slice| slice.len()).sum();
         let mut sent = 0;

@@ -1,6 +1,7 @@
 //! `GET` and `HEAD` of `/v2/<name>/blobs/<digest>`, whole and by Range, hot and cold (R-S13, R-C42, R-C67, R-C95).
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::header::{ACCEPT_RANGES, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, IF_RANGE, RANGE};
@@ -55,12 +56,15 @@ async fn head(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
     };
     let mut response = whole(Payload::empty(), digest, Some(size));
     tell_outcome(&mut response, &outcome);
-    let again = Again::Blob {
+    Ok(hot::may_repeat(response, again(ask, digest, size)))
+}
+
+fn again(ask: &Ask, digest: &Digest, size: u64) -> Again {
+    Again::Blob {
         target: ask.target.clone(),
         digest: *digest,
         size,
-    };
-    Ok(hot::may_repeat(response, again))
+    }
 }
 
 async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
@@ -76,7 +80,17 @@ async fn get(ask: &Ask, digest: &Digest) -> Result<Response, PullError> {
         .filter(|_| may_range)
         .and_then(|header| range::parse_unknown(Some(header)))
     {
-        None => whole(stream_of(ask, source.body(*digest, 0, total)), digest, total),
+        None => {
+            let response = whole(
+                stream_of(ask.outbox.clone(), source.body(*digest, 0, total)),
+                digest,
+                total,
+            );
+            match total {
+                Some(size) => hot::may_repeat(response, again(ask, digest, size)),
+                None => response,
+            }
+        }
         // A Range needs the exact total (R-C42), which a cold blob may not have told yet. A wrong claim ends the answer short.
         Some(spec) => {
             let total = match total.or(claimed) {
@@ -102,19 +116,19 @@ fn by_range(ask: &Ask, source: Source, digest: &Digest, wanted: Wanted, total: u
     match wanted {
         // Several runs at several places of something that passes by once; a client takes the whole as well (R-C67).
         Wanted::Many(_) if source.is_passing() => whole(
-            stream_of(ask, source.body(*digest, 0, Some(total))),
+            stream_of(ask.outbox.clone(), source.body(*digest, 0, Some(total))),
             digest,
             Some(total),
         ),
         Wanted::Whole => whole(
-            stream_of(ask, source.body(*digest, 0, Some(total))),
+            stream_of(ask.outbox.clone(), source.body(*digest, 0, Some(total))),
             digest,
             Some(total),
         ),
         Wanted::One(Range { start, end }) => {
             let place = format!("bytes {start}-{}/{total}", end - 1);
             partial(
-                stream_of(ask, source.body(*digest, start, Some(end))),
+                stream_of(ask.outbox.clone(), source.body(*digest, start, Some(end))),
                 end - start,
                 CONTENT_RANGE,
                 place,
@@ -153,8 +167,7 @@ fn whole(body: Payload, digest: &Digest, length: Option<u64>) -> Response {
 }
 
 /// An error ends the stream, and with it the connection, short (L2, R-C14).
-fn stream_of(ask: &Ask, body: pull::Body) -> Payload {
-    let outbox = ask.outbox.clone();
+pub(super) fn stream_of(outbox: Option<Arc<Outbox>>, body: pull::Body) -> Payload {
     Body::from_stream(stream::try_unfold((body, outbox), |(mut body, outbox)| async move {
         let next = next_of(&mut body, outbox.as_deref()).await?;
         Ok::<_, PullError>(next.map(|bytes| (bytes, (body, outbox))))

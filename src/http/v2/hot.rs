@@ -8,13 +8,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use axum::http::header::IF_NONE_MATCH;
+use axum::http::header::{IF_NONE_MATCH, RANGE};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, Method, StatusCode};
 
-use super::{PONG, Response};
+use super::{PONG, Response, blobs};
 use crate::http::labels::Labels;
+use crate::http::outbox::Outbox;
 use crate::http::payload::Payload;
 use crate::oci::{Digest, Reference};
 use crate::pull::{Outcome, Pull, Target, View, Want};
@@ -23,6 +24,9 @@ use crate::pull::{Outcome, Pull, Target, View, Want};
 const GENERATION: usize = 6144;
 /// A path that is longer is nobody's image.
 const PATH_BYTES: usize = 1024;
+
+/// From here on it costs less to have the kernel send a manifest's file than to copy its bytes out of memory.
+const LARGE_MANIFEST_BYTES: u64 = 64 * 1024;
 
 /// On a response: what has to hold for it to be given again.
 #[derive(Clone, Debug)]
@@ -35,7 +39,7 @@ pub(super) enum Again {
         media_type: Arc<str>,
         size: u64,
     },
-    /// A HEAD: the blob itself comes from the disk.
+    /// A blob, by HEAD or whole by GET.
     Blob {
         target: Target,
         digest: Digest,
@@ -98,6 +102,7 @@ impl Heads {
         pull: &Pull,
         view: &View,
         asked: &Parts,
+        outbox: Option<&Arc<Outbox>>,
         may: impl Fn(Option<&Target>) -> bool,
     ) -> Option<(Response, Labels)> {
         let want = match asked.method {
@@ -118,7 +123,7 @@ impl Heads {
             return None;
         }
         let body = match &head.again {
-            Again::Ping => PONG,
+            Again::Ping => PONG.into(),
             Again::Manifest {
                 target,
                 reference,
@@ -131,15 +136,28 @@ impl Heads {
                 if found.digest != *digest || found.media_type != *media_type || found.size != *size {
                     return None;
                 }
-                found.bytes.unwrap_or_default()
+                match outbox.filter(|_| want == Want::Body && *size >= LARGE_MANIFEST_BYTES) {
+                    Some(outbox) => match pull.hot_blob_body(target, digest, *size) {
+                        Some(body) => blobs::stream_of(Some(outbox.clone()), body),
+                        None => {
+                            pull.open_soon(digest);
+                            found.bytes.unwrap_or_default().into()
+                        }
+                    },
+                    None => found.bytes.unwrap_or_default().into(),
+                }
             }
             Again::Blob { target, digest, size } if want == Want::Head => {
                 pull.hot_blob(target, digest).filter(|held| held == size)?;
-                Default::default()
+                Payload::empty()
             }
-            Again::Blob { .. } => return None,
+            Again::Blob { .. } if asked.headers.contains_key(RANGE) => return None,
+            Again::Blob { target, digest, size } => {
+                let body = pull.hot_blob_body(target, digest, *size)?;
+                blobs::stream_of(outbox.cloned(), body)
+            }
         };
-        let mut response = Response::new(Payload::from(body));
+        let mut response = Response::new(body);
         *response.headers_mut() = head.headers.clone();
         Some((response, head.labels.clone()))
     }

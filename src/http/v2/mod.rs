@@ -102,12 +102,13 @@ impl Registry {
     }
 
     /// What was told before, if it may be told to this visitor again.
-    fn told(&self, door: &Door, visitor: &Visitor, parts: &Parts) -> Option<(Response, Labels)> {
+    fn told(&self, door: &Door, visitor: &Visitor, parts: &Parts, caller: &Caller) -> Option<(Response, Labels)> {
+        let may = |target: Option<&Target>| match target {
+            None => door.ping(visitor, &parts.headers).is_ok(),
+            Some(target) => door.right_now(visitor, &self.pull, target) >= Some(Right::Held),
+        };
         self.heads
-            .answer(&self.pull, door.view(), parts, |target| match target {
-                None => door.ping(visitor, &parts.headers).is_ok(),
-                Some(target) => door.right_now(visitor, &self.pull, target) >= Some(Right::Held),
-            })
+            .answer(&self.pull, door.view(), parts, caller.outbox.as_ref(), may)
     }
 }
 
@@ -131,7 +132,9 @@ impl Handler for Registry {
             response
         } else {
             let known = door.visitor_now(&parts.headers, caller);
-            let told = known.as_ref().and_then(|visitor| self.told(&door, visitor, &parts));
+            let told = known
+                .as_ref()
+                .and_then(|visitor| self.told(&door, visitor, &parts, caller));
             match (told, known) {
                 (Some(told), Some(visitor)) => {
                     line.known_as(visitor.who);
@@ -224,7 +227,7 @@ impl Registry {
             Some(visitor) => (visitor, None),
             None => {
                 let visitor = door.visitor(&parts.headers, caller).await;
-                let told = self.told(door, &visitor, &parts);
+                let told = self.told(door, &visitor, &parts, caller);
                 (visitor, told)
             }
         };

@@ -1,9 +1,10 @@
 //! One answer of the upstream, taken in: to the disk as long as that can, else through memory (L5).
 
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::ahead::{Ahead, Meeting, Next};
 use super::{PATIENCE, Poured, Transfer, judge};
@@ -19,6 +20,11 @@ use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
 const MAX_BLOB_BYTES: u64 = 1 << 62;
 /// What may queue up in memory while the disk writes.
 const QUEUE_BYTES: usize = 4 << 20;
+/// What comes fast is written in multiples of this, from one to the next: the kernel's cache then holds it in larger
+/// pages (benches/README.md).
+const BATCH_BYTES: u64 = 256 << 10;
+/// What comes slowly waits for the rest of its batch no longer than this.
+const GATHERING: Duration = Duration::from_millis(4);
 
 impl Transfer {
     /// Takes in one answer of the upstream.
@@ -132,19 +138,27 @@ impl Transfer {
         let mut writing: Option<Batch> = None;
         let mut idle = Some(writer);
         loop {
-            if !queue.pieces.is_empty() {
-                if let Some(writer) = idle.take() {
-                    writing = Some(self.append(writer, queue.take(), total));
+            if let Some(writer) = idle.take() {
+                let batch = queue.take_batch(writer.len(), intake.end.is_some());
+                if !batch.is_empty() {
+                    writing = Some(self.append(writer, batch, total));
+                } else if let Some(ended) = intake.end.take() {
+                    let verdict = self.close(total, ended);
+                    return Ok((Sink::Disk(writer), verdict));
+                } else {
+                    idle = Some(writer);
                 }
-            } else if let Some(ended) = intake.end.take_if(|_| idle.is_some())
-                && let Some(writer) = idle.take()
-            {
-                let verdict = self.close(total, ended);
-                return Ok((Sink::Disk(writer), verdict));
             }
             let (is_full, since) = (queue.bytes >= QUEUE_BYTES, Instant::now());
+            let gathered = queue.since.filter(|_| idle.is_some()).map(|since| since + GATHERING);
             tokio::select! {
                 () = intake.next_into(&mut queue), if intake.end.is_none() && !is_full => self.show(intake.at, &queue),
+                () = async {
+                    match gathered {
+                        Some(when) => tokio::time::sleep_until(when).await,
+                        None => std::future::pending().await,
+                    }
+                } => {}
                 done = async {
                     match writing.as_mut() {
                         Some(batch) => batch.await,
@@ -376,6 +390,8 @@ type Batch = JoinHandle<(Writer, Vec<Bytes>, Result<u64, StoreError>)>;
 struct Queue {
     pieces: Vec<Bytes>,
     bytes: usize,
+    /// How long the first of them has been here.
+    since: Option<Instant>,
 }
 
 impl Queue {
@@ -383,12 +399,43 @@ impl Queue {
         if !piece.is_empty() {
             self.bytes += piece.len();
             self.pieces.push(piece);
+            self.since.get_or_insert_with(Instant::now);
         }
     }
 
     fn take(&mut self) -> Vec<Bytes> {
         self.bytes = 0;
+        self.since = None;
         std::mem::take(&mut self.pieces)
+    }
+
+    /// What is to be written now of bytes that belong at `at`: as far as whole batches go, or all that has waited long
+    /// enough or is the last.
+    fn take_batch(&mut self, at: u64, is_last: bool) -> Vec<Bytes> {
+        let end = at + self.bytes as u64;
+        let whole = end - end % BATCH_BYTES;
+        let has_waited = || self.since.is_some_and(|since| since.elapsed() >= GATHERING);
+        if is_last || whole <= at && has_waited() {
+            return self.take();
+        }
+        let mut more = usize::try_from(whole.saturating_sub(at)).unwrap_or(0);
+        if more == 0 {
+            return Vec::new();
+        }
+        let mut batch = self.take();
+        let mut count = 0;
+        while let Some(piece) = batch.get(count).filter(|piece| piece.len() <= more) {
+            more -= piece.len();
+            count += 1;
+        }
+        let mut rest = batch.split_off(count);
+        if more > 0
+            && let Some(piece) = rest.first_mut()
+        {
+            batch.push(piece.split_to(more));
+        }
+        rest.into_iter().for_each(|piece| self.push(piece));
+        batch
     }
 }
 
@@ -401,6 +448,46 @@ fn skip_front(mut piece: Bytes, skip: &mut u64) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn queue(sizes: &[usize]) -> Queue {
+        let mut queue = Queue::default();
+        sizes.iter().for_each(|n| queue.push(vec![7; *n].into()));
+        queue
+    }
+
+    fn sizes(pieces: &[Bytes]) -> Vec<usize> {
+        pieces.iter().map(Bytes::len).collect()
+    }
+
+    #[test]
+    fn what_comes_fast_is_written_in_whole_batches() {
+        const BATCH: usize = 256 << 10;
+        assert_eq!(BATCH as u64, BATCH_BYTES);
+        let mut few = queue(&[100_000, 100_000]);
+        assert!(few.take_batch(0, false).is_empty());
+        assert_eq!(few.bytes, 200_000);
+        few.push(vec![7; 100_000].into());
+        assert_eq!(sizes(&few.take_batch(0, false)), [100_000, 100_000, BATCH - 200_000]);
+        assert_eq!(
+            (few.bytes, sizes(&few.pieces)),
+            (300_000 - BATCH, vec![300_000 - BATCH])
+        );
+        assert_eq!(sizes(&few.take_batch(BATCH as u64, true)), [300_000 - BATCH]);
+        assert_eq!((few.bytes, few.since), (0, None));
+
+        // From an odd place, to the next multiple; and several at once.
+        let mut odd = queue(&[50, 50, 3 * BATCH]);
+        assert_eq!(sizes(&odd.take_batch(BATCH as u64 - 100, false)), [50, 50, 3 * BATCH]);
+        assert!(odd.pieces.is_empty());
+    }
+
+    #[test]
+    fn what_comes_slowly_waits_for_a_while_only() {
+        let mut slow = queue(&[10]);
+        slow.since = Instant::now().checked_sub(GATHERING);
+        assert_eq!(sizes(&slow.take_batch(5, false)), [10]);
+        assert!(slow.take_batch(15, false).is_empty());
+    }
 
     #[test]
     fn an_ignored_range_is_skipped() {
