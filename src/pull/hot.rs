@@ -4,7 +4,7 @@
 //! `None` says only that it takes longer to find out: `manifest` and `blob` know.
 
 use super::Pull;
-use super::body::{Body, Source};
+use super::body::{Body, Source, Span};
 use super::freshness::{Freshness, judge};
 use super::manifest::{ManifestAnswer, Want};
 use super::names::Target;
@@ -56,10 +56,15 @@ impl Pull {
         Some(Source::Held(held).body(*digest, 0, Some(size)))
     }
 
-    /// Opens what is held for those who ask next. Nobody waits for it.
-    pub fn open_soon(&self, digest: &Digest) {
-        let (store, digest) = (self.store.clone(), *digest);
-        drop(tokio::task::spawn_blocking(move || store.open_blob(&digest)));
+    /// A manifest that is in memory, as a file that the kernel can send.
+    pub fn hot_manifest_file(&self, target: &Target, digest: &Digest) -> Option<Span> {
+        let held = self.store.hot_manifest(&target.key, digest)?;
+        Some(Span {
+            file: held.file()?,
+            at: 0,
+            len: held.bytes.len() as u64,
+            more: false,
+        })
     }
 
     /// Bytes of a blob, as [`Pull::stat_blob`] would tell them.

@@ -29,13 +29,14 @@ mod wishes;
 mod writer;
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rustix::fs::{MemfdFlags, memfd_create};
 
 pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
@@ -138,6 +139,8 @@ pub struct Manifest {
     pub media_type: Arc<str>,
     /// When its last use from memory was noted, Unix milliseconds.
     use_noted_ms: Arc<AtomicU64>,
+    /// Made when it is first wanted.
+    file: Arc<OnceLock<Option<Arc<File>>>>,
 }
 
 impl Manifest {
@@ -146,8 +149,22 @@ impl Manifest {
             bytes,
             media_type,
             use_noted_ms: Arc::default(),
+            file: Arc::default(),
         }
     }
+
+    /// The same bytes as a file that is nowhere but in memory, for who has files sent by the kernel: it takes them as they
+    /// are, where it would copy bytes of ours. `None` where there is no such thing.
+    pub fn file(&self) -> Option<Arc<File>> {
+        let make = || file_in_memory(&self.bytes).ok().map(Arc::new);
+        self.file.get_or_init(make).clone()
+    }
+}
+
+fn file_in_memory(bytes: &[u8]) -> std::io::Result<File> {
+    let file = File::from(memfd_create("manifest", MemfdFlags::CLOEXEC)?);
+    (&file).write_all(bytes)?;
+    Ok(file)
 }
 
 /// What the disk holds.

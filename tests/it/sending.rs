@@ -5,12 +5,12 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use larder::oci::Digest;
+use larder::oci::{Digest, media_type};
 
 use crate::support::client::{Ask, Connection, End, Exchange, Http2Exchange, Response, http2, open_http2};
 use crate::support::larder::Larder;
 use crate::support::upstream::{Fault, On, Upstream};
-use crate::support::{blob, within};
+use crate::support::{blob, manifest, within};
 
 const REPO: &str = "library/alpine";
 const MIB: usize = 1 << 20;
@@ -176,6 +176,41 @@ async fn what_is_asked_again_is_the_same_and_still_right() {
     writable.set_len(1000).unwrap();
     larder.get(&path).await.expect_content(&digest);
     assert_eq!(upstream.count(On::Blob(digest).get()), 3, "{}", upstream.print());
+}
+
+/// A large manifest goes out as a file does, from memory: what becomes of the one on the disk changes nothing (L2).
+#[tokio::test]
+async fn a_large_manifest_is_told_again_from_memory() {
+    const LARGE: usize = 100 * 1024;
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let padding = "x".repeat(LARGE);
+    let text = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","manifests":[],"padding":"{padding}"}}"#,
+        media_type::OCI_INDEX
+    );
+    let digest = upstream.put_manifest(REPO, Some("large"), media_type::OCI_INDEX, text.clone());
+    for reference in [digest.to_string(), "large".to_owned()] {
+        let path = manifest(REPO, &reference);
+        for round in 0..4 {
+            let told = larder.get(&path).await.expect(200);
+            assert_eq!(told.header("content-length"), Some(&*text.len().to_string()));
+            assert!(
+                told.is_complete() && told.body == text.as_bytes(),
+                "{reference}, round {round}"
+            );
+            let by_http2 = http2(larder.registry(), Ask::get(&path)).await.expect(200);
+            assert!(by_http2.body == text.as_bytes());
+            let head = larder.head(&path).await.expect(200);
+            assert_eq!(head.header("content-length"), told.header("content-length"));
+            if round == 2 {
+                let file = larder.cache().join("blobs/sha256").join(digest.hex());
+                std::fs::write(file, vec![b'y'; text.len()]).unwrap();
+            }
+        }
+    }
+    // By digest and by tag, the first time each.
+    assert_eq!(upstream.count(On::Manifests.get()), 2, "{}", upstream.print());
 }
 
 /// L5: an answer outlives its blob's file, whoever took that away.

@@ -8,24 +8,26 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use axum::body::Body;
 use axum::http::header::{IF_NONE_MATCH, RANGE};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderMap, Method, StatusCode};
+use futures_util::stream;
 
 use super::{PONG, Response, blobs};
 use crate::http::labels::Labels;
 use crate::http::outbox::Outbox;
 use crate::http::payload::Payload;
 use crate::oci::{Digest, Reference};
-use crate::pull::{Outcome, Pull, Target, View, Want};
+use crate::pull::{Outcome, Pull, PullError, Span, Target, View, Want};
 
 /// Heads of a generation, at most; there are two. A head is some 2 KiB.
 const GENERATION: usize = 6144;
 /// A path that is longer is nobody's image.
 const PATH_BYTES: usize = 1024;
 
-/// From here on it costs less to have the kernel send a manifest's file than to copy its bytes out of memory.
+/// From here on it costs less to have the kernel send a manifest from a file in memory than to have it copy our bytes.
 const LARGE_MANIFEST_BYTES: u64 = 64 * 1024;
 
 /// On a response: what has to hold for it to be given again.
@@ -57,6 +59,12 @@ pub(super) fn may_repeat(mut response: Response, again: Again) -> Response {
     }
     response.extensions_mut().insert(again);
     response
+}
+
+fn sent_by_kernel(outbox: &Outbox, digest: &Digest, span: Span) -> Payload {
+    // Not as bytes: a ticket's length is not that of what it stands for.
+    let ticket = outbox.ticket(*digest, span);
+    Body::from_stream(stream::iter([Ok::<_, PullError>(ticket)])).into()
 }
 
 struct Head {
@@ -136,14 +144,12 @@ impl Heads {
                 if found.digest != *digest || found.media_type != *media_type || found.size != *size {
                     return None;
                 }
-                match outbox.filter(|_| want == Want::Body && *size >= LARGE_MANIFEST_BYTES) {
-                    Some(outbox) => match pull.hot_blob_body(target, digest, *size) {
-                        Some(body) => blobs::stream_of(Some(outbox.clone()), body),
-                        None => {
-                            pull.open_soon(digest);
-                            found.bytes.unwrap_or_default().into()
-                        }
-                    },
+                let file = match outbox.filter(|_| want == Want::Body && *size >= LARGE_MANIFEST_BYTES) {
+                    Some(outbox) => pull.hot_manifest_file(target, digest).map(|span| (outbox, span)),
+                    None => None,
+                };
+                match file {
+                    Some((outbox, span)) => sent_by_kernel(outbox, digest, span),
                     None => found.bytes.unwrap_or_default().into(),
                 }
             }
