@@ -13,8 +13,8 @@ use crate::telemetry::log;
 
 /// Turns that tasks get before the sockets are looked at again (tokio's own figure is 61). A hundred followers may each
 /// have a piece of a file to send: who connects meanwhile waits for two looks, not for all of them. A look costs a
-/// microsecond, and what it finds last gets the next turn, before all who wait: with 8 turns between the slowest of a
-/// hundred small answers took a sixth longer.
+/// microsecond, and what it finds last gets the next turn, before all who wait: with 8 turns between, the slowest of a
+/// hundred small answers took from a tenth longer to twice as long (benches/README.md).
 const TURNS_BETWEEN_LOOKS: u32 = 16;
 
 /// `load` reads the configuration, now and whenever it has changed.
