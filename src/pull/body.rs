@@ -1,28 +1,23 @@
 //! A response's bytes, from a held blob or one that is still coming: the reader cannot tell.
 
 use std::fs::File;
-use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::error::PullError;
 use super::flight::{Follower, Run};
+use super::recall::Recall;
 use crate::oci::Digest;
 use crate::store::Held;
 
 /// Bytes that are read at once where the kernel has them: some of these wait in memory for a slow client to whom no file
 /// can be sent (TLS, HTTP/2).
 const CHUNK_BYTES: usize = 64 * 1024;
-/// Bytes that are read at once where the disk has to be waited for.
+/// Bytes that are waited for where the kernel has let go of them, at first. It is more for who takes them quickly.
 const DISK_BYTES: usize = 256 * 1024;
-
-/// What follows is asked for together with what is read: a disk that knows more has less to wait for, and what has come when
-/// its turn is there can be sent from the file.
-const AHEAD_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Bytes of a file that are handed out at once to be sent from there. Until they are sent the log takes them for sent,
 /// and a response for running.
@@ -86,6 +81,7 @@ impl Source {
             at: start,
             end,
             run: RunLength::default(),
+            recall: Recall::default(),
         }
     }
 }
@@ -97,6 +93,7 @@ pub struct Body {
     at: u64,
     end: Option<u64>,
     run: RunLength,
+    recall: Recall,
 }
 
 /// How long the next run is to be.
@@ -107,11 +104,11 @@ struct RunLength {
 }
 
 impl RunLength {
-    /// At most so many bytes, now that the last run has been taken.
-    fn most(&self, now: Instant) -> usize {
+    /// At most so many bytes, now that the last run has been taken; `first` unless that was quick.
+    fn most(&self, now: Instant, first: usize) -> usize {
         match self.last {
-            Some((then, bytes)) if now.duration_since(then) < QUICK => (bytes * 2).clamp(RUN_BYTES, MAX_RUN_BYTES),
-            _ => RUN_BYTES,
+            Some((then, bytes)) if now.duration_since(then) < QUICK => (bytes * 2).clamp(first, MAX_RUN_BYTES),
+            _ => first,
         }
     }
 }
@@ -131,22 +128,51 @@ impl Body {
             return Ok(None);
         };
         let now = Instant::now();
-        let want = self.want(upto, self.run.most(now));
-        if let Run::File(file) = &run
-            && want >= MIN_RUN_BYTES
-            && is_in_memory(file, self.at, want)
-        {
-            let at = self.at;
-            self.at += want as u64;
-            self.run.last = Some((now, want));
-            return Ok(Some(Chunk::File(Span {
-                file: file.clone(),
-                at,
-                len: want as u64,
-                more: upto > self.at,
-            })));
+        let want = self.want(upto, self.run.most(now, RUN_BYTES));
+        let Run::File(file) = &run else {
+            return Ok(Some(Chunk::Memory(self.read(run, upto).await?)));
+        };
+        if want < MIN_RUN_BYTES {
+            return Ok(Some(Chunk::Memory(self.read(run, upto).await?)));
         }
-        Ok(Some(Chunk::Memory(self.read(run, upto).await?)))
+        let len = match !self.recall.has_asked(self.at) && is_in_memory(file, self.at, want) {
+            true => {
+                self.run.last = Some((now, want));
+                want
+            }
+            false => match self.recalled(file, upto).await {
+                Some(len) => len,
+                None => return Ok(Some(Chunk::Memory(self.read(run, upto).await?))),
+            },
+        };
+        let at = self.at;
+        self.at += len as u64;
+        Ok(Some(Chunk::File(Span {
+            file: file.clone(),
+            at,
+            len: len as u64,
+            more: upto > self.at,
+        })))
+    }
+
+    /// Waits until the next bytes are in memory, as many as it tells, and has those behind them brought meanwhile. `None`:
+    /// they have to be read.
+    async fn recalled(&mut self, file: &Arc<File>, upto: u64) -> Option<usize> {
+        let most = self.run.most(Instant::now(), DISK_BYTES) as u64;
+        let run = |at: u64| at..upto.min(at.saturating_add(most));
+        if !self.recall.has_asked(self.at) {
+            self.recall.ask(file, run(self.at));
+        }
+        let end = self.recall.arrived().await?;
+        let len = usize::try_from(end.checked_sub(self.at)?).ok()?;
+        self.run.last = Some((Instant::now(), len));
+        let next = run(end);
+        let next_len = usize::try_from(next.end.saturating_sub(end)).ok()?;
+        // Where some were gone more will be. To look first would have the kernel fetch that one page by itself.
+        if next_len >= MIN_RUN_BYTES {
+            self.recall.ask(file, next);
+        }
+        Some(len)
     }
 
     /// Where the next bytes are and up to where; `None` at the end.
@@ -166,11 +192,13 @@ impl Body {
     }
 
     async fn read(&mut self, run: Run, upto: u64) -> Result<Bytes, PullError> {
-        let want = self.want(upto, DISK_BYTES);
         let bytes = match run {
-            Run::File(file) => read_at(file, self.at, want).await?,
+            Run::File(file) => self.read_file(file, upto).await?,
             Run::Kept(bytes) => bytes,
-            Run::Window(window) => window.read(self.at, want).ok_or(PullError::LeftBehind)?,
+            Run::Window(window) => {
+                let want = self.want(upto, DISK_BYTES);
+                window.read(self.at, want).ok_or(PullError::LeftBehind)?
+            }
         };
         if bytes.is_empty() {
             // Somebody cut the file behind our back. The digest is named, so that it can be looked for.
@@ -179,6 +207,21 @@ impl Body {
         }
         self.at += bytes.len() as u64;
         Ok(bytes)
+    }
+
+    async fn read_file(&mut self, file: Arc<File>, upto: u64) -> Result<Bytes, PullError> {
+        let (at, want) = (self.at, self.want(upto, CHUNK_BYTES));
+        if !self.recall.has_asked(at)
+            && let Some(bytes) = read_now(&file, at, want)
+        {
+            return Ok(bytes);
+        }
+        if self.recalled(&file, upto).await.is_some()
+            && let Some(bytes) = read_now(&file, at, want)
+        {
+            return Ok(bytes);
+        }
+        read_waiting(file, at, self.want(upto, DISK_BYTES)).await
     }
 
     pub fn digest(&self) -> &Digest {
@@ -203,27 +246,30 @@ fn is_in_memory(file: &File, at: u64, len: usize) -> bool {
     (0..len).step_by(apart).all(|n| is_there(at + n as u64)) && is_there(at + len as u64 - 1)
 }
 
-/// Reads at most `want` bytes: at once if the kernel has them in memory, else off the async threads.
-async fn read_at(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullError> {
-    let mut buffer = BytesMut::zeroed(want.min(CHUNK_BYTES));
+/// Reads at most `want` bytes if the kernel has them in memory.
+fn read_now(file: &File, at: u64, want: usize) -> Option<Bytes> {
+    let mut buffer = BytesMut::zeroed(want);
     match rustix::io::preadv2(
-        &*file,
+        file,
         &mut [std::io::IoSliceMut::new(&mut buffer)],
         at,
         ReadWriteFlags::NOWAIT,
     ) {
         Ok(n) if n > 0 => {
             buffer.truncate(n);
-            return Ok(buffer.freeze());
+            return Some(buffer.freeze());
         }
         // Not in memory, or a file system that cannot say.
         Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::INTR) => {}
         Err(error) => tracing::debug!(%error, "preadv2"),
     }
+    None
+}
+
+/// Reads at most `want` bytes off the async threads.
+async fn read_waiting(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullError> {
     let read = tokio::task::spawn_blocking(move || {
         use std::os::unix::fs::FileExt;
-        // Advice: whatever becomes of it, the bytes are read.
-        let _ = rustix::fs::fadvise(&*file, at, NonZeroU64::new(AHEAD_BYTES), Advice::WillNeed);
         let mut buffer = BytesMut::zeroed(want);
         let n = file.read_at(&mut buffer, at)?;
         buffer.truncate(n);
@@ -247,16 +293,17 @@ mod tests {
     fn runs_grow_for_who_takes_them_quickly_and_for_nobody_else() {
         let begin = Instant::now();
         let mut run = RunLength::default();
-        assert_eq!(run.most(begin), RUN_BYTES);
+        assert_eq!(run.most(begin, RUN_BYTES), RUN_BYTES);
         let mut lengths = Vec::new();
         for _ in 0..5 {
-            run.last = Some((begin, run.most(begin)));
-            lengths.push(run.most(begin) >> 20);
+            run.last = Some((begin, run.most(begin, RUN_BYTES)));
+            lengths.push(run.most(begin, RUN_BYTES) >> 20);
         }
         assert_eq!(lengths, [2, 4, 8, 8, 8]);
-        assert_eq!(run.most(begin + QUICK), RUN_BYTES);
+        assert_eq!(run.most(begin + QUICK, RUN_BYTES), RUN_BYTES);
         // The end of what had come so far was short: that says nothing about whoever took it.
         run.last = Some((begin, 10));
-        assert_eq!(run.most(begin), RUN_BYTES);
+        assert_eq!(run.most(begin, RUN_BYTES), RUN_BYTES);
+        assert_eq!(run.most(begin, 15), 20, "what has to be waited for begins shorter");
     }
 }

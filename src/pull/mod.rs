@@ -20,6 +20,7 @@ mod names;
 mod operate;
 mod outcome;
 mod privacy;
+mod recall;
 mod single;
 mod sink;
 mod tally;
@@ -50,6 +51,7 @@ pub use timing::{Parallel, Timing};
 
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};
+pub use crate::store::LARGE_MANIFEST_BYTES;
 use crate::store::{ListKey, ListRecord, Store};
 use crate::upstream::client::BuildError;
 pub use crate::upstream::{Budget, Probe};

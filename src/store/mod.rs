@@ -63,6 +63,8 @@ use records::{BlobRecord, in_repository};
 
 /// Manifests kept in memory, in bytes.
 const HOT_MANIFEST_BYTES: u64 = 64 << 20;
+/// From here on it costs less to have the kernel send a manifest from a file in memory than to have it copy our bytes.
+pub const LARGE_MANIFEST_BYTES: u64 = 64 * 1024;
 const HOT_TAGS: u64 = 50_000;
 /// Lists kept in memory, in bytes: one may have 16 MiB.
 const HOT_LIST_BYTES: u64 = 64 << 20;
@@ -144,6 +146,13 @@ pub struct Manifest {
 }
 
 impl Manifest {
+    /// What it takes of the memory that manifests may take: those that are sent as files are there twice.
+    fn weight(&self) -> u32 {
+        let bytes = self.bytes.len() as u64;
+        let copies = if bytes < LARGE_MANIFEST_BYTES { 1 } else { 2 };
+        u32::try_from(bytes * copies + 256).unwrap_or(u32::MAX)
+    }
+
     fn new(bytes: Bytes, media_type: Arc<str>) -> Manifest {
         Manifest {
             bytes,
@@ -154,8 +163,11 @@ impl Manifest {
     }
 
     /// The same bytes as a file that is nowhere but in memory, for who has files sent by the kernel: it takes them as they
-    /// are, where it would copy bytes of ours. `None` where there is no such thing.
+    /// are, where it would copy bytes of ours. `None` where there is no such thing, and for one that is not large.
     pub fn file(&self) -> Option<Arc<File>> {
+        if (self.bytes.len() as u64) < LARGE_MANIFEST_BYTES {
+            return None;
+        }
         let make = || file_in_memory(&self.bytes).ok().map(Arc::new);
         self.file.get_or_init(make).clone()
     }
@@ -229,7 +241,7 @@ impl Store {
             aside: AtomicU64::new(0),
             database,
             manifests: moka::sync::Cache::builder()
-                .weigher(|_: &Digest, m: &Manifest| u32::try_from(m.bytes.len() + 256).unwrap_or(u32::MAX))
+                .weigher(|_: &Digest, manifest: &Manifest| manifest.weight())
                 .max_capacity(HOT_MANIFEST_BYTES)
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
@@ -282,6 +294,7 @@ impl Store {
     /// or has another size than it was admitted with: then it is forgotten. Blocking, briefly.
     pub fn open_blob(&self, digest: &Digest) -> Option<Held> {
         let size = self.size(digest)?;
+        let as_of = self.inner.opened.as_of_now();
         let path = self.inner.tree.blob(digest);
         let open = |size| match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
             Ok((len, file)) if len == size => Ok(file),
@@ -305,11 +318,7 @@ impl Store {
             }
         };
         let held = self.lend(digest, size, Arc::new(file));
-        self.inner.opened.put(*digest, held.file.clone());
-        if self.inner.index().get(digest).is_none() {
-            // Evicted before it was put there: whoever did that did not find it.
-            self.inner.opened.forget(digest);
-        }
+        self.inner.opened.put(*digest, held.file.clone(), &as_of);
         Some(held)
     }
 

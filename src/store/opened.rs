@@ -17,6 +17,8 @@ pub(super) struct Opened(Mutex<Shelf>);
 #[derive(Default)]
 struct Shelf {
     files: HashMap<Digest, (Arc<File>, u64)>,
+    /// Counts what was let go of.
+    forgotten: u64,
     /// Counts uses, to tell which was the last.
     uses: u64,
 }
@@ -39,8 +41,17 @@ impl Opened {
         Some(file.clone())
     }
 
-    pub(super) fn put(&self, digest: Digest, file: Arc<File>) {
+    /// To be asked before a file is opened that is to be kept.
+    pub(super) fn as_of_now(&self) -> AsOf {
+        AsOf(self.lock().forgotten)
+    }
+
+    /// Keeps a file, unless any was let go of since: it may be the very one, and another in its place by now.
+    pub(super) fn put(&self, digest: Digest, file: Arc<File>, as_of: &AsOf) {
         let mut shelf = self.lock();
+        if shelf.forgotten != as_of.0 {
+            return;
+        }
         shelf.uses += 1;
         let uses = shelf.uses;
         shelf.files.insert(digest, (file, uses));
@@ -54,15 +65,20 @@ impl Opened {
         }
     }
 
-    /// Lets go of a file: one that is removed and stays open takes room on the disk (L5).
+    /// Lets go of a file that is out of its place: one that is removed and stays open takes room on the disk (L5).
     pub(super) fn forget(&self, digest: &Digest) {
-        self.lock().files.remove(digest);
+        let mut shelf = self.lock();
+        shelf.forgotten += 1;
+        shelf.files.remove(digest);
     }
 
     fn lock(&self) -> MutexGuard<'_, Shelf> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// When a file was opened, told by what had been let go of until then.
+pub(super) struct AsOf(u64);
 
 #[cfg(test)]
 mod tests {
@@ -81,7 +97,7 @@ mod tests {
         file.write_all(b"four").unwrap();
         let open = || Arc::new(File::open(file.path()).unwrap());
         assert!(opened.get(&digest(0), 4).is_none());
-        opened.put(digest(0), open());
+        opened.put(digest(0), open(), &opened.as_of_now());
         assert!(opened.get(&digest(0), 4).is_some());
         assert!(opened.get(&digest(1), 4).is_none());
         file.as_file().set_len(3).unwrap();
@@ -89,10 +105,18 @@ mod tests {
         file.as_file().set_len(4).unwrap();
         assert!(opened.get(&digest(0), 4).is_none(), "and is forgotten");
 
-        opened.put(digest(0), open());
-        opened.put(digest(1), open());
+        opened.put(digest(0), open(), &opened.as_of_now());
+        opened.put(digest(1), open(), &opened.as_of_now());
         opened.forget(&digest(1));
         assert!(opened.get(&digest(1), 4).is_none());
+        let (before, damaged) = (opened.as_of_now(), open());
+        opened.forget(&digest(0));
+        opened.put(digest(0), damaged, &before);
+        assert!(
+            opened.get(&digest(0), 4).is_none(),
+            "it was put aside since it was opened"
+        );
+        opened.put(digest(0), open(), &opened.as_of_now());
         drop(file);
         assert!(opened.get(&digest(0), 4).is_none(), "it was removed");
     }
@@ -101,7 +125,10 @@ mod tests {
     fn the_least_recently_used_goes() {
         let opened = Opened::default();
         let file = tempfile::NamedTempFile::new().unwrap();
-        let put = |n| opened.put(digest(n), Arc::new(File::open(file.path()).unwrap()));
+        let put = |n| {
+            let file = Arc::new(File::open(file.path()).unwrap());
+            opened.put(digest(n), file, &opened.as_of_now());
+        };
         (0..MAX_FILES).for_each(put);
         assert!(opened.get(&digest(0), 0).is_some());
         put(MAX_FILES);

@@ -193,7 +193,6 @@ impl Inner {
             Victim::Part(digest) => (digest, self.tree.part(digest)),
             Victim::Blob(digest) => {
                 self.manifests.invalidate(digest);
-                self.opened.forget(digest);
                 let mut ops = vec![Op::Delete(Table::Blobs, digest.to_key())];
                 ops.extend(
                     links
@@ -205,7 +204,12 @@ impl Inner {
             }
         };
         let aside = self.tree.temporary(digest);
-        std::fs::rename(&place, &aside).is_ok().then_some(aside)
+        let is_moved = std::fs::rename(&place, &aside).is_ok();
+        if let Victim::Blob(_) = victim {
+            // Not before: whoever opened it there meanwhile would keep it.
+            self.opened.forget(digest);
+        }
+        is_moved.then_some(aside)
     }
 
     /// Calls `each` with every entry and its place, while others come to the index every few hundred.

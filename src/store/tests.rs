@@ -892,3 +892,14 @@ fn free_room_is_taken_and_none_is_made() {
     writer.reserve(2 * UNIT).unwrap();
     assert!(store.size(&held).is_none(), "evicted only now");
 }
+
+/// What is sent from a file in memory is there twice, and counted so.
+#[test]
+fn large_manifests_weigh_twice() {
+    let manifest = |bytes: u64| Manifest::new(vec![b' '; usize::try_from(bytes).unwrap()].into(), "x/y".into());
+    let (small, large) = (manifest(LARGE_MANIFEST_BYTES - 1), manifest(LARGE_MANIFEST_BYTES));
+    assert!(small.file().is_none());
+    assert_eq!(large.file().unwrap().metadata().unwrap().len(), LARGE_MANIFEST_BYTES);
+    assert!(u64::from(small.weight()) < LARGE_MANIFEST_BYTES + 1024);
+    assert!(u64::from(large.weight()) >= 2 * LARGE_MANIFEST_BYTES);
+}

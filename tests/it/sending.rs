@@ -213,6 +213,60 @@ async fn a_large_manifest_is_told_again_from_memory() {
     assert_eq!(upstream.count(On::Manifests.get()), 2, "{}", upstream.print());
 }
 
+/// Takes a file out of the kernel's memory; whether it is gone from there, which not every file system can tell or do.
+fn let_go_of(file: &Path) -> bool {
+    let file = std::fs::File::open(file).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let mut byte = [0];
+    let mut slices = [std::io::IoSliceMut::new(&mut byte)];
+    let at = LEN as u64 / 2;
+    rustix::io::preadv2(&file, &mut slices, at, rustix::io::ReadWriteFlags::NOWAIT) == Err(rustix::io::Errno::AGAIN)
+}
+
+/// What the kernel has let go of is brought back and sent: all of it, parts of it, to several at once, and a client that leaves
+/// before it has come leaves nothing behind.
+#[tokio::test]
+async fn a_file_that_has_left_the_kernels_memory() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let (digest, path, file) = held(&larder, &upstream).await;
+    let whole = larder.get(&path).await.expect(200).body;
+    let mut gone = 0;
+    let mut let_go = || gone += usize::from(let_go_of(&file));
+    for _ in 0..3 {
+        let_go();
+        larder.get(&path).await.expect_content(&digest);
+        let_go();
+        http2(larder.registry(), Ask::get(&path)).await.expect_content(&digest);
+        let_go();
+        let ask = || Ask::get(&path).range("bytes=4000001-23000000").send(larder.registry());
+        for part in futures_util::future::join_all([ask(), ask(), ask()]).await {
+            assert_eq!(part.status, 206);
+            assert!(part.body == whole[4_000_001..=23_000_000]);
+        }
+        let_go();
+        for by_http2 in [false, true] {
+            drop(Slow::open(&larder, &path, by_http2).await);
+            let_go();
+        }
+    }
+    until_let_go(&larder, &digest).await;
+    within("its files to be closed", async {
+        while handles(&file) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(upstream.count(On::Blob(digest).get()), 1, "{}", upstream.print());
+    if gone == 0 {
+        eprintln!(
+            "NOT CHECKED: the file system of {} keeps its files in memory",
+            file.display()
+        );
+    }
+}
+
 /// L5: an answer outlives its blob's file, whoever took that away.
 #[tokio::test]
 async fn a_file_that_is_removed_while_it_is_sent() {

@@ -20,15 +20,12 @@ use crate::http::labels::Labels;
 use crate::http::outbox::Outbox;
 use crate::http::payload::Payload;
 use crate::oci::{Digest, Reference};
-use crate::pull::{Outcome, Pull, PullError, Span, Target, View, Want};
+use crate::pull::{LARGE_MANIFEST_BYTES, Outcome, Pull, PullError, Span, Target, View, Want};
 
 /// Heads of a generation, at most; there are two. A head is some 2 KiB.
 const GENERATION: usize = 6144;
 /// A path that is longer is nobody's image.
 const PATH_BYTES: usize = 1024;
-
-/// From here on it costs less to have the kernel send a manifest from a file in memory than to have it copy our bytes.
-const LARGE_MANIFEST_BYTES: u64 = 64 * 1024;
 
 /// On a response: what has to hold for it to be given again.
 #[derive(Clone, Debug)]
