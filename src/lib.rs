@@ -47,7 +47,8 @@
 //!   index → links. A blob of up to 64 KiB is hashed where it comes, told, and written by its commit.
 //! - **Blob, hot**: link check and size from memory → a file that is open still (`store::opened`), or one that is opened off
 //!   the async threads → range → body; by plain HTTP/1.1 the body hands out tickets for runs of the file (`http::outbox`), which
-//!   the socket's side (`http::server::wire`) sends by `sendfile`.
+//!   the socket's side (`http::server::wire`) sends by `sendfile`, in turns with other connections. A run that the kernel has
+//!   let go of is brought back first (`pull::recall`), the next one while it is sent.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
 //! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target

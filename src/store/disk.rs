@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rustix::io::{Errno, pwritev};
 
+use super::pages::Pages;
+
 /// As many pieces as the kernel takes in one call (`IOV_MAX`).
 const MAX_PIECES: usize = 1024;
 
@@ -54,14 +56,18 @@ pub enum Fault {
 pub type Faults = Arc<dyn Fn(DiskOp, &Path) -> Option<Fault> + Send + Sync>;
 
 /// The disk, perhaps a faulty one.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(super) struct Disk {
     faults: Option<Faults>,
+    pages: Pages,
 }
 
 impl Disk {
     pub(super) fn with(faults: Option<Faults>) -> Disk {
-        Disk { faults }
+        Disk {
+            faults,
+            pages: Pages::default(),
+        }
     }
 
     fn check(&self, op: DiskOp, path: &Path) -> io::Result<()> {
@@ -86,16 +92,24 @@ impl Disk {
             .open(path)
     }
 
-    /// Writes the pieces one behind the other, in one call if the kernel takes them so: its cache then holds them in larger
-    /// pages, which cost less to fill and to send (benches/README.md).
+    /// Writes the pieces one behind the other, in calls of one size however they are cut (`pages`).
     pub(super) fn write_all_at(&self, file: &File, path: &Path, pieces: &[Bytes], at: u64) -> io::Result<()> {
         match self.fault(DiskOp::Write, path) {
-            None => write_pieces(file, pieces, at),
+            None => {
+                let len = pieces.iter().map(Bytes::len).sum();
+                let timed = self.pages.begin(len);
+                let a_call = timed.as_ref().map_or_else(|| self.pages.usual(), |timed| timed.bytes);
+                write_pieces(file, pieces, at, a_call)?;
+                if let Some(timed) = timed {
+                    self.pages.end(&timed, len);
+                }
+                Ok(())
+            }
             Some(Fault::Error(error)) => Err(error),
             Some(Fault::Short(n, error)) => {
                 let mut all = Bytes::from(pieces.concat());
                 all.truncate(n);
-                write_pieces(file, &[all], at)?;
+                write_pieces(file, &[all], at, n.max(1))?;
                 Err(error)
             }
         }
@@ -118,11 +132,33 @@ impl Disk {
     }
 }
 
-fn write_pieces(file: &File, pieces: &[Bytes], mut at: u64) -> io::Result<()> {
-    for some in pieces.chunks(MAX_PIECES) {
-        let mut slices: Vec<IoSlice<'_>> = some.iter().map(|piece| IoSlice::new(piece)).collect();
+/// `a_call`: bytes written by one call, from one multiple of it to the next.
+fn write_pieces(file: &File, pieces: &[Bytes], mut at: u64, a_call: usize) -> io::Result<()> {
+    let mut pieces = pieces.iter();
+    let mut piece: &[u8] = &[];
+    let mut slices = Vec::new();
+    loop {
+        slices.clear();
+        // Up to the next border, whatever the last write was.
+        let mut room = a_call - usize::try_from(at % a_call as u64).unwrap_or(0);
+        while room > 0 && slices.len() < MAX_PIECES {
+            if piece.is_empty() {
+                match pieces.next() {
+                    Some(next) => piece = next,
+                    None => break,
+                }
+            }
+            let (now, later) = piece.split_at(piece.len().min(room));
+            room -= now.len();
+            piece = later;
+            if !now.is_empty() {
+                slices.push(IoSlice::new(now));
+            }
+        }
+        if slices.is_empty() {
+            return Ok(());
+        }
         let mut left = slices.as_mut_slice();
-        IoSlice::advance_slices(&mut left, 0);
         while !left.is_empty() {
             match pwritev(file, left, at) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
@@ -135,7 +171,6 @@ fn write_pieces(file: &File, pieces: &[Bytes], mut at: u64) -> io::Result<()> {
             }
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]

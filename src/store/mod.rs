@@ -13,6 +13,7 @@ mod images;
 mod index;
 mod keys;
 mod opened;
+mod pages;
 mod privacy;
 mod queue;
 mod records;

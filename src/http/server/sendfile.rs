@@ -36,9 +36,9 @@ pub(super) fn poll_write_more(
     }
 }
 
-/// Sends of a run what the socket takes: at least a byte, else an error. `UnexpectedEof`: the file has ended early.
-pub(super) fn poll_send(tcp: &TcpStream, cx: &mut Context<'_>, run: &FileRun) -> Poll<io::Result<usize>> {
-    poll_send_by(by_kernel, tcp, cx, run)
+/// Sends of a run what the socket takes of `most` bytes: at least one, else an error. `UnexpectedEof`: the file has ended early.
+pub(super) fn poll_send(tcp: &TcpStream, cx: &mut Context<'_>, run: &FileRun, most: usize) -> Poll<io::Result<usize>> {
+    poll_send_by(by_kernel, tcp, cx, run, most)
 }
 
 type Way = fn(&TcpStream, &FileRun, usize) -> Result<usize, Errno>;
@@ -47,10 +47,16 @@ fn by_kernel(tcp: &TcpStream, run: &FileRun, want: usize) -> Result<usize, Errno
     rustix::fs::sendfile(tcp, run.file(), Some(&mut run.at()), want)
 }
 
-fn poll_send_by(way: Way, tcp: &TcpStream, cx: &mut Context<'_>, run: &FileRun) -> Poll<io::Result<usize>> {
+fn poll_send_by(
+    way: Way,
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    run: &FileRun,
+    most: usize,
+) -> Poll<io::Result<usize>> {
     loop {
         ready!(tcp.poll_write_ready(cx))?;
-        match send(way, tcp, run) {
+        match send(way, tcp, run, most) {
             Err(error) if is_to_repeat(&error) => {}
             Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
             sent => return Poll::Ready(sent),
@@ -62,8 +68,8 @@ fn is_to_repeat(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
-fn send(way: Way, tcp: &TcpStream, run: &FileRun) -> io::Result<usize> {
-    let want = usize::try_from(run.left()).unwrap_or(usize::MAX);
+fn send(way: Way, tcp: &TcpStream, run: &FileRun, most: usize) -> io::Result<usize> {
+    let want = usize::try_from(run.left()).unwrap_or(most).min(most);
     let mut sent = 0;
     let outcome = tcp.try_io(Interest::WRITABLE, || {
         sent = hand_over(way, tcp, run, want)?;
@@ -120,7 +126,7 @@ mod tests {
     use crate::pull::Span;
 
     /// What arrives of `len` bytes of a file, sent that way, and how the sending ended.
-    async fn sent_by(way: Way, file: Arc<File>, len: u64) -> (Vec<u8>, io::Result<()>) {
+    async fn sent_by(way: Way, file: Arc<File>, len: u64, most: usize) -> (Vec<u8>, io::Result<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (tcp, _) = listener.accept().await.unwrap();
@@ -148,7 +154,7 @@ mod tests {
                 let mut slices = [IoSlice::new(&[]); 1];
                 piece.chunks_vectored(&mut slices);
                 let (_, run) = outbox.first(&slices).unwrap();
-                let n = ready!(poll_send_by(way, &tcp, cx, &run))?;
+                let n = ready!(poll_send_by(way, &tcp, cx, &run, most))?;
                 piece.advance(n);
             }
             Poll::Ready(Ok(()))
@@ -166,10 +172,14 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&content, 0).unwrap();
         let file = Arc::new(file);
-        for way in [by_kernel as Way, refused] {
-            let (came, ended) = sent_by(way, file.clone(), 9_000_001).await;
+        for (way, most) in [
+            (by_kernel as Way, usize::MAX),
+            (by_kernel, 100_000),
+            (refused, usize::MAX),
+        ] {
+            let (came, ended) = sent_by(way, file.clone(), 9_000_001, most).await;
             assert!(came == content && ended.is_ok(), "{} {ended:?}", came.len());
-            let (came, ended) = sent_by(way, file.clone(), 9_000_002).await;
+            let (came, ended) = sent_by(way, file.clone(), 9_000_002, most).await;
             assert!(came == content, "all there is: {}", came.len());
             assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
         }

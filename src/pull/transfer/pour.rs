@@ -18,10 +18,11 @@ use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
 
 /// No file can be larger, and figures below it can be added without care.
 const MAX_BLOB_BYTES: u64 = 1 << 62;
-/// What may queue up in memory while the disk writes.
-const QUEUE_BYTES: usize = 4 << 20;
-/// What comes fast is written in multiples of this, from one to the next: the kernel's cache then holds it in larger
-/// pages (benches/README.md).
+/// What may queue up in memory while the disk writes. No more than a processor's cache holds: what has left it costs half as
+/// much again to hash (benches/README.md).
+const QUEUE_BYTES: usize = 1 << 20;
+/// What comes fast is written in multiples of this, from one to the next: each write wakes others, and one that ends within
+/// a page of the kernel's cache leaves two small ones there.
 const BATCH_BYTES: u64 = 256 << 10;
 /// What comes slowly waits for the rest of its batch no longer than this.
 const GATHERING: Duration = Duration::from_millis(4);
