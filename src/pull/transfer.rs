@@ -179,7 +179,7 @@ impl Transfer {
     /// Stages. What nobody has staged any of is asked for at the same time: a first byte need not wait for a file.
     async fn begin(&mut self) -> Result<Sink, PullError> {
         let digest = self.order.digest;
-        if self.store.is_staged(&digest) {
+        if self.store.is_staged(&self.order.key, &digest) {
             return self.stage().await;
         }
         let Order { client, repository, .. } = self.order.clone();
