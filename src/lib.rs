@@ -40,6 +40,10 @@
 //!   each request, and a right of identity, place and image (`auth::policy`) before anything is told, hot or not. Where that
 //!   depends on whether the repository needs credentials, `pull::privacy` knows, or asks the upstream once as nobody. A right to
 //!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token.
+//! - **A claim is not proof**: what is held, or coming, for other repositories only → `pull::proof`: the repositories that have
+//!   shown it (links) × what is known of their privacy → a HEAD suffices (public), the registry itself has to confirm (one
+//!   upstream), or the bytes have to come: then it is a miss, with a transfer and a staged file of its own, and of two copies
+//!   the store keeps the first.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
 //!   (`pull::transfer`), which gathers what comes fast; it stages through `store::writer`, which hashes beside the writing;
 //!   every client, the first included, reads the growing file (`pull::body`), and the first MiB before the file has it
@@ -67,7 +71,7 @@
 //!   fail (clients, users, certificates; `app::listeners` binds) and changes nothing; then each listener's `http::v2` door is hung anew,
 //!   with the names and clients of `pull` (`View`) and the rules of `auth` behind it; then sockets, limits, schedules, audit log. A
 //!   request takes its door once, without a lock, and goes by it to its end: by its target it carries the client that asks for it,
-//!   and joins no question of another configuration, nor a transfer that other credentials began. What `http::v2::hot` told under an earlier one is not told again.
+//!   and joins no question of another configuration, nor, unless its registry confirms it, a transfer that other credentials began. What `http::v2::hot` told under an earlier one is not told again.
 //! - **Lent credentials**: `upstream::credentials` → `upstream::lease`, which keeps what a helper (`upstream::helper`) or a cloud
 //!   (`upstream::cloud`) gives out, one question for all who wait; again before it ends, and once when a registry refuses it.
 //! - **Traces**: `http::traced` makes a request a span, if it is to be recorded; those of its transfer (`pull::flight`) and of each

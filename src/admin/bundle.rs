@@ -1,5 +1,9 @@
 //! Bundles, as operators ask for them: which images, from whom, and what came of it.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Sender;
 
@@ -12,7 +16,13 @@ use crate::bundle::report::{Outcome, Report};
 use crate::bundle::select::{self, Selection};
 use crate::bundle::sign::PublicKey;
 use crate::bundle::{BundleError, Input, create};
+use crate::oci::Reference;
+use crate::pull::Probe;
 use crate::store::{ImageName, Store, unix_ms};
+
+/// How long a bundle waits for what upstreams say to nobody, and how many of them are asked at a time.
+const ASKING_FOR: Duration = Duration::from_secs(30);
+const ASKED_AT_ONCE: usize = 8;
 
 /// What is to be in a bundle.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -114,6 +124,7 @@ impl Admin {
     /// Looks up what a bundle needs. Errors: an image is not held or not whole, there is nothing to send.
     pub async fn plan_bundle(&self, order: BundleOrder) -> Result<Planned, AdminError> {
         let names = self.bundle_names(&order.images).await?;
+        self.ask_as_nobody(&names).await;
         self.work(move |admin| {
             let known = order
                 .since
@@ -136,6 +147,25 @@ impl Admin {
             })
         })
         .await?
+    }
+
+    /// Finds out whether repositories are public that answered to credentials and that nobody has asked about: the mark
+    /// travels with the bundle, and the other side may have nobody to ask. Without an answer they stay private.
+    async fn ask_as_nobody(&self, names: &[ImageName]) {
+        let store = self.store();
+        let is_unknown = |repository: &str| store.is_private(repository) && store.shown_to_nobody(repository).is_none();
+        let unknown = names.iter().filter(|name| is_unknown(&name.repository));
+        let unknown: BTreeMap<_, _> = unknown.map(|name| (&name.repository, name)).collect();
+        let pull = &self.inner.pull;
+        let asking =
+            futures_util::stream::iter(unknown.into_values()).for_each_concurrent(ASKED_AT_ONCE, |name| async {
+                let target = pull.resolve(&name.repository, None).ok();
+                let target = target.filter(|target| *target.key == *name.repository);
+                if let (Some(target), Ok(reference)) = (target, name.reference.parse::<Reference>()) {
+                    pull.needs_credentials(&target, &Probe::Manifest(reference)).await;
+                }
+            });
+        let _ = tokio::time::timeout(ASKING_FOR, asking).await;
     }
 
     async fn bundle_names(&self, images: &[String]) -> Result<Vec<ImageName>, AdminError> {

@@ -53,7 +53,7 @@ pub fn import(
     let signer = trust(&head, options)?;
     let catalog = Catalog::from_bytes(&head.catalog)?;
     let id = Catalog::id(&head.catalog);
-    let mut run = Run::new(store, catalog, signer.is_some())?;
+    let mut run = Run::new(store, catalog, id, signer.is_some())?;
     run.check_room(options)?;
     match run.read(&mut reader, head, told) {
         Ok(seen) => {
@@ -96,6 +96,8 @@ struct Coming {
 struct Run<'a> {
     store: &'a Store,
     catalog: Catalog,
+    /// Owns the staged bytes: those that an upstream or another bundle sent prove nothing here (L11).
+    owner: String,
     trusted: bool,
     omitted: BTreeSet<Digest>,
     keeps: Vec<Keep>,
@@ -114,7 +116,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(store: &'a Store, catalog: Catalog, trusted: bool) -> Result<Run<'a>, BundleError> {
+    fn new(store: &'a Store, catalog: Catalog, id: Digest, trusted: bool) -> Result<Run<'a>, BundleError> {
         let omitted = catalog.omitted.digests()?;
         // What is here already may not go while the rest comes.
         let digests = omitted.iter().chain(catalog.blobs.iter().map(|blob| &blob.digest));
@@ -122,6 +124,7 @@ impl<'a> Run<'a> {
         Ok(Run {
             store,
             catalog,
+            owner: id.to_string(),
             trusted,
             omitted,
             keeps,
@@ -284,8 +287,8 @@ impl<'a> Run<'a> {
             self.coming = None;
         }
         if self.coming.is_none() {
-            let mut writer = match self.store.stage(repository, &blob.digest) {
-                // Somebody fetches it at this moment: it will be here, or missing, at the end.
+            let mut writer = match self.store.stage_for(&self.owner, repository, &blob.digest) {
+                // Another import brings it at this moment: it will be here, or missing, at the end.
                 Err(StoreError::Busy(_)) => return Ok(false),
                 staged => staged?,
             };

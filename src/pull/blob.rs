@@ -5,13 +5,14 @@ use std::sync::Arc;
 use super::blocking::blocking;
 use super::body::Source;
 use super::error::PullError;
-use super::flight::{Follower, Order, Place};
+use super::flight::{Flight, Follower, Judged, Order, Place};
 use super::names::Target;
 use super::outcome::Outcome;
+use super::proof::Proof;
 use super::{Pull, Question};
 use crate::oci::Digest;
 use crate::telemetry::trace::{self, Kind, Span};
-use crate::upstream::{Client, ErrorKind, UpstreamError};
+use crate::upstream::{Client, ErrorKind, Probe, UpstreamError};
 
 /// Transfers of other repositories that may fail under a client before it is told.
 const FOREIGN_FAILURES: u32 = 4;
@@ -45,25 +46,22 @@ fn wait_span(follower: &Follower) -> Span {
 }
 
 impl Pull {
-    /// Size and existence. A blob that is not held is asked for by HEAD; nothing is fetched.
-    pub async fn stat_blob(&self, target: &Target, digest: &Digest) -> Result<BlobStat, PullError> {
-        if let Some(size) = self.store.size(digest)
-            && self.store.linked(&target.key, digest)
-        {
-            return Ok(BlobStat {
-                size: Some(size),
-                outcome: Outcome::Hit,
-            });
+    /// Size and existence. A blob that is not held, or not for this repository, is asked for by HEAD, and the answer is
+    /// what its upstream says; nothing is fetched.
+    pub async fn stat_blob(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<BlobStat, PullError> {
+        if let Some(size) = self.store.size(digest) {
+            let is_linked = self.store.linked(&target.key, digest);
+            if is_linked || self.link_held(target, digest).await? {
+                return Ok(BlobStat {
+                    size: Some(size),
+                    outcome: match is_linked {
+                        true => Outcome::Hit,
+                        false => Outcome::Revalidated,
+                    },
+                });
+            }
         }
-        let size = self.confirm_blob(target, digest).await?;
-        // Held, but shown by this repository only now (L8).
-        if let Some(held) = self.store.size(digest) {
-            self.note_link(target, digest).await;
-            return Ok(BlobStat {
-                size: Some(held),
-                outcome: Outcome::Revalidated,
-            });
-        }
+        let size = self.head_blob(target, digest, false).await?;
         Ok(BlobStat {
             size: size.or(self.hint(target, digest)),
             outcome: Outcome::Passed,
@@ -71,26 +69,35 @@ impl Pull {
     }
 
     /// Opens a blob for reading; returns when the status line may go out (R-D3).
-    pub async fn open_blob(&self, target: &Target, digest: &Digest) -> Result<OpenBlob, PullError> {
+    pub async fn open_blob(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<OpenBlob, PullError> {
+        let mut judged = Judged::default();
         loop {
-            if let Some(held) = self.open_held(target, digest).await? {
+            if let Some(held) = self.open_held(target, digest, &mut judged).await? {
                 return Ok(held);
             }
             // `None`: its transfer ended just now.
-            if let Some(coming) = self.fetch_blob(target, digest).await? {
+            if let Some(coming) = self.fetch_blob(target, digest, &mut judged).await? {
                 return Ok(coming);
             }
         }
     }
 
-    async fn open_held(&self, target: &Target, digest: &Digest) -> Result<Option<OpenBlob>, PullError> {
+    /// `None` if it is not held, or not for this repository: then `judged` knows that.
+    async fn open_held(
+        self: &Arc<Pull>,
+        target: &Target,
+        digest: &Digest,
+        judged: &mut Judged,
+    ) -> Result<Option<OpenBlob>, PullError> {
         if self.store.size(digest).is_none() {
             return Ok(None);
         }
         let mut outcome = Outcome::Hit;
         if !self.store.linked(&target.key, digest) {
-            self.confirm_blob(target, digest).await?;
-            self.note_link(target, digest).await;
+            judged.apart = !self.link_held(target, digest).await?;
+            if judged.apart {
+                return Ok(None);
+            }
             outcome = Outcome::Revalidated;
         }
         let held = match self.store.open_hot(digest) {
@@ -109,19 +116,23 @@ impl Pull {
     }
 
     /// `None` if it is held by now.
-    async fn fetch_blob(&self, target: &Target, digest: &Digest) -> Result<Option<OpenBlob>, PullError> {
+    async fn fetch_blob(
+        self: &Arc<Pull>,
+        target: &Target,
+        digest: &Digest,
+        judged: &mut Judged,
+    ) -> Result<Option<OpenBlob>, PullError> {
         self.check_negative(target, &Question::Blob(*digest))?;
         let client = self.client(target)?;
-        let mut shown = false;
         let mut foreign_failures = 0;
         loop {
-            let mut follower = match self.flights.join_or_begin(self.order(target, &client, digest), shown) {
+            let mut follower = match self.flights.join_or_begin(self.order(target, &client, digest), judged) {
                 Place::Among(follower) => follower,
                 Place::Held => return Ok(None),
                 // Whoever joins a transfer that another repository began must hold the digest himself (L8).
-                Place::Foreign => {
-                    self.confirm_blob(target, digest).await?;
-                    shown = true;
+                Place::Foreign(flight) => {
+                    let may_follow = self.may_follow(target, &flight).await?;
+                    judged.note(flight, may_follow);
                     continue;
                 }
             };
@@ -170,13 +181,50 @@ impl Pull {
         }
     }
 
-    /// Whether this repository's upstream says that it holds the blob, and its size. One HEAD for all who ask.
-    async fn confirm_blob(&self, target: &Target, digest: &Digest) -> Result<Option<u64>, PullError> {
+    /// Links a blob that is held for others to this repository too, if its upstream shows that it holds it (L8), by what
+    /// counts as proof (L11). `false`: as for this repository it is not held.
+    async fn link_held(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<bool, PullError> {
+        self.check_negative(target, &Question::Blob(*digest))?;
+        self.client(target)?;
+        let proof = self.proof_of_blob(target, digest).await;
+        let is_shown = self.has_shown(target, digest, proof).await?;
+        if is_shown {
+            self.note_link(target, digest).await;
+        }
+        Ok(is_shown)
+    }
+
+    /// Returns whether this repository may be given what a transfer brings, as it comes.
+    async fn may_follow(self: &Arc<Pull>, target: &Target, flight: &Flight) -> Result<bool, PullError> {
+        let began = [flight.repository().clone()];
+        let proof = self.proof(target, &began, &Probe::Blob(flight.digest)).await;
+        self.has_shown(target, &flight.digest, proof).await
+    }
+
+    async fn has_shown(&self, target: &Target, digest: &Digest, proof: Proof) -> Result<bool, PullError> {
+        match proof {
+            Proof::Claim => self.head_blob(target, digest, false).await.map(|_| true),
+            Proof::Registry if self.client(target)?.has_mirrors() => {
+                let asking = self.head_blob(target, digest, true);
+                Ok(self.beside_mirrors(target, asking).await.is_some())
+            }
+            Proof::Registry => self.head_blob(target, digest, true).await.map(|_| true),
+            Proof::Bytes => Ok(false),
+        }
+    }
+
+    /// Asks this repository's upstream whether it holds the blob, and its size; `itself`: the registry, not one of its
+    /// mirrors. One HEAD for all who ask.
+    async fn head_blob(&self, target: &Target, digest: &Digest, itself: bool) -> Result<Option<u64>, PullError> {
         let question = Question::Blob(*digest);
         self.check_negative(target, &question)?;
-        let client = self.client(target)?.clone();
+        let client = self.client(target)?;
+        let is_last_word = !itself || !client.has_mirrors();
         let (repository, wanted) = (target.repository.clone(), *digest);
-        let mut pending = self.blob_heads.join((target.scope(), *digest), || async move {
+        let mut pending = self.blob_heads.join((target.scope(), *digest, itself), || async move {
+            if itself {
+                return Ok(client.confirm_blob(&repository, &wanted).await?.size);
+            }
             match client.head_blob(&repository, &wanted).await {
                 Ok(head) => Ok(head.size),
                 // R-U27: where HEAD is not understood only a GET can be believed. Its bytes are not needed.
@@ -191,10 +239,11 @@ impl Pull {
                 Err(error) => Err(error.into()),
             }
         });
-        let size = pending
-            .wait()
-            .await
-            .inspect_err(|error| self.note_negative(target, question, error))?;
+        let size = pending.wait().await.inspect_err(|error| {
+            if is_last_word {
+                self.note_negative(target, question, error);
+            }
+        })?;
         self.note_privacy(target);
         Ok(size)
     }

@@ -1,5 +1,7 @@
 //! A blob for its own sake: nobody reads it, it is only to be held.
 
+use std::sync::Arc;
+
 use super::Pull;
 use super::body::Source;
 use super::error::PullError;
@@ -20,7 +22,12 @@ pub enum Brought {
 impl Pull {
     /// Fetches a blob through the same transfer as everybody (L1) and waits until it is held; `tell` hears how many of its
     /// bytes are there. Dropped, it leaves the transfer as a client does: what is staged is resumed by the next.
-    pub async fn bring(&self, target: &Target, digest: &Digest, tell: impl Fn(u64)) -> Result<Brought, PullError> {
+    pub async fn bring(
+        self: &Arc<Pull>,
+        target: &Target,
+        digest: &Digest,
+        tell: impl Fn(u64),
+    ) -> Result<Brought, PullError> {
         // Twice: the first may have joined a transfer at its very end, which brought what was lost since.
         for attempt in 0..2 {
             let mut follower = match self.open_blob(target, digest).await?.source {
@@ -33,8 +40,8 @@ impl Pull {
             }
             drop(follower);
             // Its readers have everything a moment before it is kept.
-            self.flights.ended(digest).await;
-            if self.store.size(digest).is_some() {
+            self.flights.ended(&target.key, digest).await;
+            if self.store.shown(&target.key, digest).is_some() {
                 return Ok(Brought::Fetched);
             }
         }

@@ -1,4 +1,5 @@
-//! One transfer per digest, joined by all (L1): the list of the transfers under way, and who may join which.
+//! One transfer per digest, joined by all who may have what it brings (L1, L11): the list of the transfers under way, and
+//! who may join which.
 //!
 //! A transfer is a task of its own (`transfer`), which outlives the client that began it. Everyone follows it through
 //! [`Follower`]: a state that is watched, and the staged file, which each reads at its own pace; a reader that stands
@@ -9,7 +10,7 @@ mod front;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -40,8 +41,8 @@ pub struct Flight {
     /// The repository that began it, and who asks for it: under another configuration that may be with other credentials.
     began: Arc<str>,
     client: Arc<Client>,
-    /// Repositories, beside that one, that have shown that they hold the digest.
-    also: Mutex<BTreeSet<Arc<str>>>,
+    /// Repositories, beside that one, that have shown that they may follow it, and who asks for them.
+    also: Mutex<Vec<(Arc<str>, Arc<Client>)>>,
     /// In the trace of whoever began it; it may outlast that request.
     pub(super) span: Span,
 }
@@ -50,10 +51,30 @@ pub struct Flight {
 pub enum Place {
     /// A transfer to follow.
     Among(Follower),
-    /// None is needed: it has been admitted to the store.
+    /// It has been admitted to the store.
     Held,
-    /// Another repository's transfer, of which this one has not shown yet that it may follow it (L8).
-    Foreign,
+    /// Another repository's transfer, or one by other credentials. Whether it may be followed has not been judged yet.
+    Foreign(Arc<Flight>),
+}
+
+/// Verdicts that one request has reached about a digest so far.
+#[derive(Default)]
+pub struct Judged {
+    /// Transfers of others, and whether they may be followed.
+    flights: Vec<(Arc<Flight>, bool)>,
+    /// The held copy is not for this repository before its own upstream has sent it (L11).
+    pub apart: bool,
+}
+
+impl Judged {
+    pub fn note(&mut self, flight: Arc<Flight>, may_follow: bool) {
+        self.flights.push((flight, may_follow));
+    }
+
+    fn verdict(&self, flight: &Arc<Flight>) -> Option<bool> {
+        let known = self.flights.iter().find(|(other, _)| Arc::ptr_eq(other, flight));
+        known.map(|(_, may_follow)| *may_follow)
+    }
 }
 
 impl Flight {
@@ -66,9 +87,29 @@ impl Flight {
         self.state.borrow()
     }
 
+    /// The repository that began it.
+    pub fn repository(&self) -> &Arc<str> {
+        &self.began
+    }
+
     /// Repositories that joined, beside the one that began it.
     pub(super) fn take_also(&self) -> BTreeSet<Arc<str>> {
-        std::mem::take(&mut *self.also.lock().unwrap_or_else(PoisonError::into_inner))
+        self.also().drain(..).map(|(repository, _)| repository).collect()
+    }
+
+    /// Returns whether this very repository began it, by this client, or was allowed to follow it.
+    fn is_of(&self, order: &Order) -> bool {
+        let is_same = |key: &Arc<str>, client: &Arc<Client>| *key == order.key && Arc::ptr_eq(client, &order.client);
+        is_same(&self.began, &self.client) || self.also().iter().any(|(key, client)| is_same(key, client))
+    }
+
+    /// Returns whether it brings something for this repository.
+    fn is_for(&self, repository: &str) -> bool {
+        *self.began == *repository || self.also().iter().any(|(key, _)| **key == *repository)
+    }
+
+    fn also(&self) -> MutexGuard<'_, Vec<(Arc<str>, Arc<Client>)>> {
+        self.also.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn worth_finishing(&self, timing: &Timing) -> bool {
@@ -108,9 +149,12 @@ pub struct Order {
     pub hint: Option<u64>,
 }
 
+/// Transfers by digest: several where one may not be followed by all who want it (L11), or has lost its first bytes.
+type Running = HashMap<Digest, Vec<Arc<Flight>>>;
+
 /// The transfers under way.
 pub struct Flights {
-    running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    running: Arc<Mutex<Running>>,
     /// Told whenever one leaves the list.
     ended: watch::Sender<()>,
     store: Store,
@@ -135,42 +179,63 @@ impl Flights {
 
     /// Transfers under way.
     pub fn count(&self) -> usize {
-        self.lock().len()
+        self.lock().values().map(Vec::len).sum()
     }
 
-    /// Waits until no transfer of this digest is under way; what it brought is held by then, if it could be kept.
-    pub async fn ended(&self, digest: &Digest) {
+    /// Waits until no transfer of this digest is under way for a repository; what it brought is held by then, if it
+    /// could be kept.
+    pub async fn ended(&self, repository: &str, digest: &Digest) {
         let mut ended = self.ended.subscribe();
-        while self.lock().contains_key(digest) {
+        let is_coming = || {
+            let running = self.lock();
+            let mut flights = running.get(digest).into_iter().flatten();
+            // A transfer that passes through memory leaves nothing that is held.
+            flights.any(|flight| flight.is_for(repository) && !flight.is_passing())
+        };
+        while is_coming() {
             // Never closed: the sender is ours.
             let _ = ended.changed().await;
         }
     }
 
-    /// Joins the transfer of this digest, or begins it, unless it is held. `shown`: the order's repository has made
-    /// sure that its upstream holds the digest, so that another repository's transfer may be followed (L8).
+    /// Joins a transfer of this digest, or begins one, unless it is held. A transfer that another repository began, or
+    /// that other credentials did, is joined only as far as `judged` says (L8, L11).
     ///
     /// All is decided in one: between a look and a leap a transfer could begin, or end (L1).
-    pub fn join_or_begin(&self, order: Order, shown: bool) -> Place {
+    pub fn join_or_begin(&self, order: Order, judged: &Judged) -> Place {
         let mut running = self.lock();
-        if let Some(flight) = running.get(&order.digest) {
-            if flight.began != order.key || !Arc::ptr_eq(&flight.client, &order.client) {
-                let mut also = flight.also.lock().unwrap_or_else(PoisonError::into_inner);
-                if !shown && !also.contains(&order.key) {
-                    return Place::Foreign;
+        let mut foreign = None;
+        for flight in running.get(&order.digest).into_iter().flatten() {
+            let is_of = flight.is_of(&order);
+            match (is_of, judged.verdict(flight)) {
+                (true, _) | (_, Some(true)) => {}
+                (_, Some(false)) => continue,
+                // One without its first bytes is of no use to anybody who comes now.
+                (_, None) => {
+                    foreign = foreign.or_else(|| flight.has_all().then(|| flight.clone()));
+                    continue;
                 }
-                also.insert(order.key.clone());
             }
             let follower = Follower::of(flight, true);
-            if flight.has_all() {
-                return Place::Among(follower);
+            if !flight.has_all() {
+                continue;
             }
-            // Its first bytes have passed through and are kept nowhere: another transfer takes its line in the list.
+            if !is_of {
+                flight.also().push((order.key.clone(), order.client.clone()));
+            }
+            return Place::Among(follower);
+        }
+        if let Some(flight) = foreign {
+            return Place::Foreign(flight);
         }
         // A transfer leaves the list after it has been admitted.
-        if self.store.size(&order.digest).is_some() {
+        let is_held = self.store.size(&order.digest).is_some();
+        if is_held && (!judged.apart || self.store.linked(&order.key, &order.digest)) {
             return Place::Held;
         }
+        // Another one of the same repository, by other credentials, has its place in the staging folder, and keeps the blob.
+        let mut listed = running.get(&order.digest).into_iter().flatten();
+        let is_beside = listed.any(|flight| flight.began == order.key && !flight.is_passing());
         let state = State {
             phase: Phase::Asking,
             written: 0,
@@ -192,7 +257,7 @@ impl Flights {
             also: Mutex::default(),
             span: span_of(&order),
         });
-        running.insert(order.digest, flight.clone());
+        running.entry(order.digest).or_default().push(flight.clone());
         let follower = Follower::of(&flight, false);
         let entry = Entry {
             running: self.running.clone(),
@@ -205,6 +270,7 @@ impl Flights {
             self.store.clone(),
             self.timing.clone(),
             self.lines.clone(),
+            is_beside,
         );
         let stop = self.stop.clone();
         let span = entry.flight.span.clone();
@@ -214,7 +280,7 @@ impl Flights {
         Place::Among(follower)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Flight>>> {
+    fn lock(&self) -> MutexGuard<'_, Running> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -231,7 +297,7 @@ fn span_of(order: &Order) -> Span {
 
 /// A flight's line in the list. Dropped, also by a panic, it is off the list and nobody is left waiting.
 pub struct Entry {
-    running: Arc<Mutex<HashMap<Digest, Arc<Flight>>>>,
+    running: Arc<Mutex<Running>>,
     ended: watch::Sender<()>,
     flight: Arc<Flight>,
 }
@@ -240,16 +306,19 @@ impl Entry {
     /// Off the list, if it is (still) this flight's and `may_go`. Nobody can join meanwhile.
     pub(super) fn remove_if(&self, may_go: impl FnOnce(&Flight) -> bool) -> bool {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another transfer of the same digest may have begun since this one left.
-        let listed = running
-            .get(&self.flight.digest)
-            .is_some_and(|f| Arc::ptr_eq(f, &self.flight));
-        let goes = listed && may_go(&self.flight);
-        if goes {
+        let Some(listed) = running.get_mut(&self.flight.digest) else {
+            return false;
+        };
+        let is_this = |flight: &Arc<Flight>| Arc::ptr_eq(flight, &self.flight);
+        let Some(at) = listed.iter().position(is_this).filter(|_| may_go(&self.flight)) else {
+            return false;
+        };
+        listed.remove(at);
+        if listed.is_empty() {
             running.remove(&self.flight.digest);
-            self.ended.send_replace(());
         }
-        goes
+        self.ended.send_replace(());
+        true
     }
 
     /// Resolves when nobody follows and policy says stop; then it is off the list already.

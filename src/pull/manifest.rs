@@ -16,6 +16,7 @@ use super::error::PullError;
 use super::freshness::{Freshness, Holding, judge_tag, may_be_stale};
 use super::names::Target;
 use super::outcome::Outcome;
+use super::proof::Proof;
 use super::{Pull, Question};
 use crate::events::{Action, Event};
 use crate::oci::manifest::Manifest;
@@ -192,9 +193,12 @@ impl Pull {
             }
             Err(error) => return Err(error.into()),
         };
+        let is_here = match &head.digest {
+            Some(digest) => self.link_named(target, digest, &head).await,
+            None => false,
+        };
         // A HEAD may be free, but what it leads to is not, unless it is held.
-        let is_to_be_had = |digest: &Digest| self.store.media_type(digest).is_some();
-        if spare && !head.digest.as_ref().is_some_and(is_to_be_had) {
+        if spare && !is_here {
             return Err(self.spared(target));
         }
         let Some(digest) = head.digest else {
@@ -208,8 +212,9 @@ impl Pull {
             let record = self.store.put_tag(&target.key, tag.as_str(), confirmed);
             return self.serve(target, &record, want, Outcome::Revalidated).await;
         }
-        match (self.known(target, &digest, &head).await, want) {
-            (Some((media_type, size)), _) => {
+        let here = || Some((self.store.media_type(&digest)?, self.store.size(&digest)?));
+        match here().filter(|_| is_here).or_else(|| said_of(&head)) {
+            Some((media_type, size)) => {
                 let record = TagRecord {
                     digest,
                     media_type,
@@ -222,7 +227,7 @@ impl Pull {
                 self.note_tag(target, tag, record).await;
                 Ok(answer)
             }
-            (None, _) => self.fetch_by_tag(target, tag, moved).await,
+            None => self.fetch_by_tag(target, tag, moved).await,
         }
     }
 
@@ -238,15 +243,23 @@ impl Pull {
         PullError::Spared(upstream)
     }
 
-    /// Type and size of a manifest, from what is held or from a HEAD that tells both.
-    async fn known(&self, target: &Target, digest: &Digest, head: &ManifestHead) -> Option<(Arc<str>, u64)> {
-        if let (Some(media_type), Some(size)) = (self.store.media_type(digest), self.store.size(digest)) {
-            // This repository's upstream has just named it.
-            self.note_link(target, digest).await;
-            return Some((media_type, size));
+    /// Returns whether a manifest is held for this repository: a HEAD has just named it, which may be proof enough (L11).
+    async fn link_named(self: &Arc<Pull>, target: &Target, digest: &Digest, head: &ManifestHead) -> bool {
+        if self.store.media_type(digest).is_none() {
+            return false;
         }
-        let media_type = head.media_type.as_deref().filter(|t| !media_type::says_nothing(t))?;
-        Some((media_type.into(), head.size?))
+        if self.store.linked(&target.key, digest) {
+            return true;
+        }
+        let is_shown = match self.proof_of_manifest(target, digest).await {
+            Proof::Claim => true,
+            Proof::Registry => head.by_itself,
+            Proof::Bytes => false,
+        };
+        if is_shown {
+            self.note_link(target, digest).await;
+        }
+        is_shown
     }
 
     /// GET by tag, once for all who ask, whether for the bytes or where a HEAD was no help (L1).
@@ -403,30 +416,43 @@ impl Pull {
             return Ok(answer);
         }
         self.check_negative(target, &Question::Manifest(*digest))?;
-        let answer = if held || want == Want::Head {
-            self.head_by_digest(target, digest, want).await
-        } else {
-            self.fetch_by_digest(target, digest).await
+        self.client(target)?;
+        let proof = match held {
+            true => self.proof_of_manifest(target, digest).await,
+            false => Proof::Bytes,
+        };
+        let answer = match (proof, want) {
+            (Proof::Bytes, Want::Body) => self.fetch_by_digest(target, digest).await,
+            _ => self.head_by_digest(target, digest, want, proof).await,
         };
         answer.inspect_err(|error| self.note_negative(target, Question::Manifest(*digest), error))
     }
 
-    /// Asks by HEAD: for a HEAD of what is not held, and for what this repository has not shown yet (L8).
+    /// Asks by HEAD: for a HEAD of what is not held, and for what this repository has not shown yet (L8), where an
+    /// answer to that is proof (L11).
     async fn head_by_digest(
         self: &Arc<Pull>,
         target: &Target,
         digest: &Digest,
         want: Want,
+        mut proof: Proof,
     ) -> Result<ManifestAnswer, PullError> {
-        let client = self.client(target)?;
-        let (repository, reference) = (target.repository.clone(), Reference::Digest(*digest));
-        let mut pending = self.manifest_heads.join((target.scope(), *digest), || async move {
-            client
-                .head_manifest(&repository, &reference)
-                .await
-                .map_err(PullError::from)
-        });
-        let head = match pending.wait().await {
+        let itself = proof == Proof::Registry;
+        let said = if itself && self.client(target)?.has_mirrors() {
+            let asking = self.manifest_head(target, digest, true);
+            match (self.beside_mirrors(target, asking).await, want) {
+                (Some(head), _) => Ok(head),
+                // As if it were not held.
+                (None, Want::Body) => return self.fetch_by_digest(target, digest).await,
+                (None, Want::Head) => {
+                    proof = Proof::Bytes;
+                    self.manifest_head(target, digest, false).await
+                }
+            }
+        } else {
+            self.manifest_head(target, digest, itself).await
+        };
+        let head = match said {
             Ok(head) => {
                 self.note_privacy(target);
                 head
@@ -446,7 +472,7 @@ impl Pull {
                 what: format!("a manifest {said}, where {digest} was asked for"),
             });
         }
-        if self.store.media_type(digest).is_some() {
+        if proof != Proof::Bytes && self.store.media_type(digest).is_some() {
             self.note_link(target, digest).await;
             if let Some(held) = self.held(target, digest, want).await? {
                 return Ok(ManifestAnswer {
@@ -455,7 +481,7 @@ impl Pull {
                 });
             }
         }
-        match self.known(target, digest, &head).await {
+        match said_of(&head) {
             Some((media_type, size)) if want == Want::Head => Ok(ManifestAnswer {
                 digest: *digest,
                 media_type,
@@ -465,6 +491,22 @@ impl Pull {
             }),
             _ => self.fetch_by_digest(target, digest).await,
         }
+    }
+
+    /// One HEAD for all who ask; `itself`: of the registry, not of one of its mirrors.
+    async fn manifest_head(&self, target: &Target, digest: &Digest, itself: bool) -> Result<ManifestHead, PullError> {
+        let client = self.client(target)?;
+        let (repository, reference) = (target.repository.clone(), Reference::Digest(*digest));
+        let mut pending = self
+            .manifest_heads
+            .join((target.scope(), *digest, itself), || async move {
+                let said = match itself {
+                    true => client.confirm_manifest(&repository, &reference).await,
+                    false => client.head_manifest(&repository, &reference).await,
+                };
+                said.map_err(PullError::from)
+            });
+        pending.wait().await
     }
 
     /// GET by digest, once for all who ask, verified, kept, linked.
@@ -570,6 +612,12 @@ fn collapsed(answer: ManifestAnswer) -> ManifestAnswer {
         other => other,
     };
     ManifestAnswer { outcome, ..answer }
+}
+
+/// Returns type and size of a manifest from a HEAD that tells both.
+fn said_of(head: &ManifestHead) -> Option<(Arc<str>, u64)> {
+    let media_type = head.media_type.as_deref().filter(|t| !media_type::says_nothing(t))?;
+    Some((media_type.into(), head.size?))
 }
 
 /// Whether a failed HEAD has to be repeated as a GET before it is believed (R-U27).

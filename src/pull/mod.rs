@@ -2,7 +2,7 @@
 //!
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
 //! need no waiting. `flight` lists the transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
-//! when it gives up. `single` is one question at a time; `privacy` knows what needs credentials; `freshness` decides about
+//! when it gives up. `single` is one question at a time; `privacy` knows what needs credentials, `proof` what a claim is worth; `freshness` decides about
 //! time, without I/O; `outcome` says how it went and `tally` counts that; `operate` is what operators ask for, `bring`
 //! what is fetched ahead, `wishes` what could not be had.
 
@@ -20,6 +20,7 @@ mod names;
 mod operate;
 mod outcome;
 mod privacy;
+mod proof;
 mod recall;
 mod single;
 mod sink;
@@ -72,9 +73,11 @@ pub struct Pull {
     flights: Flights,
     tag_questions: Single<TagQuestion, Result<ManifestAnswer, PullError>>,
     tag_bodies: Single<(Scope, Tag), Result<ManifestAnswer, PullError>>,
-    manifest_heads: Single<(Scope, Digest), Result<ManifestHead, PullError>>,
+    /// The last: whether the registry itself is asked, and no mirror.
+    manifest_heads: Single<(Scope, Digest, bool), Result<ManifestHead, PullError>>,
     manifest_bodies: Single<(Scope, Digest), Result<ManifestAnswer, PullError>>,
-    blob_heads: Single<(Scope, Digest), Result<Option<u64>, PullError>>,
+    /// The last: whether the registry itself is asked, and no mirror.
+    blob_heads: Single<(Scope, Digest, bool), Result<Option<u64>, PullError>>,
     list_questions: Single<(Scope, ListKey), Result<Arc<ListRecord>, PullError>>,
     /// "It is not there", each until when.
     negatives: moka::sync::Cache<(Arc<str>, Question), (PullError, Instant)>,
@@ -88,6 +91,8 @@ pub struct Pull {
     privacy_doubts: moka::sync::Cache<privacy::Doubt, ()>,
     /// Under which configuration that was so.
     public_just_now: moka::sync::Cache<Arc<str>, u64>,
+    /// Registries that were asked to confirm something, or what is public, and did not answer in time.
+    silent_registries: moka::sync::Cache<HostPort, ()>,
     tally: Tally,
     /// For images that a missing digest is part of.
     wish_searches: Arc<Semaphore>,
@@ -200,6 +205,10 @@ impl Pull {
                 .time_to_live(privacy::JUST_NOW)
                 .build(),
             troubled: Mutex::default(),
+            silent_registries: moka::sync::Cache::builder()
+                .max_capacity(1_000)
+                .time_to_live(proof::SILENT_FOR)
+                .build(),
             tally: Tally::default(),
             wish_searches: Arc::new(Semaphore::new(wishes::MOST_SEARCHES)),
         }))
@@ -232,6 +241,7 @@ impl Pull {
         self.policy.store(view.0.clone());
         // They were said to another configuration.
         self.negatives.invalidate_all();
+        self.silent_registries.invalidate_all();
         self.troubled().clear();
     }
 

@@ -38,7 +38,7 @@ impl Pull {
     ) -> Result<bool, PullError> {
         if is_manifest {
             self.manifest(target, &Reference::Digest(*digest), Want::Body).await?;
-            return Ok(self.store.size(digest).is_some());
+            return Ok(self.store.shown(&target.key, digest).is_some());
         }
         // Twice: the first may have joined a transfer at its very end, which brought what was lost since.
         for _ in 0..2 {
@@ -47,8 +47,8 @@ impl Pull {
             while body.next().await?.is_some() {}
             drop(body);
             // Its readers have everything a moment before it is kept.
-            self.flights.ended(digest).await;
-            if self.store.size(digest).is_some() {
+            self.flights.ended(&target.key, digest).await;
+            if self.store.shown(&target.key, digest).is_some() {
                 return Ok(true);
             }
         }

@@ -32,6 +32,8 @@ pub(super) struct Transfer {
     store: Store,
     timing: Arc<Timing>,
     lines: Arc<Lines>,
+    /// Set if another transfer stages the same for the same repository: this one passes through memory.
+    is_beside: bool,
     /// Parts that come beside the answer that is poured; they outlive it when it breaks off.
     ahead: Option<Ahead>,
     /// Whether followers may have seen bytes: from then on the staged file cannot be begun anew.
@@ -62,6 +64,7 @@ impl Transfer {
         store: Store,
         timing: Arc<Timing>,
         lines: Arc<Lines>,
+        is_beside: bool,
     ) -> Transfer {
         Transfer {
             flight,
@@ -69,6 +72,7 @@ impl Transfer {
             store,
             timing,
             lines,
+            is_beside,
             ahead: None,
             streaming: false,
             form: Form::Plain,
@@ -179,7 +183,7 @@ impl Transfer {
     /// Stages. What nobody has staged any of is asked for at the same time: a first byte need not wait for a file.
     async fn begin(&mut self) -> Result<Sink, PullError> {
         let digest = self.order.digest;
-        if self.store.is_staged(&digest) {
+        if !self.is_beside && self.store.is_staged(&self.order.key, &digest) {
             return self.stage().await;
         }
         let Order { client, repository, .. } = self.order.clone();
@@ -207,8 +211,10 @@ impl Transfer {
             digest,
             ..
         } = &self.order;
-        match client.head_blob(repository, digest).await {
+        match client.confirm_blob(repository, digest).await {
             Ok(_) => self.note_privacy(),
+            // A mirror may have it: the GET will tell.
+            Err(_) if client.has_mirrors() => return Ok(false),
             // R-U27: HEAD is where upstreams differ. The GET will tell.
             Err(error)
                 if matches!(
@@ -270,6 +276,9 @@ impl Transfer {
 
     /// A transfer that was stopped a moment ago may still be putting down its last batch.
     async fn stage(&self) -> Result<Sink, PullError> {
+        if self.is_beside {
+            return Ok(Sink::memory(self.order.digest));
+        }
         for _ in 0..250 {
             let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
             // While the upstream is asked, so that its answer has not to wait for room.

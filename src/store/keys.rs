@@ -7,7 +7,7 @@
 //!   oci-layout                      marks the folder as an OCI image layout
 //!   blobs/sha256/<hex>              held: verified, fsynced, renamed into place
 //!   blobs/sha512/<hex>
-//!   staging/sha256-<hex>.part       on its way in; resumed after a restart
+//!   staging/<hex>.part              on its way in for one repository (`staging_key`); resumed after a restart
 //!   staging/sha256-<hex>.<n>.tmp    small things on their way in, evicted ones on their way out; swept at start
 //!   quarantine/sha256-<hex>         found damaged; the last few, for a look at them
 //!   webhooks/<name>/<number>.jsonl  what waits for a webhook, one event a line; the last number is written to
@@ -65,10 +65,9 @@ impl Tree {
         self.blobs(digest.algorithm()).join(digest.hex())
     }
 
-    /// The same name for the same digest, so that a restart finds what was staged.
-    pub(super) fn part(&self, digest: &Digest) -> PathBuf {
-        self.staging()
-            .join(format!("{}-{}.part", digest.algorithm().as_str(), digest.hex()))
+    /// Returns the path of a staged file by its [`staging_key`]: the same each time, so that a restart finds it.
+    pub(super) fn part(&self, key: &Digest) -> PathBuf {
+        self.staging().join(format!("{}.part", key.hex()))
     }
 
     /// A name of its own every time: manifests may be written twice at once.
@@ -118,11 +117,10 @@ impl Tree {
         self.acme().join(format!("{}.tmp", paper.file_name()))
     }
 
-    /// The digest that a file in the staging folder belongs to, if it is one to resume.
-    pub(super) fn part_digest(name: &str) -> Option<Digest> {
-        let (algorithm, hex) = name.strip_suffix(".part")?.split_once('-')?;
-        let algorithm = Algorithm::ALL.into_iter().find(|a| a.as_str() == algorithm)?;
-        Digest::from_hex(algorithm, hex)
+    /// The [`staging_key`] of a file in the staging folder, if it is one to resume. Earlier versions named it
+    /// by its digest alone: nobody can say whose bytes these are, so they are not resumed.
+    pub(super) fn part_key(name: &str) -> Option<Digest> {
+        Digest::from_hex(Algorithm::Sha256, name.strip_suffix(".part")?)
     }
 }
 
@@ -173,6 +171,12 @@ impl Paper {
     }
 }
 
+/// Names what `owner`, usually a repository, has staged of a digest. Each owner stages for itself: bytes that one
+/// repository's upstream sent are given to nobody by the word of another one (L11), also after a restart.
+pub fn staging_key(owner: &str, digest: &Digest) -> Digest {
+    Digest::sha256(format!("{owner}\0{digest}").as_bytes())
+}
+
 fn next_number() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -186,12 +190,13 @@ mod tests {
     fn part_names_round_trip() {
         let tree = Tree::new(Path::new("/x"));
         let digest = Digest::of(Algorithm::Sha512, b"a");
-        let part = tree.part(&digest);
-        assert_eq!(
-            Tree::part_digest(part.file_name().unwrap().to_str().unwrap()),
-            Some(digest)
-        );
-        assert_eq!(Tree::part_digest("sha256-zz.part"), None);
+        let key = staging_key("r/a", &digest);
+        let part = tree.part(&key);
+        assert_eq!(Tree::part_key(part.file_name().unwrap().to_str().unwrap()), Some(key));
+        assert_eq!(Tree::part_key("zz.part"), None);
+        assert_eq!(Tree::part_key(&format!("sha256-{}.part", key.hex())), None);
+        assert_ne!(key, staging_key("r/b", &digest));
+        assert_ne!(key, staging_key("r/a", &Digest::of(Algorithm::Sha512, b"b")));
         assert_ne!(tree.temporary(&digest), tree.temporary(&digest));
         let segment = tree.queue("ci").segment(7);
         assert_eq!(

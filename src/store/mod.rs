@@ -43,6 +43,7 @@ pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
+pub use keys::staging_key;
 pub use privacy::ToNobody;
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
 pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
@@ -406,34 +407,42 @@ impl Store {
         bytes: &Bytes,
         linked: bool,
     ) -> Result<(), StoreError> {
-        let mut writer = Writer::begin(self.inner.clone(), *digest, false)?;
+        let mut writer = Writer::begin(self.inner.clone(), *digest, None)?;
         writer.append(std::slice::from_ref(bytes))?;
         writer.verify()?;
         writer.commit_as(repository, kind, linked)
     }
 
-    /// Begins or resumes a blob for `repository`. Blocking: what was staged before is hashed again.
+    /// Begins or resumes a blob for `repository`. Blocking: what was staged before for the same one is hashed again.
     ///
-    /// Errors: `Busy` while another writer has this digest, `NoRoom` while one that gave up on the disk is still read.
+    /// Errors: `Busy` while another writer has this digest for it, `NoRoom` while one that gave up on the disk is still
+    /// read.
     pub fn stage(&self, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
+        self.stage_for(repository, repository, digest)
+    }
+
+    /// Begins or resumes a blob apart from what the repository's upstream sends: only this `owner` goes on with it.
+    pub fn stage_for(&self, owner: &str, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
+        let key = keys::staging_key(owner, digest);
         {
             let mut index = self.inner.index();
-            match index.staging(digest) {
+            match index.staging(&key) {
                 Some(Staging::Active) => return Err(StoreError::Busy(Box::new(*digest))),
                 // For as long as somebody reads what the disk did take of it.
                 Some(Staging::Detached) => return Err(StoreError::NoRoom(Box::new(*digest))),
                 Some(Staging::Idle) | None => {}
             }
-            let (staged, _) = index.staged(digest);
+            let (staged, _) = index.staged(&key);
             let shelf = index.shelf(repository);
-            index.stage(digest, staged, Staging::Active, shelf);
+            index.stage(&key, staged, Staging::Active, shelf);
         }
-        Writer::begin(self.inner.clone(), *digest, true).inspect_err(|_| self.inner.end_staging(digest, None))
+        Writer::begin(self.inner.clone(), *digest, Some(key)).inspect_err(|_| self.inner.end_staging(&key, None))
     }
 
-    /// Whether some of this digest is staged, or a writer is at it. Memory only.
-    pub fn is_staged(&self, digest: &Digest) -> bool {
-        self.inner.index().staging(digest).is_some()
+    /// Returns whether some of this digest is staged for `repository`, or a writer is at it. Memory only.
+    pub fn is_staged(&self, repository: &str, digest: &Digest) -> bool {
+        let key = keys::staging_key(repository, digest);
+        self.inner.index().staging(&key).is_some()
     }
 
     /// Whether this repository's upstream has shown that it holds this digest (L8).
@@ -582,8 +591,8 @@ struct Arrival<'a> {
     size: u64,
     /// Where it is staged.
     path: &'a Path,
-    /// Whether its staging was counted under its digest.
-    counted: bool,
+    /// The staging key that it was counted under.
+    counted: Option<Digest>,
     /// Bytes that were counted for it without a name.
     small: u64,
     /// Its upstream's shelf is what it counts on.

@@ -112,6 +112,12 @@ impl Store {
         mark.is_some_and(|shown| shown.is_none_or(|shown| !shown.is_public))
     }
 
+    /// Returns whether any repository is private, as far as is known.
+    pub fn has_private(&self) -> bool {
+        let marked = self.marked();
+        marked.values().any(|shown| shown.is_none_or(|shown| !shown.is_public))
+    }
+
     fn marked(&self) -> MutexGuard<'_, HashMap<Box<str>, Option<ToNobody>>> {
         self.inner.private.marked.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,14 +2,14 @@
 //!
 //! Counted are held blobs, transfers (with all they have announced) and the index's own file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::database::{Op, Table};
 use super::error::StoreError;
-use super::index::{Entry, Index, Scope, Staging, Victim, on_disk};
+use super::index::{Entry, Index, Kind, Scope, Staging, Victim, on_disk};
 use super::records::{BlobRecord, unix_ms};
 use super::{Arrival, Inner, link_key, unlink};
 use crate::events::{Action, Event};
@@ -137,7 +137,11 @@ impl Inner {
                 let freed = before - index.used_bytes();
                 metrics::counter!("larder_evicted_bytes_total").increment(freed);
                 self.events.emit(Action::Evict, |bare| Event {
-                    digest: Some(*victim.digest()),
+                    // No digest can be read from a staging key.
+                    digest: match &victim {
+                        Victim::Blob(digest) => Some(*digest),
+                        Victim::Part(_) => None,
+                    },
                     repository: links.first().cloned(),
                     bytes: Some(freed),
                     reason: Some(reason),
@@ -190,7 +194,7 @@ impl Inner {
     /// before its file is out of there. Open readers keep their handle.
     pub(super) fn take_away(&self, victim: &Victim, links: &[Arc<str>]) -> Option<PathBuf> {
         let (digest, place) = match victim {
-            Victim::Part(digest) => (digest, self.tree.part(digest)),
+            Victim::Part(key) => (key, self.tree.part(key)),
             Victim::Blob(digest) => {
                 self.manifests.invalidate(digest);
                 let mut ops = vec![Op::Delete(Table::Blobs, digest.to_key())];
@@ -243,18 +247,27 @@ impl Inner {
     }
 
     /// Moves a verified blob into its place and enters it, in one: whoever evicts it takes away this file and no
-    /// other. What it returns tells when the database has it too; then it is to be shown.
+    /// other. Of a blob that is there already the second copy goes: the first may be being sent (L5). What it returns
+    /// tells when the database has it too; then it is to be shown.
     pub(super) fn admit(&self, arrival: &Arrival<'_>) -> Result<Receiver<bool>, StoreError> {
         let now = unix_ms();
         let (digest, repository) = (&arrival.digest, arrival.repository);
         let place = self.tree.blob(digest);
+        let mut spare = None;
         {
             let mut index = self.index();
-            self.disk
-                .rename(arrival.path, &place)
-                .map_err(StoreError::io("move into place", &place))?;
-            if arrival.counted {
-                index.unstage(digest);
+            if is_there(&index, arrival, &place) {
+                // Out of the way before its key is free: another writer may stage under it at once.
+                let aside = self.tree.temporary(digest);
+                std::fs::rename(arrival.path, &aside).map_err(StoreError::io("move aside", arrival.path))?;
+                spare = Some(aside);
+            } else {
+                self.disk
+                    .rename(arrival.path, &place)
+                    .map_err(StoreError::io("move into place", &place))?;
+            }
+            if let Some(key) = &arrival.counted {
+                index.unstage(key);
             }
             index.sub_small(arrival.small);
             let shelf = index.shelf(repository);
@@ -268,6 +281,7 @@ impl Inner {
             ops.extend(BlobRecord::of(&index, digest).map(|record| record.put(digest)));
             self.database.write(ops);
         }
+        unlink(spare);
         self.evict_down();
         // Behind the record and behind what went for it: the index is as large then as all that makes it.
         Ok(self.database.write_noted(Vec::new()))
@@ -321,4 +335,14 @@ impl Inner {
             text: error.to_string(),
         });
     }
+}
+
+/// Returns whether a blob that arrives lies in its place already, whole as far as its size tells.
+fn is_there(index: &Index, arrival: &Arrival<'_>, place: &Path) -> bool {
+    let is_held = index
+        .get(&arrival.digest)
+        .is_some_and(|entry| entry.size == arrival.size);
+    is_held
+        && arrival.kind == Kind::Blob
+        && std::fs::metadata(place).is_ok_and(|found| found.is_file() && found.len() == arrival.size)
 }

@@ -286,12 +286,12 @@ pub(super) fn sweep_staging(tree: &Tree, index: &mut Index) -> Result<(), StoreE
             .ok()
             .and_then(|m| m.elapsed().ok())
             .is_none_or(|age| age < KEEP_PARTS);
-        match Tree::part_digest(&name).filter(|_| meta.is_file() && young && meta.len() > 0) {
-            Some(digest) if index.get(&digest).is_none() => {
+        match Tree::part_key(&name).filter(|_| meta.is_file() && young && meta.len() > 0) {
+            Some(key) => {
                 let shelf = index.shelf("");
-                index.stage(&digest, meta.len(), Staging::Idle, shelf);
+                index.stage(&key, meta.len(), Staging::Idle, shelf);
             }
-            _ => {
+            None => {
                 let _ = std::fs::remove_file(&path);
             }
         }

@@ -46,6 +46,64 @@ fn read(store: &Store, digest: &Digest) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+/// L11: each repository stages for itself, beside others and after them. L5: both are counted, and of a blob that comes
+/// twice the second copy goes, so that a response that is being sent keeps no file that nobody counts.
+#[test]
+fn a_blob_that_comes_twice_is_kept_once() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 12);
+    let bytes = Bytes::from(vec![7; 10_000]);
+    let digest = Digest::sha256(&bytes);
+    let mut first = store.stage("a/x", &digest).unwrap();
+    first.append(&[bytes.slice(..6_000)]).unwrap();
+    let mut second = store.stage("b/y", &digest).unwrap();
+    assert_eq!(second.len(), 0, "another's bytes");
+    assert!(store.is_staged("a/x", &digest) && !store.is_staged("c/z", &digest));
+    second.append(&[bytes.slice(..9_000)]).unwrap();
+    assert_eq!(used(&store), 8192 + 12_288);
+    first.append(&[bytes.slice(6_000..)]).unwrap();
+    first.commit("a/x").unwrap();
+    let held = store.open_blob(&digest).unwrap();
+    second.append(&[bytes.slice(9_000..)]).unwrap();
+    second.commit("b/y").unwrap();
+    assert!(store.linked("a/x", &digest) && store.linked("b/y", &digest));
+    let inode = |file: &File| file.metadata().unwrap().ino();
+    let now = store.open_blob(&digest).unwrap();
+    assert_eq!(inode(&held.file), inode(&now.file), "the first stays");
+    assert_eq!((used(&store), store.usage().staged_bytes), (12_288, 0));
+    let staging = folder.path().join("staging");
+    assert_eq!(std::fs::read_dir(&staging).unwrap().count(), 0);
+
+    // One that is not there any more, or not whole, is replaced.
+    let place = folder.path().join("blobs/sha256").join(digest.hex());
+    let damages: [fn(&Path) -> std::io::Result<()>; 2] = [
+        |place| std::fs::remove_file(place),
+        |place| std::fs::write(place, b"short"),
+    ];
+    for damage in damages {
+        let mut third = store.stage("c/z", &digest).unwrap();
+        third.append(std::slice::from_ref(&bytes)).unwrap();
+        damage(&place).unwrap();
+        third.commit("c/z").unwrap();
+        assert_eq!(read(&store, &digest).as_deref(), Some(&bytes[..]));
+        assert_eq!(used(&store), 12_288);
+    }
+
+    // A part is its owner's, also after a restart; one that is named as earlier versions did is nobody's.
+    let other = Digest::sha256(b"other");
+    let mut part = store.stage("a/x", &other).unwrap();
+    part.append(&[Bytes::from_static(b"oth")]).unwrap();
+    drop(part);
+    drop((held, now, store));
+    std::fs::write(staging.join(format!("sha256-{}.part", digest.hex())), &bytes).unwrap();
+    let store = open(folder.path(), 12);
+    assert_eq!(std::fs::read_dir(&staging).unwrap().count(), 1);
+    assert_eq!(store.stage("b/y", &other).unwrap().len(), 0);
+    assert_eq!(store.stage_for("bundle", "a/x", &other).unwrap().len(), 0);
+    assert_eq!(store.stage("a/x", &other).unwrap().len(), 3);
+}
+
 #[test]
 fn what_is_committed_is_held_and_survives_a_reopen() {
     let folder = tempfile::tempdir().unwrap();
@@ -734,7 +792,9 @@ fn a_part_that_is_no_file_is_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path(), 1);
     let digest = Digest::sha256(b"x");
-    let part = folder.path().join(format!("staging/sha256-{}.part", digest.hex()));
+    let part = folder
+        .path()
+        .join(format!("staging/{}.part", staging_key("r", &digest).hex()));
     std::os::unix::fs::symlink("/dev/null", &part).unwrap();
     let mut writer = store.stage("r", &digest).unwrap();
     writer.append(&[Bytes::from_static(b"x")]).unwrap();

@@ -20,6 +20,8 @@ use crate::oci::{Digest, Hasher};
 
 /// A blob on its way in.
 pub struct Writer {
+    /// The digest that the bytes must have.
+    blob: Digest,
     place: Place,
     file: Arc<File>,
     trail: Trail,
@@ -31,9 +33,10 @@ pub struct Writer {
 /// Where a writer stages. Dropping it ends the counting.
 struct Place {
     store: Arc<Inner>,
+    /// The [`super::staging_key`] that it is counted under; of small things, the blob's digest.
     digest: Digest,
     path: PathBuf,
-    /// Whether it has the digest's one place among what is staged and counted. Small things have none.
+    /// Set if it has the key's one place among what is staged and counted. Small things have none.
     counted: bool,
     /// Bytes counted for a small thing.
     small: u64,
@@ -104,27 +107,27 @@ pub struct Remains {
 }
 
 impl Writer {
-    /// Stages `digest`, going on with what an earlier writer left if `resumable`.
-    pub(super) fn begin(store: Arc<Inner>, digest: Digest, resumable: bool) -> Result<Writer, StoreError> {
-        let path = if resumable {
-            store.tree.part(&digest)
-        } else {
-            store.tree.temporary(&digest)
+    /// Stages `digest`; under a staging key it goes on with what an earlier writer left there.
+    pub(super) fn begin(store: Arc<Inner>, digest: Digest, key: Option<Digest>) -> Result<Writer, StoreError> {
+        let path = match &key {
+            Some(key) => store.tree.part(key),
+            None => store.tree.temporary(&digest),
         };
-        let found = resumable.then(|| open_part(&path, digest)).flatten();
+        let found = key.and_then(|_| open_part(&path, digest));
         let (file, hashing) = match found {
             Some(part) => part,
             None => (store.create(&path)?, Hashing::new(digest)),
         };
         let place = Place {
             store,
-            digest,
+            digest: key.unwrap_or(digest),
             path,
-            counted: resumable,
+            counted: key.is_some(),
             small: 0,
             left: None,
         };
         Ok(Writer {
+            blob: digest,
             place,
             file: Arc::new(file),
             trail: Trail::of(digest, hashing),
@@ -168,7 +171,7 @@ impl Writer {
         if fits {
             return Ok(());
         }
-        let error = StoreError::NoRoom(Box::new(place.digest));
+        let error = StoreError::NoRoom(Box::new(self.blob));
         place.store.note_trouble(&error);
         Err(error)
     }
@@ -250,7 +253,7 @@ impl Writer {
         let _ = std::fs::remove_file(&self.place.path);
         self.state = State::Gone;
         self.file = Arc::new(self.place.store.create(&self.place.path)?);
-        self.trail = Trail::of(self.place.digest, Hashing::new(self.place.digest));
+        self.trail = Trail::of(self.blob, Hashing::new(self.blob));
         self.held.clear();
         self.state = State::Open;
         Ok(())
@@ -266,7 +269,7 @@ impl Writer {
             let (_, shelf) = index.staged(&self.place.digest);
             index.stage(&self.place.digest, len, Staging::Detached, shelf);
         }
-        let digest = self.place.digest;
+        let digest = self.blob;
         let trail = std::mem::replace(&mut self.trail, Trail::of(digest, Hashing::new(digest)));
         let stand_in = Place {
             store: self.place.store.clone(),
@@ -313,7 +316,7 @@ impl Writer {
             self.verify()?;
         }
         self.put_down()?;
-        let (store, path, digest) = (self.place.store.clone(), self.place.path.clone(), self.place.digest);
+        let (store, path, digest) = (self.place.store.clone(), self.place.path.clone(), self.blob);
         if let Err(error) = store.disk.sync(&self.file, &path) {
             // Nobody can say what of it is on the disk: the kernel tells of a lost write once, and calls the next
             // sync a success. What is staged is no good to go on with.
@@ -325,7 +328,7 @@ impl Writer {
             digest,
             size,
             path: &path,
-            counted,
+            counted: counted.then_some(self.place.digest),
             small,
             repository,
             linked,

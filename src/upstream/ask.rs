@@ -25,6 +25,8 @@ pub(super) struct Reply {
     pub(super) headers: HeaderMap,
     pub(super) digest: Option<Digest>,
     pub(super) with_credentials: bool,
+    /// Set if the registry itself answered, and not a mirror (L11).
+    pub(super) by_itself: bool,
     pub(super) body: Body,
 }
 
@@ -40,12 +42,16 @@ impl Client {
         &self,
         question: &Question<'_>,
     ) -> Result<(Reply, Option<OwnedSemaphorePermit>), UpstreamError> {
-        let slot = match &self.slots {
+        let slot = self.slot().await;
+        Ok((self.ask_in(question).await?, slot))
+    }
+
+    async fn slot(&self) -> Option<OwnedSemaphorePermit> {
+        match &self.slots {
             // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
             Some(slots) if !self.offline => slots.clone().acquire_owned().await.ok(),
             _ => None,
-        };
-        Ok((self.ask_in(question).await?, slot))
+        }
     }
 
     /// The same, by a caller that has its slot.
@@ -60,7 +66,17 @@ impl Client {
             let share = deadline.saturating_duration_since(Instant::now()) / (behind + 1);
             behind -= 1;
             match self.at(mirror, question, Instant::now() + share).await {
-                Ok(reply) => return Ok(self.note(question, reply)),
+                Ok(reply) => {
+                    let reply = Reply {
+                        by_itself: false,
+                        ..reply
+                    };
+                    // A mirror that wants no credentials says nothing about what the registry wants (L8).
+                    return Ok(match reply.with_credentials {
+                        true => self.note(question, reply),
+                        false => reply,
+                    });
+                }
                 Err(error) => {
                     tracing::debug!(upstream = %self.name, mirror = mirror.base.host_str(), %error, "mirror failed")
                 }
@@ -73,14 +89,21 @@ impl Client {
         Ok(self.note(question, reply))
     }
 
-    /// At the upstream itself, mirrors left aside. Nothing is learned of how it wants to be asked.
-    pub(super) async fn ask_itself(&self, question: &Question<'_>) -> Result<(), UpstreamError> {
+    /// At the registry itself, mirrors left aside. Nothing is learned from its answer.
+    pub(super) async fn ask_itself(&self, question: &Question<'_>) -> Result<Reply, UpstreamError> {
         if self.offline {
             return Err(self.error(ErrorKind::Offline));
         }
         let deadline = Instant::now() + self.tuning.headers;
         let asked = self.at(&self.own, question, deadline).await;
-        asked.map(|_| ()).map_err(|kind| self.error(kind))
+        asked.map_err(|kind| self.error(kind))
+    }
+
+    /// Asks the registry itself to confirm something, with the credentials in force (L11).
+    pub(super) async fn ask_to_confirm(&self, question: &Question<'_>) -> Result<Reply, UpstreamError> {
+        let _slot = self.slot().await;
+        let reply = self.ask_itself(question).await?;
+        Ok(self.note(question, reply))
     }
 
     fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
@@ -125,6 +148,7 @@ impl Client {
             headers: answer.response.headers().clone(),
             digest: answer.digest,
             with_credentials: answer.with_credentials,
+            by_itself: true,
             body: Body::None,
         };
         match question.take {

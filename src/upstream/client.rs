@@ -185,6 +185,8 @@ pub struct ManifestHead {
     /// Essence, lower-case.
     pub media_type: Option<String>,
     pub size: Option<u64>,
+    /// Set if the registry itself said it, and not a mirror.
+    pub by_itself: bool,
 }
 
 /// A manifest's bytes, at most `MAX_MANIFEST_BYTES`, unverified.
@@ -256,6 +258,17 @@ impl Client {
         &self.name
     }
 
+    /// Returns whether there are mirrors, which are asked before the registry itself.
+    pub fn has_mirrors(&self) -> bool {
+        !self.mirrors.is_empty()
+    }
+
+    /// Returns whether this upstream may know Larder by something: a password, a token, a client certificate.
+    pub fn may_be_private(&self) -> bool {
+        let has_any = |endpoint: &Endpoint| endpoint.has_any_login();
+        self.asked.client_cert.is_some() || has_any(&self.own) || self.mirrors.iter().any(has_any)
+    }
+
     /// Whether the upstream's address is a loopback one.
     pub fn is_on_this_machine(&self) -> bool {
         match self.own.base.host() {
@@ -302,20 +315,12 @@ impl Client {
         question.as_nobody = true;
         let mut asked = self.ask_itself(&question).await;
         // R-U27: where HEAD is not understood, a GET whose body nobody reads.
-        if let Err(error) = &asked
-            && matches!(
-                error.kind,
-                ErrorKind::Status {
-                    status: 400 | 405 | 501,
-                    ..
-                }
-            )
-        {
+        if is_no_head(&asked) {
             question.method = Method::GET;
             asked = self.ask_itself(&question).await;
         }
         match asked {
-            Ok(()) => Ok(Some(true)),
+            Ok(_) => Ok(Some(true)),
             Err(error) => match error.kind {
                 ErrorKind::Denied { .. } => Ok(Some(false)),
                 ErrorKind::NotFound { .. } => Ok(None),
@@ -354,11 +359,17 @@ impl Client {
         let (reply, _) = self
             .ask(&manifest(Method::HEAD, repository, reference, Take::Head))
             .await?;
-        Ok(ManifestHead {
-            digest: reply.digest,
-            media_type: body::text(&reply.headers, &CONTENT_TYPE).and_then(media_type::essence),
-            size: body::content_length(&reply.headers),
-        })
+        Ok(head_of(&reply))
+    }
+
+    /// HEAD of a manifest at the registry itself, mirrors left aside: what it confirms may be given out from the cache (L11).
+    pub async fn confirm_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<ManifestHead, UpstreamError> {
+        let question = manifest(Method::HEAD, repository, reference, Take::Head);
+        Ok(head_of(&self.ask_to_confirm(&question).await?))
     }
 
     pub async fn get_manifest(
@@ -382,6 +393,20 @@ impl Client {
         let (reply, _) = self.ask(&blob(Method::HEAD, repository, digest, Take::Head)).await?;
         Ok(BlobHead {
             size: body::content_length(&reply.headers),
+        })
+    }
+
+    /// HEAD of a blob at the registry itself, mirrors left aside: what it confirms may be given out from the cache (L11).
+    pub async fn confirm_blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobHead, UpstreamError> {
+        let mut question = blob(Method::HEAD, repository, digest, Take::Head);
+        let mut asked = self.ask_to_confirm(&question).await;
+        // R-U27: as in `shows_to_nobody`.
+        if is_no_head(&asked) {
+            question.method = Method::GET;
+            asked = self.ask_to_confirm(&question).await;
+        }
+        Ok(BlobHead {
+            size: body::content_length(&asked?.headers),
         })
     }
 
@@ -520,6 +545,27 @@ impl Client {
     pub(super) fn error(&self, kind: ErrorKind) -> UpstreamError {
         UpstreamError::new(&self.name, kind)
     }
+}
+
+fn head_of(reply: &Reply) -> ManifestHead {
+    ManifestHead {
+        digest: reply.digest,
+        media_type: body::text(&reply.headers, &CONTENT_TYPE).and_then(media_type::essence),
+        size: body::content_length(&reply.headers),
+        by_itself: reply.by_itself,
+    }
+}
+
+/// Returns whether HEAD was not understood (R-U27).
+fn is_no_head(asked: &Result<Reply, UpstreamError>) -> bool {
+    let kind = asked.as_ref().err().map(|error| &error.kind);
+    matches!(
+        kind,
+        Some(ErrorKind::Status {
+            status: 400 | 405 | 501,
+            ..
+        })
+    )
 }
 
 /// What matters to how an upstream is asked; what does not is as if nobody had given it.

@@ -179,7 +179,16 @@ impl Logins {
     /// What the sources know of `hosts`, first match first; of each the most specific.
     fn find(&self, hosts: &[String], repository: Option<&Repository>) -> Vec<Login> {
         let path = repository.map_or("", Repository::as_str);
-        let inline = self.inline.as_ref().and_then(|file| file.find(hosts, path));
+        self.look(|file| file.find(hosts, path))
+    }
+
+    /// Returns whether a source knows a login of `hosts`, for whichever repository.
+    fn know(&self, hosts: &[String]) -> bool {
+        !self.look(|file| file.knows(hosts).then_some(())).is_empty()
+    }
+
+    fn look<T>(&self, find: impl Fn(&AuthFile) -> Option<T>) -> Vec<T> {
+        let inline = self.inline.as_ref().and_then(&find);
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if read.looked.is_none_or(|at| at.elapsed() >= self.look_again) {
             read.files.resize_with(self.paths.len(), Default::default);
@@ -191,7 +200,7 @@ impl Logins {
             }
             read.looked = Some(Instant::now());
         }
-        let files = read.files.iter().filter_map(|(_, file)| file.find(hosts, path));
+        let files = read.files.iter().filter_map(|(_, file)| find(file));
         inline.into_iter().chain(files).collect()
     }
 
@@ -266,6 +275,11 @@ impl Credentials {
     pub fn are_there(&self, repository: &Repository) -> bool {
         let at_hand = || self.at_hand(Some(repository));
         self.fixed.is_some() || at_hand().is_none_or(|found| !found.is_anonymous())
+    }
+
+    /// Returns whether there may be any for some repository.
+    pub fn are_any(&self) -> bool {
+        self.fixed.is_some() || self.lender.is_some() || self.logins.know(&self.hosts)
     }
 
     /// Waits for a helper or a cloud, if need be.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::clients::{Part, Seen, ask};
+use crate::facts::staging_key;
 use crate::life::Life;
 use crate::server::Server;
 use crate::support::DEADLINE;
@@ -195,7 +196,7 @@ impl Life {
         let parts = self.folder.parts();
         let mut wanted: Vec<Item> = {
             let facts = self.world.facts();
-            let coming = parts.iter().filter_map(|digest| facts.owned(digest));
+            let coming = parts.iter().filter_map(|key| facts.staged(key));
             let blobs = std::iter::repeat_with(|| facts.random_blob(&mut self.rng)).take(4);
             blobs.chain(coming).collect()
         };
@@ -203,7 +204,10 @@ impl Life {
         for item in wanted {
             // What is staged may have been spoilt by the upstream or the power cut. That shows at the end of it: the
             // answer ends short, and the next one is clean (L2).
-            if item.digest().is_some_and(|digest| parts.contains(&digest)) {
+            if item
+                .digest()
+                .is_some_and(|digest| parts.contains(&staging_key(&item.repo, &digest)))
+            {
                 let seen = self.ask(server, &item, Part::Whole).await?;
                 let outcome = if seen.complete { "resumed" } else { "spoilt, begun anew" };
                 self.tally.add("parts", outcome, 1);

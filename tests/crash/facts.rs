@@ -12,6 +12,11 @@ use crate::world::{Item, REPOS, What, pick};
 /// As long as the program believes that, and some.
 const BELIEVED_ABSENT: Duration = Duration::from_secs(15);
 
+/// The name under which Larder stages something of a repository.
+pub fn staging_key(repo: &str, digest: &Digest) -> Digest {
+    larder::store::staging_key(&format!("docker.io/{repo}"), digest)
+}
+
 #[derive(Default)]
 pub struct Facts {
     pub bytes: HashMap<Digest, Bytes>,
@@ -120,6 +125,13 @@ impl Facts {
     /// As something that a repository holds.
     pub fn owned(&self, digest: &Digest) -> Option<Item> {
         let repo = REPOS.iter().find(|repo| self.holds(repo, digest))?;
+        Some(self.item(repo, digest))
+    }
+
+    /// Finds what is staged under a key, as something that a repository holds.
+    pub fn staged(&self, key: &Digest) -> Option<Item> {
+        let mut held = self.holds.keys().filter(|(repo, _)| REPOS.contains(&repo.as_str()));
+        let (repo, digest) = held.find(|(repo, digest)| staging_key(repo, digest) == *key)?;
         Some(self.item(repo, digest))
     }
 

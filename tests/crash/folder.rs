@@ -114,14 +114,11 @@ impl Folder {
             .collect()
     }
 
-    /// Digests of which something is staged.
+    /// The keys under which something is staged.
     pub fn parts(&self) -> Vec<Digest> {
         let names = self.staged().into_iter();
         names
-            .filter_map(|(name, _)| {
-                let hex = name.strip_prefix("sha256-")?.strip_suffix(".part")?;
-                Digest::from_hex(Algorithm::Sha256, hex)
-            })
+            .filter_map(|(name, _)| Digest::from_hex(Algorithm::Sha256, name.strip_suffix(".part")?))
             .collect()
     }
 

@@ -9,7 +9,7 @@ use crate::support::client::Ask;
 use crate::support::process::LarderProcess;
 use crate::support::ran::{Ran, ask, pull, run, settle};
 use crate::support::toml::Toml;
-use crate::support::upstream::{Image, Upstream};
+use crate::support::upstream::{Image, TokenPolicy, Upstream};
 use crate::support::{blob, manifest, within};
 
 const REPO: &str = "library/alpine";
@@ -63,6 +63,38 @@ impl Closed {
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+/// R-X7: credentials are there for the rate limit, and nobody has asked yet what is public. The bundle asks, so that only
+/// what is private travels with the mark.
+#[tokio::test]
+async fn only_private_images_are_marked() {
+    let upstream = Upstream::start().await;
+    let policy = TokenPolicy::new().credentials("larder", "secret");
+    upstream.require_token(policy.anonymous_for("team/open"));
+    let images = ["team/open", "team/closed"].map(|repo| upstream.image(repo, "1", &[1_000]));
+    let larder = LarderProcess::start(&upstream, |toml| {
+        toml.upstream("docker.io", "username", "larder");
+        toml.upstream("docker.io", "password", "secret");
+        toml.everybody_may_pull();
+    })
+    .await;
+    for image in &images {
+        pull(&larder, image, "1").await;
+    }
+    let disk = tempfile::tempdir().unwrap();
+    let bundle = disk.path().join("a.tar");
+    ask(&larder, &["bundle", "create", path(&bundle)]).await.expect(0);
+    let shown = run(disk.path(), &["bundle", "inspect", path(&bundle), "--json"]).await;
+    let shown = shown.expect(0).json();
+    let rows = shown["images"].as_array().unwrap().iter();
+    let marks: Vec<_> = rows
+        .map(|row| (row["name"].as_str().unwrap(), row["private"].as_bool().unwrap()))
+        .collect();
+    assert_eq!(
+        marks,
+        [("docker.io/team/closed:1", true), ("docker.io/team/open:1", false)]
+    );
 }
 
 /// Both ways of each: through a proxy and at rest.

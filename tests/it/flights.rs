@@ -40,9 +40,10 @@ async fn a_resumed_transfer_that_starts_elsewhere() {
     assert_eq!(shifted.hits(), 1);
 }
 
+/// Where something is staged for `REPO`.
 fn part(stopped: &Stopped, digest: &Digest) -> PathBuf {
-    let name = format!("{}-{}.part", digest.algorithm().as_str(), digest.hex());
-    stopped.cache().join("staging").join(name)
+    let key = larder::store::staging_key(&format!("docker.io/{REPO}"), digest);
+    stopped.cache().join("staging").join(format!("{}.part", key.hex()))
 }
 
 /// L1, L8: a part that is whole already crosses no more, but only for who may have it.
@@ -58,7 +59,8 @@ async fn what_was_staged_whole_is_not_fetched_again() {
         let response = larder.get(blob(REPO, digest)).await;
         response.expect_content(&digest);
         larder.until_held(&blob(REPO, digest)).await;
-        assert_eq!(upstream.count(On::Blob(digest).get()), 0, "{}", upstream.print());
+        let asked = On::Blob(digest).get().repo(REPO);
+        assert_eq!(upstream.count(asked), 0, "{}", upstream.print());
     }
 }
 

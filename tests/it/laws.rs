@@ -918,6 +918,52 @@ async fn l8_shown_without_head() {
     larder.get(blob("b/three", other)).await.expect_content(&other);
 }
 
+// L11: a claim is not proof. `claims` has the whole matrix.
+
+/// Private content of one upstream is a miss for another upstream, whatever that one's HEAD says, until its bytes have
+/// come from there.
+#[tokio::test]
+async fn l11_a_claim_is_not_proof() {
+    let (upstream, other) = (Upstream::start().await, Upstream::start().await);
+    upstream.require_basic("me", "hidden");
+    let image = upstream.image("private/one", "1", &[100_000]);
+    let layer = image.layers[0];
+    let larder = Larder::start(&upstream, |toml| {
+        toml.upstream("docker.io", "username", "me");
+        toml.upstream("docker.io", "password", "hidden");
+        toml.upstream("ghcr.io", "url", other.url());
+        toml.everybody_may_pull();
+    })
+    .await;
+    larder.get(manifest("private/one", "1")).await.expect(200);
+    larder.get(blob("private/one", layer)).await.expect_content(&layer);
+    larder.until_held(&blob("private/one", layer)).await;
+    let digest = image.manifest.to_string();
+    let named = [
+        ("Docker-Content-Digest", digest.as_str()),
+        ("Content-Type", image.media_type),
+    ];
+    other.on(On::Any.head()).always().answer(200, &named, vec![0; 100]);
+    let theirs = "ghcr.io/x/y";
+    for path in [blob(theirs, layer), manifest(theirs, &digest), manifest(theirs, "1")] {
+        let said = larder.head(&path).await.expect(200);
+        assert_eq!(
+            said.header("content-length"),
+            Some("100"),
+            "what it says, not what is held: {path}"
+        );
+        larder.get(&path).await.expect(404);
+    }
+    other.clear_script();
+    other.put_blob("x/z", upstream.bytes(&layer));
+    let theirs = "ghcr.io/x/z";
+    larder.get(blob(theirs, layer)).await.expect_content(&layer);
+    assert_eq!(other.bytes_sent(On::Blobs.repo("x/z")), 100_000, "{}", other.print());
+    larder.until_held(&blob(theirs, layer)).await;
+    other.go_down().await;
+    larder.get(blob(theirs, layer)).await.expect_content(&layer);
+}
+
 /// Nor does a running transfer let another repository in that does not hold the blob.
 #[tokio::test]
 async fn l8_a_running_transfer_is_no_door() {

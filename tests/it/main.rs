@@ -16,6 +16,7 @@ mod blobs;
 mod budget;
 mod bundle;
 mod bundle_hostile;
+mod claims;
 mod clients_containerd;
 mod clients_docker;
 mod clients_others;

@@ -1,5 +1,7 @@
 //! Where the time of an answer went: `Server-Timing`, and the histograms.
 
+use larder::oci::Digest;
+
 use crate::support::client::{Ask, Response};
 use crate::support::larder::Larder;
 use crate::support::upstream::{On, TokenPolicy, Upstream};
@@ -76,8 +78,18 @@ async fn an_error_tells_times_and_nothing_else() {
     let larder = Larder::start(&upstream, |_| {}).await;
     larder.get(blob("secret/app", digest)).await.expect_content(&digest);
     larder.until_held(&blob("secret/app", digest)).await;
-    let refused = timed(&larder, Ask::get(blob("other/app", digest))).await.expect(404);
-    assert_eq!(entries(&refused), ["upstream", "total"]);
+    // The upstream is asked for the first of each, and not again.
+    let unheard = Digest::sha256(b"never asked for before");
+    for path in [blob("other/app", digest), blob("other/app", unheard)] {
+        for _ in 0..2 {
+            let refused = timed(&larder, Ask::get(&path)).await.expect(404);
+            assert_eq!(entries(&refused), ["total"], "{path}");
+        }
+    }
+    upstream.on(On::Blobs.get()).always().status(500);
+    let failed = timed(&larder, Ask::get(blob("secret/app", unheard))).await;
+    assert!(failed.status >= 500, "{failed:?}");
+    assert_eq!(entries(&failed), ["upstream", "total"]);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //!
 //! Told where `server.server_timing` says so, or to a request with `Larder-Timing: 1`. No names are told, and of an
 //! error neither how it stands with the cache nor the disk: whether something is held that may not be had is private (L8).
+//! A refusal (4xx) tells no parts at all: who asked before finds nobody waiting for the upstream or a token again.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -21,23 +22,28 @@ pub(super) fn wanted(by_all: bool, headers: &HeaderMap) -> Option<Arc<Stopwatch>
 
 /// Says in the answer what the stopwatch shows. `outcome` is the short word of the log.
 pub(super) fn tell(response: &mut Response, outcome: Option<&'static str>, watch: &Stopwatch) {
-    let is_error = response.status().is_client_error() || response.status().is_server_error();
-    if let Ok(value) = HeaderValue::try_from(text(outcome.filter(|_| !is_error), is_error, watch)) {
+    let status = response.status();
+    let (parts, outcome): (&[_], _) = match (status.is_client_error(), status.is_server_error()) {
+        (true, _) => (&[], None),
+        (_, true) => (&[TOKEN, UPSTREAM], None),
+        _ => (&[STORE, TOKEN, UPSTREAM], outcome),
+    };
+    if let Ok(value) = HeaderValue::try_from(text(outcome, parts, watch)) {
         response.headers_mut().insert(SERVER_TIMING, value);
     }
 }
 
-fn text(outcome: Option<&'static str>, is_error: bool, watch: &Stopwatch) -> String {
+const STORE: (&str, Part) = ("store", Part::Store);
+const TOKEN: (&str, Part) = ("token", Part::Token);
+const UPSTREAM: (&str, Part) = ("upstream", Part::Upstream);
+
+fn text(outcome: Option<&'static str>, parts: &[(&str, Part)], watch: &Stopwatch) -> String {
     let mut text = String::with_capacity(96);
     if let Some(outcome) = outcome {
         let _ = write!(text, "cache;desc={outcome}, ");
     }
-    for (name, part) in [
-        ("store", Part::Store),
-        ("token", Part::Token),
-        ("upstream", Part::Upstream),
-    ] {
-        if let Some(took) = watch.part(part).filter(|_| !(is_error && part == Part::Store)) {
+    for (name, part) in parts {
+        if let Some(took) = watch.part(*part) {
             let _ = write!(text, "{name};dur={:.3}, ", took.as_secs_f64() * 1000.0);
         }
     }

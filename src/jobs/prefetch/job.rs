@@ -370,6 +370,7 @@ impl Job {
             Ok(plan) => plan,
             Err(stop) => return self.fail(row, stop.why()),
         };
+        let key = &item.target.key;
         let new = self.count(row, &plan);
         if self.request.dry_run {
             return match plan.problems.is_empty() {
@@ -381,7 +382,7 @@ impl Job {
         problems.extend(self.clone().blobs_of(&item, &plan, new).await);
         let store = self.pull.store();
         let wanted = plan.manifests.iter().chain(plan.blobs.keys());
-        let missing = wanted.filter(|digest| store.size(digest).is_none()).count();
+        let missing = wanted.filter(|digest| store.shown(key, digest).is_none()).count();
         if problems.is_empty() && missing > 0 {
             problems.push(format!(
                 "{missing} of its parts came and could not be kept: the cache has no room for it (cache.max_size)"
@@ -398,6 +399,7 @@ impl Job {
         let store = self.pull.store();
         let new: HashSet<Digest> = {
             let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            // A blob that is held for other upstreams may have to come once more: that shows when it is asked for.
             let absent = plan.blobs.keys().filter(|digest| store.size(digest).is_none());
             absent.filter(|digest| counted.insert(**digest)).copied().collect()
         };

@@ -38,7 +38,7 @@ impl Field {
         }
     }
 
-    fn join(&self, key: &str, digest: Digest, shown: bool) -> Place {
+    fn join(&self, key: &str, digest: Digest, judged: &Judged) -> Place {
         let order = Order {
             client: self.client.clone(),
             repository: "library/alpine".parse().unwrap(),
@@ -46,15 +46,25 @@ impl Field {
             digest,
             hint: None,
         };
-        self.flights.join_or_begin(order, shown)
+        self.flights.join_or_begin(order, judged)
     }
 
-    fn follow(&self, key: &str, digest: Digest, shown: bool) -> Follower {
-        match self.join(key, digest, shown) {
+    fn follow(&self, key: &str, digest: Digest, judged: &Judged) -> Follower {
+        match self.join(key, digest, judged) {
             Place::Among(follower) => follower,
             Place::Held => panic!("held"),
-            Place::Foreign => panic!("foreign"),
+            Place::Foreign(_) => panic!("foreign"),
         }
+    }
+
+    /// Another repository's transfer, judged.
+    fn judge(&self, key: &str, digest: Digest, may_follow: bool) -> Judged {
+        let mut judged = Judged::default();
+        match self.join(key, digest, &judged) {
+            Place::Foreign(flight) => judged.note(flight, may_follow),
+            Place::Held | Place::Among(_) => panic!("not foreign"),
+        }
+        judged
     }
 }
 
@@ -65,8 +75,16 @@ async fn what_is_held_is_not_fetched() {
     let bytes = Bytes::from_static(b"held");
     let digest = Digest::sha256(&bytes);
     field.store.put_manifest("a", &digest, "x/y", &[], &bytes).unwrap();
-    assert!(matches!(field.join("a", digest, false), Place::Held));
+    assert!(matches!(field.join("a", digest, &Judged::default()), Place::Held));
+    let apart = Judged {
+        apart: true,
+        ..Judged::default()
+    };
+    assert!(matches!(field.join("a", digest, &apart), Place::Held), "linked since");
     assert_eq!(field.flights.count(), 0);
+    // L11: held for somebody else.
+    assert!(matches!(field.join("b", digest, &Judged::default()), Place::Held));
+    assert!(!field.follow("b", digest, &apart).joined);
 }
 
 /// L8: also if it began while nobody looked.
@@ -74,14 +92,44 @@ async fn what_is_held_is_not_fetched() {
 async fn a_foreign_transfer_is_joined_only_by_who_may() {
     let field = Field::new();
     let digest = Digest::sha256(b"x");
-    let first = field.follow("a", digest, false);
+    let nothing = Judged::default();
+    let first = field.follow("a", digest, &nothing);
     assert!(!first.joined && !first.is_foreign_to("a"));
-    assert!(field.follow("a", digest, false).joined);
-    assert!(matches!(field.join("b", digest, false), Place::Foreign));
-    let second = field.follow("b", digest, true);
+    assert!(field.follow("a", digest, &nothing).joined);
+    let may = field.judge("b", digest, true);
+    let second = field.follow("b", digest, &may);
     assert!(second.joined && second.is_foreign_to("b"));
-    assert!(field.follow("b", digest, false).joined);
-    assert!(matches!(field.join("c", digest, false), Place::Foreign));
+    assert!(field.follow("b", digest, &nothing).joined);
+    // L11: one that may not follow gets a transfer of its own, and its like share that one.
+    let may_not = field.judge("c", digest, false);
+    let third = field.follow("c", digest, &may_not);
+    assert!(!third.joined && !third.is_foreign_to("c"));
+    assert!(field.follow("c", digest, &nothing).joined);
+    assert_eq!(field.flights.count(), 2);
+    drop(field.judge("d", digest, true));
+}
+
+/// L11: what other credentials began is another's transfer, also for the repository itself.
+#[tokio::test]
+async fn a_transfer_by_other_credentials_is_foreign() {
+    let mut field = Field::new();
+    let digest = Digest::sha256(b"x");
+    let nothing = Judged::default();
+    let first = field.follow("a", digest, &nothing);
+    let may = field.judge("b", digest, true);
+    let joined = field.follow("b", digest, &may);
+    let before = field.client.clone();
+    field.client = Field::new().client;
+    assert!(matches!(field.join("a", digest, &nothing), Place::Foreign(_)));
+    assert!(
+        matches!(field.join("b", digest, &nothing), Place::Foreign(_)),
+        "who followed before"
+    );
+    let may_not = field.judge("a", digest, false);
+    assert!(!field.follow("a", digest, &may_not).joined);
+    field.client = before;
+    assert!(field.follow("a", digest, &nothing).joined);
+    drop((first, joined));
 }
 
 /// L2: who asks again on hearing of a failure does not get the same failure again.
@@ -92,8 +140,9 @@ async fn a_failed_transfer_is_not_joined() {
     let asking = digests.into_iter().map(|digest| {
         let field = field.clone();
         tokio::spawn(async move {
-            assert!(field.follow("a", digest, false).decided().await.is_err());
-            assert!(!field.follow("a", digest, false).joined);
+            let nothing = Judged::default();
+            assert!(field.follow("a", digest, &nothing).decided().await.is_err());
+            assert!(!field.follow("a", digest, &nothing).joined);
         })
     });
     for asked in asking.collect::<Vec<_>>() {

@@ -46,16 +46,9 @@ pub(super) fn on_disk(size: u64) -> u64 {
 /// What has to be deleted from disk to make room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Victim {
+    /// By its staging key.
     Part(Digest),
     Blob(Digest),
-}
-
-impl Victim {
-    pub(super) fn digest(&self) -> &Digest {
-        match self {
-            Victim::Part(digest) | Victim::Blob(digest) => digest,
-        }
-    }
 }
 
 /// Whose room is short.

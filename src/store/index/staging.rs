@@ -1,4 +1,4 @@
-//! What transfers take, by digest: one place each.
+//! Bytes that transfers take, by staging key ([`crate::store::staging_key`]): one place each.
 
 use super::{Index, on_disk};
 use crate::oci::Digest;

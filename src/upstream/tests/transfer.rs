@@ -398,7 +398,10 @@ async fn mirrors() {
     let client = client(with);
     client.get_manifest(&repository("held"), &tag("x")).await.unwrap();
     assert_eq!(server.seen().len(), 0);
-    assert!(!client.has_credentials(&repository("held")));
+    assert!(
+        client.has_credentials(&repository("held")),
+        "a mirror has no say in that (L8)"
+    );
     for name in ["gone", "private"] {
         client.get_manifest(&repository(name), &tag("x")).await.unwrap();
         assert!(client.has_credentials(&repository(name)));
@@ -411,6 +414,20 @@ async fn mirrors() {
             "/base/path/v2/gone/manifests/x".to_owned(),
             "/base/path/v2/private/manifests/x".to_owned()
         ])
+    );
+    // L11: the registry itself confirms, mirrors are left aside.
+    let (held, x) = (repository("held"), tag("x"));
+    assert!(!client.head_manifest(&held, &x).await.unwrap().by_itself);
+    let asked = mirror.seen().len();
+    assert!(client.confirm_manifest(&held, &x).await.unwrap().by_itself);
+    let digest = Digest::sha256(b"x");
+    client.confirm_blob(&held, &digest).await.unwrap();
+    assert_eq!(mirror.seen().len(), asked);
+    assert!(
+        server
+            .seen()
+            .iter()
+            .any(|s| s.path.ends_with(&format!("held/blobs/{digest}")))
     );
 }
 
