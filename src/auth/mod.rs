@@ -1,7 +1,7 @@
 //! Who is asking, and what they may pull.
 //!
 //! A request comes with an `Authorization` header, a client certificate, both or neither. [`Gate::recognise`] makes
-//! an identity of them: `basic` knows passwords, `bearer` the tokens that
+//! an identity of them: `basic` knows passwords (`login_queue` says whose is hashed next), `bearer` the tokens that
 //! Larder issued itself, `jwks` those of other issuers, and `jws` what a signed token is. `policy` makes a right of
 //! identity, place and image; `hint` knows what operators should hear of it.
 //!
@@ -13,6 +13,8 @@ pub mod bearer;
 mod hint;
 pub mod jwks;
 pub mod jws;
+mod login_queue;
+mod login_turns;
 pub mod policy;
 
 use std::net::IpAddr;
@@ -26,6 +28,7 @@ use self::bearer::Mint;
 pub use self::hint::hints;
 use self::jwks::{Fetch, Issuer};
 use self::jws::{Token, TokenError};
+use self::login_queue::Client;
 use self::policy::CERTIFICATE;
 pub use self::policy::{Asked, Explanation, Identity, Place, Policy, Right, shown};
 use crate::config::Access;
@@ -226,7 +229,7 @@ impl Gate {
         let Some(users) = &self.users else {
             return Err(Claim::Wrong);
         };
-        match users.check(name, password).await {
+        match users.check(name, password, Client::of(origin.address)).await {
             Login::Right => Ok(Some(name.into())),
             Login::Wrong => Err(Claim::Wrong),
             Login::Busy => Err(Claim::Busy),
