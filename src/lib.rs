@@ -6,6 +6,7 @@
 //!
 //! | floor | what it is | may import |
 //! |---|---|---|
+//! | [`text`] | text from outside, made fit to be shown; for all floors | – |
 //! | [`oci`] | the specification's nouns, parsed: digest, name, reference, manifest, error codes | – |
 //! | [`telemetry`] | log set-up, metrics, traces | – |
 //! | [`events`] | what happened, as data, and its broadcast | oci |
@@ -24,7 +25,8 @@
 //! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config bundle auth admin app demo telemetry |
 //!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
-//! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`.
+//! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`;
+//! only [`text`] knows which characters are not shown as they are.
 //!
 //! # Walks
 //!
@@ -44,6 +46,13 @@
 //!   shown it (links) × what is known of their privacy → a HEAD suffices (public), the registry itself has to confirm (one
 //!   upstream), or the bytes have to come: then it is a miss, with a transfer and a staged file of its own, and of two copies
 //!   the store keeps the first.
+//! - **Login**: `auth::basic` looks whether the pair of name and password is remembered as right or wrong → else it
+//!   waits for its turn (`auth::login_turns`) in the queue of its client's address; `auth::login_queue` decides,
+//!   purely, whose turn it is, from fair queues and a budget of processor time for wrong logins → bcrypt on a
+//!   blocking thread → remembered, answered. Refusals that cost no hash are paced by the client's address.
+//! - **Text from outside** (what a registry, a client or a bundle wrote): cut to an excerpt where it enters an
+//!   error ([`text::excerpt`]) → written out and bounded once more where it leaves: `http::error`, `telemetry::log`,
+//!   the command line.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
 //!   (`pull::transfer`), which gathers what comes fast; it stages through `store::writer`, which hashes beside the writing;
 //!   every client, the first included, reads the growing file (`pull::body`), and the first MiB before the file has it
@@ -114,4 +123,5 @@ pub mod oci;
 pub mod pull;
 pub mod store;
 pub mod telemetry;
+pub mod text;
 pub mod upstream;

@@ -84,10 +84,9 @@ pub fn said(problem: &Problem) -> String {
     one_line(&text)
 }
 
-/// Without control characters, and not longer than it is useful.
+/// Without hidden characters, and not longer than it is useful.
 pub fn one_line(text: &str) -> String {
-    let flat = text.chars().map(|c| if c.is_control() { ' ' } else { c });
-    flat.take(MAX_DETAIL).collect()
+    crate::text::one_line(text, MAX_DETAIL)
 }
 
 #[cfg(test)]

@@ -1,18 +1,26 @@
 //! Passwords: an htpasswd file with bcrypt hashes (R-X22).
 //!
 //! The file is looked at again every few seconds when somebody logs in; one that cannot be used leaves the old one in
-//! place. A password is hashed away from the async threads, a few at a time; one that was right is remembered for a while
-//! as a keyed hash, so that the many requests of a pull cost one bcrypt. An unknown user costs as much as a known one.
+//! place. Passwords are hashed away from the async threads, in the order of `login_queue`. A pair of name and
+//! password is remembered as a keyed hash: a right one as long as it is used, so that the many requests of a pull
+//! cost one bcrypt and a regular user never waits; a wrong one for a few minutes, so that a client that repeats it
+//! costs none. The hash covers the user's line of the file: what has changed there is not remembered. All wrong
+//! logins cost the same work, whoever they are for.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use moka::policy::EvictionPolicy;
 use ring::hmac;
-use tokio::sync::Semaphore;
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::watch;
 
+use super::login_queue::{Client, Limits, Outcome};
+use super::login_turns::{LoginTurns, Turn};
 use crate::config::Secret;
+use crate::text::is_visible;
 
 /// How often the file is looked at, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
@@ -20,13 +28,16 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 const MAX_USERS: usize = 50_000;
 /// bcrypt's work doubles with each: beyond this one login takes more than ten seconds.
 const MAX_COST: u32 = 17;
+/// Beyond this cost a login takes a second or more, and each wrong one as much: worth a warning.
+const SLOW_COST: u32 = 13;
 /// For the user who is not there, where no file tells another.
 const USUAL_COST: u32 = 10;
-/// How long a pair that was right is believed without bcrypt.
-const REMEMBERED: Duration = Duration::from_secs(300);
+/// How long a pair that was right is believed without bcrypt after its last use.
+const RIGHT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How long a pair that was wrong is refused without bcrypt.
+const WRONG_FOR: Duration = Duration::from_secs(300);
+/// Pairs of either kind. One takes some 200 bytes.
 const MAX_REMEMBERED: u64 = 10_000;
-/// Who waits to be hashed, at most.
-const MAX_WAITING: usize = 256;
 
 /// Why a password file cannot be used. Shows no hash.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,7 +71,7 @@ impl Users {
             let Some((name, hash)) = line.split_once(':') else {
                 return Err(wrong("expected name:hash, found no colon".to_owned()));
             };
-            if name.is_empty() || name.len() > 255 || name.chars().any(char::is_control) {
+            if name.is_empty() || name.len() > 255 || !is_visible(name) {
                 return Err(wrong("expected a user's name before the colon".to_owned()));
             }
             let cost = cost_of(hash).map_err(|what| wrong(format!("user {name:?}: {what}")))?;
@@ -119,11 +130,22 @@ pub struct Htpasswd {
     path: PathBuf,
     look_again: Duration,
     loaded: Mutex<Loaded>,
-    /// Keyed hashes of name, password and bcrypt hash, that were right.
-    right: moka::sync::Cache<[u8; 32], ()>,
+    attempts: Arc<Attempts>,
+}
+
+/// A keyed hash of name, password and the user's bcrypt hash.
+type Pair = [u8; 32];
+/// A check that somebody else leads.
+type Followed = watch::Receiver<Option<Login>>;
+
+/// Remembered and waiting logins. Outlives a reload.
+struct Attempts {
+    right: moka::sync::Cache<Pair, ()>,
+    wrong: moka::sync::Cache<Pair, ()>,
     key: hmac::Key,
-    at_once: Semaphore,
-    waiting: Semaphore,
+    turns: Arc<LoginTurns>,
+    /// Checks that wait or run: the same login of the same client joins them.
+    running: Mutex<HashMap<(Client, Pair), Followed>>,
 }
 
 /// What became of a login.
@@ -150,26 +172,23 @@ impl Htpasswd {
             looked: Instant::now(),
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if let Some(cost) = Some(loaded.users.cost).filter(|cost| *cost > SLOW_COST) {
+            warn_of_cost(path, cost);
+        }
         Ok(Htpasswd {
             path: path.to_owned(),
             look_again,
             loaded: Mutex::new(loaded),
-            right: moka::sync::Cache::builder()
-                .max_capacity(MAX_REMEMBERED)
-                .time_to_live(REMEMBERED)
-                .build(),
-            key: hmac::Key::new(hmac::HMAC_SHA256, key),
-            at_once: Semaphore::new(cores.div_ceil(2)),
-            waiting: Semaphore::new(MAX_WAITING),
+            attempts: Arc::new(Attempts::new(key, Limits::for_cores(cores))),
         })
     }
 
-    /// Goes on with what is known of pairs that were right: they hold the bcrypt hash, so one that has changed is not among them.
+    /// Goes on with the queues of the file before and with what is known of pairs: they cover the bcrypt hash, so one
+    /// that has changed is not among them.
     #[must_use]
     pub fn remembering(self, before: &Htpasswd) -> Htpasswd {
         Htpasswd {
-            right: before.right.clone(),
-            key: before.key.clone(),
+            attempts: before.attempts.clone(),
             ..self
         }
     }
@@ -183,7 +202,7 @@ impl Htpasswd {
         let users = loaded.users.clone();
         drop(loaded);
         let hash = users.hashes.get(name);
-        hash.is_some_and(|hash| self.right.contains_key(&self.pair(name, password, hash)))
+        hash.is_some_and(|hash| self.attempts.was_right(&self.attempts.pair(name, password, Some(hash))))
     }
 
     /// Whether there is such a user. Does not wait: a file that is due to be looked at again counts from the next time.
@@ -203,48 +222,17 @@ impl Htpasswd {
         users.hashes.contains_key(name)
     }
 
-    pub async fn check(self: &Arc<Self>, name: &str, password: &str) -> Login {
+    /// Checks a login of `client`. May take seconds where many logins wait.
+    pub async fn check(self: &Arc<Self>, name: &str, password: &str, client: Client) -> Login {
         let users = self.current().await;
-        let known = users.hashes.get(name).cloned();
-        let pair = known.as_ref().map(|hash| self.pair(name, password, hash));
-        if pair.is_some_and(|pair| self.right.contains_key(&pair)) {
-            return Login::Right;
-        }
-        let Ok(_waits) = self.waiting.try_acquire() else {
-            return Login::Busy;
+        let hash = users.hashes.get(name).cloned();
+        let attempt = Attempt {
+            pair: self.attempts.pair(name, password, hash.as_ref()),
+            password: Secret::new(password),
+            hash,
+            cost: if users.cost == 0 { USUAL_COST } else { users.cost },
         };
-        let Ok(_turn) = self.at_once.acquire().await else {
-            return Login::Busy;
-        };
-        let (password, cost) = (Secret::new(password), users.cost);
-        let hashing = tokio::task::spawn_blocking(move || match known {
-            Some(hash) => bcrypt::verify(password.reveal(), hash.reveal()).unwrap_or(false),
-            None => {
-                let cost = if cost == 0 { USUAL_COST } else { cost };
-                let _ = bcrypt::hash_with_salt(password.reveal(), cost, [7; 16]);
-                false
-            }
-        });
-        match (hashing.await, pair) {
-            (Ok(true), Some(pair)) => {
-                self.right.insert(pair, ());
-                Login::Right
-            }
-            (Ok(_), _) => Login::Wrong,
-            (Err(_), _) => Login::Busy,
-        }
-    }
-
-    /// Lengths first: no two pairs are written the same.
-    fn pair(&self, name: &str, password: &str, hash: &Secret) -> [u8; 32] {
-        let mut context = hmac::Context::with_key(&self.key);
-        for part in [name, password, hash.reveal()] {
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part.as_bytes());
-        }
-        let mut pair = [0; 32];
-        pair.copy_from_slice(context.sign().as_ref());
-        pair
+        self.attempts.check(attempt, client).await
     }
 
     async fn current(self: &Arc<Self>) -> Arc<Users> {
@@ -276,6 +264,9 @@ impl Htpasswd {
         match read {
             Ok(users) => {
                 tracing::info!(file = %self.path.display(), users = users.hashes.len(), "the password file was read again");
+                if users.cost > SLOW_COST && users.cost > loaded.users.cost {
+                    warn_of_cost(&self.path, users.cost);
+                }
                 loaded.users = Arc::new(users);
             }
             Err(error) => {
@@ -283,6 +274,174 @@ impl Htpasswd {
             }
         }
     }
+}
+
+/// A login, ready to be checked.
+#[derive(Clone)]
+struct Attempt {
+    pair: Pair,
+    password: Secret,
+    /// `None`: there is no such user.
+    hash: Option<Secret>,
+    /// The highest of the file.
+    cost: u32,
+}
+
+impl Attempt {
+    /// Returns whether the password is right. A wrong one takes the work of one hash at the file's highest cost:
+    /// neither an unknown user nor one with a cheaper hash shows in the time.
+    fn verify(&self) -> bool {
+        let salt = [7; 16];
+        let Some(hash) = &self.hash else {
+            let _ = bcrypt::hash_with_salt(self.password.reveal(), self.cost, salt);
+            return false;
+        };
+        if bcrypt::verify(self.password.reveal(), hash.reveal()).unwrap_or(false) {
+            return true;
+        }
+        // 2^c + 2^c + 2^(c+1) + … + 2^(C-1) = 2^C.
+        for cost in cost_of(hash.reveal()).unwrap_or(self.cost)..self.cost {
+            let _ = bcrypt::hash_with_salt(self.password.reveal(), cost, salt);
+        }
+        false
+    }
+}
+
+impl Attempts {
+    fn new(key: &[u8], limits: Limits) -> Attempts {
+        let remembered = || {
+            moka::sync::Cache::builder()
+                .max_capacity(MAX_REMEMBERED)
+                .eviction_policy(EvictionPolicy::lru())
+        };
+        Attempts {
+            right: remembered().time_to_idle(RIGHT_FOR).build(),
+            wrong: remembered().time_to_live(WRONG_FOR).build(),
+            key: hmac::Key::new(hmac::HMAC_SHA256, key),
+            turns: LoginTurns::new(limits),
+            running: Mutex::default(),
+        }
+    }
+
+    /// Lengths first: no two pairs are written the same. No hash: the user is not in the file.
+    fn pair(&self, name: &str, password: &str, hash: Option<&Secret>) -> Pair {
+        let mut context = hmac::Context::with_key(&self.key);
+        for part in [name, password, hash.map_or("", |hash| hash.reveal())] {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part.as_bytes());
+        }
+        let mut pair = [0; 32];
+        pair.copy_from_slice(context.sign().as_ref());
+        pair
+    }
+
+    /// Looks up a right pair, which counts as a use of it.
+    fn was_right(&self, pair: &Pair) -> bool {
+        self.right.get(pair).is_some()
+    }
+
+    fn remembered(&self, pair: &Pair) -> Option<Login> {
+        if self.was_right(pair) {
+            return Some(Login::Right);
+        }
+        self.wrong.contains_key(pair).then_some(Login::Wrong)
+    }
+
+    async fn check(self: &Arc<Self>, attempt: Attempt, client: Client) -> Login {
+        let mut login = self.remembered(&attempt.pair);
+        let mut is_paced = false;
+        while login.is_none() {
+            let key = (client, attempt.pair);
+            let (lead, follow) = self.join(key);
+            login = match (lead, follow) {
+                (Some(lead), _) => {
+                    let found = self.check_in_turn(&attempt, client).await;
+                    // A wrong login that was hashed has waited for its turn.
+                    is_paced = found == Login::Wrong;
+                    lead.found.send_replace(Some(found));
+                    Some(found)
+                }
+                // If the client that is followed goes away, its channel closes, and the next one leads.
+                (None, mut follow) => follow.wait_for(Option::is_some).await.ok().and_then(|found| *found),
+            };
+        }
+        let login = login.unwrap_or(Login::Busy);
+        if login != Login::Right && !is_paced {
+            self.turns.pace_refusal(client).await;
+        }
+        login
+    }
+
+    /// Either leads the check of this login or follows the one that runs.
+    fn join(self: &Arc<Self>, key: (Client, Pair)) -> (Option<Lead>, Followed) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(follow) = running.get(&key).filter(|follow| follow.has_changed().is_ok()) {
+            return (None, follow.clone());
+        }
+        let (found, follow) = watch::channel(None);
+        running.insert(key, follow.clone());
+        let lead = Lead {
+            attempts: self.clone(),
+            key,
+            found,
+        };
+        (Some(lead), follow)
+    }
+
+    async fn check_in_turn(self: &Arc<Self>, attempt: &Attempt, client: Client) -> Login {
+        let Some(turn) = self.turns.wait(client).await else {
+            return Login::Busy;
+        };
+        // Another client may have brought this pair meanwhile.
+        if let Some(login) = self.remembered(&attempt.pair) {
+            return login;
+        }
+        let (attempts, attempt) = (self.clone(), attempt.clone());
+        let hashing = tokio::task::spawn_blocking(move || attempts.hash(&attempt, turn));
+        hashing.await.unwrap_or(Login::Busy)
+    }
+
+    /// Blocking. Remembers what it finds, although the client may be gone.
+    fn hash(&self, attempt: &Attempt, turn: Turn) -> Login {
+        let before = thread_time();
+        let is_right = attempt.verify();
+        let cpu = thread_time().saturating_sub(before);
+        if is_right {
+            self.right.insert(attempt.pair, ());
+            turn.finish(Outcome::Right, cpu);
+            return Login::Right;
+        }
+        self.wrong.insert(attempt.pair, ());
+        turn.finish(Outcome::Wrong, cpu);
+        Login::Wrong
+    }
+}
+
+/// The check that others follow.
+struct Lead {
+    attempts: Arc<Attempts>,
+    key: (Client, Pair),
+    found: watch::Sender<Option<Login>>,
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        let mut running = self.attempts.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.remove(&self.key);
+    }
+}
+
+/// Processor time of this thread.
+fn thread_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+fn warn_of_cost(path: &Path, cost: u32) {
+    tracing::warn!(
+        file = %path.display(),
+        cost,
+        "a bcrypt hash has a high cost: each login that is not remembered takes seconds, and each wrong one as long, whoever it is for"
+    );
 }
 
 fn stamp(path: &Path) -> Stamp {
@@ -316,7 +475,7 @@ pub fn has_user(path: &Path, name: &str) -> Result<bool, HtpasswdError> {
 ///
 /// Errors: why there is none.
 pub fn line(name: &str, password: &str) -> Result<String, String> {
-    if name.is_empty() || name.contains(':') || name.chars().any(char::is_control) {
+    if name.is_empty() || name.contains(':') || !is_visible(name) {
         return Err("expected a user's name without colon".to_owned());
     }
     // bcrypt reads no further: a longer one would be let in by its beginning.

@@ -1,5 +1,8 @@
 use super::*;
 
+/// A client without a record.
+const HERE: Client = Client::Local;
+
 /// Cheap, for tests.
 fn hashed(password: &str) -> String {
     bcrypt::hash(password, 4).unwrap()
@@ -65,11 +68,11 @@ async fn right_and_wrong() {
     let file = file(&[("alice", "one")]);
     let users = Arc::new(Htpasswd::load(file.path(), b"key").unwrap());
     assert!(!users.remembers("alice", "one"));
-    assert_eq!(users.check("alice", "one").await, Login::Right);
+    assert_eq!(users.check("alice", "one", HERE).await, Login::Right);
     assert!(users.remembers("alice", "one") && !users.remembers("alice", "two"));
-    assert_eq!(users.check("alice", "two").await, Login::Wrong);
-    assert_eq!(users.check("alice", "").await, Login::Wrong);
-    assert_eq!(users.check("bob", "one").await, Login::Wrong);
+    assert_eq!(users.check("alice", "two", HERE).await, Login::Wrong);
+    assert_eq!(users.check("alice", "", HERE).await, Login::Wrong);
+    assert_eq!(users.check("bob", "one", HERE).await, Login::Wrong);
     assert!(!users.remembers("bob", "one") && !users.remembers("alice", "two"));
 }
 
@@ -78,30 +81,154 @@ async fn right_and_wrong() {
 async fn read_again() {
     let file = file(&[("alice", "one")]);
     let users = Arc::new(Htpasswd::load_with(file.path(), b"key", Duration::ZERO).unwrap());
-    assert_eq!(users.check("alice", "one").await, Login::Right);
+    assert_eq!(users.check("alice", "one", HERE).await, Login::Right);
     write(&file, &[("alice", "two"), ("bob", "three")]);
-    assert_eq!(users.check("alice", "one").await, Login::Wrong);
-    assert_eq!(users.check("alice", "two").await, Login::Right);
+    assert_eq!(users.check("alice", "one", HERE).await, Login::Wrong);
+    assert_eq!(users.check("alice", "two", HERE).await, Login::Right);
     std::fs::write(file.path(), "alice:no hash at all").unwrap();
-    assert_eq!(users.check("bob", "three").await, Login::Right);
+    assert_eq!(users.check("bob", "three", HERE).await, Login::Right);
     std::fs::remove_file(file.path()).unwrap();
-    assert_eq!(users.check("bob", "three").await, Login::Right);
+    assert_eq!(users.check("bob", "three", HERE).await, Login::Right);
     write(&file, &[("bob", "four")]);
-    assert_eq!(users.check("alice", "two").await, Login::Wrong);
-    assert_eq!(users.check("bob", "four").await, Login::Right);
+    assert_eq!(users.check("alice", "two", HERE).await, Login::Wrong);
+    assert_eq!(users.check("bob", "four", HERE).await, Login::Right);
 }
 
+/// Looks whether the pair is remembered as a wrong one.
+fn is_known_wrong(users: &Htpasswd, name: &str, password: &str) -> bool {
+    let loaded = users.loaded.lock().unwrap();
+    let pair = users.attempts.pair(name, password, loaded.users.hashes.get(name));
+    users.attempts.wrong.contains_key(&pair)
+}
+
+/// A repeated wrong pair costs no bcrypt, until the user's line changes.
+#[tokio::test]
+async fn wrong_pairs_are_remembered() {
+    let file = file(&[("alice", "one")]);
+    let users = Arc::new(Htpasswd::load_with(file.path(), b"key", Duration::ZERO).unwrap());
+    for (name, password) in [("alice", "two"), ("bob", "three")] {
+        assert!(!is_known_wrong(&users, name, password));
+        assert_eq!(users.check(name, password, HERE).await, Login::Wrong);
+        assert!(is_known_wrong(&users, name, password));
+        assert_eq!(users.check(name, password, HERE).await, Login::Wrong);
+    }
+    write(&file, &[("alice", "two"), ("bob", "three")]);
+    assert_eq!(users.check("alice", "two", HERE).await, Login::Right);
+    assert_eq!(users.check("bob", "three", HERE).await, Login::Right);
+    assert_eq!(users.check("alice", "one", HERE).await, Login::Wrong);
+}
+
+/// Both memories are bounded, and what was right is not driven out by what was wrong.
+#[tokio::test]
+async fn memory_is_bounded() {
+    let file = file(&[("alice", "one")]);
+    let users = Arc::new(Htpasswd::load(file.path(), b"key").unwrap());
+    assert_eq!(users.check("alice", "one", HERE).await, Login::Right);
+    for number in 0..2 * MAX_REMEMBERED {
+        let pair = users.attempts.pair("alice", &number.to_string(), None);
+        users.attempts.wrong.insert(pair, ());
+    }
+    users.attempts.wrong.run_pending_tasks();
+    assert!(users.attempts.wrong.entry_count() <= MAX_REMEMBERED);
+    assert!(users.remembers("alice", "one"));
+}
+
+/// A reload forgets neither pairs nor queues.
+#[tokio::test]
+async fn another_configuration_goes_on_with_what_is_known() {
+    let file = file(&[("alice", "one")]);
+    let load = || Htpasswd::load(file.path(), b"key").unwrap();
+    let before = Arc::new(load());
+    assert_eq!(before.check("alice", "one", HERE).await, Login::Right);
+    assert_eq!(before.check("alice", "two", HERE).await, Login::Wrong);
+    let after = load().remembering(&before);
+    assert!(after.remembers("alice", "one") && is_known_wrong(&after, "alice", "two"));
+    assert!(Arc::ptr_eq(&after.attempts.turns, &before.attempts.turns));
+}
+
+/// One login that many requests bring at once is checked once, and one that nobody waits for does not hold up others.
+#[tokio::test]
+async fn the_same_login_is_checked_once() {
+    let file = file(&[("alice", "one")]);
+    let users = Arc::new(Htpasswd::load(file.path(), b"key").unwrap());
+    let pair = users
+        .attempts
+        .pair("alice", "one", users.loaded.lock().unwrap().users.hashes.get("alice"));
+    let (first, _) = users.attempts.join((HERE, pair));
+    let first = first.unwrap();
+    let all: Vec<_> = (0..300)
+        .map(|_| {
+            let users = users.clone();
+            tokio::spawn(async move { users.check("alice", "one", HERE).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    assert_eq!(users.attempts.running.lock().unwrap().len(), 1);
+    // The one that they follow goes away: another leads.
+    drop(first);
+    for login in all {
+        assert_eq!(login.await.unwrap(), Login::Right);
+    }
+    assert!(users.attempts.running.lock().unwrap().is_empty());
+}
+
+/// A full queue does not keep a known right login waiting.
 #[tokio::test]
 async fn too_many_at_once_are_told_so() {
     let file = file(&[("alice", "one")]);
-    let users = Arc::new(Htpasswd::load(file.path(), b"key").unwrap());
-    let all = users.waiting.acquire_many(MAX_WAITING as u32).await.unwrap();
-    assert_eq!(users.check("alice", "one").await, Login::Busy);
-    drop(all);
-    assert_eq!(users.check("alice", "one").await, Login::Right);
-    // Who was right is not kept waiting.
-    let _all = users.waiting.acquire_many(MAX_WAITING as u32).await.unwrap();
-    assert_eq!(users.check("alice", "one").await, Login::Right);
+    let tight = Limits {
+        waiting: 2,
+        per_client: 1,
+        ..Limits::for_cores(1)
+    };
+    let mut users = Htpasswd::load(file.path(), b"key").unwrap();
+    users.attempts = Arc::new(Attempts::new(b"key", tight));
+    let users = Arc::new(users);
+    let turns = users.attempts.turns.clone();
+    assert_eq!(users.check("alice", "one", HERE).await, Login::Right);
+    let [one, two] = [1, 2].map(|n| Client::of(Some([127, 0, 0, n].into())));
+    let running = (turns.wait(one).await.unwrap(), turns.wait(two).await.unwrap());
+    let later: Vec<_> = [one, two]
+        .map(|client| {
+            let turns = turns.clone();
+            tokio::spawn(async move { turns.wait(client).await.is_some() })
+        })
+        .into_iter()
+        .collect();
+    tokio::task::yield_now().await;
+    assert_eq!(users.check("alice", "two", HERE).await, Login::Busy);
+    assert_eq!(users.check("alice", "one", HERE).await, Login::Right);
+    drop(running);
+    for waited in later {
+        assert!(waited.await.unwrap());
+    }
+    assert_eq!(users.check("alice", "two", HERE).await, Login::Wrong);
+}
+
+/// A wrong login costs the work of the file's highest cost, whoever it is for: counted in processor time, the known
+/// user with the cheap hash, the one with the dear hash and the unknown one are alike.
+#[test]
+fn no_user_shows_in_the_time() {
+    let time = |hash: Option<&str>| {
+        let attempt = Attempt {
+            pair: [0; 32],
+            password: Secret::new("wrong"),
+            hash: hash.map(Secret::new),
+            cost: 9,
+        };
+        let measure = || {
+            let before = thread_time();
+            assert!(!attempt.verify());
+            thread_time() - before
+        };
+        (0..5).map(|_| measure()).min().unwrap().as_secs_f64()
+    };
+    let cheap = bcrypt::hash("right", 4).unwrap();
+    let dear = bcrypt::hash("right", 9).unwrap();
+    let unknown = time(None);
+    for known in [time(Some(&cheap)), time(Some(&dear))] {
+        assert!((0.7..1.4).contains(&(known / unknown)), "{known} {unknown}");
+    }
 }
 
 proptest::proptest! {

@@ -19,6 +19,13 @@ fn mint() -> Mint {
     Mint::from_bytes(&[b'k'; 32], TTL).unwrap()
 }
 
+fn from(certificate: &Identity) -> Origin<'_> {
+    Origin {
+        address: Some(IpAddr::from([127, 0, 0, 1])),
+        certificate,
+    }
+}
+
 fn read(mint: &Mint, text: &str, now: u64) -> Result<Identity, TokenError> {
     Ok(mint.read(Token::parse(text)?, now)?.0)
 }
@@ -212,7 +219,7 @@ impl Issuing {
     }
 
     async fn bring(&self, header: &str) -> (Option<String>, Claim) {
-        let found = self.gate.recognise(Some(header), &None).await;
+        let found = self.gate.recognise(Some(header), from(&None)).await;
         (found.who.map(|who| who.to_string()), found.claim)
     }
 }
@@ -228,7 +235,7 @@ async fn tokens_of_others() {
     assert!(
         issuing
             .gate
-            .recognise_now(Some(&format!("Bearer {token}")), &None)
+            .recognise_now(Some(&format!("Bearer {token}")), from(&None))
             .is_some(),
         "remembered"
     );
@@ -289,8 +296,47 @@ async fn nobody_and_strangers() {
     }
     // A certificate stands where a login does not.
     let certificate: Identity = Some("cert:node".into());
-    let found = issuing.gate.recognise(Some("Bearer x"), &certificate).await;
+    let found = issuing.gate.recognise(Some("Bearer x"), from(&certificate)).await;
     assert_eq!((found.who, found.claim), (certificate, Claim::Wrong));
+}
+
+/// A token for a name out of a client certificate is good with that certificate only, as bearer token and as
+/// password, and also once it is remembered; other tokens go everywhere, also those of the last release.
+#[tokio::test]
+async fn tokens_are_bound_to_certificates() {
+    let issuing = issuing();
+    let gate = &issuing.gate;
+    let mint = |who: Option<&str>| gate.mint().issue(&who.map(Arc::from), json!([]), unix_seconds());
+    let node: Identity = Some("cert:node-1".into());
+    let other: Identity = Some("cert:node-2".into());
+    let token = mint(Some("cert:node-1"));
+    let bring = async |certificate: &Identity| {
+        let bearer = gate
+            .recognise(Some(&format!("Bearer {token}")), from(certificate))
+            .await;
+        let basic = STANDARD.encode(format!("x:{token}"));
+        let basic = gate.recognise(Some(&format!("Basic {basic}")), from(certificate)).await;
+        assert_eq!(bearer, basic);
+        let logged_in = gate.log_in("x", &token, from(certificate)).await;
+        assert_eq!(logged_in.is_ok(), bearer.claim == Claim::Good);
+        (bearer.who, bearer.claim)
+    };
+    for _ in 0..2 {
+        assert_eq!(bring(&None).await, (None, Claim::Wrong));
+        assert_eq!(bring(&other).await, (other.clone(), Claim::Wrong));
+        assert_eq!(bring(&node).await, (node.clone(), Claim::Good));
+    }
+    let issued = issuing.token("k1", |_| {});
+    let found = gate.recognise(Some(&format!("Bearer {issued}")), from(&node)).await;
+    assert_eq!(
+        (found.who.as_deref(), found.claim),
+        (Some("github:acme/app"), Claim::Good)
+    );
+    // Anonymous: who asks is in the certificate.
+    let found = gate
+        .recognise(Some(&format!("Bearer {}", mint(None))), from(&node))
+        .await;
+    assert_eq!((found.who, found.claim), (node, Claim::Good));
 }
 
 proptest! {

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::jws::{Algorithm, Token, TokenError, VerifyingKey};
 use super::policy::Identity;
 use crate::config::{Issuer as Settings, JwksAt};
+use crate::text::is_visible;
 
 /// Most keys of one issuer.
 const MAX_KEYS: usize = 100;
@@ -152,7 +153,7 @@ impl Issuer {
         let claims = token.verify(key)?;
         claims.check(&self.settings.issuer, &self.settings.audience, now)?;
         let name = claims.claim(&self.settings.identity).ok_or(TokenError::Identity)?;
-        if name.is_empty() || name.len() > MAX_NAME || name.chars().any(char::is_control) {
+        if name.is_empty() || name.len() > MAX_NAME || !is_visible(name) {
             return Err(TokenError::Identity);
         }
         let who = format!("{}:{name}", self.settings.name);

@@ -38,6 +38,8 @@ pub enum TokenError {
     Identity,
     #[error("the keys of its issuer cannot be had")]
     NoKeys,
+    #[error("it names a client certificate, and the connection came with another or with none")]
+    Certificate,
 }
 
 /// The algorithms that there are.

@@ -1,8 +1,9 @@
 //! Who is asking, and what they may pull.
 //!
-//! A request comes with an `Authorization` header, a client certificate, both or neither. [`Gate::recognise`] makes an
-//! identity of them: `basic` knows passwords, `bearer` the tokens that Larder issued itself, `jwks` those of other issuers,
-//! and `jws` what a signed token is. `policy` makes a right of identity, place and image; `hint` knows what operators should hear of it.
+//! A request comes with an `Authorization` header, a client certificate, both or neither. [`Gate::recognise`] makes
+//! an identity of them: `basic` knows passwords (`login_queue` says whose is hashed next), `bearer` the tokens that
+//! Larder issued itself, `jwks` those of other issuers, and `jws` what a signed token is. `policy` makes a right of
+//! identity, place and image; `hint` knows what operators should hear of it.
 //!
 //! Nothing here reaches the network, and nothing knows HTTP: a header comes as its text, and the keys of other issuers by
 //! a function that is handed in. A login that is wrong makes a caller anonymous; what becomes of it is for `http` to say.
@@ -12,8 +13,11 @@ pub mod bearer;
 mod hint;
 pub mod jwks;
 pub mod jws;
+mod login_queue;
+mod login_turns;
 pub mod policy;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -24,6 +28,7 @@ use self::bearer::Mint;
 pub use self::hint::hints;
 use self::jwks::{Fetch, Issuer};
 use self::jws::{Token, TokenError};
+use self::login_queue::Client;
 use self::policy::CERTIFICATE;
 pub use self::policy::{Asked, Explanation, Identity, Place, Policy, Right, shown};
 use crate::config::Access;
@@ -43,6 +48,15 @@ pub enum Claim {
     Wrong,
     /// Too many logins are being looked at.
     Busy,
+}
+
+/// The connection that a request came by.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    /// `None`: a Unix socket.
+    pub address: Option<IpAddr>,
+    /// The identity in its client certificate.
+    pub certificate: &'a Identity,
 }
 
 /// A caller, as far as is known.
@@ -147,8 +161,9 @@ impl Gate {
         self.users.is_some() || !self.issuers.is_empty()
     }
 
-    /// Who is asking, where that needs no waiting. `certificate` is the name in the one that the connection came with.
-    pub fn recognise_now(&self, authorization: Option<&str>, certificate: &Identity) -> Option<Recognised> {
+    /// Who is asking, where that needs no waiting.
+    pub fn recognise_now(&self, authorization: Option<&str>, origin: Origin<'_>) -> Option<Recognised> {
+        let certificate = origin.certificate;
         let without = |claim| {
             Some(Recognised {
                 who: certificate.clone(),
@@ -171,7 +186,7 @@ impl Gate {
                 {
                     return good(Some(name.into()));
                 }
-                if let Some(who) = self.remembered(password.reveal()) {
+                if let Some(who) = self.remembered(password.reveal(), origin) {
                     return good(who);
                 }
                 match self.knows_logins() {
@@ -179,7 +194,7 @@ impl Gate {
                     false => without(Claim::Wrong),
                 }
             }
-            Credentials::Bearer(token) => match self.remembered(token) {
+            Credentials::Bearer(token) => match self.remembered(token, origin) {
                 Some(who) => good(who),
                 None => None,
             },
@@ -187,13 +202,14 @@ impl Gate {
     }
 
     /// The same, with whatever it takes.
-    pub async fn recognise(&self, authorization: Option<&str>, certificate: &Identity) -> Recognised {
-        if let Some(recognised) = self.recognise_now(authorization, certificate) {
+    pub async fn recognise(&self, authorization: Option<&str>, origin: Origin<'_>) -> Recognised {
+        if let Some(recognised) = self.recognise_now(authorization, origin) {
             return recognised;
         }
+        let certificate = origin.certificate;
         let login = match Credentials::read(authorization) {
-            Credentials::Basic(name, password) => self.log_in(&name, password.reveal()).await,
-            Credentials::Bearer(token) => self.read_token(token).await.map_err(|_| Claim::Wrong),
+            Credentials::Basic(name, password) => self.log_in(&name, password.reveal(), origin).await,
+            Credentials::Bearer(token) => self.read_token(token, origin).await.map_err(|_| Claim::Wrong),
             Credentials::None | Credentials::Unreadable => Err(Claim::Wrong),
         };
         let (who, claim) = match login {
@@ -206,23 +222,23 @@ impl Gate {
 
     /// By name and password. In place of a password there may be the token of an issuer, whatever the name: `docker
     /// login` knows no other way to bring one.
-    pub async fn log_in(&self, name: &str, password: &str) -> Result<Identity, Claim> {
+    pub async fn log_in(&self, name: &str, password: &str, origin: Origin<'_>) -> Result<Identity, Claim> {
         if !self.issuers.is_empty() && Token::parse(password).is_ok() {
-            return self.read_token(password).await.map_err(|_| Claim::Wrong);
+            return self.read_token(password, origin).await.map_err(|_| Claim::Wrong);
         }
         let Some(users) = &self.users else {
             return Err(Claim::Wrong);
         };
-        match users.check(name, password).await {
+        match users.check(name, password, Client::of(origin.address)).await {
             Login::Right => Ok(Some(name.into())),
             Login::Wrong => Err(Claim::Wrong),
             Login::Busy => Err(Claim::Busy),
         }
     }
 
-    fn remembered(&self, token: &str) -> Option<Identity> {
+    fn remembered(&self, token: &str, origin: Origin<'_>) -> Option<Identity> {
         let (who, until) = self.right.get(&Digest::sha256(token.as_bytes()))?;
-        (Instant::now() < until && self.still_knows(&who)).then_some(who)
+        (Instant::now() < until && self.still_knows(&who) && may_bear(&who, origin)).then_some(who)
     }
 
     /// Whether somebody whom a token names could still get one: who is taken out of the password file, or whose issuer is taken
@@ -239,8 +255,8 @@ impl Gate {
         }
     }
 
-    async fn read_token(&self, text: &str) -> Result<Identity, TokenError> {
-        if let Some(who) = self.remembered(text) {
+    async fn read_token(&self, text: &str, origin: Origin<'_>) -> Result<Identity, TokenError> {
+        if let Some(who) = self.remembered(text, origin) {
             return Ok(who);
         }
         let now = unix_seconds();
@@ -266,14 +282,23 @@ impl Gate {
                 let left = Duration::from_secs(expires.saturating_sub(now)).min(REMEMBERED);
                 let until = Instant::now() + left;
                 self.right.insert(Digest::sha256(text.as_bytes()), (who.clone(), until));
-                Ok(who)
+                match may_bear(&who, origin) {
+                    true => Ok(who),
+                    false => Err(TokenError::Certificate),
+                }
             }
-            Err(error) => {
-                tracing::debug!(%error, "a token is not believed");
-                Err(error)
-            }
+            Err(error) => Err(error),
         }
+        .inspect_err(|error| tracing::debug!(%error, "a token is not believed"))
     }
+}
+
+/// Returns whether a token that names `who` is good on this connection. A name that a client certificate proved is
+/// proved by that certificate only: whoever gets hold of such a token, which lies in logs and files as others do,
+/// cannot use it elsewhere.
+fn may_bear(who: &Identity, origin: Origin<'_>) -> bool {
+    let needs_certificate = who.as_ref().is_some_and(|name| name.starts_with(CERTIFICATE));
+    !needs_certificate || who == origin.certificate
 }
 
 /// What stands in an `Authorization` header.

@@ -13,6 +13,7 @@ use super::pack::Packed;
 use super::{CATALOG, MAX_CATALOG_BYTES};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, HostPort, Repository, Tag};
+use crate::text::is_visible;
 
 /// The version that this Larder writes and reads.
 pub const VERSION: u32 = 1;
@@ -350,7 +351,7 @@ fn check_image(image: &Image, known: &BTreeSet<Digest>) -> Result<(), String> {
     if image.absent.contains(&image.digest) {
         return Err("its manifest is said to be absent".to_owned());
     }
-    let odd = |platform: &String| platform.len() > 255 || platform.chars().any(char::is_control);
+    let odd = |platform: &String| platform.len() > 255 || !is_visible(platform);
     if image.platforms.iter().any(odd) {
         return Err("a platform that is none".to_owned());
     }

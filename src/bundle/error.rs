@@ -1,10 +1,12 @@
-//! Why a bundle was not made or not taken. Each says what was found, what was expected and where.
+//! Why a bundle was not made or not taken. Each says what was found, what was expected and where; what it repeats of
+//! the archive is cut and written out where it is shown.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::oci::Digest;
 use crate::store::StoreError;
+use crate::text::message;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
@@ -20,16 +22,16 @@ pub enum BundleError {
     #[error("the archive cannot be written on: {0}")]
     Write(io::Error),
     /// It ends too early: a copy that was cut off.
-    #[error("the archive ends too early, {0}: is the copy complete?")]
+    #[error("the archive ends too early, {}: is the copy complete?", message(.0))]
     Short(String),
     /// Something that no honest archive holds.
-    #[error("the archive is refused: {0}")]
+    #[error("the archive is refused: {}", message(.0))]
     Hostile(String),
-    #[error("this is no bundle: {0}")]
+    #[error("this is no bundle: {}", message(.0))]
     NotABundle(String),
-    #[error("{0}")]
+    #[error("{}", message(.0))]
     Signature(String),
-    #[error("{0}")]
+    #[error("{}", message(.0))]
     Key(String),
     #[error(
         "no room: the bundle brings {needed} bytes that are not held here, and there is room for {room}. Raise cache.max_size, let pinned images go, or free some of the disk"
@@ -37,13 +39,13 @@ pub enum BundleError {
     NoRoom { needed: u64, room: u64 },
     #[error("not held whole: {}. Pull them first, or leave them out with --partial", list(.0))]
     Incomplete(Vec<String>),
-    #[error("nothing to bundle: {0}")]
+    #[error("nothing to bundle: {}", message(.0))]
     Nothing(String),
     #[error("{digest} is damaged on this disk: `larder verify --repair` fetches it again")]
     Rotten { digest: Box<Digest> },
     #[error("{0} was held a moment ago and is gone: try again")]
     Gone(Box<Digest>),
-    #[error("{0}")]
+    #[error("{}", message(.0))]
     Bad(String),
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -85,6 +87,28 @@ impl BundleError {
             BundleError::Gone(_) => "gone",
             BundleError::Bad(_) => "bad-request",
             BundleError::Store(_) => "store",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_archive_says_is_bounded_and_visible() {
+        let hostile = || format!("a\u{202e}b{}", "x".repeat(40 << 20));
+        for error in [
+            BundleError::Short(hostile()),
+            BundleError::Hostile(hostile()),
+            BundleError::NotABundle(hostile()),
+            BundleError::Signature(hostile()),
+            BundleError::Key(hostile()),
+            BundleError::Nothing(hostile()),
+            BundleError::Bad(hostile()),
+        ] {
+            let text = error.to_string();
+            assert!(text.len() < 3000 && text.contains("a\\u{202e}bx"), "{}", text.len());
         }
     }
 }

@@ -14,6 +14,7 @@ use super::error::BundleError;
 use crate::oci::Digest;
 use crate::oci::manifest::Manifest;
 use crate::store::{ImageName, ListKey, Store};
+use crate::text::is_visible;
 
 /// Indexes within indexes.
 const MAX_DEPTH: usize = 8;
@@ -268,7 +269,7 @@ impl Platform {
         if let Some(variant) = self.variant.filter(|variant| !variant.is_empty()) {
             text += &format!("/{variant}");
         }
-        let fits = text.len() <= 255 && !text.chars().any(char::is_control);
+        let fits = text.len() <= 255 && is_visible(&text);
         fits.then_some(text)
     }
 }

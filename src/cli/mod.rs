@@ -35,6 +35,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::config::{Config, ConfigError, Environment};
+use crate::text;
 
 /// How a command ended, as its exit status says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,13 +176,13 @@ fn refuse(error: &ConfigError) -> Exit {
 
 /// A message on standard error.
 fn complain(message: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "larder: {message}");
+    let _ = writeln!(std::io::stderr().lock(), "larder: {}", text::report(message));
 }
 
 /// The outcome on standard output. A reader that has gone away (`| head`) is no failure.
 fn print(text: &str) -> Exit {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(text::lines(text).as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Exit::Done,
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Done,
         Err(error) => {
@@ -194,7 +195,7 @@ fn print(text: &str) -> Exit {
 /// The outcome as data.
 fn print_json<T: serde::Serialize>(value: &T) -> Exit {
     match serde_json::to_string_pretty(value) {
-        Ok(text) => print(&(text + "\n")),
+        Ok(text) => print(&(text::json(&text) + "\n")),
         Err(error) => {
             complain(&format!("the outcome cannot be written as JSON: {error}"));
             Exit::Failed

@@ -10,6 +10,7 @@ use serde_json::Value;
 use url::Url;
 
 use crate::config::Secret;
+use crate::text;
 
 /// On the same machine or the same network: whoever does not take a connection by then is not there.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -183,13 +184,13 @@ impl Remote {
         let status = response.status();
         let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
         if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|error| strange(error.to_string()));
+            return serde_json::from_slice(&bytes).map_err(|error| strange(text::excerpt(&error)));
         }
         match serde_json::from_slice::<ErrorBody>(&bytes) {
             Ok(ErrorBody { error }) if error.code == "bad-configuration" => {
-                Err(CallError::Configuration(error.message))
+                Err(CallError::Configuration(text::report(&error.message)))
             }
-            Ok(body) => Err(CallError::Refused(body.error.message)),
+            Ok(body) => Err(CallError::Refused(text::report(&body.error.message))),
             Err(_) => Err(strange(format!("it answered {status}"))),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::text;
+
 /// How a column is aligned.
 #[derive(Clone, Copy)]
 pub enum Align {
@@ -51,16 +53,10 @@ impl Table {
     }
 }
 
-/// Without anything that could move the cursor or change colours: media types and errors come from elsewhere (R-X15).
+/// On one line, without anything that could move the cursor, hide or reorder text, and of bounded length: media types
+/// and errors come from elsewhere (R-X15).
 pub fn printable(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c.is_control() {
-            true => out.extend(c.escape_default()),
-            false => out.push(c),
-        }
-    }
-    out
+    text::message(text)
 }
 
 /// `0 B`, `4.0 KiB`, `12.3 GiB`.
@@ -159,5 +155,10 @@ mod tests {
         let text = table.text();
         let expected = "NAME            SIZE\na\\u{1b}[2J       1 B\nbb          10.0 KiB  x\n";
         assert_eq!(text, expected);
+        assert_eq!(
+            printable("a\u{202e}b\u{2028}c\u{200b}\u{9b}d"),
+            "a\\u{202e}b\\u{2028}c\\u{200b}\\u{9b}d"
+        );
+        assert!(printable(&"x".repeat(1 << 20)).len() < 3000);
     }
 }

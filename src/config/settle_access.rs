@@ -11,6 +11,7 @@ use super::file::quoted;
 use super::findings::Findings;
 use super::raw::{OneOrMany, RawAccess, RawIssuer, RawListener, RawRule, RawTls};
 use super::{ServerTls, TlsIdentity, Upstream, listen};
+use crate::text::is_visible;
 
 /// R-C46: clients take a shorter life for this one, and then bring tokens that have expired.
 const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
@@ -286,10 +287,7 @@ fn rule(
         }
     }
     let who = list(&raw.who).unwrap_or_else(|| vec!["*".to_owned()]);
-    for name in who
-        .iter()
-        .filter(|name| name.is_empty() || name.chars().any(char::is_control))
-    {
+    for name in who.iter().filter(|name| name.is_empty() || !is_visible(name)) {
         let found = quoted(name);
         findings.refuse(
             &at("who"),

@@ -22,6 +22,7 @@ use super::traced::Traced;
 use crate::events::{Action, Event, Events};
 use crate::oci::Digest;
 use crate::telemetry::trace::{Span, Tracer};
+use crate::text::cut;
 
 /// What the line says of the request.
 struct Asked {
@@ -53,27 +54,15 @@ fn path_and_ns(path: &str, query: Option<&str>) -> String {
         .flat_map(|q| q.split('&'))
         .find(|pair| pair.starts_with("ns="));
     match ns {
-        Some(ns) => format!("{}?{}", printable(path, 1024), printable(ns, 260)),
-        None => printable(path, 1024),
+        Some(ns) => format!("{}?{}", cut(path, 1024), cut(ns, 260)),
+        None => cut(path, 1024),
     }
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<String> {
     headers
         .get(name)
-        .map(|value| printable(&String::from_utf8_lossy(value.as_bytes()), 200))
-}
-
-/// At most `limit` characters, none of which can forge a line or a colour (R-X15).
-fn printable(text: &str, limit: usize) -> String {
-    let mut out = String::with_capacity(text.len().min(limit));
-    for c in text.chars().take(limit) {
-        match c.is_control() {
-            true => out.extend(c.escape_default()),
-            false => out.push(c),
-        }
-    }
-    out
+        .map(|value| cut(&String::from_utf8_lossy(value.as_bytes()), 200))
 }
 
 /// A fixed set: clients may invent methods, and each label value costs memory.
@@ -293,8 +282,8 @@ impl Line {
             return;
         };
         events.emit(action, |bare| Event {
-            repository: Some(printable(&subject.repository, 512).into()),
-            reference: Some(printable(&subject.reference, 256).into()),
+            repository: Some(cut(&subject.repository, 512).into()),
+            reference: Some(cut(&subject.reference, 256).into()),
             digest: heard.digest,
             media_type: heard.media_type.filter(|_| action == Action::Pull),
             upstream: self.upstream.clone(),

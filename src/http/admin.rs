@@ -22,6 +22,7 @@ use super::error::operators::OperatorError;
 use crate::admin::prefetch::PrefetchOrder;
 use crate::admin::{Admin, MOST_ROWS};
 use crate::oci::media_type;
+use crate::text;
 
 /// Largest body of a call.
 pub const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -285,7 +286,8 @@ async fn body_of<T: DeserializeOwned>(request: Request, limit: usize) -> Result<
     demand_json(request.headers())?;
     let bytes = to_bytes(request.into_body(), limit).await;
     let bytes = bytes.map_err(|_| OperatorError::too_large(limit))?;
-    serde_json::from_slice(&bytes).map_err(|error| OperatorError::bad_request(format!("the body: {error}")))
+    serde_json::from_slice(&bytes)
+        .map_err(|error| OperatorError::bad_request(format!("the body: {}", text::excerpt(&error))))
 }
 
 fn json<T: Serialize>(view: &T) -> Response {

@@ -19,6 +19,7 @@ use crate::oci::digest::DigestError;
 use crate::oci::reference::TagError;
 use crate::pull::{PullError, Target};
 use crate::store::StoreError;
+use crate::text;
 use crate::upstream::{ErrorKind, UpstreamError};
 
 /// dockerd's classic store looks for this on every answer of a registry (protocol 0.3).
@@ -65,12 +66,23 @@ impl ApiError {
         self
     }
 
+    /// Foreign text in it is bounded and written out.
     fn body(&self) -> String {
-        let mut error = json!({ "code": self.code.as_str(), "message": self.message });
+        let mut error = json!({ "code": self.code.as_str(), "message": text::message(&self.message) });
         if !self.detail.is_null() {
-            error["detail"] = self.detail.clone();
+            error["detail"] = shown(&self.detail);
         }
         json!({ "errors": [error] }).to_string()
+    }
+}
+
+/// A text, or a small object of them, fit to be shown.
+fn shown(detail: &Value) -> Value {
+    match detail {
+        Value::String(text) => text::message(text).into(),
+        Value::Object(fields) => fields.iter().map(|(key, value)| (key.clone(), shown(value))).collect(),
+        Value::Array(list) => list.iter().map(shown).collect(),
+        other => other.clone(),
     }
 }
 
@@ -346,13 +358,29 @@ mod tests {
         let (head, body) = sent(error).await;
         assert_eq!(
             serde_json::from_str::<Value>(&body).unwrap(),
-            json!({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow \"down\"\r\n", "detail": {"upstream": "docker.io"}}]})
+            json!({"errors": [{"code": "TOOMANYREQUESTS", "message": "slow \"down\"\\r\\n", "detail": {"upstream": "docker.io"}}]})
         );
         assert_eq!(head.status(), 429);
         assert_eq!(head.headers()["content-type"], "application/json");
         assert_eq!(head.headers()["content-length"], body.len().to_string().as_str());
         assert_eq!(head.headers()["docker-distribution-api-version"], "registry/2.0");
         assert_eq!(head.headers()["retry-after"], "7");
+    }
+
+    #[tokio::test]
+    async fn what_others_wrote_is_bounded_and_visible() {
+        let hostile = format!("a\u{202e}b\u{85}{}", "x".repeat(40 << 20));
+        let error = ApiError::new(StatusCode::BAD_GATEWAY, ErrorCode::Unknown, &*hostile);
+        let (_, body) = sent(error.detail(json!({ "said": [hostile] }))).await;
+        assert!(body.len() < 3 * text::MESSAGE, "{} bytes", body.len());
+        let answer: Value = serde_json::from_str(&body).unwrap();
+        for text in [
+            &answer["errors"][0]["message"],
+            &answer["errors"][0]["detail"]["said"][0],
+        ] {
+            let text = text.as_str().unwrap();
+            assert!(text.starts_with("a\\u{202e}b\\u{85}x") && text.ends_with("x…"));
+        }
     }
 
     #[tokio::test]

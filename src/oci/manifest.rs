@@ -12,6 +12,7 @@ use serde::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use super::digest::Digest;
 use super::media_type;
 use super::platform::Platform;
+use crate::text::excerpt;
 
 /// Largest manifest taken from an upstream, in bytes (R-S9).
 pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
@@ -103,7 +104,7 @@ impl Manifest {
     /// the shape of the document says (R-C5).
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, ManifestError> {
         check_json(bytes)?;
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|e| ManifestError::NotJson(e.to_string()))?;
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|e| ManifestError::NotJson(excerpt(&e)))?;
         if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
             return Err(ManifestError::Ambiguous);
         }
@@ -192,8 +193,8 @@ fn check_json(bytes: &[u8]) -> Result<(), ManifestError> {
     outcome.map_err(|error| {
         let text = error.to_string();
         match text.strip_prefix(DUPLICATE) {
-            Some(rest) => ManifestError::DuplicateKey(rest.split('\u{1}').next().unwrap_or("").to_owned()),
-            None => ManifestError::NotJson(text),
+            Some(rest) => ManifestError::DuplicateKey(excerpt(rest.split('\u{1}').next().unwrap_or(""))),
+            None => ManifestError::NotJson(excerpt(&text)),
         }
     })
 }
@@ -329,6 +330,15 @@ mod tests {
             Manifest::parse(br#"{"layers":[{"a":1,"a":2}]}"#, Some(media_type::OCI_MANIFEST)),
             Err(ManifestError::DuplicateKey("a".to_owned()))
         );
+        // An error repeats no more than an excerpt.
+        let long = "x".repeat(4 << 20);
+        for document in [
+            format!(r#"{{"layers":[{{"{long}":1,"{long}":2}}]}}"#),
+            format!(r#"{{"layers":"{long}"}}"#),
+        ] {
+            let error = Manifest::parse(document.as_bytes(), Some(media_type::OCI_MANIFEST)).unwrap_err();
+            assert!(error.to_string().len() < 1000, "{}", error.to_string().len());
+        }
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(70), "]".repeat(70));
         assert_eq!(
             Manifest::parse(deep.as_bytes(), Some(media_type::OCI_INDEX)),

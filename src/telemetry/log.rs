@@ -1,10 +1,20 @@
 //! Where log lines go: standard error, as text for people or one JSON object per line for machines.
+//!
+//! A line may hold what a registry or a client wrote. Whatever it is, it stays one line of bounded length, in which
+//! every character is shown as what it is (R-X15).
 
-use std::io::IsTerminal;
+use std::borrow::Cow;
+use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::text;
+
+/// Longest line, bytes.
+const MAX_LINE: usize = 16 * 1024;
 
 /// A log level that cannot be understood.
 #[derive(Debug, thiserror::Error)]
@@ -28,10 +38,16 @@ static LEVEL: Mutex<String> = Mutex::new(String::new());
 /// several proxies in one process work.
 pub fn init(level: &str, json: bool) -> Result<(), BadLevel> {
     let filter = filter(level)?;
+    let colours = !json && io::stderr().is_terminal();
+    let form = match (json, colours) {
+        (true, _) => Form::Json,
+        (false, true) => Form::Coloured,
+        (false, false) => Form::Plain,
+    };
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(!json && std::io::stderr().is_terminal());
+        .with_writer(move || SafeLines(form))
+        .with_ansi(colours);
     // An error here says only that a subscriber is set already.
     let (is_first, change): (bool, Change) = match json {
         true => {
@@ -52,6 +68,95 @@ pub fn init(level: &str, json: bool) -> Result<(), BadLevel> {
         level.clone_into(&mut current());
     }
     Ok(())
+}
+
+/// How a line is written.
+#[derive(Clone, Copy)]
+enum Form {
+    Plain,
+    /// With the escape sequences of colours.
+    Coloured,
+    Json,
+}
+
+/// Standard error, for whole lines.
+struct SafeLines(Form);
+
+impl Write for SafeLines {
+    /// The subscriber hands over one line at a time.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        io::stderr().lock().write_all(safe(line, self.0).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().lock().flush()
+    }
+}
+
+/// One line of bounded length without hidden characters, with its line end.
+fn safe(line: &[u8], form: Form) -> Cow<'_, str> {
+    let text = String::from_utf8_lossy(line);
+    let body = text.strip_suffix('\n').unwrap_or(&text);
+    // Nearly every line.
+    if body.len() <= MAX_LINE && body.bytes().all(|byte| matches!(byte, 0x20..0x7f)) {
+        return text;
+    }
+    let safe = match form {
+        Form::Json => text::json(&shortened_json(body)).replace('\n', ""),
+        Form::Plain => text::cut(body, MAX_LINE),
+        Form::Coloured => coloured(body),
+    };
+    Cow::Owned(safe + "\n")
+}
+
+/// The escape sequences that the subscriber writes stay, no others.
+fn coloured(line: &str) -> String {
+    let mut out = String::with_capacity(line.len());
+    for (at, part) in line.split("\u{1b}[").enumerate() {
+        if out.len() >= MAX_LINE {
+            break;
+        }
+        let code = part.split_once('m').filter(|(code, _)| at > 0 && is_colour(code));
+        let rest = match (at, code) {
+            (0, _) => part,
+            (_, Some((code, rest))) => {
+                out += &format!("\u{1b}[{code}m");
+                rest
+            }
+            (_, None) => {
+                out += "\\u{1b}[";
+                part
+            }
+        };
+        out += &text::cut(rest, MAX_LINE.saturating_sub(out.len()));
+    }
+    out
+}
+
+/// Reset, bold, dim, italic and the colours of the levels: none of them hides text.
+fn is_colour(code: &str) -> bool {
+    matches!(code, "0" | "1" | "2" | "3" | "31" | "32" | "33" | "34" | "35" | "36")
+}
+
+/// A long JSON line, with shorter strings in it.
+fn shortened_json(line: &str) -> Cow<'_, str> {
+    if line.len() <= MAX_LINE {
+        return Cow::Borrowed(line);
+    }
+    fn shorten(value: &mut Value) {
+        match value {
+            Value::String(string) => *string = text::message(string),
+            Value::Array(list) => list.iter_mut().for_each(shorten),
+            Value::Object(fields) => fields.values_mut().for_each(shorten),
+            _ => {}
+        }
+    }
+    let Ok(mut value) = serde_json::from_str::<Value>(line) else {
+        return Cow::Owned(text::cut(line, MAX_LINE));
+    };
+    shorten(&mut value);
+    Cow::Owned(value.to_string())
 }
 
 /// Whether [`set_level`] would take it.
@@ -120,6 +225,30 @@ mod tests {
             let error = filter(bad).expect_err(bad).to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn a_line_stays_one_line_and_short() {
+        let safe = |line: &str, form| safe(line.as_bytes(), form).into_owned();
+        for form in [Form::Plain, Form::Coloured, Form::Json] {
+            assert_eq!(safe("INFO all is well\n", form), "INFO all is well\n");
+        }
+        let hostile = "a\u{202e}b\u{1b}[2J\u{1b}[8mc\nINFO forged\n";
+        let written = "a\\u{202e}b\\u{1b}[2J\\u{1b}[8mc\\nINFO forged\n";
+        assert_eq!(safe(hostile, Form::Plain), written);
+        assert_eq!(safe(hostile, Form::Coloured), written);
+        let colours = "\u{1b}[2m2026\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m é\n";
+        assert_eq!(safe(colours, Form::Coloured), colours);
+        let json = "{\"message\":\"a\u{202e}b\u{85}\"}\n";
+        assert_eq!(safe(json, Form::Json), "{\"message\":\"a\\u202eb\\u0085\"}\n");
+        let long = "x".repeat(40 << 20);
+        for form in [Form::Plain, Form::Coloured] {
+            assert!(safe(&format!("{long}\n"), form).len() <= MAX_LINE + 4);
+        }
+        let line = safe(&format!("{{\"error\":\"{long}\",\"level\":\"WARN\"}}\n"), Form::Json);
+        assert!(line.len() < 8192);
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["level"], "WARN");
     }
 
     #[test]

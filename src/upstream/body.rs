@@ -9,6 +9,7 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
 use super::error::ErrorKind;
 use super::transport::failure;
 use crate::oci::media_type;
+pub use crate::text::one_line;
 
 /// Of a token server's answer (R-X13).
 pub const MAX_TOKEN_BYTES: usize = 64 * 1024;
@@ -126,19 +127,6 @@ fn without_query(word: &str) -> String {
     }
 }
 
-/// Without control characters, and at most `chars` long.
-pub fn one_line(text: &str, chars: usize) -> String {
-    let flat: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(chars + 1)
-        .collect();
-    match flat.char_indices().nth(chars) {
-        Some((at, _)) => format!("{}…", &flat[..at]),
-        None => flat,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,8 +146,11 @@ mod tests {
 
     #[test]
     fn nothing_secret_is_passed_on() {
-        let said = "see https://u:pw@x.example/a?X-Sig=abc or hunter2 \u{1b}[31m";
-        assert_eq!(clean(said, &["hunter2"]), "see https://x.example/a or [secret]  [31m");
+        let said = "see https://u:pw@x.example/a?X-Sig=abc or hunter2 \u{1b}[31m \u{202e}\u{200b}x";
+        assert_eq!(
+            clean(said, &["hunter2"]),
+            "see https://x.example/a or [secret]  [31m   x"
+        );
         assert_eq!(one_line(&"é".repeat(400), 300).chars().count(), 301);
     }
 }

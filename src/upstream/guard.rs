@@ -82,8 +82,10 @@ fn class_v6(ip: Ipv6Addr) -> Class {
     };
     match segments {
         [0, 0, 0, 0, 0, 0, 0, 1] => Class::Loopback,
-        // IPv4-mapped and the NAT64 prefixes reach the IPv4 address that they carry; so does 6to4.
-        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] | [0x64, 0xff9b, 1, ..] => low(),
+        // IPv4-mapped addresses and the well-known prefix of NAT64 reach the IPv4 address that they carry; so does
+        // 6to4.
+        [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => low(),
+        [0x64, 0xff9b, 1, ..] => class_local_nat64(ip),
         [0x2002, high, low, ..] => {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
             class_v4(Ipv4Addr::new(a, b, c, d))
@@ -94,6 +96,31 @@ fn class_v6(ip: Ipv6Addr) -> Class {
         [0x2001, 0..=0x1ff, ..] | [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Class::Reserved,
         [0x2000..=0x3fff, ..] => Class::Public,
         _ => Class::Reserved,
+    }
+}
+
+/// The prefix for a network's own NAT64, 64:ff9b:1::/48 (RFC 8215). Where the IPv4 address stands in it depends on
+/// the length that the network chose (RFC 6052, 2.2), which the address does not say: 48, 56, 64 or 96 bits, octet 8
+/// always left out. Translators ignore what follows it. So each reading counts that could lead inside a network; one
+/// that leads nowhere does not.
+fn class_local_nat64(ip: Ipv6Addr) -> Class {
+    let o = ip.octets();
+    let readings = [
+        [o[6], o[7], o[9], o[10]],
+        [o[7], o[9], o[10], o[11]],
+        [o[9], o[10], o[11], o[12]],
+        [o[12], o[13], o[14], o[15]],
+    ];
+    let classes = readings.map(|octets| class_v4(Ipv4Addr::from(octets)));
+    let mut inside = classes
+        .into_iter()
+        .filter(|class| !matches!(class, Class::Public | Class::Reserved));
+    match inside.next() {
+        Some(first) if inside.all(|class| class == first) => first,
+        // One place or another, neither known to be meant.
+        Some(_) => Class::Reserved,
+        None if classes.contains(&Class::Public) => Class::Public,
+        None => Class::Reserved,
     }
 }
 
@@ -238,6 +265,29 @@ mod tests {
             ("::ffff:169.254.169.254", Class::LinkLocal),
             ("64:ff9b::a9fe:a9fe", Class::LinkLocal),
             ("64:ff9b::808:808", Class::Public),
+            // RFC 8215 with prefixes of 48, 56, 64 and 96 bits (RFC 6052, 2.2 and 2.4).
+            ("64:ff9b:1:a9fe:a9:fe00::", Class::LinkLocal),
+            ("64:ff9b:1:a9:fe:a9fe::", Class::LinkLocal),
+            ("64:ff9b:1:0:a9:fea9:fe00:0", Class::LinkLocal),
+            ("64:ff9b:1::a9fe:a9fe", Class::LinkLocal),
+            ("64:ff9b:1:fffe::a9fe:a9fe", Class::LinkLocal),
+            ("64:ff9b:1:7f00:0:100::", Class::Loopback),
+            ("64:ff9b:1:a00:0:100::", Class::Private),
+            ("64:ff9b:1:6440:0:100::", Class::Shared),
+            // Translators ignore the octets behind the address.
+            ("64:ff9b:1:a00:0:100:808:808", Class::Private),
+            ("64:ff9b:1:7f00:0:100:a00:1", Class::Reserved),
+            ("64:ff9b:1:808:8:800::", Class::Public),
+            ("64:ff9b:1::808:808", Class::Public),
+            ("64:ff9b:1:fffe::808:808", Class::Public),
+            ("64:ff9b:1::", Class::Reserved),
+            ("64:ff9b:2::808:808", Class::Reserved),
+            ("64:ff9b:0:1::808:808", Class::Reserved),
+            ("::ffff:0:169.254.169.254", Class::Reserved),
+            ("::8.8.8.8", Class::Reserved),
+            ("2001:0:a9fe:a9fe::", Class::Reserved),
+            ("2002:a00:1::1", Class::Private),
+            ("2002:808:808::1", Class::Public),
             ("2002:a9fe:a9fe::1", Class::LinkLocal),
             ("2002:7f00:1::", Class::Loopback),
             ("fe80::1", Class::LinkLocal),

@@ -9,7 +9,8 @@ use crate::oci::HostPort;
 pub enum Trust {
     /// The operator named it: credentials go there, wherever it is.
     Named,
-    /// It belongs to the upstream: credentials go there, if its address is one the upstream may lead to.
+    /// It belongs to the upstream and is at its port or at the scheme's own: credentials go there, if its address is
+    /// one the upstream may lead to. Another port may be anybody's who has an account on that machine.
     Kin,
     /// May be asked without credentials only.
     Stranger,
@@ -45,13 +46,19 @@ pub fn judge(origin: &Url, realm: &str, trusted: &[HostPort]) -> Result<(Url, Tr
         Trust::Stranger
     } else {
         return Err(format!(
-            "the realm {shown} is on another host and not encrypted; name it in trusted_realms if it is right"
+            "the realm {shown} is on another host or port and not encrypted; name it in trusted_realms if it is right"
         ));
     };
     Ok((realm, trust))
 }
 
 fn is_kin(origin: &Url, realm: &Url) -> bool {
+    // `Url` has no port where it is the scheme's own.
+    let is_usual_port = realm.port().is_none() || realm.port_or_known_default() == origin.port_or_known_default();
+    is_usual_port && is_same_owner(origin, realm)
+}
+
+fn is_same_owner(origin: &Url, realm: &Url) -> bool {
     let (Some(Host::Domain(from)), Some(Host::Domain(to))) = (origin.host(), realm.host()) else {
         return origin.host().is_some() && origin.host() == realm.host();
     };
@@ -106,16 +113,35 @@ mod tests {
             ("https://lscr.io", "https://ghcr.io/token", Some(Kin)),
             ("https://ghcr.io", "https://lscr.io/token", Some(Stranger)),
             ("https://registry.gitlab.com", "https://gitlab.com/jwt/auth", Some(Kin)),
+            ("https://h.example.co.uk", "https://auth.example.co.uk/t", Some(Kin)),
             (
                 "https://h.example.co.uk",
                 "https://auth.example.co.uk:8443/t",
+                Some(Stranger),
+            ),
+            (
+                "https://h.example.co.uk:8443",
+                "https://auth.example.co.uk:8443/t",
                 Some(Kin),
+            ),
+            (
+                "https://h.example.co.uk:8443",
+                "https://auth.example.co.uk/t",
+                Some(Kin),
+            ),
+            (
+                "https://registry-1.docker.io",
+                "https://auth.docker.io:444/token",
+                Some(Stranger),
             ),
             ("https://one.co.uk", "https://two.co.uk/t", Some(Stranger)),
             ("https://one.github.io", "https://two.github.io/t", Some(Stranger)),
             ("https://a.internal", "https://b.internal/t", Some(Stranger)),
-            ("https://a.internal", "https://a.internal:9/t", Some(Kin)),
+            ("https://a.internal", "https://a.internal:443/t", Some(Kin)),
+            ("https://a.internal", "https://a.internal:9/t", Some(Stranger)),
+            ("https://a.internal:9", "https://a.internal:9/t", Some(Kin)),
             ("https://10.0.0.1", "https://10.0.0.1/t", Some(Kin)),
+            ("https://10.0.0.1", "https://10.0.0.1:8443/t", Some(Stranger)),
             ("https://10.0.0.1", "https://10.0.0.2/t", Some(Stranger)),
             ("https://ghcr.io", "https://ghcr.io.evil.example/t", Some(Stranger)),
             ("https://ghcr.io", "http://ghcr.io/token", None),
@@ -123,7 +149,10 @@ mod tests {
             ("https://ghcr.io", "ftp://ghcr.io/token", None),
             ("https://ghcr.io", "/token", None),
             ("https://ghcr.io", "file:///etc/passwd", None),
-            ("http://a.example", "http://a.example:81/t", Some(Kin)),
+            ("http://a.example", "http://a.example:81/t", None),
+            ("http://a.example:81", "http://a.example:81/t", Some(Kin)),
+            ("http://a.example:81", "http://a.example/t", Some(Kin)),
+            ("http://a.example", "https://a.example/t", Some(Kin)),
             ("http://127.0.0.1:5000", "http://localhost:5001/t", None),
             ("http://127.0.0.1:5000", "https://evil.example/t", Some(Stranger)),
         ] {

@@ -87,7 +87,7 @@ impl Endpoint {
         let mut strangers = self.strangers.lock().unwrap_or_else(PoisonError::into_inner);
         if strangers.len() < MAX_STRANGERS && strangers.insert(realm.clone()) {
             let (upstream, realm) = (&self.upstream, shown(realm));
-            tracing::warn!(%upstream, realm, "this token server is not in trusted_realms: asked without credentials");
+            tracing::warn!(%upstream, realm, "this token server is neither in trusted_realms nor on the registry's own domain and port: asked without credentials");
         }
     }
 

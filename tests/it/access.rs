@@ -713,11 +713,16 @@ struct Certified {
 
 impl Certified {
     async fn ask(&self, path: &str) -> (String, Vec<u8>) {
+        self.ask_with(path, "").await
+    }
+
+    /// With a header line.
+    async fn ask_with(&self, path: &str, header: &str) -> (String, Vec<u8>) {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let tcp = tokio::net::TcpStream::connect(self.to).await.unwrap();
         let name = rustls::pki_types::ServerName::try_from("larder").unwrap();
         let mut stream = self.connector.connect(name, tcp).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n{header}\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut all = Vec::new();
         let _ = stream.read_to_end(&mut all).await;
@@ -725,58 +730,80 @@ impl Certified {
         let status = text.split(' ').nth(1).unwrap_or("none").to_owned();
         (status, all)
     }
+
+    /// The token that `/token` gives for the certificate alone.
+    async fn token(&self) -> String {
+        let (status, all) = self.ask("/token?service=larder").await;
+        assert_eq!(status, "200");
+        let text = String::from_utf8(all).unwrap();
+        let json: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+        json["token"].as_str().unwrap().to_owned()
+    }
 }
 
-/// Client certificates: the name in them is an identity.
-#[tokio::test]
-async fn certificates() {
-    let upstream = hub().await;
-    upstream.image(SECRET, "1", &[]);
-    let folder = tempfile::tempdir().unwrap();
-    let at = |name: &str| folder.path().join(name);
-    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let authority = params.self_signed(&authority_key).unwrap();
-    std::fs::write(at("ca.pem"), authority.pem()).unwrap();
-    let issuer = rcgen::Issuer::new(params, &authority_key);
-    let issue = |common: Option<&str>, names: &[&str]| {
+/// An authority, in files beside a certificate for the proxy.
+struct Authority {
+    folder: tempfile::TempDir,
+    root: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let folder = tempfile::tempdir().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("ca.pem"), root.pem()).unwrap();
+        let authority = Authority {
+            folder,
+            root,
+            issuer: rcgen::Issuer::new(params, key),
+        };
+        let (server, key) = authority.issue(&[], &["larder"]);
+        std::fs::write(authority.at("server.pem"), server.pem()).unwrap();
+        std::fs::write(authority.at("server.key"), key.serialize_pem()).unwrap();
+        authority
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// With these common names, the first as authorities write it, and these alternative names.
+    fn issue(&self, common: &[&str], names: &[&str]) -> (rcgen::Certificate, rcgen::KeyPair) {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = rcgen::CertificateParams::new(names).unwrap();
         params.distinguished_name = rcgen::DistinguishedName::new();
-        if let Some(common) = common {
+        if !common.is_empty() {
             params.distinguished_name.push(rcgen::DnType::OrganizationName, "acme");
-            params.distinguished_name.push(rcgen::DnType::CommonName, common);
+        }
+        // Two keys of rcgen's for one OID.
+        let kinds = [rcgen::DnType::CommonName, rcgen::DnType::CustomDnType(vec![2, 5, 4, 3])];
+        for (kind, name) in kinds.into_iter().zip(common) {
+            params.distinguished_name.push(kind, *name);
         }
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &issuer).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate, key)
-    };
-    let (server, server_key) = issue(None, &["larder"]);
-    std::fs::write(at("server.pem"), server.pem()).unwrap();
-    std::fs::write(at("server.key"), server_key.serialize_pem()).unwrap();
-    let larder = Larder::start(&upstream, |toml| {
-        log_in_upstream(toml);
+    }
+
+    /// A listener called `tls` that takes clients of this authority.
+    fn listener(&self, toml: &mut Toml) {
         toml.set(&["listener", "tls"], "listen", "127.0.0.1:0");
         for (key, file) in [("cert", "server.pem"), ("key", "server.key"), ("client_ca", "ca.pem")] {
-            toml.set(&["listener", "tls", "tls"], key, at(file).to_str().unwrap());
+            toml.set(&["listener", "tls", "tls"], key, self.at(file).to_str().unwrap());
         }
-        rules(
-            toml,
-            json!([
-                { "listeners": "tls", "who": ["cert:node-*", "cert:by-name.example"], "may": "fetch", "private": true },
-                { "listeners": "main", "may": "fetch" },
-            ]),
-        );
-    })
-    .await;
-    let Listen::Tcp(to) = larder.listeners()[0].at[0] else {
-        panic!("no address")
-    };
-    let client = |common: Option<&str>, names: &[&str]| {
-        let (certificate, key) = issue(common, names);
+    }
+
+    fn client(&self, larder: &Larder, common: &[&str], names: &[&str]) -> Certified {
+        let Listen::Tcp(to) = larder.listeners()[0].at[0] else {
+            panic!("no address")
+        };
+        let (certificate, key) = self.issue(common, names);
         let mut roots = rustls::RootCertStore::empty();
-        roots.add(authority.der().clone()).unwrap();
+        roots.add(self.root.der().clone()).unwrap();
         let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -789,20 +816,104 @@ async fn certificates() {
             connector: tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)),
             to,
         }
-    };
+    }
+}
+
+/// Client certificates: the name in them is an identity, if it is one name and can be seen.
+#[tokio::test]
+async fn certificates() {
+    let upstream = hub().await;
+    upstream.image(SECRET, "1", &[]);
+    let authority = Authority::new();
+    let larder = Larder::start(&upstream, |toml| {
+        log_in_upstream(toml);
+        authority.listener(toml);
+        rules(
+            toml,
+            json!([
+                { "listeners": "tls", "who": ["cert:node-*", "cert:by-name.example"], "may": "fetch", "private": true },
+                { "listeners": "main", "may": "fetch" },
+            ]),
+        );
+    })
+    .await;
     for (common, names, may) in [
-        (Some("node-7"), &["other.example"][..], true),
-        (None, &["by-name.example", "x.example"][..], true),
-        (Some("stranger"), &["by-name.example"][..], false),
-        (Some("a\nnode-7"), &[][..], false),
+        (&["node-7"][..], &["other.example"][..], true),
+        (&[], &["by-name.example", "x.example"], true),
+        (&["stranger"], &["by-name.example"], false),
+        (&["a\nnode-7"], &[], false),
+        (&["node-\u{202e}7"], &[], false),
+        // An authority may have checked the first of two, or the last.
+        (&["stranger", "node-7"], &[], false),
+        (&["node-7", "stranger"], &["by-name.example"], false),
+        (&["node-7", "node-7"], &[], true),
     ] {
-        let (status, all) = client(common, names).ask(&manifest(SECRET, "1")).await;
+        let (status, all) = authority
+            .client(&larder, common, names)
+            .ask(&manifest(SECRET, "1"))
+            .await;
         let text = String::from_utf8_lossy(&all);
         assert_eq!(status == "200", may, "{common:?}: {text}");
         assert!(may || matches!(&*status, "404" | "403"), "{text}");
     }
-    assert_eq!(client(Some("node-7"), &[]).ask("/v2/").await.0, "200");
+    assert_eq!(authority.client(&larder, &["node-7"], &[]).ask("/v2/").await.0, "200");
     larder.get(manifest(SECRET, "1")).await.expect(404);
+}
+
+/// A token that was made of a client certificate is good with that certificate only: nowhere else, not with another
+/// one, and not as a password that makes another token.
+#[tokio::test]
+async fn tokens_of_certificates() {
+    let upstream = hub().await;
+    upstream.image(SECRET, "1", &[]);
+    let authority = Authority::new();
+    let (_folder, users) = passwords(&[("alice", "one")]);
+    let larder = Larder::start(&upstream, |toml| {
+        log_in_upstream(toml);
+        authority.listener(toml);
+        with_passwords(toml, &users);
+        rules(
+            toml,
+            json!([
+                { "who": ["cert:node-1", "alice"], "may": "fetch", "private": true },
+                { "may": "fetch" },
+            ]),
+        );
+    })
+    .await;
+    let path = manifest(SECRET, "1");
+    let (one, two) = (
+        authority.client(&larder, &["node-1"], &[]),
+        authority.client(&larder, &["node-2"], &[]),
+    );
+    let token = one.token().await;
+    let bearer = format!("Bearer {token}");
+    // Twice: also when it is remembered.
+    for _ in 0..2 {
+        assert_eq!(
+            one.ask_with(&path, &format!("Authorization: {bearer}\r\n")).await.0,
+            "200"
+        );
+        let other = two.ask_with(&path, &format!("Authorization: {bearer}\r\n")).await;
+        assert!(matches!(&*other.0, "401" | "404"), "{}", other.0);
+        ask(larder.registry(), &path, Some(&bearer)).await.expect(401);
+        ask(larder.registry(), "/v2/", Some(&bearer)).await.expect(401);
+        let as_password = basic("node-1", &token);
+        ask(larder.registry(), &path, Some(&as_password)).await.expect(401);
+        ask(larder.registry(), "/token?service=larder", Some(&as_password))
+            .await
+            .expect(401);
+    }
+    // A token that a password got is good everywhere, as the password is.
+    let alice = basic("alice", "one");
+    let (status, all) = one
+        .ask_with("/token?service=larder", &format!("Authorization: {alice}\r\n"))
+        .await;
+    assert_eq!(status, "200");
+    let text = String::from_utf8(all).unwrap();
+    let json: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let bearer = format!("Bearer {}", json["token"].as_str().unwrap());
+    ask(larder.registry(), &path, Some(&bearer)).await.expect(200);
 }
 
 /// R-U27: an upstream that knows no HEAD is asked by GET.

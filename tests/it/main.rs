@@ -29,6 +29,7 @@ mod far;
 mod flights;
 mod laws;
 mod live;
+mod logins;
 mod manifests;
 mod naming;
 mod offline;

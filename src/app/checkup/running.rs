@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Finding;
 use crate::admin::views::StatsView;
 use crate::config::{Config, Password};
+use crate::text;
 use crate::upstream::documents;
 
 const CHECK: &str = "proxy";
@@ -73,7 +74,8 @@ async fn ask(at: SocketAddr, token: Option<&Password>) -> Result<Result<StatsVie
     if !status.is_success() {
         return Ok(Err(format!("it answered {}", status.as_u16())));
     }
-    Ok(serde_json::from_slice(&bytes).map_err(|error| format!("its answer is not understood ({error})")))
+    Ok(serde_json::from_slice(&bytes)
+        .map_err(|error| format!("its answer is not understood ({})", text::excerpt(&error))))
 }
 
 /// What is at the bottom of it.

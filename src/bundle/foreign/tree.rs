@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::super::archive::{Kind, Reader};
 use super::super::error::BundleError;
 use super::super::input;
+use crate::text::is_visible;
 
 /// More than any image layout has.
 const MAX_ENTRIES: usize = 500_000;
@@ -155,7 +156,7 @@ fn plain(name: &str) -> Result<String, BundleError> {
     if name == "./" || name == "." {
         return Ok(String::new());
     }
-    let fits = |part: &str| !matches!(part, "" | "." | "..") && !part.chars().any(|c| c.is_control() || c == '\\');
+    let fits = |part: &str| !matches!(part, "" | "." | "..") && is_visible(part) && !part.contains('\\');
     match trimmed.len() <= MAX_NAME && trimmed.split('/').all(fits) {
         true => Ok(trimmed.to_owned()),
         false => Err(refused()),

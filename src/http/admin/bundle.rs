@@ -11,6 +11,7 @@ use futures_util::StreamExt as _;
 use super::{Answer, OperatorError, body_of, json, query};
 use crate::admin::{Admin, BundleOrder, ImportOrder};
 use crate::oci::media_type;
+use crate::text::is_visible;
 
 /// An order may hold a receipt.
 const MAX_ORDER_BYTES: usize = 80 << 20;
@@ -75,7 +76,7 @@ pub(super) async fn import(State(admin): State<Admin>, request: Request) -> Answ
 pub(super) async fn receipt(State(admin): State<Admin>, request: Request) -> Result<Response, OperatorError> {
     let mut query = query(&request, &["site"])?;
     let site = query.remove("site").unwrap_or_default();
-    if site.len() > MAX_SITE || site.chars().any(char::is_control) {
+    if site.len() > MAX_SITE || !is_visible(&site) {
         return Err(OperatorError::bad_request(format!(
             "site: expected at most {MAX_SITE} letters"
         )));

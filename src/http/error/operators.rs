@@ -10,6 +10,7 @@ use serde_json::json;
 use crate::admin::AdminError;
 use crate::admin::error::BeginError;
 use crate::pull::PullError;
+use crate::text;
 
 /// One error, ready to be sent.
 #[derive(Clone, Debug)]
@@ -137,7 +138,9 @@ fn of_upstream(error: &PullError) -> StatusCode {
 
 impl IntoResponse for OperatorError {
     fn into_response(self) -> Response<Body> {
-        let body = json!({ "error": { "code": self.code, "message": self.message } });
+        // It may have several lines: the mistakes in a configuration.
+        let message = text::report(&self.message);
+        let body = json!({ "error": { "code": self.code, "message": message } });
         let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
         let mut response = (self.status, headers, format!("{body}\n")).into_response();
         if self.status == StatusCode::UNAUTHORIZED {

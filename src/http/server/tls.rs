@@ -23,6 +23,7 @@ use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 use crate::acme::Issued;
 use crate::auth::policy::CERTIFICATE;
 use crate::config::{ServerTls, TlsIdentity};
+use crate::text;
 
 /// How often the files are looked at, at most.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -46,23 +47,35 @@ pub enum TlsError {
     SetUp(#[from] rustls::Error),
 }
 
-/// Whom a client's certificate names, as rules know him: `cert:` and the subject's common name, else the first name that
-/// it is for. The handshake has verified it.
+/// The identity that a client's certificate gives, as rules know it: `cert:` and the subject's common name, else the
+/// first name that it is for. The handshake has verified it.
+///
+/// A subject with several common names gives none: authorities and programs differ in which of them counts, so one
+/// that checked the first would vouch for the last.
 pub(super) fn identity_in(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     let read = webpki::EndEntityCert::try_from(certificate).ok()?;
-    let common = common_name(read.subject());
-    let name = common.or_else(|| {
+    let mut common = common_names(read.subject());
+    if common.windows(2).any(|pair| pair[0] != pair[1]) {
+        let names = text::excerpt(&format!("{common:?}"));
+        tracing::warn!(
+            names,
+            "a client certificate has several common names and therefore gives no identity: expected one"
+        );
+        return None;
+    }
+    let name = common.pop().flatten().or_else(|| {
         let mut names = read.valid_dns_names().chain(read.valid_uri_names());
         names.next().map(str::to_owned)
     })?;
-    let fits = !name.is_empty() && name.len() <= 255 && !name.chars().any(char::is_control);
+    let fits = !name.is_empty() && name.len() <= 255 && text::is_visible(&name);
     fits.then(|| format!("{CERTIFICATE}{name}").into())
 }
 
-/// The last common name (2.5.4.3) of a subject: the contents of its sequence, in DER.
-fn common_name(mut subject: &[u8]) -> Option<String> {
+/// The common names (2.5.4.3) of a subject: the contents of its sequence, in DER. `None` for one in an encoding that
+/// is not read.
+fn common_names(mut subject: &[u8]) -> Vec<Option<String>> {
     const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
-    let mut found = None;
+    let mut found = Vec::new();
     while let Some((_set, mut attributes, rest)) = element(subject) {
         subject = rest;
         while let Some((_sequence, pair, rest)) = element(attributes) {
@@ -70,9 +83,12 @@ fn common_name(mut subject: &[u8]) -> Option<String> {
             let Some((0x06, kind, value)) = element(pair) else {
                 continue;
             };
-            // UTF8String, PrintableString, IA5String.
-            if let (true, Some((0x0c | 0x13 | 0x16, text, _))) = (kind == COMMON_NAME, element(value)) {
-                found = std::str::from_utf8(text).ok().map(str::to_owned).or(found);
+            if kind == COMMON_NAME {
+                found.push(match element(value) {
+                    // UTF8String, PrintableString, IA5String.
+                    Some((0x0c | 0x13 | 0x16, text, _)) => std::str::from_utf8(text).ok().map(str::to_owned),
+                    _ => None,
+                });
             }
         }
     }

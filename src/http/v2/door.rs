@@ -13,7 +13,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 
 use crate::auth::bearer::SERVICE;
-use crate::auth::{Asked, Claim, Gate, Identity, Place, Recognised, Right, shown};
+use crate::auth::{Asked, Claim, Gate, Identity, Origin, Place, Recognised, Right, shown};
 use crate::http::error::{ApiError, Subject};
 use crate::http::server::Caller;
 use crate::oci::HostPort;
@@ -93,15 +93,13 @@ impl Door {
 
     /// Where that needs no waiting.
     pub(super) fn visitor_now(&self, headers: &HeaderMap, caller: &Caller) -> Option<Visitor> {
-        let recognised = self
-            .gate
-            .recognise_now(self.login(headers, caller), &caller.certificate)?;
+        let recognised = self.gate.recognise_now(self.login(headers, caller), origin(caller))?;
         Some(Visitor::new(recognised, caller))
     }
 
     pub(super) async fn visitor(&self, headers: &HeaderMap, caller: &Caller) -> Visitor {
         let login = self.login(headers, caller);
-        let recognised = self.gate.recognise(login, &caller.certificate).await;
+        let recognised = self.gate.recognise(login, origin(caller)).await;
         Visitor::new(recognised, caller)
     }
 
@@ -271,6 +269,14 @@ impl Door {
         let host = text(HOST).and_then(|host| host.parse::<HostPort>().ok());
         let host = host.map_or_else(|| "localhost".to_owned(), |host| host.to_string());
         format!("{scheme}://{host}/token")
+    }
+}
+
+/// The connection, as logins are judged by it.
+pub(super) fn origin(caller: &Caller) -> Origin<'_> {
+    Origin {
+        address: caller.address.ip(),
+        certificate: &caller.certificate,
     }
 }
 

@@ -14,7 +14,7 @@ use axum::http::{HeaderValue, Method};
 use http_body_util::{BodyExt as _, Limited};
 use serde_json::{Value, json};
 
-use super::door::{Door, Visitor};
+use super::door::{Door, Visitor, origin};
 use super::{Response, json as document};
 use crate::auth::{Claim, Identity, Right, unix_seconds};
 use crate::config::Secret;
@@ -85,7 +85,7 @@ pub(super) async fn answer(
         return (Err(ApiError::bad_grant(kind)), None);
     }
     if let Some((name, password)) = &request.login {
-        match door.gate().log_in(name, password.reveal()).await {
+        match door.gate().log_in(name, password.reveal(), origin(caller)).await {
             Ok(who) => (visitor.who, visitor.claim) = (who, Claim::Good),
             Err(claim) => visitor.claim = claim,
         }

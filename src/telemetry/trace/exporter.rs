@@ -226,8 +226,5 @@ fn judge(post: Post) -> Result<otlp::PartialSuccess, Refusal> {
 
 /// What a collector says, on one line.
 fn shown(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(200)
-        .collect()
+    crate::text::one_line(text, 200)
 }
