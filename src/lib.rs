@@ -92,8 +92,10 @@
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).
 //! - **A miss offline**: `http::v2` → 404 that says when the mirror was filled → `pull::wishes`: which image it is part of →
 //!   `store::wishes`; an operator takes the list to where it can be fetched.
-//! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
-//!   recently; it is unlinked; open readers keep their handle.
+//! - **Room**: what is announced is held against what could ever be free (`store::space`), and evicts nothing; as the bytes come,
+//!   `store::writer` reserves room for them and some ahead (`store::reservation`); `store::index` says what was used least
+//!   recently; it is unlinked; open readers keep their handle. A transfer that finds no more room goes on through memory
+//!   (`pull::sink`).
 
 pub mod acme;
 pub mod admin;

@@ -292,7 +292,8 @@ impl<'a> Run<'a> {
             if writer.len() > blob.size {
                 writer.restart()?;
             }
-            writer.reserve(blob.size)?;
+            // The catalogue is a claim as well: room is made as the bytes come.
+            writer.expect(blob.size)?;
             self.coming = Some(Coming {
                 blob: part.blob,
                 resumed: !writer.is_empty(),

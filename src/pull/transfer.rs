@@ -272,12 +272,16 @@ impl Transfer {
     async fn stage(&self) -> Result<Sink, PullError> {
         for _ in 0..250 {
             let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
+            let hint = self.order.hint;
             // While the upstream is asked, so that its answer has not to wait for room.
-            let expected = self.order.hint.unwrap_or(SMALL_BYTES);
             let staging = move || {
-                store
-                    .stage(&key, &digest)
-                    .inspect(|writer| writer.reserve_free(expected))
+                let mut writer = store.stage(&key, &digest)?;
+                match hint {
+                    // If it cannot fit, the answer's own size decides.
+                    Some(hint) => drop(writer.expect(hint)),
+                    None => writer.reserve_free(SMALL_BYTES),
+                }
+                Ok(writer)
             };
             match blocking(staging).await {
                 Ok(writer) => return Ok(Sink::Disk(writer)),

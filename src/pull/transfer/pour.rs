@@ -46,7 +46,7 @@ impl Transfer {
         // R-U25: an upstream that ignored the Range sends what is there already once more.
         let skip = sink.len() - stream.start.min(sink.len());
         sink = match (sink, total.or(self.order.hint)) {
-            (Sink::Disk(writer), Some(total)) if !writer.has_room(total) => self.reserve(writer, total).await?,
+            (Sink::Disk(writer), Some(total)) if !writer.expects(total) => self.expect(writer, total).await?,
             (sink, _) => sink,
         };
         self.was_unpacked |= stream.was_unpacked;
@@ -255,13 +255,14 @@ impl Transfer {
         self.flight.tell(|state| state.written = passage.hashing.len());
     }
 
-    async fn reserve(&self, mut writer: Writer, total: u64) -> Result<Sink, PullError> {
-        let (writer, reserved) = blocking(move || {
-            let reserved = writer.reserve(total);
-            Ok((writer, reserved))
+    /// Tells the writer how much is to come. What could never fit passes through from its first byte.
+    async fn expect(&self, mut writer: Writer, total: u64) -> Result<Sink, PullError> {
+        let (writer, expected) = blocking(move || {
+            let expected = writer.expect(total);
+            Ok((writer, expected))
         })
         .await?;
-        Ok(match reserved {
+        Ok(match expected {
             Ok(()) => Sink::Disk(writer),
             Err(error) => self.give_up_disk(writer, &error),
         })
