@@ -140,7 +140,9 @@ impl<'a> Run<'a> {
     /// Before a byte is written.
     fn check_room(&self, options: &Options) -> Result<(), BundleError> {
         let missing = self.catalog.blobs.iter().filter(|blob| !self.is_held(blob));
-        let needed: u64 = missing.map(|blob| blob.size.next_multiple_of(4096)).sum();
+        // Whatever a catalogue says: it is compared, and nothing is wrapped into little.
+        let on_disk = |size: u64| size.div_ceil(4096).saturating_mul(4096);
+        let needed = missing.fold(0u64, |sum, blob| sum.saturating_add(on_disk(blob.size)));
         let room = self.store.room(options.max_size);
         match needed > room {
             true => Err(BundleError::NoRoom { needed, room }),

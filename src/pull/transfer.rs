@@ -25,6 +25,7 @@ use crate::telemetry::trace::{self, Kind};
 use crate::upstream::{BlobStream, ErrorKind, Form, UpstreamError};
 
 pub(super) use ahead::Lines;
+pub(super) use pour::MAX_BLOB_BYTES;
 
 pub(super) struct Transfer {
     flight: Arc<Flight>,

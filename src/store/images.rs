@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use super::database::{Op, Table};
-use super::index::{Index, Kind};
+use super::index::{Index, Kind, sum};
 use super::records::in_repository;
 use super::tags::tag_key;
 use super::{Store, TagRecord, link_key};
@@ -87,7 +87,7 @@ struct Reached {
 
 impl Image {
     pub fn held_bytes(&self) -> u64 {
-        self.parts.iter().filter_map(|p| p.held).sum()
+        sum(self.parts.iter().filter_map(|p| p.held))
     }
 
     /// Whether the manifest itself is held.
@@ -345,7 +345,7 @@ impl Store {
                 continue;
             }
             if index.is_leased(&part.digest) {
-                removed.later_bytes += bytes;
+                removed.later_bytes = removed.later_bytes.saturating_add(bytes);
             }
             self.inner.drop_entry(&mut index, &part.digest);
             removed.blobs += 1;
@@ -384,7 +384,7 @@ impl Store {
     /// Bytes on disk of a digest and all that it reaches.
     pub fn held_bytes_of(&self, digest: &Digest) -> u64 {
         let parts = parts(&self.inner.index(), digest);
-        parts.iter().filter_map(|part| part.held).sum()
+        sum(parts.iter().filter_map(|part| part.held))
     }
 
     /// The repositories that have shown that they hold a digest, in byte order.

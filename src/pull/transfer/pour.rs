@@ -17,7 +17,7 @@ use crate::store::{StoreError, Writer};
 use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
 
 /// No file can be larger, and figures below it can be added without care.
-const MAX_BLOB_BYTES: u64 = 1 << 62;
+pub(in crate::pull) const MAX_BLOB_BYTES: u64 = 1 << 62;
 /// What may queue up in memory while the disk writes. No more than a processor's cache holds: what has left it costs half as
 /// much again to hash (benches/README.md).
 const QUEUE_BYTES: usize = 1 << 20;
