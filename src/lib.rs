@@ -96,6 +96,8 @@
 //!   `store::writer` reserves room for them and some ahead (`store::reservation`); `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle. A transfer that finds no more room goes on through memory
 //!   (`pull::sink`).
+//! - **A cut**: `pull::transfer` asks for what is missing by Range; one that is refused, in whatever way, is followed by a request
+//!   for the whole blob, of which what is here is left out; only that one's answer is a verdict.
 
 pub mod acme;
 pub mod admin;

@@ -302,3 +302,45 @@ fn a_part_that_is_gone_is_no_reservation() {
     let writer = claim(&store, "r", 0);
     assert_eq!((writer.len(), used(&store)), (0, 0));
 }
+
+/// `larder rm` takes what broke off with it, of an image's blobs and of a blob by its digest; not from under a transfer.
+#[test]
+fn a_removal_takes_what_is_staged() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), |_| {});
+    let [broken, other, running] = [1u8, 2, 3].map(|n| Digest::sha256(&[n]));
+    let document = Bytes::from_static(b"{}");
+    let manifest = Digest::sha256(&document);
+    store
+        .put_manifest("r", &manifest, "x/y", &[broken, running], &document)
+        .unwrap();
+    store.put_tag(
+        "r",
+        "1",
+        TagRecord {
+            digest: manifest,
+            media_type: "x/y".into(),
+            size: 2,
+            checked_ms: 1,
+            moves: Vec::new(),
+        },
+    );
+    for digest in [broken, other] {
+        let mut writer = store.stage("r", &digest).unwrap();
+        writer.append(&[bytes(1, 1)]).unwrap();
+    }
+    let mut writer = store.stage("r", &running).unwrap();
+    writer.append(&[bytes(1, 2)]).unwrap();
+    let removed = store.remove_image("r", "1").unwrap();
+    assert_eq!((removed.blobs, removed.bytes), (2, 4096 + MIB));
+    assert!(!store.is_staged(&broken) && store.is_staged(&other) && store.is_staged(&running));
+    assert_eq!(store.drop_staged(&running), None);
+    assert_eq!(
+        (store.drop_staged(&other), store.drop_staged(&other)),
+        (Some(MIB), None)
+    );
+    assert_eq!(std::fs::read_dir(folder.path().join("staging")).unwrap().count(), 1);
+    drop(writer);
+    assert_eq!(store.drop_staged(&running), Some(MIB));
+    assert_eq!(used(&store), 0);
+}

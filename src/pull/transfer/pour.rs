@@ -72,6 +72,7 @@ impl Transfer {
         };
         let outcome = self.pour_in(sink, &mut intake, total).await;
         self.ahead = intake.ahead;
+        self.note_waste(skip.saturating_sub(intake.skip));
         outcome
     }
 
@@ -307,7 +308,7 @@ impl Transfer {
         }
     }
 
-    fn upset(&self, what: String) -> PullError {
+    pub(super) fn upset(&self, what: String) -> PullError {
         PullError::Upset {
             upstream: self.order.client.name().to_string(),
             what,
