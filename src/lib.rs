@@ -105,8 +105,12 @@
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).
 //! - **A miss offline**: `http::v2` → 404 that says when the mirror was filled → `pull::wishes`: which image it is part of →
 //!   `store::wishes`; an operator takes the list to where it can be fetched.
-//! - **Eviction**: room is reserved before a transfer stages its bytes; `store::index` says what was used least
-//!   recently; it is unlinked; open readers keep their handle.
+//! - **Room**: what is announced is held against what could ever be free (`store::space`), and evicts nothing; as the bytes come,
+//!   `store::writer` reserves room for them and some ahead (`store::reservation`); `store::index` says what was used least
+//!   recently; it is unlinked; open readers keep their handle. A transfer that finds no more room goes on through memory
+//!   (`pull::sink`).
+//! - **A cut**: `pull::transfer` asks for what is missing by Range; one that is refused, in whatever way, is followed by a request
+//!   for the whole blob, of which what is here is left out; only that one's answer is a verdict.
 
 pub mod acme;
 pub mod admin;

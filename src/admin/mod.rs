@@ -342,7 +342,20 @@ impl Admin {
         self.work(move |admin| {
             let (store, key, reference) = (admin.store(), &wanted.key, wanted.reference());
             let not_held = || AdminError::NotHeld(wanted.to_string());
-            let image = store.image(key, &reference).ok_or_else(not_held)?;
+            let Some(image) = store.image(key, &reference) else {
+                // A blob that never came whole is no image; what is staged of it can go all the same.
+                let Reference::Digest(digest) = &wanted.reference else {
+                    return Err(not_held());
+                };
+                let freed_bytes = store.drop_staged(key, digest).ok_or_else(not_held)?;
+                wanted.note(store.events(), Action::Remove, Some(freed_bytes));
+                return Ok(RemovedView {
+                    name: wanted.to_string(),
+                    freed_bytes,
+                    blobs: 1,
+                    later_bytes: 0,
+                });
+            };
             if !force {
                 // By its digest an image goes with every tag that points at it.
                 let tags = match wanted.reference {

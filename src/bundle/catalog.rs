@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::archive::MAX_FILE_BYTES;
 use super::error::BundleError;
 use super::pack::Packed;
 use super::{CATALOG, MAX_CATALOG_BYTES};
@@ -230,7 +231,8 @@ impl Catalog {
             if !known.insert(blob.digest) {
                 return Err(format!("{} is there twice", blob.digest));
             }
-            total = total.checked_add(blob.size).ok_or("more bytes than there can be")?;
+            let sum = total.checked_add(blob.size).filter(|sum| *sum <= MAX_FILE_BYTES);
+            total = sum.ok_or("more bytes than there can be")?;
             self.check_blob(blob).map_err(|why| format!("{}: {why}", blob.digest))?;
         }
         let mut names = HashSet::new();
@@ -407,13 +409,15 @@ mod tests {
     #[test]
     fn lies_are_refused() {
         type Lie = (&'static str, fn(&mut Catalog));
-        let lies: [Lie; 16] = [
+        let lies: [Lie; 18] = [
             ("version", |c| c.larder_bundle = 2),
             ("volumes", |c| c.volumes = 0),
             ("volumes", |c| c.volumes = 10_000),
             ("twice", |c| c.blobs.push(c.blobs[0].clone())),
             ("twice", |c| c.images.push(c.images[0].clone())),
             ("more bytes", |c| (c.blobs[0].size, c.blobs[1].size) = (u64::MAX, 1)),
+            ("more bytes", |c| c.blobs[0].size = u64::MAX - 4096),
+            ("more bytes", |c| c.blobs[0].size = 1 << 62),
             ("manifest of", |c| c.blobs[1].size = 5 << 20),
             ("volume", |c| c.blobs[0].volume = 2),
             ("volume", |c| c.blobs[0].volume = 0),

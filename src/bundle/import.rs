@@ -143,7 +143,9 @@ impl<'a> Run<'a> {
     /// Before a byte is written.
     fn check_room(&self, options: &Options) -> Result<(), BundleError> {
         let missing = self.catalog.blobs.iter().filter(|blob| !self.is_held(blob));
-        let needed: u64 = missing.map(|blob| blob.size.next_multiple_of(4096)).sum();
+        // Whatever a catalogue says: it is compared, and nothing is wrapped into little.
+        let on_disk = |size: u64| size.div_ceil(4096).saturating_mul(4096);
+        let needed = missing.fold(0u64, |sum, blob| sum.saturating_add(on_disk(blob.size)));
         let room = self.store.room(options.max_size);
         match needed > room {
             true => Err(BundleError::NoRoom { needed, room }),
@@ -295,7 +297,8 @@ impl<'a> Run<'a> {
             if writer.len() > blob.size {
                 writer.restart()?;
             }
-            writer.reserve(blob.size)?;
+            // The catalogue is a claim as well: room is made as the bytes come.
+            writer.expect(blob.size)?;
             self.coming = Some(Coming {
                 blob: part.blob,
                 resumed: !writer.is_empty(),

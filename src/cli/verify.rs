@@ -98,7 +98,12 @@ impl Bar {
 /// `12.3 GiB of 40.0 GiB (31 %), 480.0 MiB/s, 1m left, 1 damaged`
 fn progress(view: &VerifyView, elapsed: Duration) -> String {
     let speed = view.bytes as f64 / elapsed.as_secs_f64().max(0.001);
-    let percent = (view.bytes * 100).checked_div(view.bytes_total).unwrap_or(0).min(100);
+    let percent = view
+        .bytes
+        .saturating_mul(100)
+        .checked_div(view.bytes_total)
+        .unwrap_or(0)
+        .min(100);
     let mut line = format!(
         "{} of {} ({percent} %), {}/s",
         size(view.bytes),

@@ -302,8 +302,10 @@ impl Pull {
         target.offline || target.held_only
     }
 
+    /// Bytes that a manifest of this repository claims for a blob; not what no file can have.
     fn hint(&self, target: &Target, digest: &Digest) -> Option<u64> {
-        self.hints.get(&(target.key.clone(), *digest))
+        let claimed = self.hints.get(&(target.key.clone(), *digest));
+        claimed.filter(|size| *size <= transfer::MAX_BLOB_BYTES)
     }
 
     fn check_negative(&self, target: &Target, question: &Question) -> Result<(), PullError> {

@@ -25,6 +25,7 @@ use crate::telemetry::trace::{self, Kind};
 use crate::upstream::{BlobStream, ErrorKind, Form, UpstreamError};
 
 pub(super) use ahead::Lines;
+pub(super) use pour::MAX_BLOB_BYTES;
 
 pub(super) struct Transfer {
     flight: Arc<Flight>,
@@ -43,7 +44,44 @@ pub(super) struct Transfer {
     was_unpacked: bool,
     /// The upstream's answer from byte 0, asked for while the place for it was made.
     early: Option<Result<BlobStream, UpstreamError>>,
+    ranges: Ranges,
 }
+
+/// Remembers how an upstream answers requests with Range for one blob.
+#[derive(Debug, Default)]
+struct Ranges {
+    /// The upstream refused a Range and then answered with the whole: it is sent no more ranges.
+    refused: bool,
+    /// Requests with Range, one after the other, that failed in a way that may pass, or were answered without a byte.
+    failed: u32,
+    /// The last answer was one to a Range.
+    answered: bool,
+    /// Answers that began at byte 0 although some of the blob was staged.
+    from_zero: u32,
+}
+
+impl Ranges {
+    /// Returns whether to ask without Range, because a request with Range ended in `error`. `patient`: a second request
+    /// with Range may come first, if the failure may pass.
+    fn are_refused(&mut self, error: &UpstreamError, patient: bool) -> bool {
+        let may_pass = match &error.kind {
+            // Without Range they end no better.
+            ErrorKind::RateLimited { .. }
+            | ErrorKind::Connect(_)
+            | ErrorKind::Refused(_)
+            | ErrorKind::Auth(_)
+            | ErrorKind::Offline => return false,
+            ErrorKind::NotFound { .. } | ErrorKind::Denied { .. } | ErrorKind::Protocol(_) => false,
+            ErrorKind::Status { status, .. } => *status >= 500 && *status != 501,
+            ErrorKind::Timeout(_) | ErrorKind::Cut(_) => true,
+        };
+        self.failed += 1;
+        !may_pass || !patient || self.failed >= MOST_FAILED_RANGES
+    }
+}
+
+/// After so many failures in a row it is the Range that may be the reason.
+const MOST_FAILED_RANGES: u32 = 2;
 
 /// How one upstream answer ended.
 enum Poured {
@@ -78,6 +116,7 @@ impl Transfer {
             form: Form::Plain,
             was_unpacked: false,
             early: None,
+            ranges: Ranges::default(),
         }
     }
 
@@ -199,7 +238,12 @@ impl Transfer {
         if writer.is_empty() || !writer.is_whole() {
             return Ok(false);
         }
-        self.is_upstream(writer).await
+        let is_upstream = self.is_upstream(writer).await?;
+        if !is_upstream {
+            // Behind its end there is nothing to ask for by Range.
+            self.ranges.failed = MOST_FAILED_RANGES;
+        }
+        Ok(is_upstream)
     }
 
     /// Whether the upstream holds for this repository what is staged whole already: then no byte has to cross
@@ -215,11 +259,14 @@ impl Transfer {
             Ok(_) => self.note_privacy(),
             // A mirror may have it: the GET will tell.
             Err(_) if client.has_mirrors() => return Ok(false),
-            // R-U27: HEAD is where upstreams differ. The GET will tell.
+            // R-U27: HEAD is where upstreams differ, also in what they say is not there. The GET will tell.
             Err(error)
                 if matches!(
                     error.kind,
-                    ErrorKind::Protocol(_) | ErrorKind::Status { status: ..500, .. }
+                    ErrorKind::NotFound { .. }
+                        | ErrorKind::Denied { .. }
+                        | ErrorKind::Protocol(_)
+                        | ErrorKind::Status { .. }
                 ) =>
             {
                 return Ok(false);
@@ -251,6 +298,13 @@ impl Transfer {
             let progress = sink.len() > before;
             if progress {
                 failures = 0;
+                self.ranges.failed = 0;
+            } else if self.ranges.answered {
+                self.ranges.failed += 1;
+                if !self.streaming {
+                    self.ranges.failed = MOST_FAILED_RANGES;
+                    continue;
+                }
             }
             failures += 1;
             // Before anybody has seen a byte a quick error serves better than patience: the client has other
@@ -281,12 +335,16 @@ impl Transfer {
         }
         for _ in 0..250 {
             let (store, digest, key) = (self.store.clone(), self.order.digest, self.order.key.clone());
+            let hint = self.order.hint;
             // While the upstream is asked, so that its answer has not to wait for room.
-            let expected = self.order.hint.unwrap_or(SMALL_BYTES);
             let staging = move || {
-                store
-                    .stage(&key, &digest)
-                    .inspect(|writer| writer.reserve_free(expected))
+                let mut writer = store.stage(&key, &digest)?;
+                match hint {
+                    // If it cannot fit, the answer's own size decides.
+                    Some(hint) => drop(writer.expect(hint)),
+                    None => writer.reserve_free(SMALL_BYTES),
+                }
+                Ok(writer)
             };
             match blocking(staging).await {
                 Ok(writer) => return Ok(Sink::Disk(writer)),
@@ -305,6 +363,7 @@ impl Transfer {
     /// The same blob, from byte 0. Only while nobody has seen a byte.
     async fn restart(&mut self, sink: Sink) -> Result<Sink, PullError> {
         self.ahead = None;
+        self.waste("restart", sink.len());
         if let Sink::Disk(mut writer) = sink {
             let again = blocking(move || Ok(writer.restart().map(|()| writer))).await?;
             if let Ok(writer) = again {
@@ -324,28 +383,44 @@ impl Transfer {
         self.store.set_private(key, client.has_credentials(repository));
     }
 
-    /// Asks the upstream once, from where the sink stands.
+    /// Asks the upstream for what is missing. A Range that is refused is no verdict on the blob: the whole is asked for,
+    /// and only what that is answered counts.
     async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
-        let Order {
-            client,
-            repository,
-            digest,
-            ..
-        } = self.order.clone();
         let offset = sink.len();
+        let mut by_range = offset > 0 && !self.ranges.refused && self.ranges.failed < MOST_FAILED_RANGES;
         let mut answer = match self.early.take() {
             Some(answer) => answer,
-            None => client.get_blob_in(self.form, &repository, &digest, offset).await,
+            None => self.ask(if by_range { offset } else { 0 }).await,
         };
-        // What an earlier run staged may be all there is, or not be wanted any more (416): begin anew.
-        let spoilt = matches!(&answer, Err(error) if matches!(error.kind, ErrorKind::Protocol(_)));
-        if spoilt && offset > 0 && !self.streaming {
-            sink = self.restart(sink).await?;
-            answer = client.get_blob_in(self.form, &repository, &digest, 0).await;
+        if by_range
+            && let Err(error) = &answer
+            && self.ranges.are_refused(error, self.streaming)
+        {
+            let digest = &self.order.digest;
+            tracing::info!(%digest, offset, %error, "a range was refused: the whole blob is asked for");
+            answer = self.ask(0).await;
+            by_range = false;
+        }
+        self.ranges.answered = by_range && answer.is_ok();
+        if offset > 0 && !by_range {
+            // If that fails too it may be the upstream's trouble, and the next Range may be answered.
+            self.ranges.refused |= answer.is_ok();
+            self.ranges.failed = 0;
         }
         match answer {
             Ok(stream) => {
                 self.note_privacy();
+                if offset > 0 && stream.start == 0 {
+                    self.ranges.from_zero += 1;
+                    if self.ranges.from_zero > self.timing.attempts {
+                        let what = format!("no ranges, and {} answers that broke off", self.timing.attempts);
+                        return Ok((sink, Poured::Fatal(self.upset(what))));
+                    }
+                    if !self.streaming && self.ranges.refused {
+                        // Nobody has seen a byte: with all of it coming once more, what is staged is of no use.
+                        sink = self.restart(sink).await?;
+                    }
+                }
                 self.pour(sink, stream).await
             }
             Err(error) => {
@@ -357,6 +432,37 @@ impl Transfer {
                 };
                 Ok((sink, judge(error, self.streaming, patience)))
             }
+        }
+    }
+
+    /// Asks for all bytes from `offset` on.
+    async fn ask(&self, offset: u64) -> Result<BlobStream, UpstreamError> {
+        let Order {
+            client,
+            repository,
+            digest,
+            ..
+        } = &self.order;
+        client.get_blob_in(self.form, repository, digest, offset).await
+    }
+
+    /// Counts bytes that an answer brought although they were here.
+    fn note_waste(&self, bytes: u64) {
+        let reason = match self.ranges.refused {
+            true => "range_refused",
+            false => "range_ignored",
+        };
+        self.waste(reason, bytes);
+    }
+
+    fn waste(&self, reason: &'static str, bytes: u64) {
+        if bytes > 0 {
+            metrics::counter!(
+                "larder_transfer_wasted_bytes_total",
+                "upstream" => self.order.client.name().to_string(),
+                "reason" => reason
+            )
+            .increment(bytes);
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 
 use super::database::{Op, Table};
-use super::index::{Index, Kind};
+use super::index::{Index, Kind, sum};
 use super::records::in_repository;
 use super::tags::tag_key;
 use super::{Store, TagRecord, link_key};
@@ -87,7 +87,7 @@ struct Reached {
 
 impl Image {
     pub fn held_bytes(&self) -> u64 {
-        self.parts.iter().filter_map(|p| p.held).sum()
+        sum(self.parts.iter().filter_map(|p| p.held))
     }
 
     /// Whether the manifest itself is held.
@@ -280,7 +280,8 @@ impl Store {
     /// Forgets an image, by a tag or by its digest and then with every tag that points at that, and deletes what no
     /// other image reaches. Blocking. `None` if nothing is known of it.
     ///
-    /// What another repository also holds, and what is pinned, stays; the count says what really went.
+    /// What another repository also holds, and what is pinned, stays; the count says what really went. Staged bytes
+    /// of its blobs, left by transfers that broke off, go too.
     pub fn remove_image(&self, repository: &str, reference: &str) -> Option<Removed> {
         let name = ImageName::new(repository, reference);
         let (root, _) = self.target_of(&name)?;
@@ -309,6 +310,12 @@ impl Store {
         Some(removed)
     }
 
+    /// Throws away what came of a blob for `repository` before its transfer broke off, so that the next one begins at byte
+    /// 0. Returns its bytes on disk; `None` if there is nothing, or a transfer is under way.
+    pub fn drop_staged(&self, repository: &str, digest: &Digest) -> Option<u64> {
+        self.inner.drop_staged(&mut self.inner.index(), repository, digest)
+    }
+
     fn reached_by_others(&self, own: &ImageName, root: &Digest) -> Reached {
         let wanted: HashSet<Digest> = parts(&self.inner.index(), root).iter().map(|p| p.digest).collect();
         let mut reached = Reached::default();
@@ -330,7 +337,14 @@ impl Store {
         let mut removed = Removed::default();
         let mut index = self.inner.index();
         for part in parts(&index, root) {
-            let Some(bytes) = part.held else { continue };
+            let Some(bytes) = part.held else {
+                // A transfer may have broken off and left some of it: the next one begins at byte 0.
+                if let Some(bytes) = self.inner.drop_staged(&mut index, repository, &part.digest) {
+                    removed.blobs += 1;
+                    removed.bytes = removed.bytes.saturating_add(bytes);
+                }
+                continue;
+            };
             if others.here.contains(&part.digest) {
                 continue;
             }
@@ -345,11 +359,11 @@ impl Store {
                 continue;
             }
             if index.is_leased(&part.digest) {
-                removed.later_bytes += bytes;
+                removed.later_bytes = removed.later_bytes.saturating_add(bytes);
             }
             self.inner.drop_entry(&mut index, &part.digest);
             removed.blobs += 1;
-            removed.bytes += bytes;
+            removed.bytes = removed.bytes.saturating_add(bytes);
         }
         removed
     }
@@ -384,7 +398,7 @@ impl Store {
     /// Bytes on disk of a digest and all that it reaches.
     pub fn held_bytes_of(&self, digest: &Digest) -> u64 {
         let parts = parts(&self.inner.index(), digest);
-        parts.iter().filter_map(|part| part.held).sum()
+        sum(parts.iter().filter_map(|part| part.held))
     }
 
     /// The repositories that have shown that they hold a digest, in byte order.

@@ -17,6 +17,7 @@ mod pages;
 mod privacy;
 mod queue;
 mod records;
+mod reservation;
 mod reveal;
 #[doc(hidden)]
 pub mod scale;
@@ -618,3 +619,5 @@ fn link_key(repository: &str, digest: &Digest) -> Vec<u8> {
 mod tests;
 #[cfg(test)]
 mod tests_pressure;
+#[cfg(test)]
+mod tests_room;

@@ -68,7 +68,7 @@ impl Shelf {
 
     /// Evicts one. Returns whether there was one.
     pub fn evict(&mut self) -> bool {
-        self.index.evict(Scope::All).is_some()
+        self.index.evict(Scope::All, u64::MAX).is_some()
     }
 }
 

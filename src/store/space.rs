@@ -1,6 +1,6 @@
 //! Room: counted, reserved before it is used, kept by evicting (L5).
 //!
-//! Counted are held blobs, transfers (with all they have announced) and the index's own file.
+//! Counted are held blobs, transfers (what came, and what is held ahead of that: `reservation`) and the index's own file.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -10,13 +10,19 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 use super::database::{Op, Table};
 use super::error::StoreError;
 use super::index::{Entry, Index, Kind, Scope, Staging, Victim, on_disk};
+use super::keys::staging_key;
 use super::records::{BlobRecord, unix_ms};
-use super::{Arrival, Inner, link_key, unlink};
+use super::{Arrival, Inner, link_key, reservation, unlink};
 use crate::events::{Action, Event};
 use crate::oci::Digest;
 
 /// At most so much of the limit is kept for the index to grow into.
 const INDEX_SLACK: u64 = 64 << 20;
+
+/// Counts the bytes of a transfer that have room.
+fn stage(digest: &Digest, bytes: u64, shelf: usize) -> impl FnOnce(&mut Index) + '_ {
+    move |index| index.stage(digest, bytes, Staging::Active, shelf)
+}
 
 impl Inner {
     pub(super) fn index(&self) -> MutexGuard<'_, Index> {
@@ -44,41 +50,58 @@ impl Inner {
     /// Counts `bytes` for a transfer and evicts until that fits. `false` if it cannot: then the count is as before,
     /// and what the transfer brings may not be written. For what cannot fit nothing is evicted.
     pub(super) fn make_room(&self, digest: &Digest, bytes: u64) -> bool {
-        let has_it = |index: &Index| {
-            // Writers of small things stage under their own temporary name and are not counted here.
-            index.staging(digest) != Some(Staging::Active) || on_disk(bytes) <= index.staged(digest).0
-        };
-        if has_it(&self.index()) {
-            return true;
-        }
         let room = self.room();
         let (before, shelf) = self.index().staged(digest);
         let more = on_disk(bytes).saturating_sub(before);
         self.could_fit(Some(shelf), more)
-            && self.evict_for(&room, more, Some(shelf), |index| {
-                index.stage(digest, bytes, Staging::Active, shelf);
-            })
+            && self.evict_for(&room, more, Some(shelf), u64::MAX, stage(digest, bytes, shelf))
     }
 
-    /// The same where nothing has to go for it, and nobody else is making room now.
+    /// Counts `bytes` for a transfer whose size nobody announced. It gets what is free; cached content is evicted only until
+    /// all such transfers together hold 5 % of the limit.
+    pub(super) fn make_unannounced_room(&self, digest: &Digest, bytes: u64) -> bool {
+        let room = self.room();
+        let (more, shelf, free, most) = {
+            let index = self.index();
+            let (before, shelf) = index.staged(digest);
+            let limit = index.shelf_limit(shelf).unwrap_or(u64::MAX).min(self.max_size());
+            let free = self.free_room(&index, shelf);
+            let held = index.unannounced_bytes().saturating_add(free);
+            let most = reservation::unannounced_allowance(limit, held);
+            (on_disk(bytes).saturating_sub(before), shelf, free, most)
+        };
+        more <= free.saturating_add(most) && self.evict_for(&room, more, Some(shelf), most, stage(digest, bytes, shelf))
+    }
+
+    /// Returns whether `total` bytes of a transfer would fit if everything were evicted that may be. Evicts nothing.
+    pub(super) fn could_take(&self, digest: &Digest, total: u64) -> bool {
+        let (before, shelf) = self.index().staged(digest);
+        self.could_fit(Some(shelf), on_disk(total).saturating_sub(before))
+    }
+
+    /// Counts `bytes` for a transfer where nothing has to go for it, and nobody else is making room now.
     pub(super) fn take_free_room(&self, digest: &Digest, bytes: u64) -> bool {
         let Ok(_room) = self.room.try_lock() else { return false };
         let mut index = self.index();
         let (before, shelf) = index.staged(digest);
         let more = on_disk(bytes).saturating_sub(before);
-        let is_free = self.used_bytes(&index).saturating_add(more) <= self.limit()
-            && index.crowded(&[], Some(shelf), more).is_none()
-            && self.lacking_free(&index, more) == 0;
+        let is_free = more <= self.free_room(&index, shelf) && index.crowded(&[], Some(shelf), more).is_none();
         if is_free {
             index.stage(digest, bytes, Staging::Active, shelf);
         }
         is_free
     }
 
+    /// Bytes that can be counted for a shelf before anything has to go.
+    fn free_room(&self, index: &Index, shelf: usize) -> u64 {
+        let free = self.limit().saturating_sub(self.used_bytes(index));
+        free.min(index.free_on_shelf(shelf)).min(self.free_bytes(index))
+    }
+
     /// The same for a small thing, which is counted without a name.
     pub(super) fn make_small_room(&self, more: u64) -> bool {
         let room = self.room();
-        self.could_fit(None, more) && self.evict_for(&room, more, None, |index| index.add_small(more))
+        self.could_fit(None, more) && self.evict_for(&room, more, None, u64::MAX, |index| index.add_small(more))
     }
 
     /// Whether `more` bytes fit once everything that may go has gone.
@@ -97,16 +120,17 @@ impl Inner {
 
     /// Evicts until every limit holds. `false` if nothing more may go before that.
     pub(super) fn evict_down(&self) -> bool {
-        self.evict_for(&self.room(), 0, None, |_| {})
+        self.evict_for(&self.room(), 0, None, u64::MAX, |_| {})
     }
 
     /// Evicts until `more` bytes fit as well, then lets them be counted. A shelf that stays over its limit is a refusal
-    /// only to who asks for that shelf.
+    /// only to who asks for that shelf. Evicts no more than `most` bytes.
     fn evict_for(
         &self,
         _room: &MutexGuard<'_, ()>,
         more: u64,
         shelf: Option<usize>,
+        mut most: u64,
         count: impl FnOnce(&mut Index),
     ) -> bool {
         let mut lacking = self.lacking_free(&self.index(), more);
@@ -127,14 +151,15 @@ impl Inner {
                     }
                 };
                 let before = index.used_bytes();
-                let Some((victim, links)) = index.evict(scope) else {
+                let Some((victim, links)) = index.evict(scope, most) else {
                     let Scope::Shelf(shelf) = scope else { return false };
                     stuck.push(shelf);
                     continue;
                 };
-                lacking = lacking.saturating_sub(before - index.used_bytes());
+                let freed = before.saturating_sub(index.used_bytes());
+                lacking = lacking.saturating_sub(freed);
+                most = most.saturating_sub(freed);
                 metrics::counter!("larder_evictions_total", "reason" => reason).increment(1);
-                let freed = before - index.used_bytes();
                 metrics::counter!("larder_evicted_bytes_total").increment(freed);
                 self.events.emit(Action::Evict, |bare| Event {
                     // No digest can be read from a staging key.
@@ -214,6 +239,17 @@ impl Inner {
             self.opened.forget(digest);
         }
         is_moved.then_some(aside)
+    }
+
+    /// Throws away what an earlier transfer staged of a digest for `repository`. Returns its bytes on disk; `None` if
+    /// there is nothing, or a writer is at it.
+    pub(super) fn drop_staged(&self, index: &mut Index, repository: &str, digest: &Digest) -> Option<u64> {
+        let key = staging_key(repository, digest);
+        let is_idle = index.staging(&key) == Some(Staging::Idle);
+        let (bytes, _) = is_idle.then(|| index.staged(&key))?;
+        index.unstage(&key);
+        unlink(self.take_away(&Victim::Part(key), &[]));
+        Some(bytes)
     }
 
     /// Calls `each` with every entry and its place, while others come to the index every few hundred.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::images::{ImageName, parts};
+use super::index::sum;
 use super::{Store, on_disk};
 use crate::oci::Digest;
 
@@ -69,7 +70,7 @@ impl Store {
         }
         let is_shared = |owned: &Owned| owned.images > 1 || owned.elsewhere;
         let mut survey = Survey {
-            shared_bytes: owned.values().filter(|o| is_shared(o)).map(|o| o.bytes).sum(),
+            shared_bytes: sum(owned.values().filter(|o| is_shared(o)).map(|o| o.bytes)),
             ..Survey::default()
         };
         for (name, digest) in names {
@@ -88,12 +89,12 @@ impl Store {
                     None => row.missing += 1,
                     Some(owned) => {
                         row.blobs += 1;
-                        let sum = if is_shared(owned) {
+                        let bytes = if is_shared(owned) {
                             &mut row.shared_bytes
                         } else {
                             &mut row.exclusive_bytes
                         };
-                        *sum += owned.bytes;
+                        *bytes = bytes.saturating_add(owned.bytes);
                     }
                 }
             }
@@ -107,16 +108,17 @@ impl Store {
     fn count_entries(&self, owned: &HashMap<Digest, Owned>, survey: &mut Survey) {
         self.inner.walk(|index, _, entry| {
             let bytes = on_disk(entry.size);
-            survey.held_bytes += bytes;
+            let add = |count: &mut u64, counts: bool| *count = count.saturating_add(if counts { bytes } else { 0 });
             let (pinned, leased) = (index.is_pinned(&entry.digest), index.is_leased(&entry.digest));
-            survey.pinned_bytes += if pinned { bytes } else { 0 };
-            survey.leased_bytes += if leased { bytes } else { 0 };
-            survey.evictable_bytes += if pinned || leased { 0 } else { bytes };
-            if !owned.contains_key(&entry.digest) {
-                survey.loose_blobs += 1;
-                survey.loose_bytes += bytes;
-            }
+            let loose = !owned.contains_key(&entry.digest);
+            add(&mut survey.held_bytes, true);
+            add(&mut survey.pinned_bytes, pinned);
+            add(&mut survey.leased_bytes, leased);
+            add(&mut survey.evictable_bytes, !pinned && !leased);
+            add(&mut survey.loose_bytes, loose);
+            survey.loose_blobs += usize::from(loose);
         });
-        survey.evictable_bytes += self.inner.index().idle_staged_bytes();
+        let idle = self.inner.index().idle_staged_bytes();
+        survey.evictable_bytes = survey.evictable_bytes.saturating_add(idle);
     }
 }

@@ -62,7 +62,7 @@ fn step(store: &Store, blobs: &[(Digest, Bytes)], dice: &mut fastrand::Rng, hand
             if let Ok(mut writer) = store.stage(repository, digest) {
                 // Announced, or not.
                 if dice.bool() {
-                    let _ = writer.reserve(bytes.len() as u64);
+                    let _ = writer.expect(bytes.len() as u64);
                 }
                 hands.writers.push((at, writer));
             }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use super::beside::Trail;
 use super::error::{Mismatch, StoreError};
 use super::index::{Kind, Staging};
-use super::{Arrival, Inner};
+use super::{Arrival, Inner, reservation};
 use crate::oci::{Digest, Hasher};
 
 /// A blob on its way in.
@@ -28,6 +28,8 @@ pub struct Writer {
     /// Hashed, and not on the disk yet.
     held: Vec<Bytes>,
     state: State,
+    /// Bytes that the blob is expected to have, by its manifest or by what the upstream announced.
+    expected: Option<u64>,
 }
 
 /// Where a writer stages. Dropping it ends the counting.
@@ -38,10 +40,21 @@ struct Place {
     path: PathBuf,
     /// Set if it has the key's one place among what is staged and counted. Small things have none.
     counted: bool,
+    /// Bytes on disk that are counted for it there. Only its own writer changes that number.
+    reserved: u64,
+    /// They are counted as bytes that somebody announced.
+    announced: bool,
     /// Bytes counted for a small thing.
     small: u64,
     /// Bytes that stay staged for a later writer.
     left: Option<u64>,
+}
+
+impl Place {
+    /// Returns whether room for a blob of so many bytes is counted.
+    fn covers(&self, bytes: u64) -> bool {
+        self.counted && super::on_disk(bytes) <= self.reserved
+    }
 }
 
 impl Drop for Place {
@@ -118,11 +131,18 @@ impl Writer {
             Some(part) => part,
             None => (store.create(&path)?, Hashing::new(digest)),
         };
+        // More may have been counted than is in the file: that is a claim like any other.
+        let reserved = match &key {
+            Some(key) => store.index().restage(key, hashing.len()),
+            None => 0,
+        };
         let place = Place {
             store,
             digest: key.unwrap_or(digest),
             path,
             counted: key.is_some(),
+            reserved,
+            announced: true,
             small: 0,
             left: None,
         };
@@ -133,6 +153,7 @@ impl Writer {
             trail: Trail::of(digest, hashing),
             held: Vec::new(),
             state: State::Open,
+            expected: None,
         })
     }
 
@@ -155,39 +176,85 @@ impl Writer {
         self.file.clone()
     }
 
-    /// Makes room for a blob of `total` bytes ahead of its bytes, evicting what was used least recently.
-    /// Error: `NoRoom`; nothing was evicted for what could never fit.
-    pub fn reserve(&mut self, total: u64) -> Result<(), StoreError> {
-        let place = &mut self.place;
-        let total = total.max(self.trail.len());
-        let fits = if place.counted {
-            place.store.make_room(&place.digest, total)
-        } else {
-            let more = super::on_disk(total).saturating_sub(place.small);
-            let fits = more == 0 || place.store.make_small_room(more);
-            place.small += if fits { more } else { 0 };
-            fits
-        };
-        if fits {
-            return Ok(());
+    /// Notes the size that the blob is said to have, and counts the room of its first bytes if that is free. Nothing is
+    /// evicted for a claim: `append` makes room as the bytes come.
+    ///
+    /// Error: `NoRoom` if the blob would not fit even if everything went that may go.
+    pub fn expect(&mut self, total: u64) -> Result<(), StoreError> {
+        self.expected = Some(total);
+        let [first, ..] = reservation::steps(self.len(), self.expected);
+        if first == total {
+            // Most blobs are small and find room: then nothing else is to be looked at.
+            self.reserve_free(total);
         }
-        let error = StoreError::NoRoom(Box::new(self.blob));
-        place.store.note_trouble(&error);
-        Err(error)
+        if !self.place.covers(total) {
+            if !self.place.store.could_take(&self.place.digest, total) {
+                self.expected = None;
+                return Err(self.no_room());
+            }
+            self.reserve_free(first);
+        }
+        Ok(())
+    }
+
+    /// Returns whether `expect` has nothing more to find out. Memory only.
+    pub fn expects(&self, total: u64) -> bool {
+        self.expected == Some(total) || self.place.covers(total)
     }
 
     /// Counts room for a blob of `total` bytes if it is free: nothing is evicted for what an upstream has not even
     /// announced yet.
-    pub fn reserve_free(&self, total: u64) {
-        if self.place.counted {
-            self.place.store.take_free_room(&self.place.digest, total);
+    pub fn reserve_free(&mut self, total: u64) {
+        let place = &mut self.place;
+        if place.counted && !place.covers(total) && place.store.take_free_room(&place.digest, total) {
+            place.reserved = super::on_disk(total);
         }
     }
 
-    /// Whether room for `total` bytes is counted already. Memory only.
-    pub fn has_room(&self, total: u64) -> bool {
-        let (counted, _) = self.place.store.index().staged(&self.place.digest);
-        self.place.counted && super::on_disk(total) <= counted
+    /// Makes room for all bytes up to `upto`, which came, and for some of what follows. Evicts what was used least
+    /// recently; for bytes that neither a manifest nor the upstream announced, no more than a small part of the limit.
+    fn make_room(&mut self, upto: u64) -> Result<(), StoreError> {
+        let place = &mut self.place;
+        if !place.counted {
+            let more = super::on_disk(upto).saturating_sub(place.small);
+            if more > 0 && !place.store.make_small_room(more) {
+                return Err(self.no_room());
+            }
+            place.small = place.small.saturating_add(more);
+            return Ok(());
+        }
+        if place.covers(upto) {
+            return Ok(());
+        }
+        let expected = self.expected.filter(|expected| upto <= *expected);
+        let announced = expected.is_some();
+        if place.announced != announced {
+            place.store.index().set_announced(&place.digest, announced);
+            place.announced = announced;
+        }
+        let mut steps = reservation::steps(upto, expected).into_iter();
+        let (store, digest) = (&place.store, &place.digest);
+        let counted = if announced {
+            steps.find(|bytes| store.make_room(digest, *bytes))
+        } else {
+            let free = steps.find(|bytes| store.take_free_room(digest, *bytes));
+            free.or_else(|| store.make_unannounced_room(digest, upto).then_some(upto))
+        };
+        match counted {
+            Some(bytes) => {
+                place.reserved = super::on_disk(bytes);
+                Ok(())
+            }
+            // That is no trouble of the disk, and the cache need not be full.
+            None if !announced => Err(StoreError::NoRoom(Box::new(place.digest))),
+            None => Err(self.no_room()),
+        }
+    }
+
+    fn no_room(&self) -> StoreError {
+        let error = StoreError::NoRoom(Box::new(self.blob));
+        self.place.store.note_trouble(&error);
+        error
     }
 
     /// Takes in the last bytes without the disk: they are hashed here, and written by `commit`. Memory only, for few
@@ -217,7 +284,7 @@ impl Writer {
         }
         let at = self.len() - self.held_bytes();
         let held = std::mem::take(&mut self.held);
-        let written = self.write_at(&held, at);
+        let written = self.make_room(self.len()).and_then(|()| self.write_at(&held, at));
         if written.is_err() {
             // What is there is counted as if it were all of it.
             self.discard();
@@ -229,7 +296,7 @@ impl Writer {
     /// appended, and the same bytes may go elsewhere.
     pub fn append(&mut self, pieces: &[Bytes]) -> Result<u64, StoreError> {
         let more: u64 = pieces.iter().map(|p| p.len() as u64).sum();
-        self.reserve(self.len().saturating_add(more))?;
+        self.make_room(self.len().saturating_add(more))?;
         let at = self.len();
         self.write_at(pieces, at)?;
         self.trail.extend(pieces, &self.place.store.hashers);
@@ -252,6 +319,10 @@ impl Writer {
         // A new file, because readers may still follow the old one.
         let _ = std::fs::remove_file(&self.place.path);
         self.state = State::Gone;
+        if self.place.counted {
+            self.place.reserved = self.place.store.index().restage(&self.place.digest, 0);
+            self.place.announced = true;
+        }
         self.file = Arc::new(self.place.store.create(&self.place.path)?);
         self.trail = Trail::of(self.blob, Hashing::new(self.blob));
         self.held.clear();
@@ -276,6 +347,8 @@ impl Writer {
             digest,
             path: PathBuf::new(),
             counted: false,
+            reserved: 0,
+            announced: true,
             small: 0,
             left: None,
         };

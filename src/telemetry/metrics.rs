@@ -200,6 +200,12 @@ pub const METRICS: &[Metric] = &[
         "Parts that were asked for ahead of their turn; ok, or what failed.",
     ),
     metric(
+        "larder_transfer_wasted_bytes_total",
+        Kind::Counter,
+        &["upstream", "reason"],
+        "Bytes of blobs that crossed the upstream link once more; range_ignored, range_refused or restart.",
+    ),
+    metric(
         "larder_transfers_passed_through_total",
         Kind::Counter,
         &[],

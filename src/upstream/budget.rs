@@ -169,7 +169,7 @@ impl Ledger {
 
     fn budget(&self, account: &str, floor: Floor, now: Instant) -> Budget {
         let recent = self.spent.iter().filter(|(at, _)| now - *at <= HOUR);
-        let spent: u64 = recent.map(|(_, n)| n).sum();
+        let spent = recent.fold(0u64, |sum, (_, n)| sum.saturating_add(*n));
         let span = (now - self.begun).clamp(LEAST_SPAN, HOUR);
         let left = span.as_secs_f64() * self.last.remaining as f64 / spent as f64;
         Budget {
@@ -233,6 +233,11 @@ mod tests {
         assert_eq!((one().spent, one().runs_out), (10, Some(10 * HOUR)));
         tokio::time::advance(HOUR).await;
         assert_eq!((one().spent, one().runs_out), (0, None));
+        // Whatever it says.
+        for remaining in [u64::MAX, 0, u64::MAX, 0] {
+            budgets.note(&Credential::Anonymous, said(remaining));
+        }
+        assert_eq!((one().spent, one().runs_out), (u64::MAX, Some(Duration::ZERO)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -320,6 +320,7 @@ fn read_token(bytes: &[u8]) -> Result<Token, ErrorKind> {
     let seconds = json
         .get("expires_in")
         .and_then(|v| v.as_f64().or_else(|| v.as_str()?.parse().ok()))
+        .filter(|seconds: &f64| !seconds.is_nan())
         .unwrap_or(0.0);
     Ok(Token {
         header: bearer_header(&value)?,
@@ -376,6 +377,10 @@ mod tests {
             read(r#"{"token":"","access_token":"a","expires_in":null}"#).unwrap(),
             ("a".to_owned(), 54)
         );
+        for odd in ["NaN", "-NaN", "inf", "-inf", "1e999"] {
+            let json = format!(r#"{{"token":"t","expires_in":"{odd}"}}"#);
+            assert!((54..=LONGEST.as_secs()).contains(&read(&json).unwrap().1), "{odd}");
+        }
         for bad in ["", "[]", "{}", r#"{"token":7}"#, r#"{"token":"a\nb"}"#] {
             assert!(read(bad).is_err(), "{bad}");
         }

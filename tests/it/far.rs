@@ -206,6 +206,22 @@ async fn part_fails(nth: usize) {
     }
 }
 
+/// Nor do parts that are all refused from some moment on: the rest comes by a request for the whole.
+#[tokio::test]
+async fn parts_that_are_refused_for_good() {
+    for status in [403, 404, 416, 500] {
+        let (upstream, digest) = far().await;
+        let gate = first_waits(&upstream);
+        let larder = Larder::start_timed(&upstream, eager(), |_| {}).await;
+        let asking = tokio::spawn(Ask::get(blob(REPO, digest)).send(larder.registry()));
+        upstream.wait_for(parts(), 3).await;
+        upstream.on(parts()).always().status(status);
+        gate.open();
+        asking.await.unwrap().expect_content(&digest);
+        assert!(upstream.count(On::Blobs.whole()) <= 2, "{}", upstream.print());
+    }
+}
+
 /// One that asks to be spared is: by this transfer and by the next.
 #[tokio::test]
 async fn a_429_ends_it_for_that_upstream() {

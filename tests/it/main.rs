@@ -39,6 +39,7 @@ mod pressure;
 mod privacy;
 mod questions;
 mod referrers;
+mod refused_ranges;
 mod reload;
 mod rot;
 mod sending;

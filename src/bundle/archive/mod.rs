@@ -13,10 +13,12 @@ pub use write::Writer;
 
 /// Tar counts in these.
 pub const BLOCK: u64 = 512;
+/// No file is larger, and figures below this can be added without care.
+pub const MAX_FILE_BYTES: u64 = 1 << 62;
 
 /// Bytes that fill the last block of so many.
 pub fn padding(size: u64) -> u64 {
-    size.next_multiple_of(BLOCK) - size
+    (BLOCK - size % BLOCK) % BLOCK
 }
 
 /// Bytes that a file takes in an archive; its name has at most 100.

@@ -11,7 +11,7 @@ use tar::{EntryType, Header};
 
 use super::super::error::BundleError;
 use super::super::input::Input;
-use super::{BLOCK, padding};
+use super::{BLOCK, MAX_FILE_BYTES, padding};
 
 /// Most bytes of the headers that stand before one entry.
 const MAX_EXTRA: u64 = 64 << 10;
@@ -147,6 +147,9 @@ impl<'a> Reader<'a> {
                 return Err(self.hostile(format!("{name:?} is of kind {what:?}: only files may be inside")));
             }
         };
+        if size > MAX_FILE_BYTES {
+            return Err(self.hostile(format!("{name:?} of {size} bytes, at most {MAX_FILE_BYTES}")));
+        }
         if kind != Kind::File && size != 0 {
             return Err(self.hostile(format!("{name:?} is no file and has {size} bytes")));
         }
@@ -229,7 +232,7 @@ impl<'a> Reader<'a> {
 
     /// Whether the present entry, just read to its end, can be read again from the beginning; then it is.
     pub fn again(&mut self, size: u64) -> Result<bool, BundleError> {
-        let back = size + padding(size);
+        let back = size.saturating_add(padding(size));
         if self.left > 0 || !self.input.back(back).map_err(BundleError::Read)? {
             return Ok(false);
         }
@@ -381,4 +384,58 @@ fn pax(bytes: &[u8]) -> Result<BTreeMap<String, String>, String> {
         rest = more;
     }
     Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_fills_a_block_at_any_size() {
+        for (size, fill) in [(0, 0), (1, 511), (511, 1), (512, 0), (513, 511)] {
+            assert_eq!((padding(size), padding((1 << 62) + size)), (fill, fill));
+        }
+        assert_eq!((padding(u64::MAX), padding(u64::MAX - 511)), (1, 0));
+    }
+
+    /// A header with an extended one before it that tells the size, as for files of 8 GiB and more.
+    fn told(size: &str) -> Vec<u8> {
+        let line = |length: usize| format!("{length} size={size}\n");
+        let mut length = line(0).len();
+        while line(length).len() != length {
+            length = line(length).len();
+        }
+        let block = |kind: EntryType, name: &str, size: u64| {
+            let mut header = Header::new_ustar();
+            header.set_path(name).unwrap();
+            header.set_entry_type(kind);
+            header.set_size(size);
+            header.set_cksum();
+            *header.as_bytes()
+        };
+        let mut archive = block(EntryType::XHeader, "pax", length as u64).to_vec();
+        archive.extend(line(length).bytes());
+        archive.resize(1024, 0);
+        archive.extend(block(EntryType::Regular, "file", 0));
+        archive
+    }
+
+    #[test]
+    fn a_size_near_2_to_the_64th_is_no_file() {
+        for size in [u64::MAX, u64::MAX - 1, u64::MAX - 511, 1 << 63, (1 << 62) + 1] {
+            let archive = told(&size.to_string());
+            let mut input = &archive[..];
+            let error = Reader::new(&mut input).entry().unwrap_err().to_string();
+            assert!(
+                error.contains(&size.to_string()) && error.contains("at most"),
+                "{error}"
+            );
+        }
+        // A size that a file could have is found wrong where the archive ends.
+        let archive = told(&(1u64 << 62).to_string());
+        let mut input = &archive[..];
+        let mut reader = Reader::new(&mut input);
+        assert_eq!(reader.entry().unwrap().unwrap().size, 1 << 62);
+        assert!(reader.entry().is_err());
+    }
 }

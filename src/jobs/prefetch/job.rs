@@ -459,7 +459,7 @@ impl Job {
             // A transfer that begins anew, elsewhere or after a mismatch, gives back what it had.
             let (written, before) = (written.min(size), std::mem::replace(&mut *told, written.min(size)));
             self.note_image(row, |image| {
-                image.fetched_bytes = (image.fetched_bytes + written).saturating_sub(before)
+                image.fetched_bytes = image.fetched_bytes.saturating_add(written).saturating_sub(before)
             });
         };
         let brought = self

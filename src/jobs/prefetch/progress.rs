@@ -124,10 +124,43 @@ impl Progress {
             totals.held += usize::from(image.state == Held);
             totals.failed += usize::from(image.state == Failed);
             totals.new_blobs += image.new_blobs;
-            totals.bytes += image.bytes;
-            totals.new_bytes += image.new_bytes;
-            totals.fetched_bytes += image.fetched_bytes;
+            // Sizes are what manifests claim.
+            totals.bytes = totals.bytes.saturating_add(image.bytes);
+            totals.new_bytes = totals.new_bytes.saturating_add(image.new_bytes);
+            totals.fetched_bytes = totals.fetched_bytes.saturating_add(image.fetched_bytes);
         }
         totals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Manifests may claim any size: the sums stay large.
+    #[test]
+    fn totals_of_absurd_sizes() {
+        let image = Image {
+            state: ImageState::Planned,
+            bytes: u64::MAX - 1,
+            new_bytes: u64::MAX,
+            fetched_bytes: 1 << 63,
+            ..Image::default()
+        };
+        let progress = Progress {
+            phase: Phase::Running,
+            started_ms: 0,
+            finished_ms: None,
+            platforms: Vec::new(),
+            platforms_from: "",
+            waits: None,
+            version: 0,
+            images: vec![image; 3],
+        };
+        let totals = progress.totals();
+        assert_eq!(
+            (totals.bytes, totals.new_bytes, totals.fetched_bytes),
+            (u64::MAX, u64::MAX, u64::MAX)
+        );
     }
 }

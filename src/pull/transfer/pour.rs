@@ -17,7 +17,7 @@ use crate::store::{StoreError, Writer};
 use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
 
 /// No file can be larger, and figures below it can be added without care.
-const MAX_BLOB_BYTES: u64 = 1 << 62;
+pub(in crate::pull) const MAX_BLOB_BYTES: u64 = 1 << 62;
 /// What may queue up in memory while the disk writes. No more than a processor's cache holds: what has left it costs half as
 /// much again to hash (benches/README.md).
 const QUEUE_BYTES: usize = 1 << 20;
@@ -46,7 +46,7 @@ impl Transfer {
         // R-U25: an upstream that ignored the Range sends what is there already once more.
         let skip = sink.len() - stream.start.min(sink.len());
         sink = match (sink, total.or(self.order.hint)) {
-            (Sink::Disk(writer), Some(total)) if !writer.has_room(total) => self.reserve(writer, total).await?,
+            (Sink::Disk(writer), Some(total)) if !writer.expects(total) => self.expect(writer, total).await?,
             (sink, _) => sink,
         };
         self.was_unpacked |= stream.was_unpacked;
@@ -72,6 +72,7 @@ impl Transfer {
         };
         let outcome = self.pour_in(sink, &mut intake, total).await;
         self.ahead = intake.ahead;
+        self.note_waste(skip.saturating_sub(intake.skip));
         outcome
     }
 
@@ -255,13 +256,14 @@ impl Transfer {
         self.flight.tell(|state| state.written = passage.hashing.len());
     }
 
-    async fn reserve(&self, mut writer: Writer, total: u64) -> Result<Sink, PullError> {
-        let (writer, reserved) = blocking(move || {
-            let reserved = writer.reserve(total);
-            Ok((writer, reserved))
+    /// Tells the writer how much is to come. What could never fit passes through from its first byte.
+    async fn expect(&self, mut writer: Writer, total: u64) -> Result<Sink, PullError> {
+        let (writer, expected) = blocking(move || {
+            let expected = writer.expect(total);
+            Ok((writer, expected))
         })
         .await?;
-        Ok(match reserved {
+        Ok(match expected {
             Ok(()) => Sink::Disk(writer),
             Err(error) => self.give_up_disk(writer, &error),
         })
@@ -306,7 +308,7 @@ impl Transfer {
         }
     }
 
-    fn upset(&self, what: String) -> PullError {
+    pub(super) fn upset(&self, what: String) -> PullError {
         PullError::Upset {
             upstream: self.order.client.name().to_string(),
             what,

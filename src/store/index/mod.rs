@@ -43,6 +43,11 @@ pub(super) fn on_disk(size: u64) -> u64 {
     size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES)
 }
 
+/// A sum of what was written down or announced: too large is as large as can be, and never little.
+pub(super) fn sum(sizes: impl IntoIterator<Item = u64>) -> u64 {
+    sizes.into_iter().fold(0, u64::saturating_add)
+}
+
 /// What has to be deleted from disk to make room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Victim {
@@ -70,6 +75,8 @@ pub(super) struct Index {
     unwritten_bytes: u64,
     /// Staged bytes that can be let go of.
     idle_bytes: u64,
+    /// Staged bytes of running transfers whose size nobody announced.
+    unannounced_bytes: u64,
     /// Small things on their way in.
     small_bytes: u64,
     held_bytes: u64,
@@ -217,11 +224,14 @@ impl Index {
 
     // --- eviction -----------------------------------------------------------------------------------
 
-    /// The next thing to delete. Already taken out of the index when this returns, with the repositories that it was
-    /// linked to.
-    pub(super) fn evict(&mut self, scope: Scope) -> Option<(Victim, Vec<Arc<str>>)> {
+    /// The next thing to delete, unless that takes more than `most` bytes on disk. Already taken out of the index when
+    /// this returns, with the repositories that it was linked to.
+    pub(super) fn evict(&mut self, scope: Scope, most: u64) -> Option<(Victim, Vec<Arc<str>>)> {
         let in_scope = |shelf: usize| scope == Scope::All || scope == Scope::Shelf(shelf);
         if let Some(digest) = self.idle_staged(in_scope) {
+            if self.staged(&digest).0 > most {
+                return None;
+            }
             self.unstage(&digest);
             return Some((Victim::Part(digest), Vec::new()));
         }
@@ -237,14 +247,18 @@ impl Index {
         };
         let blob = oldest(&mut shelves().map(|s| &s.blobs));
         let manifest = oldest(&mut shelves().map(|s| &s.manifests));
-        let held: u64 = shelves().map(|s| s.held_bytes).sum();
-        let manifests: u64 = shelves().map(|s| s.manifest_bytes).sum();
+        let held = sum(shelves().map(|s| s.held_bytes));
+        let manifests = sum(shelves().map(|s| s.manifest_bytes));
         let slot = match (blob, manifest) {
             (Some(_), Some(manifest)) if manifests > held / MANIFEST_SHARE => manifest,
             (Some(blob), _) => blob,
             (None, manifest) => manifest?,
         };
-        let digest = self.entries.at(slot)?.digest;
+        let entry = self.entries.at(slot)?;
+        if on_disk(entry.size) > most {
+            return None;
+        }
+        let digest = entry.digest;
         Some((Victim::Blob(digest), self.remove(&digest)))
     }
 
@@ -253,7 +267,7 @@ impl Index {
         let bytes = on_disk(entry.size);
         let change = |count: &mut u64| {
             *count = if add {
-                *count + bytes
+                count.saturating_add(bytes)
             } else {
                 count.saturating_sub(bytes)
             }
@@ -285,7 +299,7 @@ impl Index {
         if let Some(shelf) = self.shelves.get_mut(entry.shelf as usize)
             && shelf.list(&entry.kind).insert(entry.tick, slot).is_none()
         {
-            shelf.loose_bytes += on_disk(entry.size);
+            shelf.loose_bytes = shelf.loose_bytes.saturating_add(on_disk(entry.size));
         }
     }
 
@@ -352,7 +366,7 @@ impl Load<'_> {
             if let (Some([blobs, manifests]), Some(shelf)) = (lists.get_mut(shelf), index.shelves.get_mut(shelf)) {
                 let list = if entry.kind == Kind::Blob { blobs } else { manifests };
                 list.push((entry.tick, slot));
-                shelf.loose_bytes += on_disk(entry.size);
+                shelf.loose_bytes = shelf.loose_bytes.saturating_add(on_disk(entry.size));
             }
         }
         for (shelf, [blobs, manifests]) in index.shelves.iter_mut().zip(lists) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::entries::{Entry, Kind, Slot};
 use super::staging::Staging;
-use super::{Index, Scope};
+use super::{Index, Scope, sum};
 
 /// One upstream's part of the cache. The store knows only its name: a repository's key up to its first slash.
 #[derive(Default)]
@@ -24,6 +24,10 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
+    fn used_bytes(&self) -> u64 {
+        self.held_bytes.saturating_add(self.staged_bytes)
+    }
+
     /// Where an entry of this kind waits for its turn to go.
     pub(super) fn list(&mut self, kind: &Kind) -> &mut BTreeMap<u64, Slot> {
         match kind {
@@ -66,9 +70,13 @@ impl Index {
             return 0;
         };
         let Some(max) = shelf_ref.max_bytes else { return 0 };
-        (shelf_ref.held_bytes + shelf_ref.staged_bytes)
-            .saturating_add(more)
-            .saturating_sub(max)
+        shelf_ref.used_bytes().saturating_add(more).saturating_sub(max)
+    }
+
+    /// Bytes that can come to a shelf before it is over its own limit.
+    pub(in crate::store) fn free_on_shelf(&self, shelf: usize) -> u64 {
+        let free = |shelf: &Shelf| Some(shelf.max_bytes?.saturating_sub(shelf.used_bytes()));
+        self.shelves.get(shelf).and_then(free).unwrap_or(u64::MAX)
     }
 
     /// A shelf, other than those to skip, that holds more than its own limit allows, or will when `more` comes to
@@ -83,7 +91,7 @@ impl Index {
         let Some(max) = self.shelf_limit(shelf) else {
             return true;
         };
-        let counted = self.shelves.get(shelf).map_or(0, |s| s.held_bytes + s.staged_bytes);
+        let counted = self.shelves.get(shelf).map_or(0, Shelf::used_bytes);
         counted
             .saturating_sub(self.loose_bytes(Scope::Shelf(shelf)))
             .saturating_add(more)
@@ -97,11 +105,15 @@ impl Index {
                 .staged
                 .values()
                 .filter(|s| s.state == Staging::Idle && s.shelf == shelf);
-            idle.map(|s| s.bytes).sum()
+            sum(idle.map(|s| s.bytes))
         };
         match scope {
-            Scope::All => self.shelves.iter().map(|s| s.loose_bytes).sum::<u64>() + self.idle_bytes,
-            Scope::Shelf(id) => self.shelves.get(id).map_or(0, |s| s.loose_bytes) + idle(id),
+            Scope::All => sum(self.shelves.iter().map(|s| s.loose_bytes)).saturating_add(self.idle_bytes),
+            Scope::Shelf(id) => self
+                .shelves
+                .get(id)
+                .map_or(0, |s| s.loose_bytes)
+                .saturating_add(idle(id)),
         }
     }
 

@@ -10,6 +10,8 @@ pub(super) struct Staged {
     written: u64,
     pub(super) state: Staging,
     pub(super) shelf: usize,
+    /// A manifest or the upstream announced at least so many bytes.
+    announced: bool,
 }
 
 /// What becomes of staged bytes.
@@ -37,17 +39,17 @@ impl Index {
     }
 
     pub(in crate::store) fn staged_bytes(&self) -> u64 {
-        self.staged_bytes + self.small_bytes
+        self.staged_bytes.saturating_add(self.small_bytes)
     }
 
     /// Bytes that are counted but not on the disk yet.
     pub(in crate::store) fn unwritten_bytes(&self) -> u64 {
-        self.unwritten_bytes + self.small_bytes
+        self.unwritten_bytes.saturating_add(self.small_bytes)
     }
 
     /// Counts a small thing that is on its way in, beside what is staged by digest.
     pub(in crate::store) fn add_small(&mut self, bytes: u64) {
-        self.small_bytes += bytes;
+        self.small_bytes = self.small_bytes.saturating_add(bytes);
     }
 
     pub(in crate::store) fn sub_small(&mut self, bytes: u64) {
@@ -67,8 +69,37 @@ impl Index {
             },
             state,
             shelf,
+            announced: old.is_none_or(|old| old.announced),
         };
         self.put_staged(*digest, staged);
+    }
+
+    /// Counts exactly `size` bytes, all of them in the file, for a transfer that has just begun or begins anew. Returns
+    /// what that takes on disk.
+    pub(in crate::store) fn restage(&mut self, digest: &Digest, size: u64) -> u64 {
+        let bytes = on_disk(size);
+        if let Some(staged) = self.take_staged(digest) {
+            let counted = Staged {
+                bytes,
+                written: bytes,
+                announced: true,
+                ..staged
+            };
+            self.put_staged(*digest, counted);
+        }
+        bytes
+    }
+
+    /// Notes whether a transfer's size was announced.
+    pub(in crate::store) fn set_announced(&mut self, digest: &Digest, announced: bool) {
+        if let Some(staged) = self.take_staged(digest) {
+            self.put_staged(*digest, Staged { announced, ..staged });
+        }
+    }
+
+    /// Bytes of running transfers whose size nobody announced.
+    pub(in crate::store) fn unannounced_bytes(&self) -> u64 {
+        self.unannounced_bytes
     }
 
     /// Whether its one place among what is staged is taken.
@@ -107,15 +138,19 @@ impl Index {
     fn count_staged(&mut self, staged: &Staged, add: bool) {
         let change = |count: &mut u64, bytes: u64| {
             *count = if add {
-                *count + bytes
+                count.saturating_add(bytes)
             } else {
                 count.saturating_sub(bytes)
             }
         };
         change(&mut self.staged_bytes, staged.bytes);
         change(&mut self.unwritten_bytes, staged.bytes.saturating_sub(staged.written));
-        if staged.state == Staging::Idle {
-            change(&mut self.idle_bytes, staged.bytes);
+        match staged.state {
+            Staging::Idle => change(&mut self.idle_bytes, staged.bytes),
+            Staging::Active | Staging::Detached if !staged.announced => {
+                change(&mut self.unannounced_bytes, staged.bytes);
+            }
+            Staging::Active | Staging::Detached => {}
         }
         if let Some(shelf) = self.shelves.get_mut(staged.shelf) {
             change(&mut shelf.staged_bytes, staged.bytes);

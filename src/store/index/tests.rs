@@ -15,7 +15,7 @@ fn manifest(children: &[u8]) -> Kind {
 }
 
 fn victim(index: &mut Index) -> Option<Victim> {
-    index.evict(Scope::All).map(|(victim, _)| victim)
+    index.evict(Scope::All, u64::MAX).map(|(victim, _)| victim)
 }
 
 #[derive(Clone, Debug)]
@@ -170,7 +170,7 @@ proptest! {
                 }
                 Op::Evict(scope) => {
                     let place = scope.map_or(Scope::All, |s| Scope::Shelf(shelves[usize::from(s)]));
-                    let gone = index.evict(place).map(|(v, _)| v);
+                    let gone = index.evict(place, u64::MAX).map(|(v, _)| v);
                     prop_assert_eq!(gone, model.evict(scope).map(|d| Victim::Blob(digest(d))));
                 }
                 Op::Link(d, r) => {
@@ -269,10 +269,10 @@ fn shelves_have_limits_of_their_own() {
     index.stage(&digest(3), 1, Staging::Active, ghcr);
     assert_eq!((index.over_limit(ghcr, 0), index.over_limit(hub, 0)), (4096, 0));
     assert_eq!(
-        index.evict(Scope::Shelf(ghcr)).map(|v| v.0),
+        index.evict(Scope::Shelf(ghcr), u64::MAX).map(|v| v.0),
         Some(Victim::Blob(digest(2)))
     );
-    assert_eq!(index.evict(Scope::Shelf(ghcr)).map(|v| v.0), None);
+    assert_eq!(index.evict(Scope::Shelf(ghcr), u64::MAX).map(|v| v.0), None);
     assert_eq!(index.over_limit(ghcr, 0), 0);
 }
 

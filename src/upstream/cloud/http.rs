@@ -154,7 +154,8 @@ impl Json {
     /// Also where it is written as a text.
     pub fn number(&self, path: &str) -> Option<f64> {
         let found = self.value.pointer(path)?;
-        found.as_f64().or_else(|| found.as_str()?.parse().ok())
+        let number: Option<f64> = found.as_f64().or_else(|| found.as_str()?.parse().ok());
+        number.filter(|number| number.is_finite())
     }
 
     /// A time to come.
