@@ -208,27 +208,30 @@ async fn a_claim_makes_no_room() {
     upstream.check();
 }
 
-/// A manifest's word is a claim too.
+/// A manifest's word is a claim too, and enough for a body that does not tell its size: also after a restart.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_s_claim_makes_no_room() {
-    let upstream = Upstream::start().await;
-    let image = upstream.image(REPO, "1", &[45 << 20]);
-    let (larder, held) = nearly_full(&upstream).await;
-    larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
-    let layer = image.layers[0];
-    let gate = Gate::closed();
-    let stall = crate::support::upstream::Fault::StallAfter(0, gate.clone());
-    upstream
-        .on(On::Blob(layer).get())
-        .does([stall, crate::support::upstream::Fault::Chunked]);
-    let asking = tokio::spawn(Ask::get(blob(REPO, layer)).send(larder.registry()));
-    gate.wait_for_arrivals(1).await;
-    assert_eq!(left(&larder, &held), 20);
-    gate.open();
-    // Named by a manifest it gets its room though its size is not announced.
-    asking.await.unwrap().expect_content(&layer);
-    larder.until_held(&blob(REPO, layer)).await;
-    check_accounts(&larder).await;
+    use crate::support::upstream::Fault;
+    for restarts in [false, true] {
+        let upstream = Upstream::start().await;
+        let image = upstream.image(REPO, "1", &[45 << 20]);
+        let (mut larder, held) = nearly_full(&upstream).await;
+        larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
+        if restarts {
+            larder = larder.restart().await;
+        }
+        let layer = image.layers[0];
+        let gate = Gate::closed();
+        let stall = Fault::StallAfter(0, gate.clone());
+        upstream.on(On::Blob(layer).get()).does([stall, Fault::Chunked]);
+        // Its header is out: what it announces has been looked at.
+        let coming = Ask::get(blob(REPO, layer)).open(larder.registry()).await;
+        assert_eq!(left(&larder, &held), 20);
+        gate.open();
+        coming.rest().await.expect_content(&layer);
+        larder.until_held(&blob(REPO, layer)).await;
+        check_accounts(&larder).await;
+    }
 }
 
 /// A body that nobody announced the size of gets what is free, and 5 % of the limit; then it passes through.

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::ahead::{Ahead, Meeting, Next};
 use super::{PATIENCE, Poured, Transfer, judge};
+use crate::oci::manifest::Manifest;
 use crate::oci::media_type;
 use crate::pull::blocking::blocking;
 use crate::pull::error::PullError;
@@ -42,6 +43,9 @@ impl Transfer {
             if stream.start != 0 {
                 return Ok((sink, Poured::Fatal(problem)));
             }
+        }
+        if total.is_none() && self.order.hint.is_none() {
+            self.order.hint = self.claimed_by_manifests().await?;
         }
         // R-U25: an upstream that ignored the Range sends what is there already once more.
         let skip = sink.len() - stream.start.min(sink.len());
@@ -254,6 +258,21 @@ impl Transfer {
     async fn pass(&self, passage: &mut Passage, piece: &Bytes) {
         passage.pass(piece, &self.flight.positions, self.timing.grace).await;
         self.flight.tell(|state| state.written = passage.hashing.len());
+    }
+
+    /// Bytes that a cached manifest of this repository claims, for a blob whose size nobody else tells. It looks at
+    /// everything that is cached: hints of manifests that came since the start are found first, and most upstreams announce.
+    async fn claimed_by_manifests(&self) -> Result<Option<u64>, PullError> {
+        let (store, key, digest) = (self.store.clone(), self.order.key.clone(), self.order.digest);
+        blocking(move || {
+            let claims = store.parents(&key, &digest).into_iter().filter_map(|parent| {
+                let manifest = store.manifest(&parent)?;
+                let parsed = Manifest::parse(&manifest.bytes, Some(&manifest.media_type)).ok()?;
+                parsed.descriptors.iter().find(|child| child.digest == digest)?.size
+            });
+            Ok(claims.take(1).find(|size| *size <= MAX_BLOB_BYTES))
+        })
+        .await
     }
 
     /// Tells the writer how much is to come. What could never fit passes through from its first byte.
