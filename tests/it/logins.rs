@@ -217,7 +217,8 @@ async fn many_addresses_share_one_budget() {
     let to = larder.registry();
     log_in(to, 1).await.expect(200);
     let flood = Flood::begin(to, 300, |number| Ipv4Addr::from_bits(0x7f01_0000 + number), false);
-    while flood.answers().0 < 100 {
+    // Until what clients may run ahead is used up.
+    while flood.answers().0 < 150 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let before = (cpu(larder.pid()), Instant::now());
@@ -229,6 +230,6 @@ async fn many_addresses_share_one_budget() {
     }
     let share = process_share(&larder, before);
     println!("{share:.2} of a core, {:?}", flood.answers());
-    assert!(share <= 0.6, "{share}: some of what clients may run ahead is in it");
+    assert!(share <= 0.6, "{share}");
     flood.end().await;
 }
