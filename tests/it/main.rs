@@ -27,6 +27,7 @@ mod doctor;
 mod far;
 mod flights;
 mod laws;
+mod lists;
 mod live;
 mod manifests;
 mod naming;

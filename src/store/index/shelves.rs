@@ -101,6 +101,7 @@ impl Index {
         };
         match scope {
             Scope::All => self.shelves.iter().map(|s| s.loose_bytes).sum::<u64>() + self.idle_bytes,
+            Scope::Wide => 0,
             Scope::Shelf(id) => self.shelves.get(id).map_or(0, |s| s.loose_bytes) + idle(id),
         }
     }
