@@ -423,6 +423,7 @@ fn limits(config: &Config) -> Limits {
         max_bytes: config.cache.max_size,
         upstreams: config.upstreams.iter().filter_map(own).collect(),
         bundle_keys: config.bundle.trusted_keys.clone(),
+        manifest_descriptors: Some(config.limits.manifest_descriptors),
     }
 }
 
@@ -466,6 +467,7 @@ async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop
         ::metrics::gauge!("larder_cache_blobs").set(usage.blobs as f64);
         ::metrics::gauge!("larder_cache_staged_bytes").set(usage.staged_bytes as f64);
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
+        ::metrics::gauge!("larder_cache_list_bytes").set(usage.list_bytes as f64);
         ::metrics::gauge!("larder_wishes").set(pull.store().wish_count() as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
         pull.export();

@@ -53,6 +53,10 @@
 //! - **Text from outside** (what a registry, a client or a bundle wrote): cut to an excerpt where it enters an
 //!   error ([`text::excerpt`]) → written out and bounded once more where it leaves: `http::error`, `telemetry::log`,
 //!   the command line.
+//! - **Lists**: `http::v2::tags` and `referrers` → `pull::lists`: the record × now × policy, as for a tag → one question for all who
+//!   ask: `upstream::items` reads the items out of each page as its bytes come, and they go as lines into the store's spool (memory,
+//!   then a file; long ones take turns) → `store::lists` puts them in order and in their place, within a budget. A page is a binary
+//!   search over the file (`store::lines`), an answer is written from it piece by piece (`http::v2::listed`). No list is whole in memory.
 //! - **Blob, cold**: `http::v2::blobs` → `pull::blob` → `pull::flight`: the transfer is a task of its own
 //!   (`pull::transfer`), which gathers what comes fast; it stages through `store::writer`, which hashes beside the writing;
 //!   every client, the first included, reads the growing file (`pull::body`), and the first MiB before the file has it

@@ -213,6 +213,7 @@ impl Admin {
             unsigned: order.unsigned,
             older: order.older,
             max_size: Some(limits.max_bytes),
+            manifest_descriptors: limits.manifest_descriptors,
         };
         let report = self
             .work(move |admin| {

@@ -45,6 +45,8 @@ pub struct Limits {
     pub upstreams: BTreeMap<String, u64>,
     /// Public keys, as texts.
     pub bundle_keys: Vec<String>,
+    /// Descriptors that a manifest of a bundle may have; `None`: any number.
+    pub manifest_descriptors: Option<usize>,
 }
 
 /// Body bytes since the start, by upstream, as the metrics count them.
@@ -284,6 +286,7 @@ impl Admin {
             max_bytes: limits.max_bytes,
             staged_bytes: usage.staged_bytes,
             index_bytes: usage.index_bytes,
+            list_bytes: usage.list_bytes,
             blobs: usage.blobs,
             evicted: usage.evicted,
             hit_ratio: hit_ratio(&requests),

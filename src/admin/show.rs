@@ -177,6 +177,7 @@ impl DuView {
             used_bytes: usage.used_bytes,
             staged_bytes: usage.staged_bytes,
             index_bytes: usage.index_bytes,
+            list_bytes: usage.list_bytes,
             held_bytes: survey.held_bytes,
             shared_bytes: survey.shared_bytes,
             exclusive_bytes: rows.iter().map(|row| row.exclusive_bytes).sum(),

@@ -93,6 +93,7 @@ pub struct DuView {
     /// Transfers, with all that they have announced.
     pub staged_bytes: u64,
     pub index_bytes: u64,
+    pub list_bytes: u64,
     pub shared_bytes: u64,
     pub exclusive_bytes: u64,
     /// Held, but part of no image.
@@ -135,6 +136,7 @@ pub struct StatsView {
     pub max_bytes: u64,
     pub staged_bytes: u64,
     pub index_bytes: u64,
+    pub list_bytes: u64,
     pub blobs: usize,
     /// Since the start, as everything below.
     pub evicted: u64,

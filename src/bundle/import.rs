@@ -35,6 +35,8 @@ pub struct Options {
     pub older: bool,
     /// In place of the store's own limit, bytes; for a folder at rest.
     pub max_size: Option<u64>,
+    /// Descriptors that a manifest may have (`limits.manifest_descriptors`); `None`: any number.
+    pub manifest_descriptors: Option<usize>,
 }
 
 /// Takes a bundle in. Blocking. Memory: the catalogue, one buffer and one manifest. `told` gets the bytes of content
@@ -53,7 +55,7 @@ pub fn import(
     let signer = trust(&head, options)?;
     let catalog = Catalog::from_bytes(&head.catalog)?;
     let id = Catalog::id(&head.catalog);
-    let mut run = Run::new(store, catalog, id, signer.is_some())?;
+    let mut run = Run::new(store, catalog, id, signer.is_some(), options)?;
     run.check_room(options)?;
     match run.read(&mut reader, head, told) {
         Ok(seen) => {
@@ -99,6 +101,7 @@ struct Run<'a> {
     /// Owns the staged bytes: those that an upstream or another bundle sent prove nothing here (L11).
     owner: String,
     trusted: bool,
+    manifest_descriptors: usize,
     omitted: BTreeSet<Digest>,
     keeps: Vec<Keep>,
     coming: Option<Coming>,
@@ -116,7 +119,13 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn new(store: &'a Store, catalog: Catalog, id: Digest, trusted: bool) -> Result<Run<'a>, BundleError> {
+    fn new(
+        store: &'a Store,
+        catalog: Catalog,
+        id: Digest,
+        trusted: bool,
+        options: &Options,
+    ) -> Result<Run<'a>, BundleError> {
         let omitted = catalog.omitted.digests()?;
         // What is here already may not go while the rest comes.
         let digests = omitted.iter().chain(catalog.blobs.iter().map(|blob| &blob.digest));
@@ -126,6 +135,7 @@ impl<'a> Run<'a> {
             catalog,
             owner: id.to_string(),
             trusted,
+            manifest_descriptors: options.manifest_descriptors.unwrap_or(usize::MAX),
             omitted,
             keeps,
             coming: None,
@@ -343,7 +353,7 @@ impl<'a> Run<'a> {
             self.damaged.push(blob.digest);
             return Ok(());
         }
-        let manifest = Manifest::parse(&bytes, Some(media_type))
+        let manifest = Manifest::parse_within(&bytes, Some(media_type), self.manifest_descriptors)
             .map_err(|error| BundleError::hostile(format!("{} is called a manifest, but {error}", blob.digest)))?;
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         let repository = &self.catalog.images[blob.image as usize].repository;
@@ -467,10 +477,7 @@ impl<'a> Run<'a> {
             moves: Vec::new(),
         });
         let lists = image.referrers.iter().map(|list| {
-            let record = ListRecord {
-                checked_ms: list.checked_ms,
-                items: list.items.clone(),
-            };
+            let record = ListRecord::of_values(list.checked_ms, &list.items);
             (list.subject, record)
         });
         let shown = self.store.reveal(Reveal {

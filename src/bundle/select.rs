@@ -233,8 +233,15 @@ impl Look<'_> {
             let Some(list) = self.store.list(self.repository, &ListKey::Referrers(subject)) else {
                 continue;
             };
+            let listed = match list.values() {
+                Ok(listed) => listed,
+                Err(error) => {
+                    tracing::error!(%error, "a list of referrers cannot be read: it is left out");
+                    continue;
+                }
+            };
             let mut items = Vec::new();
-            for item in &list.items {
+            for item in &listed {
                 let digest = item["digest"].as_str().and_then(|text| text.parse::<Digest>().ok());
                 let known = digest.filter(|digest| tree.parts.contains(digest));
                 let below = digest.and_then(|digest| self.tree(&digest, 0));

@@ -50,6 +50,11 @@ fn text(view: &DuView) -> String {
         view.staged_bytes,
         "on their way in, or to be resumed".to_owned(),
     );
+    line(
+        "  lists",
+        view.list_bytes,
+        "of tags and referrers; short ones are in the index".to_owned(),
+    );
     line("  index", view.index_bytes, String::new());
     let kept = format!(
         "all but {} pinned and {} being sent",

@@ -169,6 +169,7 @@ const LIMITS: &[Key] = &[
     key("headers", Kind::Count),
     key("header_timeout", Kind::Duration),
     key("idle_timeout", Kind::Duration),
+    key("manifest_descriptors", Kind::Count),
 ];
 
 const AUDIT: &[Key] = &[

@@ -168,7 +168,7 @@ pub struct Audit {
     pub keep: usize,
 }
 
-/// Bounds on what clients may cost (R-X13).
+/// Bounds on what clients, and what they ask for, may cost (R-X13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     pub max_connections: usize,
@@ -180,6 +180,8 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// A kept-alive connection without a request.
     pub idle_timeout: Duration,
+    /// Descriptors that a manifest may have when it comes, by pull or in a bundle.
+    pub manifest_descriptors: usize,
 }
 
 /// Images that come as files.

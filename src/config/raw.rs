@@ -157,6 +157,7 @@ pub struct RawLimits {
     pub headers: usize,
     pub header_timeout: Figure,
     pub idle_timeout: Figure,
+    pub manifest_descriptors: usize,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -370,6 +371,7 @@ impl Default for Raw {
                 headers: 100,
                 header_timeout: text("10s"),
                 idle_timeout: text("75s"),
+                manifest_descriptors: 10_000,
             },
             audit: RawAudit {
                 file: None,

@@ -158,6 +158,9 @@ fn is_directive(text: &str) -> bool {
     }
 }
 
+/// No manifest of the size that is taken has more.
+const MOST_DESCRIPTORS: usize = 2_000_000;
+
 pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
     // hyper refuses a read buffer below 8 KiB, and header bytes are held in memory a connection.
     let header_bytes = findings.size(&["limits", "header_bytes"], &raw.header_bytes, 8 << 10);
@@ -175,6 +178,11 @@ pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
         headers: findings.count(&["limits", "headers"], raw.headers, 10_000),
         header_timeout: findings.timeout(&["limits", "header_timeout"], &raw.header_timeout),
         idle_timeout: findings.duration(&["limits", "idle_timeout"], &raw.idle_timeout, (MOMENT, DAY)),
+        manifest_descriptors: findings.count(
+            &["limits", "manifest_descriptors"],
+            raw.manifest_descriptors,
+            MOST_DESCRIPTORS,
+        ),
     }
 }
 

@@ -86,12 +86,17 @@ impl Digest {
     /// Algorithm tag and hash as one compact key: 33 or 65 bytes.
     pub fn to_key(&self) -> Vec<u8> {
         let mut key = Vec::with_capacity(65);
-        key.push(match self.algorithm {
+        self.write_key(&mut key);
+        key
+    }
+
+    /// Appends [`Digest::to_key`] to `bytes`.
+    pub fn write_key(&self, bytes: &mut Vec<u8>) {
+        bytes.push(match self.algorithm {
             Algorithm::Sha256 => 1,
             Algorithm::Sha512 => 2,
         });
-        key.extend_from_slice(self.hash());
-        key
+        bytes.extend_from_slice(self.hash());
     }
 
     /// The reverse of [`Digest::to_key`]; `None` for bytes that no digest gives.

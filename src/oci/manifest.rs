@@ -57,6 +57,8 @@ pub enum ManifestError {
     NoType,
     #[error("it is Docker schema 1, which no current client accepts")]
     Schema1,
+    #[error("it has {found} descriptors, more than the {limit} that limits.manifest_descriptors allows")]
+    TooManyDescriptors { found: usize, limit: usize },
 }
 
 #[derive(Deserialize)]
@@ -103,12 +105,24 @@ impl Manifest {
     /// The media type is the header's if it is a manifest type, else the `mediaType` field's, else what
     /// the shape of the document says (R-C5).
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, ManifestError> {
+        Manifest::parse_within(bytes, content_type, usize::MAX)
+    }
+
+    /// [`Manifest::parse`] for a manifest that comes from elsewhere: one with more than `most` descriptors is
+    /// refused, because what a manifest names is kept in memory.
+    pub fn parse_within(bytes: &[u8], content_type: Option<&str>, most: usize) -> Result<Manifest, ManifestError> {
         check_json(bytes)?;
         let raw: Raw = serde_json::from_slice(bytes).map_err(|e| ManifestError::NotJson(excerpt(&e)))?;
         if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
             return Err(ManifestError::Ambiguous);
         }
         let media_type = settle_type(&raw, content_type)?;
+        let lists = [&raw.manifests, &raw.layers, &raw.blobs];
+        let listed: usize = lists.iter().filter_map(|list| Some(list.as_ref()?.len())).sum();
+        let found = listed + usize::from(raw.config.is_some());
+        if found > most {
+            return Err(ManifestError::TooManyDescriptors { found, limit: most });
+        }
         let mut descriptors = Vec::new();
         let mut take = |list: Option<Vec<RawDescriptor>>, is_manifest: bool| {
             for item in list.into_iter().flatten() {
@@ -360,6 +374,24 @@ mod tests {
             ),
             Err(ManifestError::Schema1)
         );
+    }
+
+    /// Every descriptor counts, also one that nobody can ask for.
+    #[test]
+    fn refuses_more_descriptors_than_allowed() {
+        let layers = vec![format!(r#"{{"digest":"{D}"}}"#), "{}".to_owned()].join(",");
+        let text = format!(r#"{{"config":{{"digest":"{D}"}},"layers":[{layers}],"subject":{{"digest":"{D}"}}}}"#);
+        let within = |most| Manifest::parse_within(text.as_bytes(), None, most);
+        assert_eq!(within(3).unwrap().descriptors.len(), 2);
+        let error = within(2).unwrap_err();
+        assert_eq!(error, ManifestError::TooManyDescriptors { found: 3, limit: 2 });
+        assert_eq!(
+            error.to_string(),
+            "it has 3 descriptors, more than the 2 that limits.manifest_descriptors allows"
+        );
+        let index = br#"{"manifests":[{},{}]}"#;
+        let error = Manifest::parse_within(index, None, 1).unwrap_err();
+        assert_eq!(error, ManifestError::TooManyDescriptors { found: 2, limit: 1 });
     }
 
     proptest! {

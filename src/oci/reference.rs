@@ -15,6 +15,13 @@ impl Tag {
         &self.0
     }
 
+    /// Returns true if a text is a tag by the grammar.
+    pub fn fits(text: &str) -> bool {
+        let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        let bytes = text.as_bytes();
+        (1..=128).contains(&bytes.len()) && word(bytes[0]) && bytes.iter().all(|b| word(*b) || matches!(b, b'.' | b'-'))
+    }
+
     /// Whether it is one that tools write beside an image, and not an image's own: `sha256-<64 hex>` and what begins so.
     pub fn is_companion(&self) -> bool {
         let hex = self
@@ -42,12 +49,7 @@ impl FromStr for Tag {
     type Err = TagError;
 
     fn from_str(text: &str) -> Result<Tag, TagError> {
-        let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-        let bytes = text.as_bytes();
-        let fits = (1..=128).contains(&bytes.len())
-            && word(bytes[0])
-            && bytes.iter().all(|b| word(*b) || matches!(b, b'.' | b'-'));
-        if fits {
+        if Tag::fits(text) {
             Ok(Tag(text.into()))
         } else {
             Err(TagError(text.chars().take(160).collect()))

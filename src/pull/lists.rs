@@ -1,9 +1,14 @@
 //! Tag lists and referrers: mutable, so they have a time, are asked for again, and served stale if that fails.
+//!
+//! A list may be 16 MiB long, and forty may be asked for at once. So none is ever whole in memory: its items go into
+//! the store's spool as they come, and pages and answers are read from there, off the async threads.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::blocking::blocking;
 use super::error::PullError;
@@ -13,8 +18,8 @@ use super::names::Target;
 use super::outcome::Outcome;
 use super::{Pull, Question, View};
 use crate::oci::{Digest, Reference, Tag};
-use crate::store::{ListKey, ListRecord, unix_ms};
-use crate::upstream::Referrers;
+use crate::store::{ListKey, ListRecord, ListSpool, Page, Store, StoreError, unix_ms};
+use crate::upstream::{ItemKind, Items, ListSink, Referrers};
 
 /// New signatures must be seen soon (R-C81).
 const REFERRERS_TTL: Duration = Duration::from_secs(60);
@@ -28,11 +33,168 @@ pub struct Listing {
 
 /// Names that are looked at in one go: the index is held still meanwhile.
 const NAMES_AT_ONCE: usize = 1_000;
+/// A list up to so many bytes comes without waiting for others.
+const SMALL_LIST_BYTES: u64 = 64 * 1024;
+
+/// Says of an item, as JSON, whether it is wanted.
+pub type ItemFilter = Arc<dyn Fn(&[u8]) -> bool + Send + Sync>;
+
+impl Listing {
+    /// The stretch of a tag list that has the tags after `last`, `most` of them at most.
+    pub async fn page(&self, last: Option<&str>, most: Option<u64>) -> Result<Page, PullError> {
+        if self.items.is_in_memory() {
+            return Ok(self.items.page(last, most)?);
+        }
+        let (items, last) = (self.items.clone(), last.map(str::to_owned));
+        blocking(move || items.page(last.as_deref(), most)).await
+    }
+
+    /// Reads a stretch of the list, piece by piece; with a filter, only the items that it wants.
+    pub fn read(&self, span: Range<u64>, filter: Option<ItemFilter>) -> ListReader {
+        ListReader {
+            items: self.items.clone(),
+            span,
+            filter,
+        }
+    }
+
+    /// The whole list.
+    pub fn whole(&self) -> Range<u64> {
+        0..self.items.len()
+    }
+
+    /// All of it in one piece of text, an item a line: for what looks at everything, one list at a time.
+    pub async fn text(&self) -> Result<String, PullError> {
+        let mut reader = self.read(self.whole(), None);
+        let mut all = Vec::with_capacity(usize::try_from(self.items.len()).unwrap_or(0));
+        while let Some(lines) = reader.next().await? {
+            all.extend_from_slice(&lines);
+        }
+        String::from_utf8(all).map_err(|_| PullError::Internal("a list that is no text"))
+    }
+}
+
+/// Reads a list from where it lies.
+pub struct ListReader {
+    items: Arc<ListRecord>,
+    span: Range<u64>,
+    filter: Option<ItemFilter>,
+}
+
+impl ListReader {
+    /// The next items, each a line that ends in `\n`; some 64 KiB of them. `None` at the end.
+    pub async fn next(&mut self) -> Result<Option<Vec<u8>>, PullError> {
+        while !self.span.is_empty() {
+            let (items, span, filter) = (self.items.clone(), self.span.clone(), self.filter.clone());
+            // Without a filter there is nothing to compute.
+            let is_quick = items.is_in_memory() && (filter.is_none() || items.len() <= SMALL_LIST_BYTES);
+            let (came, lines) = match is_quick {
+                true => read_chunk(&items, span, filter.as_ref())?,
+                false => blocking(move || read_chunk(&items, span, filter.as_ref())).await?,
+            };
+            self.span.start += came;
+            if !lines.is_empty() {
+                return Ok(Some(lines));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The next lines of a stretch that are wanted, and how many bytes were looked at for them.
+fn read_chunk(items: &ListRecord, span: Range<u64>, filter: Option<&ItemFilter>) -> Result<(u64, Vec<u8>), StoreError> {
+    let lines = items.chunk(span)?;
+    let came = lines.len() as u64;
+    let Some(wanted) = filter else { return Ok((came, lines)) };
+    let each = lines.split_inclusive(|byte| *byte == b'\n');
+    Ok((came, each.filter(|line| wanted(line)).flatten().copied().collect()))
+}
+
+/// Takes a list from its upstream into the store's spool.
+struct Intake {
+    store: Store,
+    /// `None` while it is written to, and after that was broken off.
+    spool: Mutex<Option<ListSpool>>,
+    large: Arc<Semaphore>,
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+}
+
+impl Intake {
+    fn new(store: &Store, large: &Arc<Semaphore>) -> Intake {
+        Intake {
+            store: store.clone(),
+            spool: Mutex::new(Some(store.list_spool())),
+            large: large.clone(),
+            permit: Mutex::default(),
+        }
+    }
+
+    async fn append(&self, lines: Vec<u8>) {
+        let spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut spool) = spool else { return };
+        let spool = if spool.len() + (lines.len() as u64) <= SMALL_LIST_BYTES {
+            spool.push(&lines);
+            Some(spool)
+        } else {
+            self.admit().await;
+            let writing = tokio::task::spawn_blocking(move || {
+                spool.push(&lines);
+                spool.flush();
+                spool
+            });
+            // It ends early only with the process.
+            writing.await.ok()
+        };
+        *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = spool;
+    }
+
+    /// Waits for its turn among long lists: so many as fit into the lists' part of the cache come at once. The upstream
+    /// waits too, as its connection is not read.
+    async fn admit(&self) {
+        let has_it = || self.permit.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        if !has_it() {
+            // It is never closed.
+            let permit = self.large.clone().acquire_owned().await.ok();
+            *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+        }
+    }
+
+    /// Keeps what came. What the disk did not take keeps its place among long lists for as long as it is read.
+    async fn keep(self, key: Arc<str>, which: ListKey) -> Result<Arc<ListRecord>, PullError> {
+        let spool = self.spool.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let spool = spool.ok_or(PullError::Internal("a list was dropped"))?;
+        let permit = self.permit.into_inner().unwrap_or_else(PoisonError::into_inner);
+        blocking(move || {
+            let record = self.store.put_list(&key, &which, spool, unix_ms())?;
+            Ok(match permit {
+                Some(permit) if record.is_in_memory() => Arc::new(ListRecord::clone(&record).holding(Arc::new(permit))),
+                _ => record,
+            })
+        })
+        .await
+    }
+}
+
+impl ListSink for Intake {
+    fn restart(&self) {
+        *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.store.list_spool());
+    }
+
+    fn take(&self, lines: Vec<u8>) -> BoxFuture<'_, ()> {
+        self.append(lines).boxed()
+    }
+}
 
 impl Pull {
     /// Repositories of which something is held and from which whoever asks may pull, in byte order, after `last`. Others
     /// leave no trace: not in the pages' sizes, nor in whether there is another (L8, R-X7, R-X8).
-    pub fn catalog(&self, view: &View, last: &str, limit: usize, may_pull: impl Fn(&Target) -> bool) -> Vec<Arc<str>> {
+    pub async fn catalog(
+        &self,
+        view: &View,
+        last: &str,
+        limit: usize,
+        may_pull: impl Fn(&Target) -> bool,
+    ) -> Vec<Arc<str>> {
         let mut names: Vec<Arc<str>> = Vec::new();
         let mut last: Arc<str> = last.into();
         while names.len() < limit {
@@ -43,6 +205,8 @@ impl Pull {
                 some.into_iter()
                     .filter(|name| view.held(name).is_some_and(|target| may_pull(&target))),
             );
+            // A caller who may see few of many repositories keeps no thread from the others.
+            tokio::task::yield_now().await;
         }
         names.truncate(limit);
         names
@@ -62,14 +226,17 @@ impl Pull {
                 });
                 Ok(tags)
             });
-            let items: Vec<Value> = tags.await?.into_iter().map(Value::String).collect();
-            if items.is_empty() {
+            let tags = tags.await?;
+            if tags.is_empty() {
                 return Err(self.not_in_mirror(target));
             }
-            let items = Arc::new(ListRecord {
-                checked_ms: unix_ms(),
-                items,
-            });
+            let lines: Vec<u8> = tags
+                .iter()
+                .flat_map(|tag| [tag.as_bytes(), b"\n"])
+                .flatten()
+                .copied()
+                .collect();
+            let items = Arc::new(ListRecord::of_lines(unix_ms(), lines));
             return Ok(Listing {
                 items,
                 outcome: Outcome::Hit,
@@ -128,20 +295,17 @@ impl Pull {
             .list_questions
             .join((target.scope(), which.clone()), || async move {
                 let begun = Instant::now();
+                let intake = Intake::new(&pull.store, &pull.large_lists);
                 let asking = match &asked {
-                    ListKey::Tags => pull.ask_tags(&to).await,
-                    ListKey::Referrers(subject) => pull.ask_referrers(&to, subject).await,
+                    ListKey::Tags => pull.ask_tags(&to, &intake).await,
+                    ListKey::Referrers(subject) => pull.ask_referrers(&to, subject, &intake).await,
                 };
                 pull.note_verdict(&to, asking.as_ref().err(), begun.elapsed());
                 if asking.is_ok() {
                     pull.note_privacy(&to);
                 }
-                let record = ListRecord {
-                    checked_ms: unix_ms(),
-                    items: asking?,
-                };
-                let store = pull.store.clone();
-                blocking(move || Ok(store.put_list(&to.key, &asked, record))).await
+                asking?;
+                intake.keep(to.key.clone(), asked).await
             });
         let joined = pending.joined;
         let fetched = |items| {
@@ -182,45 +346,59 @@ impl Pull {
         blocking(move || Ok(store.list(&key, &which))).await
     }
 
-    async fn ask_tags(&self, target: &Target) -> Result<Vec<Value>, PullError> {
-        let mut tags = self.client(target)?.tags(&target.repository).await?;
-        tags.sort_unstable();
-        tags.dedup();
-        Ok(tags.into_iter().map(Value::String).collect())
+    async fn ask_tags(&self, target: &Target, intake: &Intake) -> Result<(), PullError> {
+        Ok(self.client(target)?.tags(&target.repository, intake).await?)
     }
 
-    async fn ask_referrers(self: &Arc<Pull>, target: &Target, subject: &Digest) -> Result<Vec<Value>, PullError> {
-        match self.client(target)?.referrers(&target.repository, subject).await? {
-            Referrers::Listed(items) => Ok(items),
-            Referrers::Unsupported => self.referrers_by_tag(target, subject).await,
+    async fn ask_referrers(
+        self: &Arc<Pull>,
+        target: &Target,
+        subject: &Digest,
+        intake: &Intake,
+    ) -> Result<(), PullError> {
+        let client = self.client(target)?;
+        match client.referrers(&target.repository, subject, intake).await? {
+            Referrers::Listed => Ok(()),
+            Referrers::Unsupported => self.referrers_by_tag(target, subject, intake).await,
         }
     }
 
     /// R-S21: registries without the API list referrers in an index under a tag made from the digest. No such
     /// tag: no referrers. Any failure but that is a failure: an empty list would say "unsigned" (R-C81).
-    async fn referrers_by_tag(self: &Arc<Pull>, target: &Target, subject: &Digest) -> Result<Vec<Value>, PullError> {
+    async fn referrers_by_tag(
+        self: &Arc<Pull>,
+        target: &Target,
+        subject: &Digest,
+        intake: &Intake,
+    ) -> Result<(), PullError> {
         let tag = Reference::Tag(Tag::of_referrers(subject));
+        // Lines may have come before the upstream turned out to list none.
+        intake.restart();
         let answer = match self.manifest(target, &tag, Want::Body).await {
             Ok(answer) => answer,
             Err(PullError::Upstream(error)) if matches!(error.kind, crate::upstream::ErrorKind::NotFound { .. }) => {
-                return Ok(Vec::new());
+                return Ok(());
             }
             Err(error) => return Err(error),
         };
+        let upset = |what: String| PullError::Upset {
+            upstream: target.upstream.name.to_string(),
+            what,
+        };
         // A list made of it would count as confirmed.
         if let Outcome::Stale { reason, .. } = answer.outcome {
-            return Err(PullError::Upset {
-                upstream: target.upstream.name.to_string(),
-                what: format!("no confirmation of {tag} ({reason})"),
-            });
+            return Err(upset(format!("no confirmation of {tag} ({reason})")));
         }
-        let index: Value = serde_json::from_slice(&answer.bytes.unwrap_or_default()).unwrap_or_default();
-        match index.get("manifests") {
-            Some(Value::Array(items)) => Ok(items.clone()),
-            _ => Err(PullError::Upset {
-                upstream: target.upstream.name.to_string(),
-                what: format!("{tag} is not an index of referrers"),
-            }),
-        }
+        let index = answer.bytes.unwrap_or_default();
+        let lines = blocking(move || {
+            let mut items = Items::new("manifests", ItemKind::Documents);
+            let mut lines = Vec::new();
+            let read = items.feed(&index, &mut lines).and_then(|()| items.finish());
+            Ok(read.map(|()| lines))
+        });
+        let lines = lines.await?;
+        let lines = lines.map_err(|_| upset(format!("{tag} is not an index of referrers")))?;
+        intake.append(lines).await;
+        Ok(())
     }
 }

@@ -19,11 +19,16 @@ use super::outcome::Outcome;
 use super::proof::Proof;
 use super::{Pull, Question};
 use crate::events::{Action, Event};
-use crate::oci::manifest::Manifest;
+use crate::oci::manifest::{Manifest, ManifestError};
 use crate::oci::{Algorithm, Digest, Reference, Tag, media_type};
-use crate::store::{self, TagRecord, unix_ms};
+use crate::store::{self, StoreError, TagRecord, unix_ms};
 use crate::telemetry::trace::{self, Kind};
 use crate::upstream::{ErrorKind, ManifestBody, ManifestHead, UpstreamError};
+
+/// Manifests from so many bytes on are read off the async threads, and so many of them at once: what is read takes a
+/// multiple of its bytes meanwhile.
+const LARGE_BYTES: usize = 64 * 1024;
+pub(super) const LARGE_AT_ONCE: usize = 4;
 
 /// Everything an answer needs; `bytes` only if they were asked for.
 #[derive(Clone, Debug)]
@@ -568,8 +573,8 @@ impl Pull {
         self.note_privacy(target);
         let size = body.bytes.len() as u64;
         let bytes = body.bytes.clone();
-        store::verify(&digest, &bytes)?;
-        let manifest = Manifest::parse(&bytes, body.content_type.as_deref()).map_err(|error| PullError::Manifest {
+        let manifest = self.read_manifest(&digest, &bytes, body.content_type).await?;
+        let manifest = manifest.map_err(|error| PullError::Manifest {
             upstream: target.upstream.name.to_string(),
             error,
         })?;
@@ -603,6 +608,29 @@ impl Pull {
             bytes: Some(bytes),
             outcome,
         })
+    }
+}
+
+impl Pull {
+    /// Verifies and reads a manifest.
+    async fn read_manifest(
+        &self,
+        digest: &Digest,
+        bytes: &Bytes,
+        content_type: Option<String>,
+    ) -> Result<Result<Manifest, ManifestError>, PullError> {
+        let (digest, text) = (*digest, bytes.clone());
+        let limit = self.policy.load().manifest_descriptors;
+        let read = move || {
+            store::verify(&digest, &text)?;
+            Ok::<_, StoreError>(Manifest::parse_within(&text, content_type.as_deref(), limit))
+        };
+        if bytes.len() < LARGE_BYTES {
+            return Ok(read()?);
+        }
+        // It is never closed.
+        let _turn = self.large_manifests.acquire().await.ok();
+        blocking(read).await
     }
 }
 

@@ -42,7 +42,7 @@ pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
 pub use bring::Brought;
 pub use error::{Absent, PullError};
-pub use lists::Listing;
+pub use lists::{ItemFilter, ListReader, Listing};
 pub use manifest::{ManifestAnswer, Want};
 use names::Scope;
 pub use names::{Names, Target};
@@ -52,7 +52,7 @@ pub use timing::{Parallel, Timing};
 
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};
-pub use crate::store::LARGE_MANIFEST_BYTES;
+pub use crate::store::{LARGE_MANIFEST_BYTES, Page};
 use crate::store::{ListKey, ListRecord, Store};
 use crate::upstream::client::BuildError;
 pub use crate::upstream::{Budget, Probe};
@@ -63,6 +63,9 @@ use single::Single;
 /// How long "it is not there" is believed (R-C81, R-U12). Never longer than the tag's own time.
 const NOT_FOUND_FOR: Duration = Duration::from_secs(10);
 const DENIED_FOR: Duration = Duration::from_secs(5);
+/// Memory for the sizes that manifests claim, and what one of them takes of it beside its repository's name.
+const HINTS_BYTES: u64 = 16 << 20;
+const HINT_BYTES: u32 = 256;
 
 /// The service. Shared by every request.
 pub struct Pull {
@@ -79,6 +82,10 @@ pub struct Pull {
     /// The last: whether the registry itself is asked, and no mirror.
     blob_heads: Single<(Scope, Digest, bool), Result<Option<u64>, PullError>>,
     list_questions: Single<(Scope, ListKey), Result<Arc<ListRecord>, PullError>>,
+    /// For lists that are long, while they come.
+    large_lists: Arc<Semaphore>,
+    /// For manifests that are large, while they are read.
+    large_manifests: Arc<Semaphore>,
     /// "It is not there", each until when.
     negatives: moka::sync::Cache<(Arc<str>, Question), (PullError, Instant)>,
     /// Sizes that a repository's manifests claim for its blobs. Anybody may write a manifest somewhere that claims
@@ -107,6 +114,8 @@ struct Policy {
     names: Names,
     clients: Clients,
     offline: bool,
+    /// Descriptors that a manifest may have.
+    manifest_descriptors: usize,
 }
 
 /// What one configuration means by names and whom it asks. A request goes by one from its beginning to its end, whatever
@@ -180,8 +189,11 @@ impl Pull {
                 names: Names::new(config)?,
                 clients,
                 offline: config.cache.offline,
+                manifest_descriptors: config.limits.manifest_descriptors,
             }),
             flights: Flights::new(store.clone(), timing.clone(), tasks, stop),
+            large_lists: Arc::new(Semaphore::new(store.large_lists_at_once())),
+            large_manifests: Arc::new(Semaphore::new(manifest::LARGE_AT_ONCE)),
             store,
             timing,
             tag_questions: Single::default(),
@@ -194,7 +206,14 @@ impl Pull {
                 .max_capacity(20_000)
                 .time_to_live(NOT_FOUND_FOR)
                 .build(),
-            hints: moka::sync::Cache::new(200_000),
+            hints: moka::sync::Cache::builder()
+                .weigher(|(key, _): &(Arc<str>, Digest), _: &u64| {
+                    u32::try_from(key.len()).unwrap_or(u32::MAX).saturating_add(HINT_BYTES)
+                })
+                .max_capacity(HINTS_BYTES)
+                // The default policy may refuse what is new, which is what is wanted next.
+                .eviction_policy(moka::policy::EvictionPolicy::lru())
+                .build(),
             privacy_questions: Single::default(),
             privacy_doubts: moka::sync::Cache::builder()
                 .max_capacity(20_000)
@@ -233,6 +252,7 @@ impl Pull {
             names,
             clients,
             offline: config.cache.offline,
+            manifest_descriptors: config.limits.manifest_descriptors,
         })))
     }
 

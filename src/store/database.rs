@@ -190,6 +190,16 @@ impl Database {
         read().map_err(|e| index_error(&self.path, e))
     }
 
+    /// Makes the file as small as what is in it. Blocking, and everybody else waits meanwhile: for the start.
+    pub(super) fn compact(&self) -> Result<(), StoreError> {
+        let mut redb = self.redb.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(redb) = redb.as_mut() {
+            redb.compact().map_err(|error| index_error(&self.path, error.into()))?;
+        }
+        self.bytes.store(file_bytes(&self.path), Ordering::Relaxed);
+        Ok(())
+    }
+
     fn begin_read(&self) -> Result<redb::ReadTransaction, redb::Error> {
         let redb = self.redb.read().unwrap_or_else(PoisonError::into_inner);
         let redb = redb.as_ref().ok_or(redb::Error::PreviousIo)?;

@@ -9,7 +9,6 @@ use std::sync::mpsc::Receiver;
 
 use super::database::{Op, Table};
 use super::index::{Index, Kind, sum};
-use super::records::in_repository;
 use super::tags::tag_key;
 use super::{Store, TagRecord, link_key};
 use crate::oci::Digest;
@@ -156,7 +155,7 @@ impl Store {
         let mut parents: HashMap<Digest, Vec<Digest>> = HashMap::new();
         for (digest, (kind, _)) in &manifests {
             for child in kind.children().iter().filter(|child| manifests.contains_key(child)) {
-                parents.entry(*child).or_default().push(*digest);
+                parents.entry(child).or_default().push(*digest);
             }
         }
         let linked = |repository: &Arc<str>, digest: &Digest| {
@@ -368,22 +367,6 @@ impl Store {
         removed
     }
 
-    fn forget_lists(&self, repository: &str) {
-        let prefix = in_repository(repository);
-        let mut keys = Vec::new();
-        let scan = self.inner.database.scan(Table::Lists, &prefix, |key, _| {
-            keys.push(key.to_vec());
-            true
-        });
-        self.report(scan);
-        for key in &keys {
-            self.inner.lists.insert(key.clone(), None);
-        }
-        self.inner
-            .database
-            .write(keys.into_iter().map(|key| Op::Delete(Table::Lists, key)).collect());
-    }
-
     /// Held manifests of a repository that name a digest. Blocking: looks at everything that is held.
     pub fn parents(&self, repository: &str, digest: &Digest) -> Vec<Digest> {
         let mut parents = Vec::new();
@@ -416,9 +399,9 @@ pub(super) fn parts(index: &Index, root: &Digest) -> Vec<Part> {
         at += 1;
         let children = index
             .get(&digest)
-            .map(|entry| entry.kind.children())
-            .unwrap_or_default();
-        queue.extend(children.iter().copied().filter(|child| seen.insert(*child)));
+            .into_iter()
+            .flat_map(|entry| entry.kind.children().iter());
+        queue.extend(children.filter(|child| seen.insert(*child)));
     }
     let part = |digest: Digest| {
         let entry = index.get(&digest);

@@ -3,12 +3,14 @@
 //! ```text
 //! <cache.path>/
 //!   larder.lock                     one folder, one owner; holds the owner's pid
-//!   index.redb                      sizes, recency, tags, links, lists
+//!   index.redb                      sizes, recency, tags, links, short lists
 //!   oci-layout                      marks the folder as an OCI image layout
 //!   blobs/sha256/<hex>              held: verified, fsynced, renamed into place
 //!   blobs/sha512/<hex>
+//!   lists/<hex>                     a long list, one item a line; named by the hash of its key in the index
 //!   staging/<hex>.part              on its way in for one repository (`staging_key`); resumed after a restart
 //!   staging/sha256-<hex>.<n>.tmp    small things on their way in, evicted ones on their way out; swept at start
+//!   staging/list.<n>.tmp            a long list on its way in; swept at start
 //!   quarantine/sha256-<hex>         found damaged; the last few, for a look at them
 //!   webhooks/<name>/<number>.jsonl  what waits for a webhook, one event a line; the last number is written to
 //!   webhooks/<name>/cursor          how much of that was delivered
@@ -59,6 +61,20 @@ impl Tree {
 
     pub(super) fn staging(&self) -> PathBuf {
         self.root.join("staging")
+    }
+
+    pub(super) fn lists(&self) -> PathBuf {
+        self.root.join("lists")
+    }
+
+    /// The list with this key in the index. A hash, because names of repositories are no names of files.
+    pub(super) fn list(&self, key: &[u8]) -> PathBuf {
+        self.lists().join(Digest::sha256(key).hex())
+    }
+
+    /// A list on its way in; no two the same.
+    pub(super) fn list_temporary(&self) -> PathBuf {
+        self.staging().join(format!("list.{}.tmp", next_number()))
     }
 
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {

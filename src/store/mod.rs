@@ -2,7 +2,7 @@
 //!
 //! [`Store`] is the only face. Blobs lie as files in an OCI image layout (`keys` draws the tree); `index`
 //! knows in memory what is held and what must go; `hot` tells what needs nothing else; `database` writes that down;
-//! `tags` is what upstreams change at will; `state` is small files of others; `writer` is the only way in and the one place where a digest is verified.
+//! `tags` and `lists` are what upstreams change at will; `state` is small files of others; `writer` is the only way in and the one place where a digest is verified.
 
 mod beside;
 mod database;
@@ -12,6 +12,8 @@ mod hot;
 mod images;
 mod index;
 mod keys;
+mod lines;
+mod lists;
 mod opened;
 mod pages;
 mod privacy;
@@ -45,9 +47,11 @@ pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
 pub use keys::staging_key;
+pub use lines::Page;
+pub use lists::{ListRecord, ListSpool};
 pub use privacy::ToNobody;
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
-pub use records::{ListKey, ListRecord, Move, TagRecord, unix_ms};
+pub use records::{ListKey, Move, TagRecord, unix_ms};
 pub use reveal::{Keep, Reveal, RevealError};
 pub use state::{Paper, State};
 pub use survey::{Row, Survey};
@@ -69,8 +73,6 @@ const HOT_MANIFEST_BYTES: u64 = 64 << 20;
 /// From here on it costs less to have the kernel send a manifest from a file in memory than to have it copy our bytes.
 pub const LARGE_MANIFEST_BYTES: u64 = 64 * 1024;
 const HOT_TAGS: u64 = 50_000;
-/// Lists kept in memory, in bytes: one may have 16 MiB.
-const HOT_LIST_BYTES: u64 = 64 << 20;
 /// A use is written down at most this often for one blob: recency within it is lost by a crash, no more.
 const TOUCH_EVERY_MS: u64 = 60_000;
 /// A failing disk is told to the log this often.
@@ -96,7 +98,7 @@ struct Inner {
     database: Database,
     manifests: moka::sync::Cache<Digest, Manifest>,
     tags: moka::sync::Cache<Vec<u8>, Option<Arc<TagRecord>>>,
-    lists: moka::sync::Cache<Vec<u8>, Option<Arc<ListRecord>>>,
+    lists: lists::Lists,
     evicted: AtomicU64,
     disk: Disk,
     trouble: Mutex<Option<Trouble>>,
@@ -185,12 +187,15 @@ fn file_in_memory(bytes: &[u8]) -> std::io::Result<File> {
 /// What the disk holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
-    /// Blobs, transfers, the index's own file and what was found damaged and put aside: what `du` finds of files.
+    /// Blobs, transfers, lists, the index's own file and what was found damaged and put aside: what `du` finds of
+    /// files.
     pub used_bytes: u64,
     /// Of these, transfers: staged or announced.
     pub staged_bytes: u64,
     /// Of these, the index's own file.
     pub index_bytes: u64,
+    /// Files of long tag lists and lists of referrers, part of the used bytes.
+    pub list_bytes: u64,
     pub max_bytes: u64,
     pub blobs: usize,
     pub evicted: u64,
@@ -235,6 +240,7 @@ impl Store {
         startup::sweep_staging(&tree, &mut index)?;
         let private = privacy::load(&database)?;
         let wishes = wishes::load(&database)?;
+        let lists = lists::Lists::load(&database, &tree)?;
         let inner = Inner {
             tree,
             max_size: AtomicU64::new(cache.max_size),
@@ -253,11 +259,7 @@ impl Store {
                 .max_capacity(HOT_TAGS)
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
-            lists: moka::sync::Cache::builder()
-                .weigher(|_: &Vec<u8>, list: &Option<Arc<ListRecord>>| list.as_ref().map_or(256, |l| l.weight()))
-                .max_capacity(HOT_LIST_BYTES)
-                .eviction_policy(moka::policy::EvictionPolicy::lru())
-                .build(),
+            lists,
             evicted: AtomicU64::new(0),
             disk: Disk::with(faults),
             trouble: Mutex::default(),
@@ -270,6 +272,7 @@ impl Store {
         };
         // A limit that was lowered since the last run is kept from the first moment.
         inner.aside.store(inner.trim_aside(), Ordering::Relaxed);
+        inner.trim_lists(None);
         inner.evict_down();
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -490,6 +493,7 @@ impl Store {
             used_bytes: self.inner.used_bytes(&index),
             staged_bytes: index.staged_bytes(),
             index_bytes: self.inner.database.bytes(),
+            list_bytes: self.inner.lists.file_bytes(),
             max_bytes: self.inner.max_size(),
             blobs: index.count(),
             evicted: self.inner.evicted.load(Ordering::Relaxed),
@@ -514,6 +518,7 @@ impl Store {
                 index.limit_shelf(upstream.name.as_str(), upstream.max_size);
             }
         }
+        inner.trim_lists(None);
         inner.evict_down();
     }
 
@@ -617,6 +622,8 @@ fn link_key(repository: &str, digest: &Digest) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_lists;
 #[cfg(test)]
 mod tests_pressure;
 #[cfg(test)]

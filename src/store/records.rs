@@ -1,4 +1,4 @@
-//! What the index writes down about tags, lists and blobs, and the clock it is dated by.
+//! Records of tags and blobs in the index, the keys of lists, and the clock that records are dated by.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::database::{Op, Table};
-use super::index::{Index, Kind};
+use super::index::{Children, Index, Kind};
 use crate::oci::Digest;
 
 /// Milliseconds since 1970, by the wall clock: records outlive the process.
@@ -55,25 +55,6 @@ impl TagRecord {
             self.moves.drain(..excess);
         }
         self
-    }
-}
-
-/// A list that an upstream gave: tags, or the referrers of a digest.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ListRecord {
-    pub checked_ms: u64,
-    pub items: Vec<serde_json::Value>,
-}
-
-impl ListRecord {
-    /// About as many bytes as it takes in memory.
-    pub(super) fn weight(&self) -> u32 {
-        let bytes = self.items.iter().map(|item| match item {
-            serde_json::Value::String(text) => text.len() + 64,
-            // Maps cost several times their text.
-            other => other.to_string().len() * 4,
-        });
-        u32::try_from(bytes.sum::<usize>() + 256).unwrap_or(u32::MAX)
     }
 }
 
@@ -147,9 +128,7 @@ impl<'a> BlobRecord<'a> {
             bytes.extend_from_slice(&u16::try_from(text.len()).unwrap_or(0).to_le_bytes());
             bytes.extend_from_slice(text.as_bytes());
         }
-        for child in self.kind.children() {
-            bytes.extend_from_slice(&child.to_key());
-        }
+        bytes.extend_from_slice(self.kind.children().keys());
         bytes
     }
 
@@ -162,20 +141,15 @@ impl<'a> BlobRecord<'a> {
         let (size, rest) = rest.split_first_chunk()?;
         let (used_ms, rest) = rest.split_first_chunk()?;
         let (shelf, rest) = split_text(rest)?;
-        let (media_type, mut rest) = split_text(rest)?;
-        let mut children = Vec::new();
-        while !rest.is_empty() {
-            let (child, more) = Digest::split_key(rest)?;
-            children.push(child);
-            rest = more;
-        }
+        let (media_type, rest) = split_text(rest)?;
+        let children = Children::from_keys(rest)?;
         Some(BlobRecord {
             size: u64::from_le_bytes(*size),
             used_ms: u64::from_le_bytes(*used_ms),
             shelf: Cow::Borrowed(shelf),
             kind: match media_type {
                 "" => Kind::Blob,
-                media_type => Kind::manifest(media_type.into(), children),
+                media_type => Kind::with_children(media_type.into(), children),
             },
         })
     }
@@ -248,7 +222,7 @@ mod tests {
             // A piece of one is another one at most where its children end.
             for end in 0..bytes.len() {
                 if let Some(shorter) = BlobRecord::from_bytes(&bytes[..end]) {
-                    prop_assert!(shorter.kind.children().len() < record.kind.children().len());
+                    prop_assert!(shorter.kind.children().keys().len() < record.kind.children().keys().len());
                 }
             }
         }

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use super::database::{Op, Table};
 use super::images::{ImageName, Part, parts};
 use super::index::{Kind, Scope};
-use super::records::{ListKey, ListRecord, TagRecord};
+use super::lists::{ListRecord, Prepared};
+use super::records::{ListKey, TagRecord};
 use super::tags::{tag_key, upsert};
 use super::{Lease, Store, StoreError, link_key};
 use crate::events::{Action, Event};
@@ -165,14 +166,16 @@ impl Store {
         ops.push(Op::Put(Table::Pins, name.clone().into_bytes(), image.digest.to_key()));
         let links = image.parts.iter().map(|part| link_key(image.repository, part));
         ops.extend(links.map(|key| Op::Put(Table::Links, key, Vec::new())));
-        for (subject, list) in &image.referrers {
+        let prepare = |(subject, list): &(Digest, ListRecord)| {
             let key = ListKey::Referrers(*subject).to_key(image.repository);
-            ops.extend(
-                serde_json::to_vec(list)
-                    .ok()
-                    .map(|value| Op::Put(Table::Lists, key, value)),
-            );
-        }
+            self.prepare_list(&key, list)
+        };
+        let lists: Result<Vec<Prepared>, StoreError> = image.referrers.iter().map(prepare).collect();
+        let lists = lists.map_err(|error| {
+            tracing::error!(%error, "a list of referrers cannot be kept");
+            RevealError::NotWritten
+        })?;
+        ops.extend(lists.iter().map(Prepared::op));
         let written = {
             let index = self.inner.index();
             if let Some(gone) = image.parts.iter().find(|part| index.held(part).is_none()) {
@@ -196,10 +199,10 @@ impl Store {
             }
             index.pin(&name.as_str().into(), image.digest);
         }
-        for (subject, list) in &image.referrers {
-            let key = ListKey::Referrers(*subject).to_key(image.repository);
-            self.inner.lists.insert(key, Some(Arc::new(list.clone())));
+        for list in lists {
+            self.show_list(list);
         }
+        self.inner.trim_lists(None);
         Ok(())
     }
 

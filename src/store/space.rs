@@ -1,6 +1,7 @@
 //! Room: counted, reserved before it is used, kept by evicting (L5).
 //!
-//! Counted are held blobs, transfers (what came, and what is held ahead of that: `reservation`) and the index's own file.
+//! Counted are held blobs, transfers (what came, and what is held ahead of that: `reservation`), files of lists and the
+//! index's own file.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -16,6 +17,10 @@ use super::{Arrival, Inner, link_key, reservation, unlink};
 use crate::events::{Action, Event};
 use crate::oci::Digest;
 
+/// Memory for the names in manifests with very many of them (`limits.manifest_descriptors`): so much, or a part of
+/// `max_size` where that is more.
+const WIDE_BYTES: u64 = 32 << 20;
+const WIDE_SHARE: u64 = 1024;
 /// At most so much of the limit is kept for the index to grow into.
 const INDEX_SLACK: u64 = 64 << 20;
 
@@ -29,11 +34,12 @@ impl Inner {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes on disk: blobs, transfers, index, and what is put aside.
+    /// Bytes on disk: blobs, transfers, lists, index, and what is put aside.
     pub(super) fn used_bytes(&self, index: &Index) -> u64 {
         index
             .used_bytes()
             .saturating_add(self.database.bytes())
+            .saturating_add(self.lists.file_bytes())
             .saturating_add(self.aside.load(Ordering::Relaxed))
     }
 
@@ -135,12 +141,16 @@ impl Inner {
     ) -> bool {
         let mut lacking = self.lacking_free(&self.index(), more);
         let mut stuck = Vec::new();
+        let wide_limit = WIDE_BYTES.max(self.max_size() / WIDE_SHARE);
+        // Pinned ones, or some that are being sent, take more than that.
+        let mut wide_stay = false;
         loop {
             let gone = {
                 let mut index = self.index();
                 let (scope, reason) = match index.crowded(&stuck, shelf, more) {
                     _ if self.used_bytes(&index).saturating_add(more) > self.limit() => (Scope::All, "max_size"),
                     Some(shelf) => (Scope::Shelf(shelf), "upstream max_size"),
+                    _ if !wide_stay && index.wide_bytes() > wide_limit => (Scope::Wide, "manifest_descriptors"),
                     None if lacking > 0 => (Scope::All, "min_free"),
                     None => {
                         let fits = shelf.is_none_or(|shelf| !stuck.contains(&shelf));
@@ -152,8 +162,11 @@ impl Inner {
                 };
                 let before = index.used_bytes();
                 let Some((victim, links)) = index.evict(scope, most) else {
-                    let Scope::Shelf(shelf) = scope else { return false };
-                    stuck.push(shelf);
+                    match scope {
+                        Scope::All => return false,
+                        Scope::Shelf(shelf) => stuck.push(shelf),
+                        Scope::Wide => wide_stay = true,
+                    }
                     continue;
                 };
                 let freed = before.saturating_sub(index.used_bytes());

@@ -25,7 +25,10 @@ pub(super) fn make_folders(tree: &Tree) -> Result<(), StoreError> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true).mode(0o700);
     let folders = Algorithm::ALL.map(|a| tree.blobs(a));
-    for folder in [tree.root().to_owned(), tree.staging()].iter().chain(&folders) {
+    for folder in [tree.root().to_owned(), tree.staging(), tree.lists()]
+        .iter()
+        .chain(&folders)
+    {
         builder.create(folder).map_err(StoreError::io("create", folder))?;
     }
     let private = std::fs::Permissions::from_mode(0o700);

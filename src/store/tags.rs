@@ -1,4 +1,5 @@
-//! What changes by its upstream's will: tags, tag lists and lists of referrers. In memory when hot, and in the database.
+//! Tags, which change by their upstream's will; `lists` has the other things that do. In memory when hot, and in the
+//! database.
 //!
 //! What is news is on disk before it is seen; what only confirms is seen at once and on disk soon.
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use super::Store;
 use super::database::{Op, Table};
 use super::images::ImageName;
-use super::records::{ListKey, ListRecord, TagRecord, in_repository};
+use super::records::{TagRecord, in_repository};
 
 impl Store {
     /// A tag's record. From memory when hot; else one blocking read of the index.
@@ -62,38 +63,6 @@ impl Store {
         });
         self.report(scan);
         tags
-    }
-
-    /// Whether [`Store::list`] would answer from memory.
-    pub fn is_hot_list(&self, repository: &str, which: &ListKey) -> bool {
-        self.inner.lists.contains_key(&which.to_key(repository))
-    }
-
-    /// A list as an upstream gave it. From memory when hot; else a blocking read of at most some 16 MiB.
-    pub fn list(&self, repository: &str, which: &ListKey) -> Option<Arc<ListRecord>> {
-        let key = which.to_key(repository);
-        if let Some(hot) = self.inner.lists.get(&key) {
-            return hot;
-        }
-        let read = || self.read_record(Table::Lists, &key).map(Arc::new);
-        upsert(&self.inner.lists, &key, |known| known.unwrap_or_else(read))
-    }
-
-    /// Notes a list; if it is another than before it is on disk before anybody sees it, as a tag is. Blocking.
-    pub fn put_list(&self, repository: &str, which: &ListKey, record: ListRecord) -> Arc<ListRecord> {
-        let record = Arc::new(record);
-        let key = which.to_key(repository);
-        upsert(&self.inner.lists, &key, |known| {
-            let is_news = known.flatten().is_none_or(|k| k.items != record.items);
-            let value = serde_json::to_vec(&*record).ok();
-            let op = value.map(|value| Op::Put(Table::Lists, key.clone(), value));
-            let written = self.inner.database.write_noted(op.into_iter().collect());
-            if is_news {
-                let _ = written.recv();
-            }
-            Some(record.clone())
-        });
-        record
     }
 
     pub(super) fn read_record<T: serde::de::DeserializeOwned>(&self, table: Table, key: &[u8]) -> Option<T> {

@@ -281,7 +281,7 @@ pub const METRICS: &[Metric] = &[
         "larder_cache_used_bytes",
         Kind::Gauge,
         &[],
-        "Bytes on disk: blobs, transfers, index.",
+        "Bytes on disk: blobs, transfers, lists, index.",
     ),
     metric("larder_cache_max_bytes", Kind::Gauge, &[], "The limit of that."),
     metric(
@@ -295,6 +295,18 @@ pub const METRICS: &[Metric] = &[
         Kind::Gauge,
         &[],
         "Of the used bytes, the index's own file.",
+    ),
+    metric(
+        "larder_cache_list_bytes",
+        Kind::Gauge,
+        &[],
+        "Of the used bytes, files of long tag lists and lists of referrers.",
+    ),
+    metric(
+        "larder_evicted_lists_total",
+        Kind::Counter,
+        &[],
+        "Tag lists and lists of referrers evicted, because all together took more than an eighth of cache.max_size.",
     ),
     metric("larder_cache_blobs", Kind::Gauge, &[], "Blobs and manifests held."),
     metric(

@@ -14,11 +14,16 @@ use super::client::Client;
 use super::dance::Answer;
 use super::endpoint::{Ask, Endpoint};
 use super::error::{ErrorKind, UpstreamError};
-use super::question::{Question, Take, check};
+use super::items::Items;
+use super::question::{List, Question, Take, check};
 use super::{body, link};
 use crate::oci::Digest;
 
 const MAX_PAGES: usize = 1_000;
+/// How much of a list's document is read at once, off the async threads.
+const SCAN_BYTES: usize = 64 * 1024;
+/// A part up to so long is read faster than it is handed to another thread.
+const QUICK_BYTES: usize = 4 * 1024;
 
 /// An answer of which everything is here but a stream's bytes.
 pub(super) struct Reply {
@@ -32,7 +37,7 @@ pub(super) struct Reply {
 
 pub(super) enum Body {
     None,
-    Documents(Vec<Bytes>),
+    Document(Bytes),
     Stream(Box<(Extent, reqwest::Response)>),
 }
 
@@ -153,12 +158,12 @@ impl Client {
         };
         match question.take {
             Take::Head => {}
-            Take::Whole(cap) => reply.body = Body::Documents(vec![self.document(answer, cap).await?]),
+            Take::Whole(cap) => reply.body = Body::Document(self.document(answer, cap).await?),
             Take::Pages(cap) => {
-                // One page within its deadline is fine; a thousand of them are not.
-                let reading = self.pages(endpoint, question, url, answer, cap);
-                let all = tokio::time::timeout(self.tuning.document, reading).await;
-                reply.body = Body::Documents(all.map_err(|_| ErrorKind::Timeout(self.tuning.document))??);
+                let list = question
+                    .list
+                    .ok_or_else(|| ErrorKind::Protocol("a list for nobody".into()))?;
+                self.pages(endpoint, question, list, url, answer, cap).await?;
             }
             Take::Stream => {
                 let response = answer.response;
@@ -209,40 +214,103 @@ impl Client {
         Ok(bytes)
     }
 
-    /// The first page is here, the others are asked for at the same endpoint (R-X2).
+    /// Reads every page's items into the sink. The first page is here, the others are asked for at the same endpoint
+    /// (R-X2).
     async fn pages(
         &self,
         endpoint: &Endpoint,
         question: &Question<'_>,
+        list: List<'_>,
         mut url: Url,
         first: Answer,
         cap: usize,
-    ) -> Result<Vec<Bytes>, ErrorKind> {
+    ) -> Result<(), ErrorKind> {
+        list.sink.restart();
+        // One page within its deadline is fine; a thousand of them are not.
+        let mut deadline = Instant::now() + self.tuning.document;
         let mut seen = HashSet::from([url.clone()]);
-        let mut documents = Vec::new();
         let mut left = cap;
         let mut answer = first;
         loop {
             let next = link::next(&endpoint.base, &url, answer.response.headers())
                 .map_err(|what| ErrorKind::Refused(what.into()))?;
-            let document = self.document(answer, left).await?;
-            left -= document.len();
-            documents.push(document);
-            let Some(next) = next else {
-                return Ok(documents);
-            };
+            left -= self.page(answer.response, list, left, &mut deadline).await?;
+            let Some(next) = next else { return Ok(()) };
             if !seen.insert(next.clone()) {
                 return Err(ErrorKind::Protocol("its pages lead in a circle".into()));
             }
-            if documents.len() >= MAX_PAGES {
+            if seen.len() > MAX_PAGES {
                 return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
             }
-            answer = self
-                .answer(endpoint, question, &next, Instant::now() + self.tuning.headers)
-                .await?;
+            let asking = self.answer(endpoint, question, &next, Instant::now() + self.tuning.headers);
+            answer = match tokio::time::timeout_at(deadline, asking).await {
+                Ok(answer) => answer?,
+                Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),
+            };
             url = next;
         }
     }
+
+    /// Reads one page's items into the sink as they come. Returns the bytes of its document. `deadline` moves by what
+    /// the sink waits for.
+    async fn page(
+        &self,
+        mut response: reqwest::Response,
+        list: List<'_>,
+        cap: usize,
+        deadline: &mut Instant,
+    ) -> Result<usize, ErrorKind> {
+        let too_long = |size: u64| ErrorKind::Protocol(format!("{size} bytes or more, where {cap} are allowed").into());
+        let declared = body::content_length(response.headers());
+        if let Some(size) = declared.filter(|size| *size > cap as u64) {
+            return Err(too_long(size));
+        }
+        let mut items = Items::new(list.field, list.items);
+        let mut came = 0;
+        loop {
+            let piece = body::piece(&mut response, self.read_timeout);
+            let piece = match tokio::time::timeout_at(*deadline, piece).await {
+                Ok(piece) => piece?,
+                Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),
+            };
+            let Some(mut piece) = piece else { break };
+            came += piece.len();
+            if came > cap {
+                return Err(too_long(came as u64));
+            }
+            while !piece.is_empty() {
+                let part = piece.split_to(piece.len().min(SCAN_BYTES));
+                let lines;
+                (items, lines) = scan(items, part).await?;
+                let begun = Instant::now();
+                list.sink.take(lines).await;
+                *deadline += begun.elapsed();
+            }
+        }
+        if let Some(size) = declared.filter(|size| *size != came as u64) {
+            return Err(ErrorKind::Cut(format!("{came} of {size} bytes came").into()));
+        }
+        metrics::counter!("larder_upstream_bytes_total", "upstream" => self.name.to_string()).increment(came as u64);
+        items.finish().map_err(|what| ErrorKind::Protocol(what.into()))?;
+        Ok(came)
+    }
+}
+
+/// Reads the items in `part`, off the async threads unless it is quick.
+async fn scan(mut items: Items, part: Bytes) -> Result<(Items, Vec<u8>), ErrorKind> {
+    let is_quick = part.len() <= QUICK_BYTES;
+    let read = move || {
+        let mut lines = Vec::with_capacity(part.len());
+        items.feed(&part, &mut lines).map(|()| (items, lines))
+    };
+    let read = match is_quick {
+        true => read(),
+        // It ends early only with the process.
+        false => tokio::task::spawn_blocking(read)
+            .await
+            .unwrap_or_else(|_| Err("a list whose reading was dropped".to_owned())),
+    };
+    read.map_err(|what| ErrorKind::Protocol(what.into()))
 }
 
 /// Failures after which the same request may succeed a moment later. Never a 429, never a verdict.

@@ -22,15 +22,17 @@ use super::cloud;
 use super::credentials::{self, Credentials, Logins, Sources};
 use super::endpoint::{Endpoint, Place, Settings};
 use super::error::{ErrorKind, UpstreamError};
+use super::items::{ItemKind, ListSink};
 use super::lease::Lease;
 use super::pacer::Pacer;
-use super::question::{Kind, Question, Take, blob, manifest};
+use super::question::{Kind, List, Question, Take, blob, manifest};
 use super::transport::Transport;
 use crate::config::{Config, Lender, Upstream};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
-use crate::oci::{Digest, HostPort, Reference, Repository, Tag, media_type};
+use crate::oci::{Digest, HostPort, Reference, Repository, media_type};
 
-const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
+/// Most bytes of a tag list, in all its pages.
+pub const MAX_TAGS_BYTES: usize = 16 * 1024 * 1024;
 const MAX_REFERRERS_BYTES: usize = 4 * 1024 * 1024;
 const MAX_REPOSITORIES: u64 = 10_000;
 
@@ -204,11 +206,11 @@ pub struct BlobHead {
     pub size: Option<u64>,
 }
 
-/// Descriptors as they came, pages merged.
-#[derive(Clone, Debug)]
+/// Outcome of asking an upstream for referrers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Referrers {
-    /// The answer of the referrers API: the `manifests` of every page.
-    Listed(Vec<serde_json::Value>),
+    /// The sink has the `manifests` of every page.
+    Listed,
     /// 404, 405, 400 or another Content-Type: the upstream has no such API (R-S21).
     Unsupported,
 }
@@ -310,6 +312,7 @@ impl Client {
                 as_stored: false,
                 take: Take::Head,
                 as_nobody: true,
+                list: None,
             },
         };
         question.as_nobody = true;
@@ -379,11 +382,11 @@ impl Client {
     ) -> Result<ManifestBody, UpstreamError> {
         let question = manifest(Method::GET, repository, reference, Take::Whole(MAX_MANIFEST_BYTES));
         let (reply, _) = self.ask(&question).await?;
-        let Body::Documents(mut documents) = reply.body else {
+        let Body::Document(bytes) = reply.body else {
             return Err(self.error(ErrorKind::Protocol("no document".into())));
         };
         Ok(ManifestBody {
-            bytes: documents.pop().unwrap_or_default(),
+            bytes,
             content_type: body::text(&reply.headers, &CONTENT_TYPE).map(str::to_owned),
             digest: reply.digest,
         })
@@ -472,8 +475,9 @@ impl Client {
         ))
     }
 
-    /// Every tag, pages followed. What is no tag by the specification's grammar is left out.
-    pub async fn tags(&self, repository: &Repository) -> Result<Vec<String>, UpstreamError> {
+    /// Every tag, pages followed, in the order in which they come. What is no tag by the specification's grammar is
+    /// left out.
+    pub async fn tags(&self, repository: &Repository, sink: &dyn ListSink) -> Result<(), UpstreamError> {
         let question = Question {
             kind: Kind::Tags,
             method: Method::GET,
@@ -485,19 +489,22 @@ impl Client {
             as_stored: false,
             take: Take::Pages(MAX_TAGS_BYTES),
             as_nobody: false,
+            list: Some(List {
+                field: "tags",
+                items: ItemKind::Tags,
+                sink,
+            }),
         };
-        let mut tags = Vec::new();
-        for item in self.list(&question, "tags").await? {
-            if let serde_json::Value::String(text) = item
-                && text.parse::<Tag>().is_ok()
-            {
-                tags.push(text);
-            }
-        }
-        Ok(tags)
+        self.ask(&question).await.map(|_| ())
     }
 
-    pub async fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Referrers, UpstreamError> {
+    /// The descriptors that refer to a subject, pages followed, as they come.
+    pub async fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        sink: &dyn ListSink,
+    ) -> Result<Referrers, UpstreamError> {
         let question = Question {
             kind: Kind::Referrers,
             method: Method::GET,
@@ -509,9 +516,14 @@ impl Client {
             as_stored: false,
             take: Take::Pages(MAX_REFERRERS_BYTES),
             as_nobody: false,
+            list: Some(List {
+                field: "manifests",
+                items: ItemKind::Documents,
+                sink,
+            }),
         };
-        match self.list(&question, "manifests").await {
-            Ok(items) => Ok(Referrers::Listed(items)),
+        match self.ask(&question).await {
+            Ok(_) => Ok(Referrers::Listed),
             Err(error) => match error.kind {
                 ErrorKind::NotFound { .. }
                 | ErrorKind::Status {
@@ -521,25 +533,6 @@ impl Client {
                 _ => Err(error),
             },
         }
-    }
-
-    /// The array `field` of every page, in one.
-    async fn list(&self, question: &Question<'_>, field: &str) -> Result<Vec<serde_json::Value>, UpstreamError> {
-        let (reply, _) = self.ask(question).await?;
-        let Body::Documents(documents) = reply.body else {
-            return Ok(Vec::new());
-        };
-        let mut all = Vec::new();
-        for document in documents {
-            let json: Result<serde_json::Value, _> = serde_json::from_slice(&document);
-            match json.ok().as_mut().and_then(|json| json.as_object_mut()?.remove(field)) {
-                Some(serde_json::Value::Array(items)) => all.extend(items),
-                // Some registries write null where nothing is left.
-                Some(serde_json::Value::Null) => {}
-                _ => return Err(self.error(ErrorKind::Protocol(format!("a list without `{field}`").into()))),
-            }
-        }
-        Ok(all)
     }
 
     pub(super) fn error(&self, kind: ErrorKind) -> UpstreamError {

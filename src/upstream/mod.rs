@@ -10,7 +10,7 @@
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
 //! `credentials` finds whose they are (`auth_file` reads one login file, `helper` runs the program that one names, `cloud`
 //! gets a registry's short-lived tokens, and `lease` keeps what those two give out), `redirect` decides where a Location may lead,
-//! `link` where the next page is, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
+//! `link` where the next page is, `items` reads what a page lists as it comes, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
 //! upstream that said 429, `rate_limit` reads what is left before it does and
 //! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
 //! `greet` asks at the door, for a checkup; `courier` brings webhooks what they are told.
@@ -33,6 +33,7 @@ pub mod error;
 mod greet;
 mod guard;
 mod helper;
+mod items;
 mod lease;
 mod link;
 mod pacer;
@@ -49,7 +50,10 @@ mod walk;
 mod tests;
 
 pub use budget::Budget;
-pub use client::{BlobHead, BlobStream, Client, Clients, Form, ManifestBody, ManifestHead, Probe, Referrers, Tuning};
+pub use client::{
+    BlobHead, BlobStream, Client, Clients, Form, MAX_TAGS_BYTES, ManifestBody, ManifestHead, Probe, Referrers, Tuning,
+};
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
 pub use greet::Greeting;
+pub use items::{ItemKind, Items, ListSink};

@@ -6,6 +6,7 @@ use reqwest::{Method, StatusCode};
 use super::blob::Span;
 use super::body;
 use super::error::ErrorKind;
+use super::items::{ItemKind, ListSink};
 use crate::oci::{Digest, Reference, Repository, media_type};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,17 @@ pub(super) struct Question<'a> {
     pub(super) take: Take,
     /// Without credentials, whatever there are.
     pub(super) as_nobody: bool,
+    /// Set for a list: which of its items are wanted, and who takes them.
+    pub(super) list: Option<List<'a>>,
+}
+
+/// The items of a list, and where they go.
+#[derive(Clone, Copy)]
+pub(super) struct List<'a> {
+    /// The array in each page's document.
+    pub(super) field: &'static str,
+    pub(super) items: ItemKind,
+    pub(super) sink: &'a dyn ListSink,
 }
 
 /// What of the answer is wanted.
@@ -98,6 +110,7 @@ pub(super) fn manifest<'a>(
         as_stored: false,
         take,
         as_nobody: false,
+        list: None,
     }
 }
 
@@ -113,5 +126,6 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         as_stored: false,
         take,
         as_nobody: false,
+        list: None,
     }
 }

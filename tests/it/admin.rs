@@ -272,7 +272,10 @@ async fn du_is_what_the_disk_says() {
             "{du:#}"
         );
         assert_eq!(of("staged_bytes"), disk(&larder.cache().join("staging")));
-        assert_eq!(of("used_bytes"), blobs + of("staged_bytes") + of("index_bytes"));
+        assert_eq!(
+            of("used_bytes"),
+            blobs + of("staged_bytes") + of("index_bytes") + of("list_bytes")
+        );
         assert_eq!(of("evictable_bytes") + of("pinned_bytes"), blobs);
         du
     };

@@ -133,6 +133,26 @@ impl Made {
     }
 }
 
+/// A manifest that names more than is allowed ends it, as one that is none does.
+#[test]
+fn a_manifest_that_names_too_much() {
+    let (made, (folder, store)) = (made(), store());
+    let bundle = made.whole();
+    let take = |most| {
+        let options = Options {
+            unsigned: true,
+            manifest_descriptors: Some(most),
+            ..Options::default()
+        };
+        import(&store, &mut &bundle[..], &options, &mut |_| {})
+    };
+    let error = take(1).unwrap_err().to_string();
+    let want = "it has 2 descriptors, more than the 1 that limits.manifest_descriptors allows";
+    assert!(error.contains(want), "{error}");
+    assert_eq!(kept(&folder), 0);
+    assert_eq!(take(2).unwrap().count(Outcome::New), 1);
+}
+
 #[test]
 fn harm_is_refused_and_nothing_kept() {
     let made = made();

@@ -28,6 +28,7 @@ mod doctor;
 mod far;
 mod flights;
 mod laws;
+mod lists;
 mod live;
 mod logins;
 mod manifests;

@@ -29,7 +29,7 @@ async fn look(larder: &Larder, id: &Value) -> Value {
 }
 
 /// Begins a job and waits for its end.
-async fn run(larder: &Larder, order: Value) -> Value {
+pub(super) async fn run(larder: &Larder, order: Value) -> Value {
     let begun = post(larder, order).await.expect(202).json();
     ended(larder, &begun["id"]).await
 }

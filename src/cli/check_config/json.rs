@@ -51,6 +51,7 @@ pub fn meaning(config: &Config) -> String {
             "headers": config.limits.headers,
             "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
             "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
+            "manifest_descriptors": config.limits.manifest_descriptors,
         },
         "audit": config.audit.as_ref().map(|audit| json!({
             "file": audit.file,

@@ -265,6 +265,7 @@ fn limits(config: &Config) -> Vec<String> {
                 in_words(limits.header_timeout)
             ),
         ),
+        row("manifests", format!("{} descriptors each", limits.manifest_descriptors)),
         row("log", format!("{} as {format}", config.log.level)),
         row(
             "audit log",

@@ -7,6 +7,7 @@
 mod blobs;
 mod door;
 mod hot;
+mod listed;
 mod manifests;
 mod referrers;
 mod route;
@@ -262,7 +263,8 @@ impl Registry {
                 Route::Catalog => match door.first_look(&visitor, &parts.headers, "") {
                     Ok(()) => {
                         let may_pull = |target: &Target| door.may_see(&visitor, &pull, target);
-                        tags::catalog(&pull, door.view(), &query, may_pull).unwrap_or_else(respond)
+                        let found = tags::catalog(&pull, door.view(), &query, may_pull).await;
+                        found.unwrap_or_else(respond)
                     }
                     Err(error) => respond(error),
                 },

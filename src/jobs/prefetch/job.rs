@@ -17,9 +17,9 @@ use super::plan::{Plan, Planner};
 use super::progress::{Image, ImageState, Phase, Progress};
 use super::used::{self, Chosen};
 use super::{Patience, Request};
-use crate::config::wanted::{Platforms, Wanted, Which};
+use crate::config::wanted::{Choice, Platforms, Wanted, Which};
 use crate::oci::{Digest, Reference};
-use crate::pull::{Brought, Pull, PullError, Target};
+use crate::pull::{Brought, Listing, Pull, PullError, Target};
 use crate::store::unix_ms;
 
 /// Images that are looked at, or waited for, at the same time.
@@ -327,19 +327,15 @@ impl Job {
                 return Vec::new();
             }
         };
-        let all: Vec<&str> = listing
-            .items
-            .items
-            .iter()
-            .filter_map(serde_json::Value::as_str)
-            .collect();
-        let tags = choice.of(all.iter().copied());
-        let references: Vec<Reference> = tags
-            .iter()
-            .filter_map(|tag| Some(Reference::Tag(tag.parse().ok()?)))
-            .collect();
+        let (all, references) = match pick(&listing, choice.clone()).await {
+            Ok(picked) => picked,
+            Err(error) => {
+                self.fail(row, error.to_string());
+                return Vec::new();
+            }
+        };
         match references.len() {
-            0 => self.fail(row, format!("none of its {} tags fits", all.len())),
+            0 => self.fail(row, format!("none of its {all} tags fits")),
             n if n > MOST_TAGS => {
                 self.fail(
                     row,
@@ -349,7 +345,7 @@ impl Job {
             }
             n => self.note_image(row, |image| {
                 image.state = ImageState::Listed;
-                image.notes.push(format!("gives {n} of {} tags", all.len()));
+                image.notes.push(format!("gives {n} of {all} tags"));
             }),
         }
         references
@@ -496,4 +492,17 @@ fn span(time: Duration) -> String {
         seconds @ 60..3600 => format!("{} min", seconds / 60),
         seconds => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
+}
+
+/// How many tags a list has, and those of them that are wanted, off the async threads: there may be a million.
+async fn pick(listing: &Listing, choice: Choice) -> Result<(usize, Vec<Reference>), PullError> {
+    let text = listing.text().await?;
+    let picking = tokio::task::spawn_blocking(move || {
+        let tags = choice.of(text.lines());
+        let references = tags.iter().filter_map(|tag| Some(Reference::Tag(tag.parse().ok()?)));
+        (text.lines().count(), references.collect())
+    });
+    picking
+        .await
+        .map_err(|_| PullError::Internal("a choice of tags was dropped"))
 }

@@ -190,14 +190,14 @@ impl Planner<'_> {
                     plan.problems
                         .push(format!("what refers to {subject} could not be confirmed ({reason})"));
                 }
-                let digest = |item: &serde_json::Value| item.get("digest")?.as_str()?.parse().ok();
-                listing
-                    .items
-                    .items
-                    .iter()
-                    .filter_map(digest)
-                    .map(Reference::Digest)
-                    .collect()
+                match listing.text().await {
+                    Ok(text) => text.lines().filter_map(digest_of).map(Reference::Digest).collect(),
+                    Err(error) => {
+                        plan.problems
+                            .push(format!("what refers to {subject} could not be read: {error}"));
+                        Vec::new()
+                    }
+                }
             }
             Err(Stop::Failed(why)) => {
                 plan.problems
@@ -243,4 +243,10 @@ impl Planner<'_> {
             Err(stop) => Err(stop),
         }
     }
+}
+
+/// The digest of a descriptor, as JSON.
+fn digest_of(descriptor: &str) -> Option<Digest> {
+    let descriptor: serde_json::Value = serde_json::from_str(descriptor).ok()?;
+    descriptor.get("digest")?.as_str()?.parse().ok()
 }

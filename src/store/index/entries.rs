@@ -11,6 +11,9 @@ use super::digest_map::DigestState;
 use super::id_set::IdSet;
 use crate::oci::Digest;
 
+/// From so many bytes of names on, a manifest's share of the memory is counted: some 500 descriptors.
+const WIDE_BYTES: u64 = 16 * 1024;
+
 /// What a held digest is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Kind {
@@ -22,12 +25,63 @@ pub(in crate::store) enum Kind {
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::store) struct Document {
     pub(in crate::store) media_type: Arc<str>,
-    pub(in crate::store) children: Box<[Digest]>,
+    pub(in crate::store) children: Children,
 }
 
+/// Digests as their keys, one behind the other: 33 bytes for nearly all, where a [`Digest`] takes 65. An index may name
+/// ten thousand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::store) struct Children(Box<[u8]>);
+
+impl Children {
+    pub(in crate::store) fn new(digests: &[Digest]) -> Children {
+        let mut keys = Vec::with_capacity(digests.len() * 33);
+        for digest in digests {
+            digest.write_key(&mut keys);
+        }
+        Children(keys.into())
+    }
+
+    /// From keys; `None` for bytes that are none.
+    pub(in crate::store) fn from_keys(keys: &[u8]) -> Option<Children> {
+        let mut rest = keys;
+        while !rest.is_empty() {
+            (_, rest) = Digest::split_key(rest)?;
+        }
+        Some(Children(keys.into()))
+    }
+
+    pub(in crate::store) fn keys(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(in crate::store) fn iter(&self) -> impl Iterator<Item = Digest> + use<'_> {
+        let mut rest = &*self.0;
+        std::iter::from_fn(move || {
+            let (digest, behind) = Digest::split_key(rest)?;
+            rest = behind;
+            Some(digest)
+        })
+    }
+
+    pub(in crate::store) fn to_vec(&self) -> Vec<Digest> {
+        self.iter().collect()
+    }
+
+    pub(in crate::store) fn contains(&self, digest: &Digest) -> bool {
+        self.iter().any(|child| child == *digest)
+    }
+}
+
+/// The children of a blob.
+static NO_CHILDREN: std::sync::LazyLock<Children> = std::sync::LazyLock::new(Children::default);
+
 impl Kind {
-    pub(in crate::store) fn manifest(media_type: Arc<str>, children: impl Into<Box<[Digest]>>) -> Kind {
-        let children = children.into();
+    pub(in crate::store) fn manifest(media_type: Arc<str>, children: impl AsRef<[Digest]>) -> Kind {
+        Kind::with_children(media_type, Children::new(children.as_ref()))
+    }
+
+    pub(in crate::store) fn with_children(media_type: Arc<str>, children: Children) -> Kind {
         Kind::Manifest(Arc::new(Document { media_type, children }))
     }
 
@@ -42,8 +96,14 @@ impl Kind {
         self.document().map(|document| &document.media_type)
     }
 
-    pub(in crate::store) fn children(&self) -> &[Digest] {
-        self.document().map_or(&[], |document| &document.children)
+    pub(in crate::store) fn children(&self) -> &Children {
+        self.document().map_or(&NO_CHILDREN, |document| &document.children)
+    }
+
+    /// Bytes that what it names takes in memory, if that is much.
+    pub(super) fn wide_bytes(&self) -> u64 {
+        let bytes = self.children().keys().len() as u64;
+        if bytes > WIDE_BYTES { bytes } else { 0 }
     }
 }
 

@@ -31,7 +31,7 @@ use staging::Staged;
 
 use crate::oci::Digest;
 
-pub(super) use entries::{Entry, Kind};
+pub(super) use entries::{Children, Entry, Kind};
 pub(super) use staging::Staging;
 
 const BLOCK_BYTES: u64 = 4096;
@@ -61,6 +61,8 @@ pub(super) enum Victim {
 pub(super) enum Scope {
     All,
     Shelf(usize),
+    /// The memory's: manifests that name very much.
+    Wide,
 }
 
 #[derive(Default)]
@@ -80,6 +82,9 @@ pub(super) struct Index {
     /// Small things on their way in.
     small_bytes: u64,
     held_bytes: u64,
+    /// Memory that the names in manifests with very many of them take, and those that may go, by tick, oldest first.
+    wide_bytes: u64,
+    wide: BTreeMap<u64, Slot>,
     pins: BTreeMap<Arc<str>, Pin>,
     /// What each pin's number points at.
     pin_roots: HashMap<u32, Digest>,
@@ -127,6 +132,11 @@ impl Index {
             .saturating_add(self.small_bytes)
     }
 
+    /// Bytes of memory that the names in manifests with very many of them take.
+    pub(super) fn wide_bytes(&self) -> u64 {
+        self.wide_bytes
+    }
+
     /// Admits a blob at the young end, or tells it anew. It stays on the shelf that had it first.
     pub(super) fn insert(&mut self, digest: Digest, size: u64, used_ms: u64, kind: Kind, shelf: usize) {
         let tick = self.tick();
@@ -169,8 +179,8 @@ impl Index {
             return false;
         };
         let document = self.entries.at(slot).and_then(|entry| entry.kind.document().cloned());
-        for child in document.iter().flat_map(|document| &document.children) {
-            if let Some(child) = self.entries.find(child) {
+        for child in document.iter().flat_map(|document| document.children.iter()) {
+            if let Some(child) = self.entries.find(&child) {
                 self.renew(child);
             }
         }
@@ -227,6 +237,12 @@ impl Index {
     /// The next thing to delete, unless that takes more than `most` bytes on disk. Already taken out of the index when
     /// this returns, with the repositories that it was linked to.
     pub(super) fn evict(&mut self, scope: Scope, most: u64) -> Option<(Victim, Vec<Arc<str>>)> {
+        if scope == Scope::Wide {
+            let slot = *self.wide.first_key_value()?.1;
+            let entry = self.entries.at(slot).filter(|entry| on_disk(entry.size) <= most)?;
+            let digest = entry.digest;
+            return Some((Victim::Blob(digest), self.remove(&digest)));
+        }
         let in_scope = |shelf: usize| scope == Scope::All || scope == Scope::Shelf(shelf);
         if let Some(digest) = self.idle_staged(in_scope) {
             if self.staged(&digest).0 > most {
@@ -273,6 +289,12 @@ impl Index {
             }
         };
         change(&mut self.held_bytes);
+        let wide = entry.kind.wide_bytes();
+        self.wide_bytes = if add {
+            self.wide_bytes + wide
+        } else {
+            self.wide_bytes.saturating_sub(wide)
+        };
         if let Some(shelf) = self.shelves.get_mut(entry.shelf as usize) {
             change(&mut shelf.held_bytes);
             if entry.kind != Kind::Blob {
@@ -301,6 +323,9 @@ impl Index {
         {
             shelf.loose_bytes = shelf.loose_bytes.saturating_add(on_disk(entry.size));
         }
+        if entry.kind.wide_bytes() > 0 {
+            self.wide.insert(entry.tick, slot);
+        }
     }
 
     fn delist(&mut self, slot: Slot) {
@@ -310,6 +335,7 @@ impl Index {
         {
             shelf.loose_bytes = shelf.loose_bytes.saturating_sub(on_disk(entry.size));
         }
+        self.wide.remove(&entry.tick);
     }
 
     fn tick(&mut self) -> u64 {
@@ -362,6 +388,9 @@ impl Load<'_> {
                 continue;
             };
             entry.tick = index.next_tick;
+            if entry.kind.wide_bytes() > 0 {
+                index.wide.insert(entry.tick, slot);
+            }
             let shelf = entry.shelf as usize;
             if let (Some([blobs, manifests]), Some(shelf)) = (lists.get_mut(shelf), index.shelves.get_mut(shelf)) {
                 let list = if entry.kind == Kind::Blob { blobs } else { manifests };

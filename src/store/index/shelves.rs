@@ -109,6 +109,7 @@ impl Index {
         };
         match scope {
             Scope::All => sum(self.shelves.iter().map(|s| s.loose_bytes)).saturating_add(self.idle_bytes),
+            Scope::Wide => 0,
             Scope::Shelf(id) => self
                 .shelves
                 .get(id)

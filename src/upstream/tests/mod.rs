@@ -104,6 +104,7 @@ fn config(upstream: Upstream) -> Config {
             headers: 1,
             header_timeout: Duration::ZERO,
             idle_timeout: Duration::ZERO,
+            manifest_descriptors: 1,
         },
         audit: None,
         bundle: crate::config::Bundle::default(),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::upstream::credentials::Sources;
 use crate::upstream::transport::{Named, Outgoing, Transport};
-use crate::upstream::{Referrers, endpoint};
+use crate::upstream::{ListSink, Referrers, endpoint};
 
 async fn blob(client: &Client, offset: u64) -> Result<BlobStream, UpstreamError> {
     client.get_blob(&repository("a/b"), &digest(), offset).await
@@ -173,8 +173,8 @@ fn futures_are_send() {
     check(|c| async { c.head_manifest(name(), &tag("x")).await });
     check(|c| async { c.get_manifest(name(), &tag("x")).await });
     check(|c| async { c.get_blob(name(), &digest(), 0).await?.next().await });
-    check(|c| async { c.tags(name()).await });
-    check(|c| async { c.referrers(name(), &digest()).await });
+    check(|c| async { c.tags(name(), &Gather::default()).await });
+    check(|c| async { c.referrers(name(), &digest(), &Gather::default()).await });
 }
 
 /// R-U25.
@@ -314,6 +314,77 @@ async fn statuses() {
     assert_eq!(get(&client(offline)).await.unwrap_err().as_str(), "offline");
 }
 
+/// The lines of a list, in memory.
+#[derive(Default)]
+struct Gather(std::sync::Mutex<Vec<u8>>);
+
+impl Gather {
+    fn lines(&self) -> Vec<String> {
+        let text = String::from_utf8(self.0.lock().unwrap().clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+}
+
+impl ListSink for Gather {
+    fn restart(&self) {
+        self.0.lock().unwrap().clear();
+    }
+
+    fn take(&self, lines: Vec<u8>) -> futures_util::future::BoxFuture<'_, ()> {
+        self.0.lock().unwrap().extend(lines);
+        Box::pin(std::future::ready(()))
+    }
+}
+
+/// A list that breaks off is asked for again, and nothing of the first attempt is left.
+#[tokio::test]
+async fn a_list_that_breaks_off_is_asked_for_again() {
+    let second_pages = AtomicUsize::new(0);
+    let server = Server::start(move |_, seen| match seen.param("last") {
+        None => say(200, r#"{"tags":["a"]}"#).with("link", "<list?last=a>; rel=next"),
+        Some(_) if second_pages.fetch_add(1, Ordering::SeqCst) == 0 => say(503, ""),
+        Some(_) => say(200, r#"{"tags":["b"]}"#),
+    })
+    .await;
+    let gather = Gather::default();
+    client(upstream(&server.url()))
+        .tags(&repository("r"), &gather)
+        .await
+        .unwrap();
+    assert_eq!(gather.lines(), ["a", "b"]);
+    assert_eq!(server.seen().len(), 4);
+}
+
+/// The time that the sink waits is not the upstream's: it is longer here than the upstream may take.
+#[tokio::test]
+async fn a_sink_that_waits_costs_the_upstream_nothing() {
+    struct Slow(Gather);
+    impl ListSink for Slow {
+        fn restart(&self) {
+            self.0.restart();
+        }
+        fn take(&self, lines: Vec<u8>) -> futures_util::future::BoxFuture<'_, ()> {
+            Box::pin(async move {
+                tokio::time::sleep(Duration::from_secs(4)).await;
+                self.0.take(lines).await;
+            })
+        }
+    }
+    let server = Server::start(|_, seen| match seen.param("last") {
+        None => say(200, r#"{"tags":["a"]}"#).with("link", "<list?last=a>; rel=next"),
+        _ => say(200, r#"{"tags":["b"]}"#),
+    })
+    .await;
+    let slow = Slow(Gather::default());
+    let tuning = Tuning {
+        document: Duration::from_secs(3),
+        ..tuning()
+    };
+    let client = build(upstream(&server.url()), &Sources::default(), tuning);
+    client.tags(&repository("r"), &slow).await.unwrap();
+    assert_eq!(slow.0.lines(), ["a", "b"]);
+}
+
 /// R-X2.
 #[tokio::test]
 async fn tag_pages() {
@@ -333,7 +404,9 @@ async fn tag_pages() {
     })
     .await;
     let client = client(upstream(&server.url()));
-    assert_eq!(client.tags(&repository("ok")).await.unwrap(), ["a", "b", "c"]);
+    let gather = Gather::default();
+    client.tags(&repository("ok"), &gather).await.unwrap();
+    assert_eq!(gather.lines(), ["a", "b", "c"]);
     assert_eq!(server.seen()[0].param("n").as_deref(), Some("1000"));
     for (name, want) in [
         ("off", "refused"),
@@ -343,7 +416,11 @@ async fn tag_pages() {
         ("none", "not-found"),
     ] {
         assert_eq!(
-            client.tags(&repository(name)).await.unwrap_err().as_str(),
+            client
+                .tags(&repository(name), &Gather::default())
+                .await
+                .unwrap_err()
+                .as_str(),
             want,
             "{name}"
         );
@@ -366,11 +443,10 @@ async fn referrers() {
     })
     .await;
     let client = client(upstream(&server.url()));
-    let ask = async |name: &str| client.referrers(&repository(name), &digest()).await;
-    match ask("listed").await.unwrap() {
-        Referrers::Listed(items) => assert_eq!(items.len(), 2),
-        Referrers::Unsupported => panic!("there is a list"),
-    }
+    let gather = Gather::default();
+    let ask = async |name: &str| client.referrers(&repository(name), &digest(), &gather).await;
+    assert_eq!(ask("listed").await.unwrap(), Referrers::Listed);
+    assert_eq!(gather.lines(), [r#"{"digest":"x"}"#, r#"{"digest":"y"}"#]);
     for name in ["front", "old", "picky"] {
         assert!(matches!(ask(name).await, Ok(Referrers::Unsupported)), "{name}");
     }

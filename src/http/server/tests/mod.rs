@@ -50,6 +50,7 @@ fn roomy() -> Limits {
         headers: 100,
         header_timeout: HANG,
         idle_timeout: HANG,
+        manifest_descriptors: 1,
     }
 }
 
