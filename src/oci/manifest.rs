@@ -379,7 +379,7 @@ mod tests {
     /// Every descriptor counts, also one that nobody can ask for.
     #[test]
     fn refuses_more_descriptors_than_allowed() {
-        let layers = vec![format!(r#"{{"digest":"{D}"}}"#), "{}".to_owned()].join(",");
+        let layers = [format!(r#"{{"digest":"{D}"}}"#), "{}".to_owned()].join(",");
         let text = format!(r#"{{"config":{{"digest":"{D}"}},"layers":[{layers}],"subject":{{"digest":"{D}"}}}}"#);
         let within = |most| Manifest::parse_within(text.as_bytes(), None, most);
         assert_eq!(within(3).unwrap().descriptors.len(), 2);

@@ -85,7 +85,7 @@ fn lists_are_put_in_order() {
                 .file_name()
                 .is_some_and(|name| name.to_string_lossy().starts_with("list."));
             let error = std::io::Error::from_raw_os_error(28);
-            (op == DiskOp::Write && is_list && on.load(Ordering::SeqCst)).then(|| Fault::Short(7, error))
+            (op == DiskOp::Write && is_list && on.load(Ordering::SeqCst)).then_some(Fault::Short(7, error))
         })
     };
     let store = Store::open_with(&config(folder.path(), 100 * MIB), Some(faults)).unwrap();
