@@ -133,6 +133,65 @@ impl Made {
     }
 }
 
+/// Another image under the same tag, with this date.
+fn dated(checked_ms: Option<u64>, content: &str) -> Made {
+    let mut other = made();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::sha256(&other.layer), "size": other.layer.len()},
+        "layers": [],
+        "annotations": {"content": content},
+    });
+    other.manifest = manifest.to_string().into_bytes();
+    let (digest, size) = (Digest::sha256(&other.manifest), other.manifest.len() as u64);
+    let image = &mut other.catalog.images[0];
+    (image.digest, image.size, image.checked_ms) = (digest, size, checked_ms);
+    (other.catalog.blobs[1].digest, other.catalog.blobs[1].size) = (digest, size);
+    other
+}
+
+/// A bundle that claims to be of another century holds no later one back.
+#[test]
+fn dates_from_the_future_hold_nothing_back() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+    let outcome = |store: &Store, made: &Made| take(store, &made.whole()).unwrap().images[0].outcome;
+    let here = |store: &Store| store.tag("docker.io/library/a", "1").unwrap();
+    for ahead in [YEAR_MS, 80 * YEAR_MS, u64::MAX / 2] {
+        let (_folder, store) = store();
+        let before = larder::store::unix_ms();
+        let far = dated(Some(before + ahead), "far");
+        assert_eq!(outcome(&store, &far), Outcome::New);
+        let taken = here(&store);
+        assert!(
+            (before..=larder::store::unix_ms()).contains(&taken.checked_ms),
+            "{}",
+            taken.checked_ms
+        );
+        // The next one is of today, and newer.
+        let next = dated(Some(larder::store::unix_ms()), "next");
+        assert_eq!(outcome(&store, &next), Outcome::Moved);
+        assert_eq!(here(&store).digest, Digest::sha256(&next.manifest));
+        // What is older is older as before.
+        assert_eq!(outcome(&store, &dated(Some(before - YEAR_MS), "old")), Outcome::Older);
+        // A record of an earlier release is dated as the bundle was. It heals with whatever comes.
+        let record = larder::store::TagRecord {
+            checked_ms: before + ahead,
+            ..(*here(&store)).clone()
+        };
+        store.put_tag_durably("docker.io/library/a", "1", record.clone());
+        let same = outcome(&store, &next);
+        assert_eq!(
+            (same, here(&store).checked_ms <= larder::store::unix_ms()),
+            (Outcome::Unchanged, true)
+        );
+        store.put_tag_durably("docker.io/library/a", "1", record);
+        let signed = dated(Some(larder::store::unix_ms()), "signed");
+        assert_eq!(outcome(&store, &signed), Outcome::Moved);
+        assert!(here(&store).checked_ms <= larder::store::unix_ms());
+    }
+}
+
 #[test]
 fn harm_is_refused_and_nothing_kept() {
     let made = made();
