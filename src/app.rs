@@ -36,7 +36,7 @@ pub use rest::AtRest;
 
 use crate::acme::Keeper;
 use crate::admin::views::ApiView;
-use crate::admin::{Admin, Limits, LogControl, Meter, Traffic};
+use crate::admin::{Admin, ImportPatience, Limits, LogControl, Meter, Traffic};
 use crate::auth::{Gate, GateError};
 use crate::config::{Config, ConfigError, Listen, MAIN_LISTENER};
 use crate::http::ops::{self, Readiness, ReadinessCheck};
@@ -200,12 +200,16 @@ async fn launch(
     tokio::task::spawn_blocking(move || setting.set(&wanted))
         .await
         .map_err(|_| StartError::Task)??;
+    let patience = ImportPatience {
+        silence: timing.import_silence,
+        ..ImportPatience::default()
+    };
     let pull = Pull::new(&config, store, clients, timing, transfers.clone(), cut.clone())
         .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
 
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
-    let (patience, schedules) = (Patience::default(), &config.prefetch);
-    let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), patience, schedules);
+    let (tries, schedules) = (Patience::default(), &config.prefetch);
+    let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), tries, schedules);
     let desk = Admin::new(
         pull.clone(),
         verifier.clone(),
@@ -214,6 +218,7 @@ async fn launch(
         meter(&handle),
     )
     .with_log(log_control())
+    .with_import_patience(patience)
     .with_webhooks(hooks.clone());
     let requests = Requests::default();
     let tokens = ApiTokens::default();

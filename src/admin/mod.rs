@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use bundle::{BundleOrder, ImportOrder, PlanView, Planned};
+pub use bundle::{BundleOrder, ImportOrder, ImportPatience, PlanView, Planned};
 pub use error::AdminError;
 
 use arc_swap::ArcSwap;
@@ -87,6 +87,7 @@ pub struct Admin {
     hooks: Option<Webhooks>,
     reload: Option<Reload>,
     api: Option<ApiShown>,
+    patience: ImportPatience,
 }
 
 struct Inner {
@@ -122,6 +123,7 @@ impl Admin {
             hooks: None,
             reload: None,
             api: None,
+            patience: ImportPatience::default(),
         }
     }
 

@@ -192,6 +192,50 @@ fn dates_from_the_future_hold_nothing_back() {
     }
 }
 
+/// A sender that sends nothing more loses its turn; what it had sent whole is kept, and another one's import runs.
+#[tokio::test]
+async fn a_silent_sender_keeps_nobody_waiting() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let upstream = crate::support::upstream::Upstream::start().await;
+    let timing = larder::pull::Timing {
+        import_silence: std::time::Duration::from_millis(300),
+        ..crate::support::larder::quick()
+    };
+    let larder = crate::support::larder::Larder::start_timed(&upstream, timing, |_| {}).await;
+    let whole = made().whole();
+    // The catalogue and the first blob, and then nothing.
+    let sent = made().head().len() + made().layer().len() + 10;
+    let path = "/api/v1/bundle/import?unsigned=true";
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        crate::support::admin_token(larder.admin().port()).unwrap(),
+        whole.len()
+    );
+    let mut silent = tokio::net::TcpStream::connect(larder.admin()).await.unwrap();
+    silent.write_all(head.as_bytes()).await.unwrap();
+    silent.write_all(&whole[..sent]).await.unwrap();
+    let mut answer = Vec::new();
+    crate::support::within("an end of its turn", silent.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(
+        answer.contains("too-slow") && answer.contains("nothing came for"),
+        "{answer}"
+    );
+    assert!(larder.store().tag("docker.io/library/a", "1").is_none());
+    // Another sender's turn; the blob that came whole is not written again.
+    let next = crate::support::client::Ask::new("POST", path)
+        .header("Content-Type", "application/x-tar")
+        .body(whole);
+    let report = next.send(larder.admin()).await.expect(200).json();
+    assert_eq!(
+        (&report["images"][0]["outcome"], &report["held_blobs"]),
+        (&json!("new"), &json!(1))
+    );
+}
+
 #[test]
 fn harm_is_refused_and_nothing_kept() {
     let made = made();

@@ -118,6 +118,7 @@ fn of_bundle(word: &str) -> StatusCode {
         "signature" => StatusCode::FORBIDDEN,
         "nothing" => StatusCode::NOT_FOUND,
         "incomplete" | "gone" => StatusCode::CONFLICT,
+        "too-slow" => StatusCode::REQUEST_TIMEOUT,
         "no-room" => StatusCode::INSUFFICIENT_STORAGE,
         "store" | "io" | "damaged" => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,
