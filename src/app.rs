@@ -1,9 +1,11 @@
 //! The composition root: builds everything once, runs it, stops it.
 //!
 //! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
-//! `listeners` is where it can be reached, `acme` has its certificate kept; `checkup` looks at everything that can be wrong.
+//! `listeners` is where it can be reached, `api_token` is what its admin API takes for proof and `admin_address` the way there; `acme` has its certificate kept; `checkup` looks at everything that can be wrong.
 
 mod acme;
+pub mod admin_address;
+mod api_token;
 mod changes;
 pub mod checkup;
 mod explain;
@@ -19,7 +21,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -34,10 +35,10 @@ pub use reload::{ReloadError, ReloadRequest, Reloaded};
 pub use rest::AtRest;
 
 use crate::acme::Keeper;
-use crate::admin::{Admin, Limits, LogControl, Meter, Traffic};
+use crate::admin::views::ApiView;
+use crate::admin::{Admin, ImportPatience, Limits, LogControl, Meter, Traffic};
 use crate::auth::{Gate, GateError};
 use crate::config::{Config, ConfigError, Listen, MAIN_LISTENER};
-use crate::http::access::Token;
 use crate::http::ops::{self, Readiness, ReadinessCheck};
 use crate::http::server::LiveLimits;
 use crate::http::{admin as api, v2};
@@ -53,6 +54,7 @@ use crate::telemetry::metrics::{self, InstallError};
 use crate::telemetry::trace::Exporter;
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
+use api_token::ApiTokens;
 use listeners::{Holding, Listeners, addresses};
 use reload::{Holds, Refused, Reloader, Requests};
 
@@ -100,7 +102,10 @@ impl StartError {
 pub struct Running {
     /// Where the registry listened at the start; port 0 has become a real one. [`Running::open`] knows what is now.
     pub registry: Vec<SocketAddr>,
+    /// The addresses among those of [`Running::operators`].
     pub admin: Vec<SocketAddr>,
+    /// Where operators connected at the start.
+    pub operators: Open,
     /// Whether the registry speaks TLS.
     pub tls: bool,
     /// The further listeners of the registry.
@@ -117,7 +122,7 @@ pub struct Running {
     background: Vec<JoinHandle<()>>,
 }
 
-/// A listener of the registry.
+/// A listener of the registry, or that of operators.
 #[derive(Clone, Debug)]
 pub struct Open {
     pub name: String,
@@ -195,12 +200,16 @@ async fn launch(
     tokio::task::spawn_blocking(move || setting.set(&wanted))
         .await
         .map_err(|_| StartError::Task)??;
+    let patience = ImportPatience {
+        silence: timing.import_silence,
+        ..ImportPatience::default()
+    };
     let pull = Pull::new(&config, store, clients, timing, transfers.clone(), cut.clone())
         .ok_or_else(|| StartError::DefaultUpstream(config.cache.default_upstream.clone()))?;
 
     let verifier = Verifier::new(pull.clone(), transfers.clone(), cut.clone());
-    let (patience, schedules) = (Patience::default(), &config.prefetch);
-    let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), patience, schedules);
+    let (tries, schedules) = (Patience::default(), &config.prefetch);
+    let prefetcher = Prefetcher::new(pull.clone(), transfers.clone(), cut.clone(), tries, schedules);
     let desk = Admin::new(
         pull.clone(),
         verifier.clone(),
@@ -209,15 +218,19 @@ async fn launch(
         meter(&handle),
     )
     .with_log(log_control())
+    .with_import_patience(patience)
     .with_webhooks(hooks.clone());
     let requests = Requests::default();
-    let token: Token = Arc::new(ArcSwapOption::new(config.admin.token.clone().map(Arc::new)));
+    let tokens = ApiTokens::default();
+    tokens.set(&config.admin, &plan.admin());
     let timed = Arc::new(AtomicBool::new(config.server.server_timing));
     let (client_limits, refused) = (LiveLimits::from(config.limits.clone()), Refused::default());
     reload::tell(true);
-    let api = api::router(desk.clone().with_reload(requests.control()));
+    let shown = tokens.clone();
+    let answering = desk.clone().with_reload(requests.control());
+    let api = api::router(answering.with_api(Arc::new(move || shown.shown())));
     let readiness = readiness(&pull, &refused, acme.keeper.clone(), &stop);
-    let ops = ops::router(readiness, handle.clone(), api, token.clone(), Vec::new());
+    let ops = ops::router(readiness, handle.clone(), api, tokens.admitted(), Vec::new());
     let view = pull.view();
     let entrance = v2::Entrance::new(v2::Door::new(
         gate.clone(),
@@ -236,7 +249,7 @@ async fn launch(
         hooks: hooks.clone(),
         issued,
         limits: client_limits,
-        token,
+        tokens,
         timed,
         prefetcher: prefetcher.clone(),
         listeners,
@@ -252,9 +265,11 @@ async fn launch(
     background.extend(keeping);
     let mut open = reloader.listeners.open();
     let main = open.remove(0);
+    let operators = reloader.listeners.admin();
     Ok(Running {
         registry: addresses(main.at.iter()),
-        admin: reloader.listeners.admin(),
+        admin: addresses(operators.at.iter()),
+        operators,
         tls: main.tls,
         listeners: open,
         pull,
@@ -286,6 +301,11 @@ impl Running {
         self.reloader.listeners.open()
     }
 
+    /// What the admin API takes for proof now.
+    pub fn api(&self) -> ApiView {
+        self.reloader.tokens.shown()
+    }
+
     /// What operators ask for over the admin API, for whoever reads the configuration. Until then they are told that nobody does.
     pub fn reload_requests(&self) -> mpsc::Receiver<ReloadRequest> {
         self.requests.hear()
@@ -302,6 +322,7 @@ impl Running {
         self.stop.cancel();
         self.reloader.listeners.finish(self.reloader.grace()).await;
         // Operators want to see how the stop goes: their address answers until the end.
+        self.reloader.tokens.close();
         self.cut.cancel();
         self.reloader.listeners.finish_admin().await;
         for task in std::mem::take(&mut self.background) {
@@ -331,6 +352,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        self.reloader.tokens.close();
         self.pull.store().events().close();
         self.stop.cancel();
         self.cut.cancel();

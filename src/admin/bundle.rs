@@ -52,6 +52,28 @@ pub struct ImportOrder {
     pub older: bool,
 }
 
+/// How slowly a bundle may come: one import runs at a time, so whoever sends nothing keeps everybody else waiting. Counted
+/// is only the time that is spent waiting for the sender, never the time that this side takes.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportPatience {
+    /// Without a byte.
+    pub silence: Duration,
+    /// At least [`ImportPatience::least`] bytes in as long.
+    pub within: Duration,
+    pub least: u64,
+}
+
+impl Default for ImportPatience {
+    /// A line of 8 kbit/s is fast enough.
+    fn default() -> ImportPatience {
+        ImportPatience {
+            silence: Duration::from_secs(60),
+            within: Duration::from_secs(60),
+            least: 60 << 10,
+        }
+    }
+}
+
 impl ImportOrder {
     /// As parameters of a call.
     pub fn to_query(&self) -> Vec<(&'static str, String)> {
@@ -119,6 +141,15 @@ impl Admin {
     /// For an archive on its way in or out.
     pub fn pipe(&self) -> (Sender<Piece>, PipeReader) {
         pipe::pipe()
+    }
+
+    pub fn import_patience(&self) -> ImportPatience {
+        self.patience
+    }
+
+    /// For a process whose senders are given other times.
+    pub fn with_import_patience(self, patience: ImportPatience) -> Admin {
+        Admin { patience, ..self }
     }
 
     /// Looks up what a bundle needs. Errors: an image is not held or not whole, there is nothing to send.

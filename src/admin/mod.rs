@@ -2,14 +2,17 @@
 //!
 //! [`Admin`] stands in front of store, service and verification; `views` is what it shows, `show` makes those from
 //! what the floors below say, `names` reads what images are called, `error` says why not. `prefetch` is about images that
-//! are fetched ahead.
+//! are fetched ahead; `token` is the file with which commands show the API who they are,
+//! `listening` sees to it that they show it to nobody else.
 
 mod bundle;
 pub mod error;
+pub mod listening;
 mod names;
 mod pattern;
 pub mod prefetch;
 mod show;
+pub mod token;
 pub mod views;
 
 use std::collections::BTreeMap;
@@ -17,7 +20,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use bundle::{BundleOrder, ImportOrder, PlanView, Planned};
+pub use bundle::{BundleOrder, ImportOrder, ImportPatience, PlanView, Planned};
 pub use error::AdminError;
 
 use arc_swap::ArcSwap;
@@ -29,8 +32,8 @@ use crate::pull::{Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
 use views::{
-    BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView, ReloadView, RemovedView,
-    StatsView, UpstreamView, VerifyView, WebhookView,
+    ApiView, BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView, ReloadView,
+    RemovedView, StatsView, UpstreamView, VerifyView, WebhookView,
 };
 
 /// Longest page (R-X20).
@@ -71,6 +74,9 @@ pub struct LogControl {
     pub change: ChangeLevel,
 }
 
+/// Asked whenever somebody wants to see what the API takes for proof.
+pub type ApiShown = Arc<dyn Fn() -> ApiView + Send + Sync>;
+
 /// Reads the configuration again. Errors: it is refused, or nobody does it.
 pub type Reload = Arc<dyn Fn() -> Reloading + Send + Sync>;
 pub type Reloading = Pin<Box<dyn Future<Output = Result<ReloadView, AdminError>> + Send>>;
@@ -82,6 +88,8 @@ pub struct Admin {
     log: Option<LogControl>,
     hooks: Option<Webhooks>,
     reload: Option<Reload>,
+    api: Option<ApiShown>,
+    patience: ImportPatience,
 }
 
 struct Inner {
@@ -116,6 +124,8 @@ impl Admin {
             log: None,
             hooks: None,
             reload: None,
+            api: None,
+            patience: ImportPatience::default(),
         }
     }
 
@@ -138,6 +148,11 @@ impl Admin {
             reload: Some(reload),
             ..self
         }
+    }
+
+    /// For a process that answers calls.
+    pub fn with_api(self, api: ApiShown) -> Admin {
+        Admin { api: Some(api), ..self }
     }
 
     /// Reads the configuration again; all of it holds then, but for what takes a restart. Refused, it changes nothing.
@@ -299,6 +314,7 @@ impl Admin {
             disk_trouble: self.store().trouble(),
             verify: self.verification(),
             webhooks: self.hooks.as_ref().map_or_else(Vec::new, webhooks),
+            api: self.api.as_ref().map(|api| api()),
         }
     }
 

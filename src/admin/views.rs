@@ -157,6 +157,24 @@ pub struct StatsView {
     pub verify: VerifyView,
     #[serde(default)]
     pub webhooks: Vec<WebhookView>,
+    /// `None` for a folder that no proxy runs on.
+    #[serde(default)]
+    pub api: Option<ApiView>,
+}
+
+/// What calls to the admin API bring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiView {
+    /// `configured`, `made` at the start, or `none`: then only sockets in the file system let callers in.
+    pub token: String,
+    /// Where a token that was made can be read, and by whom: its owner and root.
+    pub token_files: Vec<String>,
+    /// Sockets in the file system, where the proxy's own user and root need no token.
+    pub sockets: Vec<String>,
+    /// Whether the addresses speak TLS.
+    pub tls: bool,
+    /// Why there is no token, where one was wanted.
+    pub closed: Option<String>,
 }
 
 /// How it stands with one webhook.

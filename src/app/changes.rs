@@ -27,6 +27,7 @@ pub(super) fn between(old: &Config, new: &Config) -> Vec<String> {
         "server.shutdown_grace": server.shutdown_grace,
         "server.server_timing": server.server_timing,
         "admin.listen": admin.listen,
+        "admin.tls": admin.tls,
         "cache.path": cache.path,
         "cache.max_size": cache.max_size,
         "cache.min_free": cache.min_free,
@@ -95,10 +96,10 @@ pub(super) fn fixed(old: &Config, new: &Config, given: (bool, bool)) -> Vec<Fixe
             compare(key, "as at the start".to_owned(), "as it is written now".to_owned());
         }
     }
-    let list = |addresses: &[std::net::SocketAddr]| {
+    fn list<T: ToString>(addresses: &[T]) -> String {
         let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         texts.join(", ")
-    };
+    }
     let (registry, admin) = given;
     if registry && old.server.listen != new.server.listen {
         let holds = "the sockets that systemd opened".to_owned();

@@ -33,10 +33,11 @@ pub enum ListenError {
     Tls(#[from] TlsError),
 }
 
-/// What holds now: whose sockets these are, and what the registry's listeners show.
+/// What holds now: whose sockets these are, and what the listeners show.
 #[derive(Default)]
 pub(super) struct Holding {
     sockets: Vec<(String, Bound)>,
+    /// By the listener's name; that of `[admin]` has none.
     tls: BTreeMap<String, Option<ServerTls>>,
 }
 
@@ -61,13 +62,18 @@ impl Holding {
 /// What is to be, all of it bound and loaded.
 pub(super) struct Plan {
     registries: Vec<Planned>,
-    admin: Vec<Bound>,
+    admin: Planned,
 }
 
 impl Plan {
     /// Where the registry will listen; port 0 has become a real one.
     pub(super) fn registry(&self) -> Vec<SocketAddr> {
         addresses(self.registries.iter().flat_map(|planned| &planned.bound).map(Bound::at))
+    }
+
+    /// Where operators will connect; port 0 has become a real one.
+    pub(super) fn admin(&self) -> Vec<Listen> {
+        self.admin.bound.iter().map(|bound| bound.at().clone()).collect()
     }
 }
 
@@ -83,28 +89,31 @@ struct Planned {
 pub(super) fn plan(config: &Config, before: &Holding, issued: &Arc<Issued>) -> Result<Plan, ListenError> {
     let tcp = |addresses: &[SocketAddr]| -> Vec<Listen> { addresses.iter().copied().map(Listen::Tcp).collect() };
     let mut wanted = vec![
-        (ADMIN, tcp(&config.admin.listen)),
+        (ADMIN, config.admin.listen.clone()),
         (MAIN_LISTENER, tcp(&config.server.listen)),
     ];
     wanted.extend(config.listeners.iter().map(|l| (l.name.as_str(), l.listen.clone())));
     let mut sockets = settle(&wanted, before)?.into_iter();
-    let admin = sockets.next().unwrap_or_default();
-    let further = config.listeners.iter().map(|l| (l.name.as_str(), &l.tls));
-    let tls = std::iter::once((MAIN_LISTENER, &config.server.tls)).chain(further);
-    let mut registries = Vec::new();
-    for ((name, tls), bound) in tls.zip(sockets) {
+    let planned = |name: &str, tls: &Option<ServerTls>, bound| -> Result<Planned, ListenError> {
         let certificates = match before.tls.get(name) {
             Some(same) if same == tls => None,
             _ => Some(tls.as_ref().map(|tls| Certificates::load(tls, issued)).transpose()?),
         };
-        registries.push(Planned {
+        Ok(Planned {
             name: name.to_owned(),
             bound,
             tls: tls.clone(),
             certificates,
-        });
-    }
-    Ok(Plan { registries, admin })
+        })
+    };
+    let admin = planned(ADMIN, &config.admin.tls, sockets.next().unwrap_or_default())?;
+    let further = config.listeners.iter().map(|l| (l.name.as_str(), &l.tls));
+    let tls = std::iter::once((MAIN_LISTENER, &config.server.tls)).chain(further);
+    let registries = tls.zip(sockets).map(|((name, tls), bound)| planned(name, tls, bound));
+    Ok(Plan {
+        registries: registries.collect::<Result<_, _>>()?,
+        admin,
+    })
 }
 
 /// The sockets of each who wants some: kept where there are such, his own first and then anybody's, else bound.
@@ -165,6 +174,8 @@ pub(super) struct Listeners {
 #[derive(Default)]
 struct State {
     registries: BTreeMap<String, Served>,
+    /// What operators' addresses show; `None` before they are open.
+    admin_tls: Option<Option<ServerTls>>,
     /// Gone, but for responses that run.
     retired: Vec<Server<Registry>>,
 }
@@ -208,6 +219,9 @@ impl Listeners {
                 .collect::<Vec<_>>()
         };
         holding.sockets.extend(owned(ADMIN, self.admin.bound()));
+        holding
+            .tls
+            .extend(state.admin_tls.clone().map(|tls| (ADMIN.to_owned(), tls)));
         for (name, served) in &state.registries {
             holding.sockets.extend(owned(name, served.server.bound()));
             holding.tls.insert(name.clone(), served.tls.clone());
@@ -252,8 +266,12 @@ impl Listeners {
             served.server.listen_at(&planned.bound);
             state.registries.insert(planned.name, served);
         }
-        tell(ADMIN, &self.admin.bound(), &plan.admin);
-        self.admin.listen_at(&plan.admin);
+        if let Some(certificates) = plan.admin.certificates {
+            self.admin.secure_by(certificates);
+        }
+        state.admin_tls = Some(plan.admin.tls);
+        tell(ADMIN, &self.admin.bound(), &plan.admin.bound);
+        self.admin.listen_at(&plan.admin.bound);
         state.retired.retain(|server| server.connections() > 0);
         let gone: Vec<String> = state
             .registries
@@ -289,8 +307,13 @@ impl Listeners {
         all
     }
 
-    pub(super) fn admin(&self) -> Vec<SocketAddr> {
-        addresses(self.admin.bound().iter().map(Bound::at))
+    /// Where operators connect now.
+    pub(super) fn admin(&self) -> Open {
+        Open {
+            name: "admin".to_owned(),
+            at: self.admin.bound().iter().map(|bound| bound.at().clone()).collect(),
+            tls: matches!(self.state().admin_tls, Some(Some(_))),
+        }
     }
 
     /// After `stop` was cancelled: until the last response of a client's has ended, or the grace is over.

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::api_token::ApiTokens;
 use super::changes::{self, Fixed};
 use super::limits;
 use super::listeners::{self, ListenError, Listeners};
@@ -23,7 +24,6 @@ use crate::admin::{Admin, AdminError, Reload};
 use crate::auth::jwks::Fetch;
 use crate::auth::{Gate, GateError};
 use crate::config::{Config, ConfigError};
-use crate::http::access::Token;
 use crate::http::server::LiveLimits;
 use crate::jobs::audit::Audit;
 use crate::jobs::webhook::HookError;
@@ -123,7 +123,7 @@ pub(super) struct Reloader {
     /// What listeners show whose certificate Larder gets.
     pub issued: Arc<Issued>,
     pub limits: LiveLimits,
-    pub token: Token,
+    pub tokens: ApiTokens,
     pub timed: Arc<AtomicBool>,
     pub prefetcher: Arc<Prefetcher>,
     pub listeners: Listeners,
@@ -191,11 +191,12 @@ impl Reloader {
 
         // Nothing fails from here on.
         self.pull.adopt(&view);
+        // A port that is given up keeps no file, and no call comes to a new one before it has its own.
+        self.tokens.set(&config.admin, &plan.admin());
         self.listeners.apply(plan, &gate, &view);
         self.pull.store().set_limits(&config);
         self.limits.set(config.limits.clone());
         self.admin.set_limits(limits(&config));
-        self.token.store(config.admin.token.clone().map(Arc::new));
         self.timed.store(config.server.server_timing, Ordering::Relaxed);
         self.prefetcher.set_schedules(&config.prefetch);
         if has_other_audit {

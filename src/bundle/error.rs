@@ -76,6 +76,8 @@ impl BundleError {
     pub fn as_str(&self) -> &'static str {
         match self {
             BundleError::File { .. } | BundleError::Write(_) => "io",
+            // Its sender was given up.
+            BundleError::Read(error) if error.kind() == io::ErrorKind::TimedOut => "too-slow",
             BundleError::Read(_) | BundleError::Short(_) => "cut-short",
             BundleError::Hostile(_) => "refused",
             BundleError::NotABundle(_) => "not-a-bundle",

@@ -24,6 +24,27 @@ use crate::oci::Digest;
 use crate::oci::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use crate::store::{Hashing, Keep, ListRecord, Reveal, RevealError, Store, StoreError, TagRecord, Writer, unix_ms};
 
+/// How far a sender's clock may be ahead of this one, milliseconds. A date beyond that is nobody's honest date.
+const CLOCK_SKEW_MS: u64 = 5 * 60 * 1000;
+
+/// A date as it counts here: one from the future is no older and no newer than now. Taken as it is, it would make every
+/// later bundle an older one, until that date comes.
+fn plausible_ms(date_ms: u64, now_ms: u64) -> u64 {
+    match date_ms > now_ms.saturating_add(CLOCK_SKEW_MS) {
+        true => now_ms,
+        false => date_ms,
+    }
+}
+
+/// When a tag that is here was last confirmed. A date from the future, recorded by an earlier release or before the clock
+/// was set back, says nothing: it must not hold back what comes.
+fn recorded_ms(date_ms: u64, now_ms: u64) -> u64 {
+    match date_ms > now_ms.saturating_add(CLOCK_SKEW_MS) {
+        true => 0,
+        false => date_ms,
+    }
+}
+
 /// How to take a bundle in.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -448,9 +469,10 @@ impl<'a> Run<'a> {
         if !missing.is_empty() {
             return Ok(row);
         }
-        let checked_ms = image.checked_ms.unwrap_or_else(unix_ms);
+        let now_ms = unix_ms();
+        let checked_ms = plausible_ms(image.checked_ms.unwrap_or(now_ms), now_ms);
         let (here, moved) = match &before {
-            Some(record) => (record.checked_ms, record.digest != image.digest),
+            Some(record) => (recorded_ms(record.checked_ms, now_ms), record.digest != image.digest),
             None => (0, false),
         };
         if moved && here > checked_ms && !options.older {
@@ -477,7 +499,7 @@ impl<'a> Run<'a> {
             moves: Vec::new(),
         });
         let lists = image.referrers.iter().map(|list| {
-            let record = ListRecord::of_values(list.checked_ms, &list.items);
+            let record = ListRecord::of_values(plausible_ms(list.checked_ms, now_ms), &list.items);
             (list.subject, record)
         });
         let shown = self.store.reveal(Reveal {
@@ -497,5 +519,29 @@ impl<'a> Run<'a> {
             Err(error @ RevealError::NotWritten) => return Err(BundleError::Bad(error.to_string())),
         }
         Ok(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever is recorded and whatever comes, no date beyond the clock is kept, and none holds back what was
+        /// confirmed later than it could have been.
+        #[test]
+        fn dates_from_the_future_neither_stay_nor_win(date in any::<u64>(), here in any::<u64>(), now in 1..u64::MAX) {
+            prop_assert!(plausible_ms(date, now) <= now.saturating_add(CLOCK_SKEW_MS));
+            let (taken, after) = (plausible_ms(date, now), now.saturating_add(CLOCK_SKEW_MS));
+            // A bundle that is made after the skew has passed is newer than whatever this one said.
+            prop_assert!(recorded_ms(taken, after) <= plausible_ms(after, after));
+            prop_assert!(recorded_ms(here, now) <= now.saturating_add(CLOCK_SKEW_MS));
+            if date <= now {
+                prop_assert_eq!(plausible_ms(date, now), date);
+                prop_assert_eq!(recorded_ms(date, now), date);
+            }
+        }
     }
 }

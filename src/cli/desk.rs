@@ -1,9 +1,10 @@
 //! Where operators' commands are answered: at a running proxy, or at its folder when none runs.
 //!
-//! The proxy's admin address comes from the configuration, or from `--admin`. If nothing answers there the folder's
-//! lock says whether a proxy runs; if none does, the folder is opened and this process does the work.
+//! The proxy's admin address comes from the configuration, or from `--admin`, which needs no configuration at all. If
+//! nothing answers there the folder's lock says whether a proxy runs; if none does, the folder is opened and this process
+//! does the work. `app::admin_address` knows the way there and finds the token.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -19,10 +20,11 @@ use crate::admin::views::{
 };
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
+use crate::app::admin_address::AdminAddress;
 use crate::bundle::receipt::Receipt;
 use crate::bundle::report::Report;
 use crate::bundle::{Input, pipe};
-use crate::config::{Config, ConfigError, Password};
+use crate::config::{Config, ConfigError, Environment, Password, TokenPlaces};
 use crate::telemetry::log;
 
 /// Rows of a page of images: as many as there may be.
@@ -35,12 +37,22 @@ const LOG_LEVEL: &str = "error,larder::store::verify=off";
 /// What all operators' commands take.
 #[derive(clap::Args)]
 pub struct Place {
-    /// The admin address of a running proxy, such as larder.example:5001 [default: admin.listen]
-    #[arg(long, value_name = "URL", value_parser = admin_url)]
-    admin: Option<Url>,
+    /// The admin address of a running proxy, such as https://larder.example:5001 or unix:/run/larder/admin.sock [default: admin.listen]
+    #[arg(long, value_name = "URL", value_parser = admin_address)]
+    admin: Option<AdminAddress>,
+    /// Send the admin token unencrypted to another machine
+    #[arg(long)]
+    insecure: bool,
     /// Print data for programs in place of text
     #[arg(long)]
     pub json: bool,
+}
+
+fn admin_address(text: &str) -> Result<AdminAddress, String> {
+    if let Some(path) = text.strip_prefix("unix:") {
+        return AdminAddress::at_socket(Path::new(path));
+    }
+    admin_url(text).map(AdminAddress::at)
 }
 
 fn admin_url(text: &str) -> Result<Url, String> {
@@ -52,7 +64,7 @@ fn admin_url(text: &str) -> Result<Url, String> {
     let url: Url = with_scheme.parse().map_err(|error| format!("{error}"))?;
     match url.scheme() {
         "http" | "https" if url.host_str().is_some() => Ok(url),
-        _ => Err("expected http://host:port".to_owned()),
+        _ => Err("expected https://host:port, http://host:port or unix:/path".to_owned()),
     }
 }
 
@@ -101,7 +113,9 @@ fn at_desk(
     command: impl AsyncFnOnce(&Desk) -> Result<Exit, String>,
 ) -> Exit {
     let config = match config {
-        Ok(config) => config,
+        Ok(config) => Some(config),
+        // Who says where the proxy is needs no configuration here.
+        Err(_) if place.admin.is_some() => None,
         Err(error) => return refuse(&error),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -114,9 +128,9 @@ fn at_desk(
     runtime.block_on(async {
         let desk = match Desk::find(place, config, purpose).await {
             Ok(desk) => desk,
-            Err(error) => {
+            Err((exit, error)) => {
                 complain(&error);
-                return Exit::Failed;
+                return exit;
             }
         };
         let exit = command(&desk).await.unwrap_or_else(|error| {
@@ -128,37 +142,102 @@ fn at_desk(
     })
 }
 
+/// How a proxy is asked for the first time: with which tokens, and how carefully.
+struct Asking {
+    places: TokenPlaces,
+    configured: Option<Password>,
+    insecure: bool,
+}
+
+/// A proxy that answers, and its figures.
+type Asked = Result<(Remote, Box<StatsView>), CallError>;
+
+impl Asking {
+    /// Tries each token that there is. Errors: outside, that nothing may be sent there; inside, what came of it.
+    async fn ask(&self, address: &AdminAddress) -> Result<Asked, (Exit, String)> {
+        let failed = |error: String| (Exit::Failed, error);
+        let tokens = address.tokens(&self.places, self.configured.as_ref()).map_err(failed)?;
+        if !tokens.tokens.is_empty() && address.is_clear() && !self.insecure {
+            return Err((
+                Exit::Usage,
+                format!(
+                    "{} is another machine, and the admin token would cross the network unencrypted: give it TLS (admin.tls) and call it by https, or send the token all the same with --insecure",
+                    address.shown()
+                ),
+            ));
+        }
+        let mut tried: Vec<Option<crate::config::Secret>> = tokens.tokens.into_iter().map(Some).collect();
+        if tried.is_empty() {
+            tried.push(None);
+        }
+        let mut last = None;
+        for token in tried {
+            let remote = Remote::new(address, token).map_err(failed)?;
+            match remote.get::<StatsView>(&["stats"], &[]).await {
+                Ok(stats) => return Ok(Ok((self.looking_again(address, remote), Box::new(stats)))),
+                Err(CallError::Unauthorized(why)) => last = Some(why),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        let mut why = last.unwrap_or_default();
+        if !tokens.missed.is_empty() {
+            why += &format!(". Looked for in vain: {}", tokens.missed.join("; "));
+        }
+        Ok(Err(CallError::Unauthorized(why)))
+    }
+
+    fn looking_again(&self, address: &AdminAddress, remote: Remote) -> Remote {
+        let (address, places, configured) = (address.clone(), self.places.clone(), self.configured.clone());
+        remote.looking_again(move || {
+            let tokens = address.tokens(&places, configured.as_ref()).ok()?;
+            tokens.tokens.into_iter().next()
+        })
+    }
+}
+
 impl Desk {
-    async fn find(place: &Place, config: Config, purpose: Purpose) -> Result<Desk, String> {
-        let token = config.admin.token.as_ref().map(Password::read).transpose();
-        let token = token.map_err(|error| format!("admin.token_file: {error}"))?;
-        if let Some(url) = &place.admin {
-            let remote = Remote::new(url.clone(), token)?;
-            return match remote.get::<StatsView>(&["stats"], &[]).await {
-                Ok(_) => Ok(Desk::Proxy(remote)),
-                Err(error) => Err(error.to_string()),
+    async fn find(place: &Place, config: Option<Config>, purpose: Purpose) -> Result<Desk, (Exit, String)> {
+        let failed = |error: String| (Exit::Failed, error);
+        let asking = Asking {
+            places: match &config {
+                Some(config) => config.admin.token_places.clone(),
+                None => TokenPlaces::of(&Environment::of_process()),
+            },
+            configured: config.as_ref().and_then(|config| config.admin.token.clone()),
+            insecure: place.insecure,
+        };
+        if let Some(address) = &place.admin {
+            return match asking.ask(address).await? {
+                Ok((remote, _)) => Ok(Desk::Proxy(remote)),
+                Err(error) => Err(failed(error.to_string())),
             };
         }
+        let Some(config) = config else {
+            return Err(failed(
+                "there is no configuration that says where the proxy is".to_owned(),
+            ));
+        };
         let mut silent = Vec::new();
-        for address in config.admin.listen.iter().filter(|address| address.port() != 0) {
-            let remote = Remote::new(at(*address)?, token.clone())?;
-            match remote.get::<StatsView>(&["stats"], &[]).await {
-                Ok(stats) => {
+        for address in AdminAddress::configured(&config).map_err(failed)? {
+            match asking.ask(&address).await? {
+                Ok((remote, stats)) => {
                     let own = config.cache.path.display().to_string();
                     if stats.path != own {
-                        let base = remote.base();
                         complain(&format!(
-                            "note: the larder at {base} keeps its cache in {}, not in {own}",
+                            "note: the larder at {} keeps its cache in {}, not in {own}",
+                            remote.shown(),
                             stats.path
                         ));
                     }
                     return Ok(Desk::Proxy(remote));
                 }
-                Err(CallError::Refused(message)) => return Err(message),
+                Err(error @ (CallError::Refused(_) | CallError::Unauthorized(_))) => {
+                    return Err(failed(error.to_string()));
+                }
                 Err(error) => silent.push(error.to_string()),
             }
         }
-        Desk::open(config, &silent, purpose).await
+        Desk::open(config, &silent, purpose).await.map_err(failed)
     }
 
     async fn open(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, String> {
@@ -464,32 +543,9 @@ fn image_path(image: &str) -> Vec<&str> {
     std::iter::once("images").chain(image.split('/')).collect()
 }
 
-/// Where a listener can be dialled from this machine.
-fn at(address: SocketAddr) -> Result<Url, String> {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    let url = format!("http://{}", SocketAddr::new(ip, address.port()));
-    url.parse().map_err(|error| format!("{url}: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn listeners_that_can_be_dialled() {
-        for (listen, dial) in [
-            ("127.0.0.1:5001", "http://127.0.0.1:5001/"),
-            ("0.0.0.0:5001", "http://127.0.0.1:5001/"),
-            ("[::]:5001", "http://[::1]:5001/"),
-            ("192.0.2.7:80", "http://192.0.2.7/"),
-        ] {
-            assert_eq!(at(listen.parse().unwrap()).unwrap().as_str(), dial);
-        }
-    }
 
     #[test]
     fn admin_addresses() {
@@ -499,7 +555,8 @@ mod tests {
         );
         assert_eq!(admin_url("https://x/y").unwrap().as_str(), "https://x/y");
         for bad in ["", "ftp://x", "http://"] {
-            assert!(admin_url(bad).is_err(), "{bad}");
+            assert!(admin_address(bad).is_err(), "{bad}");
         }
+        assert_eq!(admin_address("unix:/run/a.sock").unwrap().shown(), "unix:/run/a.sock");
     }
 }

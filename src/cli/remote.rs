@@ -1,14 +1,15 @@
 //! A running proxy, asked over its admin API.
 
-use std::sync::Arc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::Method;
+use reqwest::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use url::Url;
 
+use crate::app::admin_address::AdminAddress;
 use crate::config::Secret;
 use crate::text;
 
@@ -22,7 +23,10 @@ const SILENCE: Duration = Duration::from_secs(120);
 pub enum CallError {
     /// Nobody there.
     #[error("nothing answers at {0}: {1}")]
-    Unreachable(Url, String),
+    Unreachable(String, String),
+    /// The proxy wants a token, or another one; in its words.
+    #[error("{0}")]
+    Unauthorized(String),
     /// The proxy's own words.
     #[error("{0}")]
     Refused(String),
@@ -30,7 +34,7 @@ pub enum CallError {
     #[error("{0}")]
     Configuration(String),
     #[error("what answers at {0} is no larder, or one of another version: {1}")]
-    Strange(Url, String),
+    Strange(String, String),
 }
 
 pub struct Remote {
@@ -40,8 +44,13 @@ pub struct Remote {
     /// For bodies whose length is not known before: HTTP/1.1 would send them in chunks, which the proxy does not take.
     uploads: reqwest::Client,
     base: Url,
-    token: Option<Secret>,
+    shown: String,
+    token: Mutex<Option<Secret>>,
+    /// Looks for the token again: a proxy that was restarted has made another.
+    look_again: Option<LookAgain>,
 }
+
+type LookAgain = Box<dyn Fn() -> Option<Secret> + Send + Sync>;
 
 #[derive(Deserialize)]
 struct ErrorBody {
@@ -57,45 +66,46 @@ struct ErrorText {
 
 impl Remote {
     /// Dials nothing yet. `token` is what the proxy may ask for.
-    pub fn new(base: Url, token: Option<Secret>) -> Result<Remote, String> {
-        let mut roots = rustls::RootCertStore::empty();
-        if base.scheme() == "https" {
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let build = || {
-            reqwest::Client::builder()
-                .tls_backend_preconfigured(tls.clone())
-                .connect_timeout(CONNECT)
-                .redirect(reqwest::redirect::Policy::none())
-                // A proxy for the internet is no way to the machine beside this one.
-                .no_proxy()
-        };
-        let http = build()
-            .read_timeout(SILENCE)
-            .build()
-            .map_err(|error| error.to_string())?;
-        let patient = build().build().map_err(|error| error.to_string())?;
-        let uploads = build()
-            .http2_prior_knowledge()
-            .build()
-            .map_err(|error| error.to_string())?;
+    pub fn new(address: &AdminAddress, token: Option<Secret>) -> Result<Remote, String> {
+        let build = |http2: bool| Ok::<_, String>(address.client(http2)?.connect_timeout(CONNECT));
+        let client = |builder: reqwest::ClientBuilder| builder.build().map_err(|error| error.to_string());
         Ok(Remote {
-            http,
-            patient,
-            uploads,
-            base,
-            token,
+            http: client(build(false)?.read_timeout(SILENCE))?,
+            patient: client(build(false)?)?,
+            uploads: client(build(true)?)?,
+            base: address.url.clone(),
+            shown: address.shown(),
+            token: Mutex::new(token),
+            look_again: None,
         })
     }
 
-    pub fn base(&self) -> &Url {
-        &self.base
+    /// A call whose token is refused is tried once more with what this gives.
+    pub fn looking_again(self, look_again: impl Fn() -> Option<Secret> + Send + Sync + 'static) -> Remote {
+        Remote {
+            look_again: Some(Box::new(look_again)),
+            ..self
+        }
+    }
+
+    /// Where it is, for people.
+    pub fn shown(&self) -> &str {
+        &self.shown
+    }
+
+    fn token(&self) -> Option<Secret> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the token of now. `false`: it is the one of before.
+    fn renew(&self) -> bool {
+        let Some(found) = self.look_again.as_ref().and_then(|look| look()) else {
+            return false;
+        };
+        let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_other = token.as_ref() != Some(&found);
+        *token = Some(found);
+        is_other
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Result<T, CallError> {
@@ -110,13 +120,26 @@ impl Remote {
         query: &[(&str, String)],
         body: Option<&Value>,
     ) -> Result<T, CallError> {
+        match self.call_once(&method, path, query, body).await {
+            Err(CallError::Unauthorized(_)) if self.renew() => self.call_once(&method, path, query, body).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn call_once<T: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &[&str],
+        query: &[(&str, String)],
+        body: Option<&Value>,
+    ) -> Result<T, CallError> {
         let url = self.url(path, query)?;
-        let changes = method != Method::GET;
-        let mut request = self.http.request(method, url);
+        let changes = *method != Method::GET;
+        let mut request = self.http.request(method.clone(), url);
         if changes {
             request = request.header("content-type", "application/json");
         }
-        if let Some(token) = &self.token {
+        if let Some(token) = self.token() {
             request = request.bearer_auth(token.reveal());
         }
         if let Some(body) = body {
@@ -132,7 +155,7 @@ impl Remote {
             Ok(mut segments) => segments.pop_if_empty().extend(["api", "v1"]).extend(path),
             Err(()) => {
                 let why = "it is no address of a server".to_owned();
-                return Err(CallError::Strange(self.base.clone(), why));
+                return Err(CallError::Strange(self.shown.clone(), why));
             }
         };
         if !query.is_empty() {
@@ -142,7 +165,7 @@ impl Remote {
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> CallError {
-        CallError::Unreachable(self.base.clone(), innermost(error))
+        CallError::Unreachable(self.shown.clone(), innermost(error))
     }
 
     /// A call with an order, that brings an archive: nobody knows how long it takes.
@@ -165,7 +188,7 @@ impl Remote {
     }
 
     async fn send(&self, mut request: reqwest::RequestBuilder) -> Result<reqwest::Response, CallError> {
-        if let Some(token) = &self.token {
+        if let Some(token) = self.token() {
             request = request.bearer_auth(token.reveal());
         }
         let response = request.send().await.map_err(|error| self.unreachable(&error))?;
@@ -173,14 +196,14 @@ impl Remote {
             true => Ok(response),
             false => Err(match self.read::<Value>(response).await {
                 Err(error) => error,
-                Ok(_) => CallError::Strange(self.base.clone(), "an error that is none".to_owned()),
+                Ok(_) => CallError::Strange(self.shown.clone(), "an error that is none".to_owned()),
             }),
         }
     }
 
     /// An answer in JSON, or why there is none.
     pub async fn read<T: DeserializeOwned>(&self, response: reqwest::Response) -> Result<T, CallError> {
-        let strange = |why: String| CallError::Strange(self.base.clone(), why);
+        let strange = |why: String| CallError::Strange(self.shown.clone(), why);
         let status = response.status();
         let bytes = response.bytes().await.map_err(|error| self.unreachable(&error))?;
         if status.is_success() {
@@ -189,6 +212,9 @@ impl Remote {
         match serde_json::from_slice::<ErrorBody>(&bytes) {
             Ok(ErrorBody { error }) if error.code == "bad-configuration" => {
                 Err(CallError::Configuration(text::report(&error.message)))
+            }
+            Ok(body) if status == StatusCode::UNAUTHORIZED => {
+                Err(CallError::Unauthorized(text::report(&body.error.message)))
             }
             Ok(body) => Err(CallError::Refused(text::report(&body.error.message))),
             Err(_) => Err(strange(format!("it answered {status}"))),

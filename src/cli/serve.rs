@@ -119,8 +119,17 @@ pub(super) fn listening(running: &Running) -> String {
             text += &format!("larder: registry listening on {scheme}{at} ({})\n", listener.name);
         }
     }
-    for address in &running.admin {
-        text += &format!("larder: admin listening on http://{address}\n");
+    let scheme = if running.operators.tls { "https://" } else { "http://" };
+    for at in &running.operators.at {
+        let scheme = if at.port().is_some() { scheme } else { "" };
+        text += &format!("larder: admin listening on {scheme}{at}\n");
+    }
+    let api = running.api();
+    for file in &api.token_files {
+        text += &format!("larder: admin token in {file}\n");
+    }
+    if let Some(why) = &api.closed {
+        text += &format!("larder: the admin API is closed: {why}\n");
     }
     text
 }

@@ -3,7 +3,7 @@
 use super::desk::{Desk, Place, with_desk};
 use super::table::{Align, Table, ago, printable, size, span};
 use super::{Exit, print, print_json};
-use crate::admin::views::{BudgetView, StatsView, UpstreamView, VerifyView, WebhookView};
+use crate::admin::views::{ApiView, BudgetView, StatsView, UpstreamView, VerifyView, WebhookView};
 use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
@@ -59,6 +59,9 @@ fn text(view: &StatsView, is_folder: bool) -> String {
         );
     }
     text += &format!("verified   {}\n", verified(&view.verify));
+    if let Some(api) = &view.api {
+        text += &format!("admin API  {}\n", api_of(api));
+    }
     if !view.webhooks.is_empty() {
         text += &format!("\n{}", webhooks(&view.webhooks));
     }
@@ -67,6 +70,22 @@ fn text(view: &StatsView, is_folder: bool) -> String {
     }
     if view.upstreams.iter().any(|upstream| !upstream.budgets.is_empty()) {
         text += &format!("\n{}", budgets(&view.upstreams));
+    }
+    text
+}
+
+/// What calls to it bring.
+fn api_of(api: &ApiView) -> String {
+    let mut text = match api.token.as_str() {
+        "made" => format!("with the token in {}", printable(&api.token_files.join(", "))),
+        "configured" => "with the configured token".to_owned(),
+        _ => "without a token".to_owned(),
+    };
+    if !api.sockets.is_empty() {
+        text += &format!("; by {} without one", printable(&api.sockets.join(", ")));
+    }
+    if api.tls {
+        text += "; over TLS";
     }
     text
 }

@@ -212,6 +212,7 @@ fn by_variables() {
             cwd: folder.path().to_owned(),
             home: Some(folder.path().to_owned()),
             etc: folder.path().to_owned(),
+            run: PathBuf::new(),
         };
         Config::load(None, &environment)
     };

@@ -13,7 +13,7 @@ use super::findings::Findings;
 use super::raw::{OneOrMany, RawAcme};
 use super::settle_access::https;
 use super::upstreams::proxy_url;
-use super::{Server, ServerTls, listen};
+use super::{Admin, Server, ServerTls, listen};
 
 /// What one certificate may be for; Let's Encrypt takes no more.
 const MAX_NAMES: usize = 100;
@@ -95,11 +95,13 @@ impl fmt::Debug for Acme {
 pub fn acme(
     findings: &mut Findings<'_>,
     raw: &RawAcme,
-    (server, listeners): (&Server, &[Listener]),
+    (server, listeners, admin): (&Server, &[Listener], &Admin),
     taken: &[SocketAddr],
 ) -> Option<Acme> {
     let wants = |tls: Option<&ServerTls>| tls.is_some_and(ServerTls::is_acme);
-    let is_used = wants(server.tls.as_ref()) || listeners.iter().any(|listener| wants(listener.tls.as_ref()));
+    let is_used = wants(server.tls.as_ref())
+        || wants(admin.tls.as_ref())
+        || listeners.iter().any(|listener| wants(listener.tls.as_ref()));
     let names = names(findings, &raw.names);
     let directory = https(findings, &["acme", "directory"], &raw.directory);
     let settled = Acme {
@@ -119,7 +121,7 @@ pub fn acme(
         if !raw.names.is_empty() {
             findings.warn(
                 &["acme", "names"],
-                "no listener uses it: say tls = { acme = true } in [server] or in a [listener.NAME]",
+                "no listener uses it: say tls = { acme = true } in [server], [admin] or in a [listener.NAME]",
             );
         }
         return None;
@@ -128,7 +130,7 @@ pub fn acme(
         let why = "the names that clients use for this proxy, such as [\"larder.example\"]";
         missing(
             findings,
-            (server, listeners),
+            (server, listeners, admin),
             "names",
             &format!("found none, expected {why}"),
         );
@@ -137,13 +139,18 @@ pub fn acme(
         let host = settled.directory.host_str().unwrap_or("the directory");
         let why =
             format!("found false, expected true: {host} gives certificates to those who agree to its terms of service");
-        missing(findings, (server, listeners), "accept_terms", &why);
+        missing(findings, (server, listeners, admin), "accept_terms", &why);
     }
     Some(settled)
 }
 
 /// Where nothing is said of a key, the listener that asks for a certificate is blamed.
-fn missing(findings: &mut Findings<'_>, (server, listeners): (&Server, &[Listener]), key: &str, why: &str) {
+fn missing(
+    findings: &mut Findings<'_>,
+    (server, listeners, admin): (&Server, &[Listener], &Admin),
+    key: &str,
+    why: &str,
+) {
     if findings.place(&["acme", key]) != Place::Default {
         return findings.refuse(&["acme", key], why);
     }
@@ -152,6 +159,11 @@ fn missing(findings: &mut Findings<'_>, (server, listeners): (&Server, &[Listene
         .find(|listener| listener.tls.as_ref().is_some_and(ServerTls::is_acme));
     let at = match further.filter(|_| !server.tls.as_ref().is_some_and(ServerTls::is_acme)) {
         Some(listener) => vec!["listener", listener.name.as_str(), "tls", "acme"],
+        None if !server.tls.as_ref().is_some_and(ServerTls::is_acme)
+            && admin.tls.as_ref().is_some_and(ServerTls::is_acme) =>
+        {
+            vec!["admin", "tls", "acme"]
+        }
         None => vec!["server", "tls", "acme"],
     };
     findings.refuse(&at, format!("this takes acme.{key}: {why}"));

@@ -13,10 +13,13 @@ use toml::{Table, Value};
 use super::error::{KeyPath, Place, Problem};
 use super::file::{Layer, quoted};
 use super::keys::{self, Kind};
+use super::token_places::TOKEN_FILE_VARIABLE;
 
 const PREFIX: &str = "LARDER_";
 /// Says where the file is; no key of it.
 pub const CONFIG_VARIABLE: &str = "LARDER_CONFIG";
+/// Variables that begin as those of keys do, and set none.
+const NO_KEYS: [&str; 2] = [CONFIG_VARIABLE, TOKEN_FILE_VARIABLE];
 
 /// What the surroundings of a process say, as a value, so that tests need no real ones.
 #[derive(Clone, Debug, Default)]
@@ -28,6 +31,8 @@ pub struct Environment {
     pub home: Option<PathBuf>,
     /// The folder of system-wide configuration.
     pub etc: PathBuf,
+    /// The folder of what lives until the next boot; empty: none.
+    pub run: PathBuf,
 }
 
 impl Environment {
@@ -40,6 +45,7 @@ impl Environment {
             cwd: std::env::current_dir().unwrap_or_default(),
             home: std::env::home_dir().filter(|home| home.is_absolute()),
             etc: PathBuf::from("/etc"),
+            run: PathBuf::from("/run"),
         }
     }
 
@@ -61,7 +67,7 @@ pub fn read(
     let mut layer = Layer::default();
     for (variable, text) in &environment.variables {
         let Some(rest) = after_prefix(variable) else { continue };
-        if variable == CONFIG_VARIABLE || is_service_link(&rest) {
+        if NO_KEYS.contains(&variable.as_str()) || is_service_link(&rest) {
             continue;
         }
         let problem = match known.get(&rest).map(Vec::as_slice) {

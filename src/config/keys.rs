@@ -148,6 +148,7 @@ const ADMIN: &[Key] = &[
     key("listen", Kind::TextOrList),
     key("token", Kind::Secret),
     key("token_file", Kind::Text),
+    key("tls", Kind::Table(TLS)),
 ];
 
 const CACHE: &[Key] = &[

@@ -4,6 +4,7 @@
 //! `file` and `environment` read a layer each and know where each value stood; figment merges the layers;
 //! `settle` and `upstreams` give the outcome meaning.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use figment::Figment;
@@ -55,6 +56,7 @@ impl Config {
             cwd: PathBuf::from("/nonexistent"),
             home: Some(PathBuf::from("/nonexistent")),
             etc: PathBuf::from("/nonexistent"),
+            run: PathBuf::new(),
             variables: Default::default(),
         };
         let source = Source {
@@ -183,21 +185,22 @@ fn merge(defaults: &Raw, file: &Layer, variables: &Layer) -> Result<Raw, ConfigE
 fn settle_all(findings: &mut Findings<'_>, raw: &Raw, mut sources: Vec<String>) -> Result<Config, ConfigError> {
     let server = settle::server(findings, &raw.server);
     let admin = settle::admin(findings, raw, &server.listen);
+    let at_admin: Vec<SocketAddr> = settle_access::tcp_of(&admin.listen).collect();
     let placeholder = fallback_host()?;
     let mut cache = settle::cache(findings, raw, placeholder);
     let upstreams = upstreams::upstreams(findings, raw, &cache);
     if let Some(name) = names::default_upstream(findings, raw, &upstreams) {
         cache.default_upstream = name;
     }
-    let mut taken = [server.listen.as_slice(), &admin.listen].concat();
-    let listeners = settle_access::listeners(findings, raw.listener.iter(), &taken);
+    let mut taken = [server.listen.as_slice(), &at_admin].concat();
+    let listeners = settle_access::listeners(findings, raw.listener.iter(), &taken, &admin.listen);
     let access = settle_access::access(findings, &raw.access, &listeners, &upstreams);
     taken.extend(
         listeners
             .iter()
             .flat_map(|listener| settle_access::tcp_of(&listener.listen)),
     );
-    let acme = acme::acme(findings, &raw.acme, (&server, &listeners), &taken);
+    let acme = acme::acme(findings, &raw.acme, (&server, &listeners, &admin), &taken);
     names::check_not_ourselves(findings, &upstreams, &taken);
     let log = settle::log(findings, &raw.log);
     let limits = settle::limits(findings, &raw.limits);

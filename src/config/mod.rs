@@ -5,7 +5,8 @@
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
-//! held to the code; `traces` says where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
+//! held to the code; `token_places` says where the admin API's token is kept,
+//! `traces` where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
 //! what they and `larder prefetch` are to fetch.
 
 mod access;
@@ -31,6 +32,7 @@ mod settle;
 mod settle_access;
 #[cfg(test)]
 mod tests;
+mod token_places;
 mod traces;
 pub mod units;
 mod upstreams;
@@ -43,6 +45,7 @@ pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
+pub use token_places::{TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, token_file_name};
 pub use traces::{Traces, header_pairs};
 pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 
@@ -123,12 +126,17 @@ impl ServerTls {
     }
 }
 
-/// Operators: health and metrics.
+/// Operators: health, metrics and the API.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    pub listen: Vec<SocketAddr>,
-    /// What calls to the API have to bring.
+    /// At least one.
+    pub listen: Vec<Listen>,
+    /// What calls to the API have to bring; `None`: a token that is made at each start.
     pub token: Option<Password>,
+    /// Of the addresses; sockets in the file system need none.
+    pub tls: Option<ServerTls>,
+    /// Where a token that is made is written.
+    pub token_places: TokenPlaces,
 }
 
 #[derive(Clone, Debug)]

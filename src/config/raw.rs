@@ -125,6 +125,8 @@ pub struct RawAdmin {
     pub token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RawTls>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -350,6 +352,7 @@ impl Default for Raw {
                 listen: OneOrMany::One("127.0.0.1:5001".to_owned()),
                 token: None,
                 token_file: None,
+                tls: None,
             },
             cache: RawCache {
                 path: None,

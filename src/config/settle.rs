@@ -11,6 +11,8 @@ use super::file::quoted;
 use super::findings::{Findings, MOMENT};
 use super::listen::{addresses, clash};
 use super::raw::{Raw, RawAudit, RawBundle, RawLimits, RawLog, RawServer};
+use super::settle_access::{places, tcp_of};
+use super::token_places::TokenPlaces;
 use super::{Admin, Audit, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
 use crate::oci::HostPort;
 
@@ -35,8 +37,9 @@ pub fn server(findings: &mut Findings<'_>, raw: &RawServer) -> Server {
 
 pub fn admin(findings: &mut Findings<'_>, raw: &Raw, server: &[SocketAddr]) -> Admin {
     let key = ["admin", "listen"];
-    let listen = addresses(findings, &key, &raw.admin.listen);
-    if let Some((server, admin)) = clash(server, &listen) {
+    let listen = places(findings, &key, &raw.admin.listen);
+    let tcp: Vec<SocketAddr> = tcp_of(&listen).collect();
+    if let Some((server, admin)) = clash(server, &tcp) {
         // What the operator wrote is blamed, not what was built in.
         match findings.place(&key) {
             Place::Default => findings.refuse(
@@ -50,16 +53,28 @@ pub fn admin(findings: &mut Findings<'_>, raw: &Raw, server: &[SocketAddr]) -> A
         }
     }
     let token = token(findings, raw);
-    let open = listen.iter().find(|address| !address.ip().is_loopback());
-    if let Some(open) = open.filter(|_| token.is_none()) {
+    let tls = settle_access::tls(findings, &["admin", "tls"], raw.admin.tls.as_ref());
+    if tls.is_some() && tcp.is_empty() {
+        findings.refuse(
+            &["admin", "tls"],
+            "found it beside Unix sockets only, which need no TLS: add an address to admin.listen, or leave it out",
+        );
+    }
+    let open = tcp.iter().find(|address| !address.ip().is_loopback());
+    if let Some(open) = open.filter(|_| token.is_none() && tls.is_none()) {
         findings.warn(
             &key,
             format!(
-                "{open} is not a loopback address: whoever reaches it sees health and metrics, but without admin.token_file only this machine can call the API"
+                "{open} is not a loopback address: whoever reaches it sees health and metrics, and tokens for the API cross the network unencrypted; set admin.tls, or keep it on this machine"
             ),
         );
     }
-    Admin { listen, token }
+    Admin {
+        listen,
+        token,
+        tls,
+        token_places: TokenPlaces::of(findings.paths.environment),
+    }
 }
 
 /// Shorter ones can be guessed.

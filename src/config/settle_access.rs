@@ -46,11 +46,12 @@ pub fn tls(findings: &mut Findings<'_>, at: &[&str], raw: Option<&RawTls>) -> Op
     Some(ServerTls { identity, client_ca })
 }
 
-/// Sorted by name. `taken` are the addresses of `[server]` and `[admin]`.
+/// Sorted by name. `taken` are the addresses of `[server]` and `[admin]`; `admin` is where operators connect.
 pub fn listeners<'a>(
     findings: &mut Findings<'_>,
     raw: impl Iterator<Item = (&'a String, &'a RawListener)>,
     taken: &[SocketAddr],
+    admin: &[Listen],
 ) -> Vec<Listener> {
     let mut taken = taken.to_vec();
     let mut out: Vec<Listener> = Vec::new();
@@ -84,7 +85,8 @@ pub fn listeners<'a>(
             );
         }
         for place in &places {
-            if matches!(place, Listen::Unix(_)) && out.iter().any(|other| other.listen.contains(place)) {
+            let is_taken = admin.contains(place) || out.iter().any(|other| other.listen.contains(place));
+            if matches!(place, Listen::Unix(_)) && is_taken {
                 findings.refuse(&key, format!("found {place}, which is taken by another listener"));
             }
         }
@@ -113,7 +115,8 @@ pub fn tcp_of(places: &[Listen]) -> impl Iterator<Item = SocketAddr> + '_ {
     })
 }
 
-fn places(findings: &mut Findings<'_>, key: &[&str], raw: &OneOrMany) -> Vec<Listen> {
+/// Addresses and sockets in the file system; sockets first.
+pub fn places(findings: &mut Findings<'_>, key: &[&str], raw: &OneOrMany) -> Vec<Listen> {
     let (unix, tcp): (Vec<&String>, Vec<&String>) = raw.as_slice().iter().partition(|text| text.starts_with("unix:"));
     let mut out = Vec::new();
     for text in unix {

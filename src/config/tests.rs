@@ -14,6 +14,7 @@ fn env(variables: &[(&str, &str)]) -> Environment {
         cwd: PathBuf::from("/nonexistent"),
         home: Some(PathBuf::from("/home/someone")),
         etc: PathBuf::from("/nonexistent"),
+        run: PathBuf::new(),
     }
 }
 
@@ -55,7 +56,7 @@ fn upstream<'a>(config: &'a Config, name: &str) -> &'a Upstream {
 fn defaults_are_those_of_the_contract() {
     let config = Config::load(None, &env(&[])).unwrap();
     assert_eq!(config.server.listen, ["127.0.0.1:5000".parse().unwrap()]);
-    assert_eq!(config.admin.listen, ["127.0.0.1:5001".parse().unwrap()]);
+    assert_eq!(config.admin.listen, [Listen::Tcp("127.0.0.1:5001".parse().unwrap())]);
     assert_eq!(config.cache.path, Path::new("/home/someone/.cache/larder"));
     assert_eq!(config.cache.max_size, 50 << 30);
     assert_eq!(config.cache.min_free, 1 << 30);

@@ -15,6 +15,7 @@ fn of(text: &str, variables: &[(&str, &str)]) -> Result<Config, String> {
         cwd: dir.path().to_owned(),
         home: Some(dir.path().to_owned()),
         etc: PathBuf::from("/nonexistent"),
+        run: PathBuf::new(),
     };
     Config::load(None, &environment).map_err(|error| error.to_string())
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::upstream;
 use crate::app::{self, ListenError, Running, StartError};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Environment, Listen, TokenPlaces};
 
 const REGISTRY_PORT: u16 = 5000;
 const ADMIN_PORT: u16 = 5001;
@@ -49,7 +49,7 @@ impl Proxy {
         };
         let mut wanted = [port.unwrap_or(REGISTRY_PORT), admin_port];
         let running = loop {
-            [config.server.listen, config.admin.listen] = wanted.map(|port| vec![local(port)]);
+            set_ports(&mut config, wanted.map(local));
             match app::start(config.clone()).await {
                 Ok(running) => break running,
                 // What was asked for is not exchanged for something else.
@@ -66,7 +66,7 @@ impl Proxy {
             }
         };
         let (registry, admin) = addresses(&running)?;
-        [config.server.listen, config.admin.listen] = [vec![registry], vec![admin]];
+        set_ports(&mut config, [registry, admin]);
         Ok(Proxy {
             config,
             running: Some(running),
@@ -121,7 +121,13 @@ fn configuration(market: SocketAddr, cache: &Path) -> Result<Config, ConfigError
     config.cache.max_size = MAX_SIZE;
     config.cache.min_free = MIN_FREE;
     config.server.shutdown_grace = GRACE;
+    config.admin.token_places = TokenPlaces::of(&Environment::of_process());
     Ok(config)
+}
+
+fn set_ports(config: &mut Config, [registry, admin]: [SocketAddr; 2]) {
+    config.server.listen = vec![registry];
+    config.admin.listen = vec![Listen::Tcp(admin)];
 }
 
 fn local(port: u16) -> SocketAddr {

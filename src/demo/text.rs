@@ -200,6 +200,7 @@ fn try_lines(registry: SocketAddr, admin: SocketAddr, images: &[Held]) -> Vec<St
         format!("podman pull --tls-verify=false {registry}/{name}"),
         format!("skopeo copy --src-tls-verify=false docker://{registry}/{name} dir:/tmp/first"),
         format!("curl -s http://{admin}/metrics"),
+        format!("larder ls --admin {admin}"),
     ]
 }
 

@@ -35,6 +35,7 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
     let caller = Caller {
         address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
         certificate: None,
+        tls: false,
         outbox: None,
     };
     let (parts, _) = request.into_parts();
@@ -202,6 +203,7 @@ async fn files_count_as_they_are_sent() {
         let caller = Caller {
             address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
             certificate: None,
+            tls: false,
             outbox: Some(outbox.clone()),
         };
         let (parts, ()) = Request::get("/file").body(()).unwrap().into_parts();

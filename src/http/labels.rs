@@ -13,6 +13,14 @@ use super::outbox::Outbox;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientAddr(pub SocketAddr);
 
+/// On a request that came by a socket in the file system: whose process is at its other end, as the kernel says it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixPeer(pub Option<u32>);
+
+/// On a request that came over TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OverTls;
+
 /// On a request that goes to a router: its connection sends files by itself, if they are handed to it as tickets.
 #[derive(Clone, Debug)]
 pub struct SendsFiles(pub Arc<Outbox>);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HOST};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::access;
 use super::error::operators::OperatorError;
+use super::labels::OverTls;
 use crate::telemetry::metrics;
 
 /// Whether requests should be sent here, and why (not).
@@ -47,7 +48,7 @@ struct Ops {
 }
 
 /// The routes, and those of the API for whom `token` lets in. `hosts` are names, beside IP addresses and `localhost`, by which operators reach
-/// this address.
+/// this address without TLS and without a token.
 pub fn router(
     readiness: ReadinessCheck,
     metrics: metrics::Handle,
@@ -74,7 +75,7 @@ Larder, the operators' address.
 /healthz  200 as long as the process lives
 /readyz   200 if requests should come here, else 503; says why, and whether it is degraded
 /metrics  counters in the Prometheus text format
-/api/v1/  what is held and what to do about it; /api/v1/openapi.json describes it
+/api/v1/  what is held and what to do about it, for those who bring the admin token; /api/v1/openapi.json describes it
 ";
 
 async fn index() -> Response {
@@ -134,9 +135,14 @@ fn plain_json(status: StatusCode, value: &serde_json::Value) -> Response {
 
 /// Refuses names that somebody else's DNS may have pointed here: a web page could otherwise read this address
 /// through its visitor's browser (R-X16). Browsers always send a Host; what sends none is no browser.
+///
+/// Two kinds of requests may use any name. Over TLS such a page has failed already, since no certificate of ours has its
+/// site's name. And a call to the API that brings a token is judged by that: no page knows it.
 async fn known_host(State(hosts): State<Arc<[String]>>, request: Request, next: Next) -> Response {
+    let brings_token = request.uri().path().starts_with("/api/") && request.headers().contains_key(AUTHORIZATION);
+    let is_proven = brings_token || request.extensions().get::<OverTls>().is_some();
     match host_of(request.uri(), request.headers()) {
-        Some(host) if !is_known(&host, &hosts) => OperatorError::unknown_host().into_response(),
+        Some(host) if !is_proven && !is_known(&host, &hosts) => OperatorError::unknown_host().into_response(),
         _ => next.run(request).await,
     }
 }
@@ -164,28 +170,35 @@ fn is_known(host: &str, hosts: &[String]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use arc_swap::ArcSwap;
     use axum::body::Body;
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
     use super::*;
+    use crate::config::Secret;
 
     async fn ask(ready: bool, path: &str, host: &str) -> (StatusCode, String, String) {
         ask_with(ready, ready, path, host).await
     }
 
-    async fn ask_with(ready: bool, disk: bool, path: &str, host: &str) -> (StatusCode, String, String) {
+    fn routes(ready: bool, disk: bool) -> Router {
         let check: ReadinessCheck = Arc::new(move || Readiness {
             ready,
             checks: vec![("disk".to_owned(), disk, "2 GiB free".to_owned())],
         });
-        let router = router(
+        let token = access::ApiToken::Made(Secret::new("sixteen-letters!"));
+        router(
             check,
             metrics::install().unwrap(),
             Router::new().route("/api/v1/stats", get(|| async { "{}" })),
-            access::Token::default(),
+            Arc::new(ArcSwap::from_pointee(token)),
             vec!["Ops.Example".to_owned()],
-        );
+        )
+    }
+
+    async fn ask_with(ready: bool, disk: bool, path: &str, host: &str) -> (StatusCode, String, String) {
+        let router = routes(ready, disk);
         let request = Request::builder()
             .uri(path)
             .header(HOST, host)
@@ -253,6 +266,34 @@ mod tests {
         }
         for host in ["ops.example", "OPS.EXAMPLE:5001", "ops.example.", "LOCALHOST"] {
             assert_eq!(ask(true, "/healthz", host).await.0, StatusCode::OK, "{host}");
+        }
+    }
+
+    /// A page whose name somebody's DNS points here reads nothing: neither as it is, nor with a token that it made up.
+    #[tokio::test]
+    async fn any_name_will_do_over_tls_and_with_the_token() {
+        let ask = async |path: &str, tls: bool, token: Option<&str>| {
+            let mut request = Request::builder().uri(path).header(HOST, "larder.example");
+            if let Some(token) = token {
+                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            }
+            let mut request = request.body(Body::empty()).unwrap();
+            if tls {
+                request.extensions_mut().insert(OverTls);
+            }
+            routes(true, true).oneshot(request).await.unwrap().status()
+        };
+        let (right, wrong) = (Some("sixteen-letters!"), Some("sixteen-letters?"));
+        for (path, tls, token, expected) in [
+            ("/api/v1/stats", false, None, StatusCode::MISDIRECTED_REQUEST),
+            ("/api/v1/stats", false, wrong, StatusCode::UNAUTHORIZED),
+            ("/api/v1/stats", false, right, StatusCode::OK),
+            ("/api/v1/stats", true, None, StatusCode::UNAUTHORIZED),
+            ("/api/v1/stats", true, right, StatusCode::OK),
+            ("/metrics", false, right, StatusCode::MISDIRECTED_REQUEST),
+            ("/metrics", true, None, StatusCode::OK),
+        ] {
+            assert_eq!(ask(path, tls, token).await, expected, "{path} {tls} {token:?}");
         }
     }
 }

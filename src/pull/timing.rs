@@ -19,6 +19,8 @@ pub struct Timing {
     /// After a failure, or after that was used up, how long stale is served at once.
     pub trouble_for: Duration,
     pub parallel: Parallel,
+    /// How long an operator who sends a bundle may send nothing before others get their turn.
+    pub import_silence: Duration,
 }
 
 /// When one blob is fetched over several connections: where each is slow for itself, and several are faster.
@@ -78,6 +80,7 @@ impl Default for Timing {
             patience: Duration::from_millis(1500),
             trouble_for: Duration::from_secs(5),
             parallel: Parallel::default(),
+            import_silence: Duration::from_secs(60),
         }
     }
 }

@@ -710,7 +710,9 @@ async fn refusals() {
             assert_eq!(code(&ask(sent).await, 415), "not-json", "{method} {path} {kind}");
         }
         assert_eq!(code(&ask(Ask::new(method, path)).await, 415), "not-json");
-        let foreign = call(method, path, &json!({"image": "alpine:1"})).header("Host", "evil.example");
+        let foreign = call(method, path, &json!({"image": "alpine:1"}))
+            .header("Host", "evil.example")
+            .anonymously();
         assert_eq!(code(&ask(foreign).await, 421), "unknown-host");
     }
     api(&larder, "/images/alpine:1").await;

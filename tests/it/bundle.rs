@@ -371,7 +371,8 @@ async fn killed_in_the_middle() {
     let mut closed = closed.serve().await;
     let bytes = std::fs::read(&tar).unwrap();
     let head = format!(
-        "POST /api/v1/bundle/import?unsigned=true HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        "POST /api/v1/bundle/import?unsigned=true HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        crate::support::admin_token(closed.larder.admin().port()).unwrap(),
         bytes.len()
     );
     let mut socket = tokio::net::TcpStream::connect(closed.larder.admin()).await.unwrap();

@@ -153,6 +153,109 @@ fn a_manifest_that_names_too_much() {
     assert_eq!(take(2).unwrap().count(Outcome::New), 1);
 }
 
+/// Another image under the same tag, with this date.
+fn dated(checked_ms: Option<u64>, content: &str) -> Made {
+    let mut other = made();
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_MANIFEST,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": Digest::sha256(&other.layer), "size": other.layer.len()},
+        "layers": [],
+        "annotations": {"content": content},
+    });
+    other.manifest = manifest.to_string().into_bytes();
+    let (digest, size) = (Digest::sha256(&other.manifest), other.manifest.len() as u64);
+    let image = &mut other.catalog.images[0];
+    (image.digest, image.size, image.checked_ms) = (digest, size, checked_ms);
+    (other.catalog.blobs[1].digest, other.catalog.blobs[1].size) = (digest, size);
+    other
+}
+
+/// A bundle that claims to be of another century holds no later one back.
+#[test]
+fn dates_from_the_future_hold_nothing_back() {
+    const YEAR_MS: u64 = 365 * 24 * 3_600_000;
+    let outcome = |store: &Store, made: &Made| take(store, &made.whole()).unwrap().images[0].outcome;
+    let here = |store: &Store| store.tag("docker.io/library/a", "1").unwrap();
+    for ahead in [YEAR_MS, 80 * YEAR_MS, u64::MAX / 2] {
+        let (_folder, store) = store();
+        let before = larder::store::unix_ms();
+        let far = dated(Some(before + ahead), "far");
+        assert_eq!(outcome(&store, &far), Outcome::New);
+        let taken = here(&store);
+        assert!(
+            (before..=larder::store::unix_ms()).contains(&taken.checked_ms),
+            "{}",
+            taken.checked_ms
+        );
+        // The next one is of today, and newer.
+        let next = dated(Some(larder::store::unix_ms()), "next");
+        assert_eq!(outcome(&store, &next), Outcome::Moved);
+        assert_eq!(here(&store).digest, Digest::sha256(&next.manifest));
+        // What is older is older as before.
+        assert_eq!(outcome(&store, &dated(Some(before - YEAR_MS), "old")), Outcome::Older);
+        // A record of an earlier release is dated as the bundle was. It heals with whatever comes.
+        let record = larder::store::TagRecord {
+            checked_ms: before + ahead,
+            ..(*here(&store)).clone()
+        };
+        store.put_tag_durably("docker.io/library/a", "1", record.clone());
+        let same = outcome(&store, &next);
+        assert_eq!(
+            (same, here(&store).checked_ms <= larder::store::unix_ms()),
+            (Outcome::Unchanged, true)
+        );
+        store.put_tag_durably("docker.io/library/a", "1", record);
+        let signed = dated(Some(larder::store::unix_ms()), "signed");
+        assert_eq!(outcome(&store, &signed), Outcome::Moved);
+        assert!(here(&store).checked_ms <= larder::store::unix_ms());
+    }
+}
+
+/// A sender that sends nothing more loses its turn; what it had sent whole is kept, and another one's import runs.
+#[tokio::test]
+async fn a_silent_sender_keeps_nobody_waiting() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let upstream = crate::support::upstream::Upstream::start().await;
+    let timing = larder::pull::Timing {
+        import_silence: std::time::Duration::from_millis(300),
+        ..crate::support::larder::quick()
+    };
+    let larder = crate::support::larder::Larder::start_timed(&upstream, timing, |_| {}).await;
+    let whole = made().whole();
+    // The catalogue and the first blob, and then nothing.
+    let sent = made().head().len() + made().layer().len() + 10;
+    let path = "/api/v1/bundle/import?unsigned=true";
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nContent-Type: application/x-tar\r\nContent-Length: {}\r\n\r\n",
+        crate::support::admin_token(larder.admin().port()).unwrap(),
+        whole.len()
+    );
+    let mut silent = tokio::net::TcpStream::connect(larder.admin()).await.unwrap();
+    silent.write_all(head.as_bytes()).await.unwrap();
+    silent.write_all(&whole[..sent]).await.unwrap();
+    let mut answer = Vec::new();
+    crate::support::within("an end of its turn", silent.read_to_end(&mut answer))
+        .await
+        .unwrap();
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(
+        answer.contains("too-slow") && answer.contains("nothing came for"),
+        "{answer}"
+    );
+    assert!(larder.store().tag("docker.io/library/a", "1").is_none());
+    // Another sender's turn; the blob that came whole is not written again.
+    let next = crate::support::client::Ask::new("POST", path)
+        .header("Content-Type", "application/x-tar")
+        .body(whole);
+    let report = next.send(larder.admin()).await.expect(200).json();
+    assert_eq!(
+        (&report["images"][0]["outcome"], &report["held_blobs"]),
+        (&json!("new"), &json!(1))
+    );
+}
+
 #[test]
 fn harm_is_refused_and_nothing_kept() {
     let made = made();

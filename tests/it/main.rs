@@ -11,6 +11,7 @@ mod access;
 mod acme;
 mod acme_failures;
 mod admin;
+mod admin_access;
 mod audit;
 mod blobs;
 mod budget;

@@ -24,6 +24,8 @@ pub struct Ask {
     target: String,
     headers: Vec<(String, String)>,
     body: Option<Vec<u8>>,
+    /// Calls of the admin API go without the token that its Larder made.
+    is_anonymous: bool,
 }
 
 impl Ask {
@@ -34,6 +36,7 @@ impl Ask {
             target: target.into(),
             headers: Vec::new(),
             body: None,
+            is_anonymous: false,
         }
     }
 
@@ -43,6 +46,14 @@ impl Ask {
 
     pub fn head(target: impl Into<String>) -> Ask {
         Ask::new("HEAD", target)
+    }
+
+    /// Without the token that is brought otherwise.
+    pub fn anonymously(self) -> Ask {
+        Ask {
+            is_anonymous: true,
+            ..self
+        }
     }
 
     /// Added; the same name may come several times.
@@ -87,6 +98,15 @@ impl Ask {
         let mut text = format!("{} {} HTTP/1.1\r\n", self.method, self.target);
         if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             text += &format!("Host: {to}\r\n");
+        }
+        // Tests are about what operators do; that they have to show who they are is what `admin_access` tests.
+        let is_call = self.target.starts_with("/api/") && !self.is_anonymous;
+        let says_who = self
+            .headers
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+        if let Some(token) = (is_call && !says_who).then(|| super::admin_token(to.port())).flatten() {
+            text += &format!("Authorization: Bearer {token}\r\n");
         }
         for (name, value) in &self.headers {
             text += &format!("{name}: {value}\r\n");

@@ -27,6 +27,18 @@ pub fn quick() -> Timing {
     }
 }
 
+/// A configuration, for a process that keeps its admin token where tests look for it.
+fn read(text: &str) -> Result<larder::config::Config, larder::config::ConfigError> {
+    let runtime = super::runtime_dir().display().to_string();
+    let environment = larder::config::Environment {
+        variables: [("XDG_RUNTIME_DIR".to_owned(), runtime)].into(),
+        ..Default::default()
+    };
+    let mut config = larder::config::Config::from_toml(text)?;
+    config.admin.token_places = larder::config::TokenPlaces::of(&environment);
+    Ok(config)
+}
+
 /// Larder in this process, on a runtime of its own: [`Larder::crash`] stops it without asking.
 pub struct Larder {
     text: String,
@@ -65,7 +77,7 @@ impl Larder {
     }
 
     async fn start_in(folder: TempDir, text: String, timing: Timing, faults: Option<Faults>) -> Larder {
-        let config = match larder::config::Config::from_toml(&text) {
+        let config = match read(&text) {
             Ok(config) => config,
             Err(error) => panic!("the configuration is refused: {error}\n{text}"),
         };
@@ -123,7 +135,7 @@ impl Larder {
         change(&mut toml);
         let (running, runtime) = (self.running.as_ref(), self.runtime.as_ref());
         let (running, runtime) = (running.expect("a Larder that runs"), runtime.expect("its runtime"));
-        let read = larder::config::Config::from_toml(&toml.text());
+        let read = read(&toml.text());
         // On its own runtime: what it opens has to live there.
         let outcome = std::thread::scope(|scope| {
             let reloading = scope.spawn(|| runtime.block_on(running.reload(read)));

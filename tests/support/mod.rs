@@ -31,6 +31,19 @@ use std::time::Duration;
 /// Longest wait for anything that a test is sure of. Only a failing test ever sees its end.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+/// Where Larders of tests keep the tokens of their admin APIs, as `$XDG_RUNTIME_DIR`: one folder for all, since a port is one
+/// Larder's.
+pub fn runtime_dir() -> std::path::PathBuf {
+    option_env!("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, std::path::PathBuf::from)
+}
+
+/// The token that the Larder with this admin port made, if it made one.
+pub fn admin_token(port: u16) -> Option<String> {
+    let file = runtime_dir().join(format!("larder/admin-{port}.token"));
+    let text = std::fs::read_to_string(file).ok()?;
+    Some(text.trim().to_owned())
+}
+
 /// Waits for `what`; panics naming it when it has not come by the deadline.
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(DEADLINE, future).await {

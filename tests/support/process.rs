@@ -23,6 +23,8 @@ pub struct LarderProcess {
     registry: SocketAddr,
     admin: SocketAddr,
     environment: Vec<(String, String)>,
+    /// In place of the one that runs the tests.
+    user: Option<u32>,
 }
 
 impl LarderProcess {
@@ -36,27 +38,44 @@ impl LarderProcess {
         environment: &[(&str, &str)],
         change: impl FnOnce(&mut Toml),
     ) -> LarderProcess {
+        LarderProcess::start_as(None, upstream, environment, change).await
+    }
+
+    /// As another user, which takes root.
+    pub async fn start_as(
+        user: Option<u32>,
+        upstream: &Upstream,
+        environment: &[(&str, &str)],
+        change: impl FnOnce(&mut Toml),
+    ) -> LarderProcess {
         let folder = tempfile::tempdir().expect("a folder");
         let mut toml = Toml::new(&folder.path().join("cache"), upstream);
         change(&mut toml);
-        std::fs::write(folder.path().join("proxy.toml"), toml.text()).expect("a configuration file");
+        let file = folder.path().join("proxy.toml");
+        std::fs::write(&file, toml.text()).expect("a configuration file");
+        for path in [folder.path(), &file] {
+            std::os::unix::fs::chown(path, user, user).expect("a file to give away");
+        }
         let environment = environment.iter();
         let environment = environment.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        LarderProcess::spawn(folder, environment).await
+        LarderProcess::spawn(folder, environment, user).await
     }
 
-    async fn spawn(folder: TempDir, environment: Vec<(String, String)>) -> LarderProcess {
+    async fn spawn(folder: TempDir, environment: Vec<(String, String)>, user: Option<u32>) -> LarderProcess {
         let mut command = command(folder.path());
         command
             .args(["serve", "--config"])
             .arg(folder.path().join("proxy.toml"))
             .envs(environment.iter().cloned());
+        if let Some(user) = user {
+            become_user(&mut command, user);
+        }
         let mut child = command.spawn().expect("the larder binary");
         let lines = Lines::default();
         lines.collect(child.stdout.take().expect("stdout"));
         lines.collect(child.stderr.take().expect("stderr"));
-        let registry = lines.address("larder: registry listening on http://").await;
-        let admin = lines.address("larder: admin listening on http://").await;
+        let registry = lines.address("larder: registry listening on http").await;
+        let admin = lines.address("larder: admin listening on http").await;
         LarderProcess {
             folder,
             child,
@@ -64,6 +83,7 @@ impl LarderProcess {
             registry,
             admin,
             environment,
+            user,
         }
     }
 
@@ -138,7 +158,7 @@ impl LarderProcess {
             self.stop().await;
         }
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
-        LarderProcess::spawn(folder, std::mem::take(&mut self.environment)).await
+        LarderProcess::spawn(folder, std::mem::take(&mut self.environment), self.user).await
     }
 }
 
@@ -152,6 +172,12 @@ impl Drop for LarderProcess {
     }
 }
 
+/// Runs it as another user, without any group of this one's.
+pub fn become_user(command: &mut Command, user: u32) {
+    use std::os::unix::process::CommandExt as _;
+    command.uid(user).gid(user);
+}
+
 /// The binary under test, away from the user's own configuration and credentials.
 pub fn command(home: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
@@ -160,6 +186,7 @@ pub fn command(home: &Path) -> Command {
         .env_clear()
         .env("HOME", home)
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("XDG_RUNTIME_DIR", super::runtime_dir())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -219,7 +246,9 @@ impl Lines {
     async fn address(&self, before: &str) -> SocketAddr {
         let line = self.wait_for(before).await;
         let at = line.find(before).unwrap_or_default() + before.len();
-        let address = line[at..].split([' ', '/']).next().unwrap_or_default();
+        // Behind `http` is `://` or `s://`.
+        let rest = line[at..].split_once("://").map_or(&line[at..], |(_, rest)| rest);
+        let address = rest.split([' ', '/']).next().unwrap_or_default();
         match address.parse() {
             Ok(address) => address,
             Err(error) => panic!("no address ({error}) in {line:?}"),

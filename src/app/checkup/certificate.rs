@@ -37,24 +37,35 @@ pub(super) fn check(config: &Config, address: Option<&Address>) -> Vec<Finding> 
         host: address.map(|address| address.host.as_str()),
     });
     let further = config.listeners.iter().filter_map(|listener| {
-        let ip = |at: &Listen| match at {
-            Listen::Tcp(at) => Some(at.ip()),
-            Listen::Unix(_) => None,
-        };
         Some(Door {
             name: &listener.name,
             tls: listener.tls.as_ref()?,
-            ips: listener.listen.iter().filter_map(ip).collect(),
+            ips: tcp_of(&listener.listen),
             host: None,
         })
+    });
+    let admin = config.admin.tls.as_ref().map(|tls| Door {
+        name: "admin",
+        tls,
+        ips: tcp_of(&config.admin.listen),
+        host: None,
     });
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let now = now.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX));
     let report = crate::app::certificate(config);
     main.into_iter()
         .chain(further)
+        .chain(admin)
         .flat_map(|door| of(&door, report.as_ref(), now))
         .collect()
+}
+
+fn tcp_of(places: &[Listen]) -> Vec<IpAddr> {
+    let ip = |at: &Listen| match at {
+        Listen::Tcp(at) => Some(at.ip()),
+        Listen::Unix(_) => None,
+    };
+    places.iter().filter_map(ip).collect()
 }
 
 fn of(door: &Door<'_>, report: Option<&Report>, now: i64) -> Vec<Finding> {

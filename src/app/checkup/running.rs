@@ -1,13 +1,13 @@
 //! The proxy that runs with this configuration, if one does: asked at its admin address.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use super::Finding;
+use crate::admin::views::ApiView;
 use crate::admin::views::StatsView;
-use crate::config::{Config, Password};
+use crate::app::admin_address::AdminAddress;
+use crate::config::{Config, Secret};
 use crate::text;
-use crate::upstream::documents;
 
 const CHECK: &str = "proxy";
 /// It is on this machine or on the next one.
@@ -21,11 +21,11 @@ pub(super) enum State {
     Silent(Vec<String>),
     /// Something answers, but tells nothing.
     Strange {
-        at: SocketAddr,
+        at: String,
         why: String,
     },
     Runs {
-        at: SocketAddr,
+        at: String,
         stats: Box<StatsView>,
     },
 }
@@ -42,9 +42,13 @@ impl State {
 /// Asks each admin address in turn.
 pub(super) async fn find(config: &Config) -> State {
     let mut silent = Vec::new();
-    for listen in config.admin.listen.iter().filter(|listen| listen.port() != 0) {
-        let at = dialled(*listen);
-        match ask(at, config.admin.token.as_ref()).await {
+    let addresses = match AdminAddress::configured(config) {
+        Ok(addresses) => addresses,
+        Err(why) => return State::Silent(vec![why]),
+    };
+    for address in addresses {
+        let at = address.shown();
+        match ask(&address, config).await {
             Ok(Ok(stats)) => {
                 return State::Runs {
                     at,
@@ -58,15 +62,37 @@ pub(super) async fn find(config: &Config) -> State {
     State::Silent(silent)
 }
 
-/// Errors: outside, that nobody answered; inside, what came in place of figures.
-async fn ask(at: SocketAddr, token: Option<&Password>) -> Result<Result<StatsView, String>, String> {
-    let http = documents::direct(None, TIMEOUT)?;
-    let mut request = http.get(format!("http://{at}/api/v1/stats"));
-    if let Some(token) = token {
-        match token.read() {
-            Ok(token) => request = request.bearer_auth(token.reveal()),
-            Err(why) => return Ok(Err(format!("admin.token_file: {why}"))),
+/// With each token that there is. Errors: outside, that nobody answered; inside, what came in place of figures.
+async fn ask(address: &AdminAddress, config: &Config) -> Result<Result<StatsView, String>, String> {
+    let http = address.client(false)?.timeout(TIMEOUT).build();
+    let http = http.map_err(|error| error.without_url().to_string())?;
+    let tokens = match address.tokens(&config.admin.token_places, config.admin.token.as_ref()) {
+        Ok(tokens) => tokens,
+        Err(why) => return Ok(Err(why)),
+    };
+    let mut why = String::new();
+    let none = tokens.tokens.is_empty().then_some(None);
+    for token in tokens.tokens.iter().map(Some).chain(none) {
+        match ask_with(&http, address, token).await? {
+            Ok(stats) => return Ok(Ok(stats)),
+            Err(refused) => why = refused,
         }
+    }
+    Ok(Err(match tokens.missed.is_empty() {
+        true => why,
+        false => format!("{why}; no token at {}", tokens.missed.join("; ")),
+    }))
+}
+
+async fn ask_with(
+    http: &reqwest::Client,
+    address: &AdminAddress,
+    token: Option<&Secret>,
+) -> Result<Result<StatsView, String>, String> {
+    let url = address.url.join("/api/v1/stats").map_err(|error| error.to_string())?;
+    let mut request = http.get(url);
+    if let Some(token) = token {
+        request = request.bearer_auth(token.reveal());
     }
     let response = request.send().await.map_err(|error| said(&error))?;
     let status = response.status();
@@ -87,16 +113,6 @@ fn said(error: &reqwest::Error) -> String {
     source.to_string()
 }
 
-/// Where a listener is reached from this machine.
-fn dialled(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listen.port())
-}
-
 pub(super) fn check(state: &State, config: &Config) -> Vec<Finding> {
     match state {
         State::NotAsked => Vec::new(),
@@ -112,13 +128,13 @@ pub(super) fn check(state: &State, config: &Config) -> Vec<Finding> {
         ],
         State::Strange { at, why } => vec![
             Finding::warning(CHECK, format!("something answers at {at}, but tells no figures: {why}"))
-                .advice("is it another program's port, or is admin.token another one here than there?"),
+                .advice("is it another program's port, or is the admin token another one here than there? Run this as the proxy's user or as root"),
         ],
-        State::Runs { at, stats } => told(*at, stats, config),
+        State::Runs { at, stats } => told(at, stats, config),
     }
 }
 
-fn told(at: SocketAddr, stats: &StatsView, config: &Config) -> Vec<Finding> {
+fn told(at: &str, stats: &StatsView, config: &Config) -> Vec<Finding> {
     let up = crate::config::units::show_duration(Duration::from_secs(stats.uptime_seconds));
     let found = format!(
         "runs at {at} as process {}, version {}, since {up}",
@@ -129,6 +145,7 @@ fn told(at: SocketAddr, stats: &StatsView, config: &Config) -> Vec<Finding> {
         false => Finding::warning(CHECK, format!("{found}; this program is {OWN_VERSION}"))
             .advice("restart the proxy, so that it runs what is installed"),
     }];
+    findings.extend(stats.api.as_ref().map(of_api));
     let own = config.cache.path.display().to_string();
     if stats.path != own {
         findings.push(
@@ -143,4 +160,23 @@ fn told(at: SocketAddr, stats: &StatsView, config: &Config) -> Vec<Finding> {
         );
     }
     findings
+}
+
+/// What calls to it have to bring.
+fn of_api(api: &ApiView) -> Finding {
+    const CHECK: &str = "admin API";
+    let sockets = match api.sockets.is_empty() {
+        true => String::new(),
+        false => format!("; by {} its own user and root need none", api.sockets.join(", ")),
+    };
+    match (&api.closed, api.token.as_str()) {
+        (Some(why), _) => Finding::problem(CHECK, format!("it is closed: {why}{sockets}"))
+            .advice("set admin.token_file, give the proxy a runtime folder, or listen at a Unix socket"),
+        (None, "made") => Finding::ok(
+            CHECK,
+            format!("takes the token in {}{sockets}", api.token_files.join(", ")),
+        ),
+        (None, "configured") => Finding::ok(CHECK, format!("takes the configured token{sockets}")),
+        (None, _) => Finding::ok(CHECK, format!("takes no token{sockets}")),
+    }
 }

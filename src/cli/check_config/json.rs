@@ -27,7 +27,11 @@ pub fn meaning(config: &Config) -> String {
         })).collect::<Vec<_>>(),
         "access": access(config),
         "acme": config.acme.as_ref().map(|one| acme(config, one)),
-        "admin": { "listen": config.admin.listen, "token": config.admin.token.is_some() },
+        "admin": {
+            "listen": config.admin.listen.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "token": config.admin.token.is_some(),
+            "tls": config.admin.tls.as_ref().map(tls),
+        },
         "cache": {
             "path": config.cache.path,
             "max_size_bytes": config.cache.max_size,

@@ -85,7 +85,10 @@ fn tls_of(tls: Option<&ServerTls>) -> String {
 
 fn listeners(config: &Config) -> Vec<String> {
     let api = match &config.admin.token {
-        None => "the API for this machine only".to_owned(),
+        None if config.admin.listen.iter().all(|at| at.port().is_none()) => {
+            "the API for the proxy's own user and root".to_owned()
+        }
+        None => "the API with a token that is made at each start".to_owned(),
         Some(Password::Value(_)) => "the API with a token".to_owned(),
         Some(Password::File(path)) => format!("the API with the token in {}", path.display()),
     };
@@ -108,7 +111,14 @@ fn listeners(config: &Config) -> Vec<String> {
     let mut rows = vec![main];
     rows.extend(further);
     rows.extend([
-        row("operators", format!("{}, {api}", list(&config.admin.listen))),
+        row(
+            "operators",
+            format!(
+                "{}, {}, {api}",
+                list(&config.admin.listen),
+                tls_of(config.admin.tls.as_ref())
+            ),
+        ),
         row(
             "on a stop",
             format!("running answers may take {}", in_words(config.server.shutdown_grace)),

@@ -51,14 +51,21 @@ impl OperatorError {
 
     /// One answer for a token that is missing and one that is wrong.
     pub fn no_token() -> OperatorError {
-        let message = "this needs the operators' token: Authorization: Bearer, with what admin.token says";
+        let message = "this needs the admin token, as Authorization: Bearer …: that of admin.token or admin.token_file where one is configured, else the one in the file that the proxy named at its start (admin-PORT.token)";
         OperatorError::new(StatusCode::UNAUTHORIZED, "no-token", message)
     }
 
-    pub fn from_elsewhere() -> OperatorError {
-        let message =
-            "without a token the API answers this machine only: set admin.token_file to call it from elsewhere";
-        OperatorError::new(StatusCode::FORBIDDEN, "from-elsewhere", message)
+    /// There is nothing that a call could bring.
+    pub fn closed(why: &str) -> OperatorError {
+        let message = format!(
+            "the API is closed, because {why}: set admin.token_file, or a Unix socket in admin.listen (\"unix:/run/larder/admin.sock\")"
+        );
+        OperatorError::new(StatusCode::FORBIDDEN, "closed", message)
+    }
+
+    pub fn cross_site() -> OperatorError {
+        let message = "the API answers no web page of another site (Origin, Sec-Fetch-Site)";
+        OperatorError::new(StatusCode::FORBIDDEN, "cross-site", message)
     }
 
     pub fn wrong_method(allow: String) -> OperatorError {
@@ -112,6 +119,7 @@ fn of_bundle(word: &str) -> StatusCode {
         "signature" => StatusCode::FORBIDDEN,
         "nothing" => StatusCode::NOT_FOUND,
         "incomplete" | "gone" => StatusCode::CONFLICT,
+        "too-slow" => StatusCode::REQUEST_TIMEOUT,
         "no-room" => StatusCode::INSUFFICIENT_STORAGE,
         "store" | "io" | "damaged" => StatusCode::INTERNAL_SERVER_ERROR,
         _ => StatusCode::BAD_REQUEST,

@@ -72,7 +72,8 @@ pub(super) async fn run_unix(stream: UnixStream, way: Arc<Way>, shared: Arc<Shar
         first = tokio::time::timeout(shared.limits.now().idle_timeout, stream.readable()) => first,
     };
     if let Ok(Ok(())) = first {
-        Box::pin(plain(stream, Peer::Unix, &way, &shared)).await;
+        let uid = stream.peer_cred().ok().map(|peer| peer.uid());
+        Box::pin(plain(stream, Peer::Unix(uid), &way, &shared)).await;
     }
 }
 
@@ -161,6 +162,7 @@ async fn speak<S: Transport>(
 ) {
     let pulse = Pulse::new(http2);
     // hyper passes the tickets of an outbox on unseen in HTTP/1 only, where it writes vectored.
+    let tls = stream.is_tls();
     let outbox = (!http2 && stream.plain().is_some()).then(Arc::<Outbox>::default);
     let (wire, back) = Wire::new(stream, prefix, pulse.clone(), outbox.clone());
     let io = TokioIo::new(wire);
@@ -169,6 +171,7 @@ async fn speak<S: Transport>(
         caller: Caller {
             address: client,
             certificate,
+            tls,
             outbox,
         },
         limits: (*shared.limits.now()).clone(),

@@ -8,22 +8,22 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
 use tower::ServiceExt;
 
-use crate::http::labels::{ClientAddr, SendsFiles};
+use crate::http::labels::{ClientAddr, OverTls, SendsFiles, UnixPeer};
 use crate::http::outbox::Outbox;
 
 /// The other end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     Tcp(SocketAddr),
-    /// By a socket in the file system: some process of this machine.
-    Unix,
+    /// By a socket in the file system: a process of this machine, and its user where the kernel says it.
+    Unix(Option<u32>),
 }
 
 impl Peer {
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Peer::Tcp(address) => Some(address.ip()),
-            Peer::Unix => None,
+            Peer::Unix(_) => None,
         }
     }
 }
@@ -32,7 +32,7 @@ impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Peer::Tcp(address) => address.fmt(f),
-            Peer::Unix => f.write_str("unix"),
+            Peer::Unix(_) => f.write_str("unix"),
         }
     }
 }
@@ -43,6 +43,8 @@ pub struct Caller {
     pub address: Peer,
     /// Whom the certificate names that the connection came with: `cert:node-1`.
     pub certificate: Option<Arc<str>>,
+    /// The connection is encrypted.
+    pub tls: bool,
     /// The connection sends files by itself, if they are handed to it as tickets.
     pub outbox: Option<Arc<Outbox>>,
 }
@@ -61,8 +63,12 @@ impl Handler for Router {
 
     async fn handle(&self, mut request: Request<Body>, caller: &Caller) -> Response<Body> {
         let extensions = request.extensions_mut();
-        if let Peer::Tcp(address) = caller.address {
-            extensions.insert(ClientAddr(address));
+        match caller.address {
+            Peer::Tcp(address) => drop(extensions.insert(ClientAddr(address))),
+            Peer::Unix(uid) => drop(extensions.insert(UnixPeer(uid))),
+        }
+        if caller.tls {
+            extensions.insert(OverTls);
         }
         if let Some(outbox) = &caller.outbox {
             extensions.insert(SendsFiles(outbox.clone()));

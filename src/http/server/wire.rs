@@ -42,6 +42,11 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     fn plain(&self) -> Option<&TcpStream> {
         None
     }
+
+    /// Whether what is written here goes out encrypted.
+    fn is_tls(&self) -> bool {
+        false
+    }
 }
 
 impl Transport for TcpStream {
@@ -55,6 +60,10 @@ impl Transport for TcpStream {
 }
 
 impl Transport for TlsStream<TcpStream> {
+    fn is_tls(&self) -> bool {
+        true
+    }
+
     fn reset(&self) {
         self.get_ref().0.reset();
     }

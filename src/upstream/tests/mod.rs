@@ -83,6 +83,8 @@ fn config(upstream: Upstream) -> Config {
         admin: Admin {
             listen: Vec::new(),
             token: None,
+            tls: None,
+            token_places: crate::config::TokenPlaces::default(),
         },
         cache: Cache {
             path: "unused".into(),
