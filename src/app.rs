@@ -46,7 +46,7 @@ use crate::jobs::prefetch::Patience;
 use crate::jobs::webhook::HookError;
 use crate::jobs::{Pace, Prefetcher, Verifier, Webhooks};
 use crate::oci::{Hasher, HostPort};
-use crate::pull::{Pull, Timing};
+use crate::pull::{Pull, Timing, buffered_bytes};
 use crate::store::{Faults, Store, StoreError};
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, InstallError};
@@ -468,6 +468,7 @@ async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop
         ::metrics::gauge!("larder_cache_index_bytes").set(usage.index_bytes as f64);
         ::metrics::gauge!("larder_wishes").set(pull.store().wish_count() as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
+        ::metrics::gauge!("larder_http2_buffered_bytes").set(buffered_bytes() as f64);
         pull.export();
         handle.upkeep();
         let (store, hooks) = (pull.store().clone(), hooks.clone());
