@@ -1,7 +1,8 @@
 //! The composition root: builds everything once, runs it, stops it.
 //!
 //! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
-//! `listeners` is where it can be reached, `acme` has its certificate kept; `checkup` looks at everything that can be wrong.
+//! `listeners` is where it can be reached, `acme` has its certificate kept, `memory` gives back what was freed; `checkup` looks at everything
+//! that can be wrong.
 
 mod acme;
 mod changes;
@@ -10,6 +11,7 @@ mod explain;
 mod hooks;
 mod keys;
 mod listeners;
+mod memory;
 mod reload;
 mod rest;
 mod traces;
@@ -54,6 +56,7 @@ use crate::telemetry::trace::Exporter;
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
 use listeners::{Holding, Listeners, addresses};
+use memory::Trimmer;
 use reload::{Holds, Refused, Reloader, Requests};
 
 /// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
@@ -459,6 +462,7 @@ async fn fetch_ahead(prefetcher: Arc<Prefetcher>, stop: CancellationToken) {
 }
 
 async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop: CancellationToken) {
+    let trimmer = Arc::new(Mutex::new(Trimmer::default()));
     loop {
         let usage = pull.store().usage();
         ::metrics::gauge!("larder_cache_used_bytes").set(usage.used_bytes as f64);
@@ -471,8 +475,9 @@ async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop
         ::metrics::gauge!("larder_http2_buffered_bytes").set(buffered_bytes() as f64);
         pull.export();
         handle.upkeep();
-        let (store, hooks) = (pull.store().clone(), hooks.clone());
+        let (store, hooks, trimmer) = (pull.store().clone(), hooks.clone(), trimmer.clone());
         let _ = tokio::task::spawn_blocking(move || {
+            trimmer.lock().unwrap_or_else(PoisonError::into_inner).look();
             store.keep_limit();
             store.flush_wishes();
             hooks.export();

@@ -184,7 +184,7 @@ fn pulling(to: [SocketAddr; 2], digest: Digest, rate: impl Fn(usize) -> f64) -> 
         .map(|n| {
             let (speaks, rate) = (ALL[n % ALL.len()], rate(n) * MIB as f64);
             async move {
-                let takes_little = n / ALL.len() % 2 == 0;
+                let takes_little = (n / ALL.len()).is_multiple_of(2);
                 let (came, right) = pull(to, speaks, digest, rate, takes_little).await;
                 (speaks, came, right)
             }
