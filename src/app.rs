@@ -1,7 +1,8 @@
 //! The composition root: builds everything once, runs it, stops it.
 //!
 //! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
-//! `listeners` is where it can be reached, `api_token` is what its admin API takes for proof and `admin_address` the way there; `acme` has its certificate kept; `checkup` looks at everything that can be wrong.
+//! `listeners` is where it can be reached, `api_token` is what its admin API takes for proof and `admin_address` the way there; `acme` has its
+//! certificate kept, `memory` gives back what was freed; `checkup` looks at everything that can be wrong.
 
 mod acme;
 pub mod admin_address;
@@ -12,6 +13,7 @@ mod explain;
 mod hooks;
 mod keys;
 mod listeners;
+mod memory;
 mod reload;
 mod rest;
 mod traces;
@@ -47,7 +49,7 @@ use crate::jobs::prefetch::Patience;
 use crate::jobs::webhook::HookError;
 use crate::jobs::{Pace, Prefetcher, Verifier, Webhooks};
 use crate::oci::{Hasher, HostPort};
-use crate::pull::{Pull, Timing};
+use crate::pull::{Pull, Timing, buffered_bytes};
 use crate::store::{Faults, Store, StoreError};
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, InstallError};
@@ -56,6 +58,7 @@ use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
 use api_token::ApiTokens;
 use listeners::{Holding, Listeners, addresses};
+use memory::Trimmer;
 use reload::{Holds, Refused, Reloader, Requests};
 
 /// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
@@ -482,6 +485,7 @@ async fn fetch_ahead(prefetcher: Arc<Prefetcher>, stop: CancellationToken) {
 }
 
 async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop: CancellationToken) {
+    let trimmer = Arc::new(Mutex::new(Trimmer::default()));
     loop {
         let usage = pull.store().usage();
         ::metrics::gauge!("larder_cache_used_bytes").set(usage.used_bytes as f64);
@@ -492,10 +496,12 @@ async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop
         ::metrics::gauge!("larder_cache_list_bytes").set(usage.list_bytes as f64);
         ::metrics::gauge!("larder_wishes").set(pull.store().wish_count() as f64);
         ::metrics::gauge!("larder_transfers_in_flight").set(pull.transfers() as f64);
+        ::metrics::gauge!("larder_http2_buffered_bytes").set(buffered_bytes() as f64);
         pull.export();
         handle.upkeep();
-        let (store, hooks) = (pull.store().clone(), hooks.clone());
+        let (store, hooks, trimmer) = (pull.store().clone(), hooks.clone(), trimmer.clone());
         let _ = tokio::task::spawn_blocking(move || {
+            trimmer.lock().unwrap_or_else(PoisonError::into_inner).look();
             store.keep_limit();
             store.flush_wishes();
             hooks.export();

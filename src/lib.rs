@@ -65,7 +65,11 @@
 //! - **Blob, hot**: link check and size from memory → a file that is open still (`store::opened`), or one that is opened off
 //!   the async threads → range → body; by plain HTTP/1.1 the body hands out tickets for runs of the file (`http::outbox`), which
 //!   the socket's side (`http::server::wire`) sends by `sendfile`, in turns with other connections. A run that the kernel has
-//!   let go of is brought back first (`pull::recall`), the next one while it is sent.
+//!   let go of is brought back first (`pull::recall`), the next one while it is sent. By TLS and HTTP/2 it is read in chunks
+//!   (`pull::chunk`), which are small until the client has shown that it takes them quickly.
+//! - **An answer's end**: hyper lets go of a body long before a slow client has it. So body and pieces hold a `http::server::delivery`;
+//!   when the last is gone and flushed, the connection's `pulse` has the access log write its line and may call itself idle. A connection
+//!   that ends, by a stop or a reload too, waits until the client has acknowledged what the kernel holds for it (`wire`), then sends FIN.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
 //! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target

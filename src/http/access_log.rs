@@ -1,7 +1,8 @@
 //! One log line and a few counters per request, when its response has ended.
 //!
-//! Not when its headers left: how many bytes went out, and whether all of them did, is known only at the end.
-//! [`Line`] goes with a request from its beginning, and in its response's body to the end.
+//! Not when its headers left, nor when hyper has its last byte: how many bytes went out, and whether all of them did, is known only
+//! when the socket has taken them. [`Line`] goes with a request from its beginning, in its response's body, and then as a
+//! [`DeliveryReport`] to the end.
 //! Secrets stay out: no `Authorization`, no query string but `ns` (L7, R-X17); what clients send is escaped (R-X15).
 
 use std::pin::Pin;
@@ -17,7 +18,7 @@ use http_body::{Frame, SizeHint};
 
 use super::labels::{Labels, Subject};
 use super::outbox::Outbox;
-use super::server::{Caller, Peer};
+use super::server::{Caller, Delivered, DeliveryReport, Peer, Reported};
 use super::traced::Traced;
 use crate::events::{Action, Event, Events};
 use crate::oci::Digest;
@@ -266,6 +267,13 @@ impl Line {
 }
 
 impl Line {
+    /// A sender that has all the declared bytes need not ask for the end that follows them.
+    fn settle_end(&mut self) {
+        if self.ended == Ended::Aborted && self.declared == Some(self.sent) {
+            self.ended = Ended::Complete;
+        }
+    }
+
     /// A pull, or a refusal, as an event. Anything else is for the log only.
     fn tell(&mut self) {
         let Some(heard) = self.heard.take() else { return };
@@ -341,13 +349,7 @@ impl Drop for Line {
         if self.status == NOT_ANSWERED {
             self.count("other", Instant::now());
         }
-        // A sender that has all the declared bytes need not ask for the end that follows them.
-        if self.ended == Ended::Aborted && self.declared == Some(self.sent) {
-            self.ended = Ended::Complete;
-        }
-        if let (Ended::Aborted, Some(outbox)) = (self.ended, &self.outbox) {
-            self.sent = self.sent.saturating_sub(outbox.unsent());
-        }
+        self.settle_end();
         if self.sent > 0 {
             BYTES.with(
                 &self.upstream,
@@ -381,6 +383,21 @@ impl Drop for Line {
     }
 }
 
+/// Written down as it is dropped.
+impl DeliveryReport for Line {
+    fn record(mut self: Box<Self>, delivered: Delivered) {
+        if let Delivered::Cut { unsent } = delivered {
+            self.settle_end();
+            self.sent = self.sent.saturating_sub(unsent);
+            // Nor is it complete now that the declared bytes and those that were sent are compared again.
+            self.declared = None;
+            if self.ended == Ended::Complete {
+                self.ended = Ended::Aborted;
+            }
+        }
+    }
+}
+
 /// The response's body, watched.
 pub struct Logged<B> {
     body: B,
@@ -394,6 +411,12 @@ impl<B: From<Body>> From<Body> for Logged<B> {
             body: body.into(),
             line: None,
         }
+    }
+}
+
+impl<B> Reported for Logged<B> {
+    fn take_report(&mut self) -> Option<Box<dyn DeliveryReport>> {
+        Some(Box::new(self.line.take()?))
     }
 }
 

@@ -186,6 +186,7 @@ fn nothing_forges_a_line() {
 #[tokio::test]
 async fn files_count_as_they_are_sent() {
     use crate::http::outbox::{Outbox, Piece};
+    use crate::http::server::Delivered;
     use bytes::Buf;
 
     crate::telemetry::metrics::install().unwrap();
@@ -229,6 +230,11 @@ async fn files_count_as_they_are_sent() {
             if sends == 10 {
                 while response.body_mut().frame().await.is_some() {}
             }
+            let delivered = match piece.remaining() {
+                0 => Delivered::Whole,
+                unsent => Delivered::Cut { unsent: unsent as u64 },
+            };
+            response.body_mut().take_report().unwrap().record(delivered);
         }
         .with_subscriber(subscriber)
         .await;

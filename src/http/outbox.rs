@@ -10,7 +10,8 @@
 //! A ticket cannot be forged: its address is in the run, and while the outbox knows a run no other memory is there.
 //! Nothing is mapped, so a file that somebody truncates costs the rest of one response and nothing else. No `unsafe`.
 //!
-//! Each HTTP/1.1 connection without TLS has an outbox; a request carries it. Without one, bodies are read as usual.
+//! Each connection has an outbox; a request carries it. Only that of HTTP/1.1 over plain TCP sends files; through any other, bodies are
+//! read, into memory that the outbox accounts for.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -21,7 +22,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use bytes::{Buf, Bytes};
 
 use crate::oci::Digest;
-use crate::pull::Span;
+use crate::pull::{ChunkMemory, SMALL_BYTES, Span};
+
+/// The first chunk of a body by HTTP/2. hyper has one in hand before it knows whether the stream has a window, so it is all that a
+/// client costs that never opens one.
+const FIRST_HTTP2_BYTES: usize = 1024;
 
 /// How much is read at once where a file cannot be sent by the kernel.
 const READ_BYTES: u64 = 256 * 1024;
@@ -37,8 +42,6 @@ pub struct FileRun {
     at: AtomicU64,
     end: AtomicU64,
     more: bool,
-    /// The outbox's.
-    unsent: Arc<AtomicU64>,
 }
 
 impl FileRun {
@@ -76,7 +79,6 @@ impl FileRun {
 
     fn advance(&self, n: u64) {
         self.at.fetch_add(n, Ordering::Relaxed);
-        self.unsent.fetch_sub(n, Ordering::Relaxed);
     }
 
     fn is_ticket(&self, slice: &[u8]) -> bool {
@@ -94,14 +96,45 @@ impl AsRef<[u8]> for Ticket {
 }
 
 /// The runs that one connection is about to send.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Outbox {
     /// Weak: a run that nobody will send any more must not hold its file open.
     runs: Mutex<Vec<Weak<FileRun>>>,
-    unsent: Arc<AtomicU64>,
+    sends_files: bool,
+    memory: ChunkMemory,
+}
+
+/// Of a connection that sends files.
+impl Default for Outbox {
+    fn default() -> Outbox {
+        Outbox {
+            runs: Mutex::default(),
+            sends_files: true,
+            memory: ChunkMemory::new(SMALL_BYTES),
+        }
+    }
 }
 
 impl Outbox {
+    /// Of a connection to which bodies go through memory.
+    pub fn of_memory(http2: bool) -> Outbox {
+        let first_bytes = if http2 { FIRST_HTTP2_BYTES } else { SMALL_BYTES };
+        Outbox {
+            sends_files: false,
+            memory: ChunkMemory::new(first_bytes),
+            ..Outbox::default()
+        }
+    }
+
+    /// Whether the connection sends files by itself; only then there may be tickets.
+    pub fn sends_files(&self) -> bool {
+        self.sends_files
+    }
+
+    pub fn memory(&self) -> &ChunkMemory {
+        &self.memory
+    }
+
     /// A ticket for a stretch of a file. It belongs into a body of this connection and nowhere else.
     pub fn ticket(&self, digest: Digest, span: Span) -> Bytes {
         let Span { file, at, len, more } = span;
@@ -112,9 +145,7 @@ impl Outbox {
             at: at.into(),
             end: at.saturating_add(len).into(),
             more,
-            unsent: self.unsent.clone(),
         });
-        self.unsent.fetch_add(len, Ordering::Relaxed);
         let mut runs = self.lock();
         runs.retain(|run| run.strong_count() > 0);
         runs.push(Arc::downgrade(&run));
@@ -124,12 +155,6 @@ impl Outbox {
     /// How many bytes a piece of a body stands for.
     pub fn length(&self, data: &Bytes) -> u64 {
         self.find(data).map_or(data.len() as u64, |run| run.left())
-    }
-
-    /// Bytes of all tickets that have not been sent. In HTTP/1.1 they are the running response's: one that ended with
-    /// some left has ended its connection.
-    pub fn unsent(&self) -> u64 {
-        self.unsent.load(Ordering::Relaxed)
     }
 
     /// The first ticket among what is to be written, and which run it stands for.
@@ -174,9 +199,7 @@ impl Piece {
     pub fn of(data: Bytes, outbox: Option<&Outbox>, most: u64) -> Piece {
         match outbox.and_then(|outbox| outbox.find(&data)) {
             Some(run) => {
-                let before = run.left();
                 run.end.fetch_min(run.at().saturating_add(most), Ordering::Relaxed);
-                run.unsent.fetch_sub(before - run.left(), Ordering::Relaxed);
                 Piece::File {
                     run,
                     read: OnceLock::new(),
@@ -252,10 +275,7 @@ mod tests {
             outbox.ticket(digest(), span(file(b"abc"), 0, 3)),
             outbox.ticket(digest(), span(file(b"defg"), 0, 4)),
         );
-        assert_eq!(
-            (outbox.length(&first), outbox.length(&second), outbox.unsent()),
-            (3, 4, 7)
-        );
+        assert_eq!((outbox.length(&first), outbox.length(&second)), (3, 4));
         let forged = Bytes::copy_from_slice(&first);
         assert_eq!(forged, first);
         assert_eq!(outbox.length(&forged), 1, "the address counts, not the byte");
@@ -281,7 +301,7 @@ mod tests {
         assert_eq!(piece.chunks_vectored(&mut slices), 1);
         assert_eq!(outbox.first(&slices).unwrap().1.at(), 4);
         assert_eq!(piece.copy_to_bytes(3), "456");
-        assert!(!piece.has_remaining() && outbox.unsent() == 0);
+        assert!(!piece.has_remaining());
         assert_eq!(Piece::of(Bytes::from_static(b"x"), Some(&outbox), 9).chunk(), b"x");
     }
 

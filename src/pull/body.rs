@@ -4,17 +4,17 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::io::{Errno, ReadWriteFlags};
 
+use super::chunk::{Buffer, ChunkMemory, Chunks};
 use super::error::PullError;
 use super::flight::{Follower, Run};
 use super::recall::Recall;
 use crate::oci::Digest;
 use crate::store::Held;
 
-/// Bytes that are read at once where the kernel has them: some of these wait in memory for a slow client to whom no file
-/// can be sent (TLS, HTTP/2).
+/// Bytes that are read at once where the kernel has them, and their reader is not accounted for by [`ChunkMemory`].
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Bytes that are waited for where the kernel has let go of them, at first. It is more for who takes them quickly.
 const DISK_BYTES: usize = 256 * 1024;
@@ -81,6 +81,7 @@ impl Source {
             at: start,
             end,
             run: RunLength::default(),
+            chunks: Chunks::default(),
             recall: Recall::default(),
         }
     }
@@ -93,6 +94,7 @@ pub struct Body {
     at: u64,
     end: Option<u64>,
     run: RunLength,
+    chunks: Chunks,
     recall: Recall,
 }
 
@@ -117,9 +119,21 @@ impl Body {
     /// The next bytes, at most 256 KiB; `None` at the end. An error ends the response short (L2).
     pub async fn next(&mut self) -> Result<Option<Bytes>, PullError> {
         match self.next_run().await? {
-            Some((run, upto)) => self.read(run, upto).await.map(Some),
+            Some((run, upto)) => self.read(run, upto, None).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The next bytes for a reader of whom nobody knows how fast it is and that may hold many of them: as many as it has shown to
+    /// take quickly and `memory` allows.
+    pub async fn next_within(&mut self, memory: &ChunkMemory) -> Result<Option<Bytes>, PullError> {
+        let asked = Instant::now();
+        let Some((run, upto)) = self.next_run().await? else {
+            return Ok(None);
+        };
+        let bytes = self.read(run, upto, Some((memory, asked))).await?;
+        self.chunks.handed_out(bytes.len());
+        Ok(Some(bytes))
     }
 
     /// The same for who can send from a file: at most 1 MiB, and up to 8 for who takes them quickly.
@@ -130,10 +144,10 @@ impl Body {
         let now = Instant::now();
         let want = self.want(upto, self.run.most(now, RUN_BYTES));
         let Run::File(file) = &run else {
-            return Ok(Some(Chunk::Memory(self.read(run, upto).await?)));
+            return Ok(Some(Chunk::Memory(self.read(run, upto, None).await?)));
         };
         if want < MIN_RUN_BYTES {
-            return Ok(Some(Chunk::Memory(self.read(run, upto).await?)));
+            return Ok(Some(Chunk::Memory(self.read(run, upto, None).await?)));
         }
         let len = match !self.recall.has_asked(self.at) && is_in_memory(file, self.at, want) {
             true => {
@@ -142,7 +156,7 @@ impl Body {
             }
             false => match self.recalled(file, upto).await {
                 Some(len) => len,
-                None => return Ok(Some(Chunk::Memory(self.read(run, upto).await?))),
+                None => return Ok(Some(Chunk::Memory(self.read(run, upto, None).await?))),
             },
         };
         let at = self.at;
@@ -191,9 +205,9 @@ impl Body {
         usize::try_from(upto.saturating_sub(self.at)).unwrap_or(most).min(most)
     }
 
-    async fn read(&mut self, run: Run, upto: u64) -> Result<Bytes, PullError> {
+    async fn read(&mut self, run: Run, upto: u64, memory: Option<(&ChunkMemory, Instant)>) -> Result<Bytes, PullError> {
         let bytes = match run {
-            Run::File(file) => self.read_file(file, upto).await?,
+            Run::File(file) => self.read_file(file, upto, memory).await?,
             Run::Kept(bytes) => bytes,
             Run::Window(window) => {
                 let want = self.want(upto, DISK_BYTES);
@@ -209,19 +223,31 @@ impl Body {
         Ok(bytes)
     }
 
-    async fn read_file(&mut self, file: Arc<File>, upto: u64) -> Result<Bytes, PullError> {
-        let (at, want) = (self.at, self.want(upto, CHUNK_BYTES));
+    async fn read_file(
+        &mut self,
+        file: Arc<File>,
+        upto: u64,
+        memory: Option<(&ChunkMemory, Instant)>,
+    ) -> Result<Bytes, PullError> {
+        let at = self.at;
+        let mut buffer = match memory {
+            Some((memory, asked)) => self.chunks.next(memory, asked, self.want(upto, usize::MAX)),
+            None => Buffer::unleased(self.want(upto, CHUNK_BYTES)),
+        };
         if !self.recall.has_asked(at)
-            && let Some(bytes) = read_now(&file, at, want)
+            && let Some(len) = read_now(&file, at, buffer.memory())
         {
-            return Ok(bytes);
+            return Ok(buffer.filled(len));
         }
         if self.recalled(&file, upto).await.is_some()
-            && let Some(bytes) = read_now(&file, at, want)
+            && let Some(len) = read_now(&file, at, buffer.memory())
         {
-            return Ok(bytes);
+            return Ok(buffer.filled(len));
         }
-        read_waiting(file, at, self.want(upto, DISK_BYTES)).await
+        if memory.is_none() {
+            buffer = Buffer::unleased(self.want(upto, DISK_BYTES));
+        }
+        read_waiting(file, at, buffer).await
     }
 
     pub fn digest(&self) -> &Digest {
@@ -246,19 +272,11 @@ fn is_in_memory(file: &File, at: u64, len: usize) -> bool {
     (0..len).step_by(apart).all(|n| is_there(at + n as u64)) && is_there(at + len as u64 - 1)
 }
 
-/// Reads at most `want` bytes if the kernel has them in memory.
-fn read_now(file: &File, at: u64, want: usize) -> Option<Bytes> {
-    let mut buffer = BytesMut::zeroed(want);
-    match rustix::io::preadv2(
-        file,
-        &mut [std::io::IoSliceMut::new(&mut buffer)],
-        at,
-        ReadWriteFlags::NOWAIT,
-    ) {
-        Ok(n) if n > 0 => {
-            buffer.truncate(n);
-            return Some(buffer.freeze());
-        }
+/// Reads into `buffer` if the kernel has the bytes in memory; how many.
+fn read_now(file: &File, at: u64, buffer: &mut [u8]) -> Option<usize> {
+    let mut slices = [std::io::IoSliceMut::new(buffer)];
+    match rustix::io::preadv2(file, &mut slices, at, ReadWriteFlags::NOWAIT) {
+        Ok(n) if n > 0 => return Some(n),
         // Not in memory, or a file system that cannot say.
         Ok(_) | Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::INTR) => {}
         Err(error) => tracing::debug!(%error, "preadv2"),
@@ -266,14 +284,12 @@ fn read_now(file: &File, at: u64, want: usize) -> Option<Bytes> {
     None
 }
 
-/// Reads at most `want` bytes off the async threads.
-async fn read_waiting(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullError> {
+/// Reads into `buffer` off the async threads.
+async fn read_waiting(file: Arc<File>, at: u64, mut buffer: Buffer) -> Result<Bytes, PullError> {
     let read = tokio::task::spawn_blocking(move || {
         use std::os::unix::fs::FileExt;
-        let mut buffer = BytesMut::zeroed(want);
-        let n = file.read_at(&mut buffer, at)?;
-        buffer.truncate(n);
-        Ok::<_, std::io::Error>(buffer.freeze())
+        let n = file.read_at(buffer.memory(), at)?;
+        Ok::<_, std::io::Error>(buffer.filled(n))
     });
     match read.await {
         Ok(Ok(bytes)) => Ok(bytes),

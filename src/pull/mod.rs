@@ -1,8 +1,9 @@
 //! The pull-through service: what is held is served, what is not is fetched, once.
 //!
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
-//! need no waiting. `flight` lists the transfers, one per digest, and who follows them; `transfer` is what each does, `sink` where its bytes go, `timing`
-//! when it gives up. `single` is one question at a time; `privacy` knows what needs credentials, `proof` what a claim is worth; `freshness` decides about
+//! need no waiting; `chunk` is the memory for bytes of `body` that wait for clients. `flight` lists the transfers by digest, and who follows them;
+//! `transfer` is what each does, `sink` where its bytes go, `timing` when it gives up. `single` is one question at a time; `privacy` knows what
+//! needs credentials, `proof` what a claim is worth; `freshness` decides about
 //! time, without I/O; `outcome` says how it went and `tally` counts that; `operate` is what operators ask for, `bring`
 //! what is fetched ahead, `wishes` what could not be had.
 
@@ -10,6 +11,7 @@ mod blob;
 mod blocking;
 mod body;
 mod bring;
+mod chunk;
 pub mod error;
 mod flight;
 mod freshness;
@@ -41,6 +43,7 @@ use tokio_util::task::TaskTracker;
 pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
 pub use bring::Brought;
+pub use chunk::{ChunkMemory, SMALL_BYTES, buffered_bytes};
 pub use error::{Absent, PullError};
 pub use lists::{ItemFilter, ListReader, Listing};
 pub use manifest::{ManifestAnswer, Want};

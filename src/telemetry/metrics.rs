@@ -170,6 +170,12 @@ pub const METRICS: &[Metric] = &[
         "Client connections that Larder ended.",
     ),
     metric(
+        "larder_http2_buffered_bytes",
+        Kind::Gauge,
+        &[],
+        "Memory that holds bytes of blobs for clients by HTTP/2 or TLS.",
+    ),
+    metric(
         "larder_transfers_in_flight",
         Kind::Gauge,
         &[],

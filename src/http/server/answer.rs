@@ -1,6 +1,7 @@
 //! What every request passes before the handler, and every response after it, whatever was asked.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -9,13 +10,16 @@ use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
 use axum::response::IntoResponse;
-use bytes::Buf;
+use bytes::Buf as _;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
+use super::delivery::{Delivery, Reported, Tracked};
+use super::gate::{Gate, Pass};
 use super::handler::{Caller, Handler};
-use super::pulse::{Break, Pulse, Running};
+use super::pulse::{Break, Pulse};
+use super::{LiveLimits, REFUSALS};
 use crate::config::Limits;
 use crate::http::error::ApiError;
 use crate::http::outbox::{Outbox, Piece};
@@ -32,7 +36,35 @@ pub(super) struct Connection<H> {
     pub(super) handler: H,
     pub(super) caller: Caller,
     pub(super) limits: Limits,
+    /// As they are now; those above are as they were when the connection came.
+    pub(super) live: LiveLimits,
     pub(super) pulse: Arc<Pulse>,
+    /// Counts what HTTP/2 requests there are beside others of their connection.
+    pub(super) requests: Arc<Gate>,
+    /// Counts those that are told that this was one too many.
+    pub(super) refusals: Arc<Gate>,
+}
+
+impl<H> Connection<H> {
+    /// A pass for a request that comes beside others by HTTP/2, or the refusal. The first of a connection needs none: the connection
+    /// itself is counted, and nobody who asks for one thing at a time can be locked out.
+    fn admit(&self) -> Result<Pass, ApiError> {
+        let limits = self.live.now();
+        let (most, most_per_client) = (limits.max_connections, limits.max_connections_per_client);
+        self.requests
+            .enter(self.client(), most, most_per_client)
+            .map_err(|full| {
+                let message = format!(
+                    "too many requests at once over HTTP/2 (limits.{}): try again later",
+                    full.as_str()
+                );
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message).retry_after(5)
+            })
+    }
+
+    fn client(&self) -> IpAddr {
+        self.caller.address.ip().unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    }
 }
 
 /// Answers one request of a connection.
@@ -45,6 +77,7 @@ pub(super) async fn answer<H: Handler>(
         caller,
         limits,
         pulse,
+        ..
     } = &*connection;
     let (mut parts, body) = request.into_parts();
     let http2 = parts.version == Version::HTTP_2;
@@ -70,7 +103,26 @@ pub(super) async fn answer<H: Handler>(
         }
         _ => Body::new(body),
     };
-    let running = pulse.begin();
+    let (mut delivery, others) = Delivery::begin(pulse);
+    let mut is_bodiless = false;
+    let refused = match refused {
+        None if http2 && others > 0 => match connection.admit() {
+            Ok(pass) => {
+                delivery.hold(pass);
+                None
+            }
+            Err(error) => {
+                // A client that reads nothing is not to hold the words either.
+                match connection.refusals.enter(connection.client(), REFUSALS, REFUSALS) {
+                    Ok(pass) => delivery.hold(pass),
+                    Err(_) => is_bodiless = true,
+                }
+                Some(error)
+            }
+        },
+        refused => refused,
+    };
+    let delivery = Arc::new(delivery);
     let version = parts.version;
     let mut response = match refused {
         Some(error) => {
@@ -79,7 +131,12 @@ pub(super) async fn answer<H: Handler>(
                 .increment(1);
             tracing::debug!(client = %caller.address, status = error.status.as_u16(), reason = error.message, "request refused");
             close = true;
-            error.into_response().map(H::Body::from)
+            let mut response = error.into_response();
+            if is_bodiless {
+                response.headers_mut().remove(CONTENT_LENGTH);
+                *response.body_mut() = Body::empty();
+            }
+            response.map(H::Body::from)
         }
         None => handler.handle(Request::from_parts(parts, body), caller).await,
     };
@@ -108,8 +165,9 @@ pub(super) async fn answer<H: Handler>(
             left,
             on_break,
             broken: false,
-            outbox: caller.outbox.clone(),
-            running,
+            last: 0,
+            outbox: caller.outbox.clone().filter(|outbox| outbox.sends_files()),
+            delivery,
         },
     ))
 }
@@ -181,25 +239,37 @@ enum OnBreak {
 }
 
 /// A response's body on its last yards.
-pub(super) struct Watched<B> {
+pub(super) struct Watched<B: Reported> {
     body: B,
     /// Bytes to come, if it is known.
     left: Option<u64>,
     on_break: OnBreak,
     broken: bool,
+    /// Bytes of the last piece.
+    last: u64,
+    /// Where files are sent: hyper may take of those what it likes.
     outbox: Option<Arc<Outbox>>,
-    running: Running,
+    delivery: Arc<Delivery>,
 }
 
-impl<B> Watched<B> {
+/// hyper has all of the body, or wants no more of it: what is to be recorded waits for its pieces.
+impl<B: Reported> Drop for Watched<B> {
+    fn drop(&mut self) {
+        if let Some(report) = self.body.take_report() {
+            self.delivery.report(report);
+        }
+    }
+}
+
+impl<B: Reported> Watched<B> {
     /// Turns a failure, or an end that comes too early, into what the client is to see.
-    fn broke(&mut self, error: axum::Error) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
+    fn broke(&mut self, error: axum::Error) -> Poll<Option<Result<Frame<Tracked>, axum::Error>>> {
         match self.on_break {
             OnBreak::Close(how) => {
                 // hyper would drop what it has buffered if it saw the error. It sees a body that waits, flushes, and
                 // is told by the wire that the connection is over.
                 self.broken = true;
-                self.running.break_off(how);
+                self.delivery.break_off(how);
                 Poll::Pending
             }
             OnBreak::EndStream if self.left.is_some_and(|left| left > 0) => Poll::Ready(None),
@@ -208,20 +278,21 @@ impl<B> Watched<B> {
     }
 }
 
-impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Unpin> http_body::Body for Watched<B> {
-    type Data = Piece;
+impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Reported + Unpin> http_body::Body for Watched<B> {
+    type Data = Tracked;
     type Error = axum::Error;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Piece>, axum::Error>>> {
-        if self.broken {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Tracked>, axum::Error>>> {
+        if self.broken || (self.outbox.is_none() && !self.delivery.has_room(cx, self.last)) {
             return Poll::Pending;
         }
         match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
                 let most = self.left.unwrap_or(u64::MAX);
-                let frame = frame.map_data(|data| Piece::of(data, self.outbox.as_deref(), most));
+                let frame = frame.map_data(|data| self.delivery.track(Piece::of(data, self.outbox.as_deref(), most)));
                 let length = frame.data_ref().map_or(0, |piece| piece.remaining() as u64);
                 self.left = self.left.map(|left| left.saturating_sub(length));
+                self.last = length;
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => self.broke(error),

@@ -14,10 +14,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
 
 use super::answer::{self, Connection};
 use super::handler::{Caller, Handler, Peer};
-use super::pulse::{Overdue, Pulse};
+use super::pulse::{Break, Overdue, Pulse, STALLED};
 use super::tls::{self, Certificates};
 use super::wire::{self, Transport, Wire};
 use super::{LAST_WORDS, Shared, Way};
@@ -31,6 +32,9 @@ const HYPER_HEADERS: usize = 100;
 
 /// What waits in memory for a client of HTTP/1, about.
 const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Requests that an HTTP/2 connection may have open. Each may hold a small chunk of memory for as long as its client does not read.
+const STREAMS: u32 = 100;
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -51,9 +55,10 @@ const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: applic
 /// large step is in a box of its own, which only those have who come to it.
 pub(super) async fn run(tcp: TcpStream, client: Peer, way: Arc<Way>, shared: Arc<Shared<impl Handler>>) {
     let first = tokio::select! {
+        // A client that has asked already is answered: to close with its request unread would be a reset.
         biased;
-        () = way.turn.cancelled() => return,
         first = tokio::time::timeout(shared.limits.now().idle_timeout, first_byte(&tcp)) => first,
+        () = way.turn.cancelled() => return,
     };
     let Ok(Ok(Some(first))) = first else { return };
     match (&way.tls, first) {
@@ -68,8 +73,8 @@ pub(super) async fn run(tcp: TcpStream, client: Peer, way: Arc<Way>, shared: Arc
 pub(super) async fn run_unix(stream: UnixStream, way: Arc<Way>, shared: Arc<Shared<impl Handler>>) {
     let first = tokio::select! {
         biased;
-        () = way.turn.cancelled() => return,
         first = tokio::time::timeout(shared.limits.now().idle_timeout, stream.readable()) => first,
+        () = way.turn.cancelled() => return,
     };
     if let Ok(Ok(())) = first {
         let uid = stream.peer_cred().ok().map(|peer| peer.uid());
@@ -126,8 +131,9 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
 
 async fn plain<S: Transport>(mut tcp: S, client: Peer, way: &Way, shared: &Shared<impl Handler>) {
     let told = tokio::select! {
-        () = way.turn.cancelled() => return,
+        biased;
         told = tokio::time::timeout(shared.limits.now().header_timeout, preface(&mut tcp)) => told,
+        () = way.turn.cancelled() => return,
     };
     match told {
         Ok(Ok(prefix)) => {
@@ -163,8 +169,12 @@ async fn speak<S: Transport>(
     let pulse = Pulse::new(http2);
     // hyper passes the tickets of an outbox on unseen in HTTP/1 only, where it writes vectored.
     let tls = stream.is_tls();
-    let outbox = (!http2 && stream.plain().is_some()).then(Arc::<Outbox>::default);
-    let (wire, back) = Wire::new(stream, prefix, pulse.clone(), outbox.clone());
+    let outbox = Arc::new(match !http2 && stream.plain().is_some() {
+        true => Outbox::default(),
+        false => Outbox::of_memory(http2),
+    });
+    let files = outbox.sends_files().then(|| outbox.clone());
+    let (wire, back) = Wire::new(stream, prefix, pulse.clone(), files);
     let io = TokioIo::new(wire);
     let of_all = Arc::new(Connection {
         handler: shared.handler.clone(),
@@ -172,21 +182,31 @@ async fn speak<S: Transport>(
             address: client,
             certificate,
             tls,
-            outbox,
+            outbox: Some(outbox),
         },
         limits: (*shared.limits.now()).clone(),
+        live: shared.limits.clone(),
         pulse: pulse.clone(),
+        requests: shared.requests.clone(),
+        refusals: shared.refusals.clone(),
     });
     let service = service_fn(move |request: Request<Incoming>| answer::answer(request, of_all.clone()));
     // The blocks see to it that hyper's connection is gone, and the stream on its way back, before it is waited for.
-    if http2 {
+    let ended = if http2 {
         let mut connection = Box::pin(http2_builder(shared).serve_connection(io, service));
-        drive(connection.as_mut(), &pulse, client, way, shared).await;
+        drive(connection.as_mut(), &pulse, client, way, shared).await
     } else {
         let mut connection = Box::pin(http1_builder(shared).serve_connection(io, service));
-        drive(connection.as_mut(), &pulse, client, way, shared).await;
-    }
+        drive(connection.as_mut(), &pulse, client, way, shared).await
+    };
     if let Ok(stream) = back.await {
+        if ended == Ended::InOrder && pulse.broken() != Some(Break::Reset) {
+            tokio::select! {
+                () = wire::until_taken(&stream) => {}
+                () = shared.cut.cancelled() => {}
+                () = tokio::time::sleep(STALLED) => {}
+            }
+        }
         tokio::select! {
             () = wire::end(stream, &pulse) => {}
             () = hurry(way) => {}
@@ -200,6 +220,15 @@ async fn hurry(way: &Way) {
     tokio::time::sleep(LAST_WORDS / 4).await;
 }
 
+/// How hyper's part of a connection ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// What was to be sent is with the socket.
+    InOrder,
+    /// The client had its time, or the grace period is over.
+    Cut,
+}
+
 /// Polls the connection until it ends by itself, is overdue, or the server stops.
 async fn drive<C: GracefulConnection, H>(
     mut connection: Pin<&mut C>,
@@ -207,12 +236,12 @@ async fn drive<C: GracefulConnection, H>(
     client: Peer,
     way: &Way,
     shared: &Shared<H>,
-) {
+) -> Ended {
     let limits = shared.limits.now();
     let overdue = tokio::select! {
         // Nothing else is there to be decided in a connection that goes on.
         biased;
-        _ended = connection.as_mut() => return,
+        _ended = connection.as_mut() => return Ended::InOrder,
         overdue = pulse.overdue(&limits) => Some(overdue),
         () = way.turn.cancelled() => None,
     };
@@ -220,26 +249,29 @@ async fn drive<C: GracefulConnection, H>(
         metrics::counter!("larder_connections_ended_total", "reason" => why.as_str()).increment(1);
         tracing::debug!(%client, reason = why.as_str(), "connection ended");
         if why != Overdue::Idle {
-            return;
+            return Ended::Cut;
         }
     }
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        _ended = connection.as_mut() => {}
-        _still_idle = still_idle(pulse) => {}
-        _overdue = pulse.overdue(&limits), if overdue.is_none() => {}
-        () = shared.cut.cancelled() => {}
+        _ended = connection.as_mut() => Ended::InOrder,
+        _still_idle = still_idle(pulse) => Ended::InOrder,
+        _overdue = pulse.overdue(&limits), if overdue.is_none() => Ended::Cut,
+        () = shared.cut.cancelled() => Ended::Cut,
     }
 }
 
 /// Returns when a connection that was told to end has been idle for long enough to go without its client's consent:
 /// HTTP/2 waits for the client's answer to a GOAWAY.
 async fn still_idle(pulse: &Pulse) {
+    let told = Instant::now();
     loop {
-        tokio::time::sleep(LAST_WORDS).await;
-        if pulse.is_idle() {
+        let since = pulse.idle_since();
+        let due = since.unwrap_or_else(Instant::now).max(told) + LAST_WORDS;
+        if since.is_some() && due <= Instant::now() {
             return;
         }
+        tokio::time::sleep_until(due).await;
     }
 }
 
@@ -267,11 +299,16 @@ fn http2_builder<H>(shared: &Shared<H>) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
-        .max_concurrent_streams(256)
+        .max_concurrent_streams(STREAMS)
+        // Of CONTINUATION frames h2 takes no more than such a list needs.
         .max_header_list_size(head)
-        // What clients may send us unread: they send requests. What we send is bounded by their windows and by this.
+        // Streams that are reset before anybody looked at them, and those that a client has us reset: more of them end the connection.
+        // hyper's own figures, written down as they are limits of ours.
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(1024)
+        // What clients may send us unread: they send requests. What we send is bounded by their windows and by this, and by `delivery`.
         .initial_stream_window_size(64 * 1024)
-        .initial_connection_window_size(1024 * 1024)
+        .initial_connection_window_size(256 * 1024)
         .max_send_buf_size(256 * 1024)
         // A client that vanished in the middle of a response is found out.
         .keep_alive_interval(Duration::from_secs(30))

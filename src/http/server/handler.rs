@@ -8,6 +8,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
 use tower::ServiceExt;
 
+use super::delivery::Reported;
 use crate::http::labels::{ClientAddr, OverTls, SendsFiles, UnixPeer};
 use crate::http::outbox::Outbox;
 
@@ -45,14 +46,14 @@ pub struct Caller {
     pub certificate: Option<Arc<str>>,
     /// The connection is encrypted.
     pub tls: bool,
-    /// The connection sends files by itself, if they are handed to it as tickets.
+    /// The connection's: whether it sends files by itself, if they are handed to it as tickets, and what memory it has for other bodies.
     pub outbox: Option<Arc<Outbox>>,
 }
 
 /// Answers requests. Not a `tower` service: those come boxed, each layer of them, for every request.
 pub trait Handler: Clone + Send + Sync + 'static {
     /// Made from any body, for answers that no handler gave.
-    type Body: http_body::Body<Data = Bytes, Error = axum::Error> + From<Body> + Send + Unpin + 'static;
+    type Body: http_body::Body<Data = Bytes, Error = axum::Error> + Reported + From<Body> + Send + Unpin + 'static;
 
     fn handle(&self, request: Request<Body>, caller: &Caller) -> impl Future<Output = Response<Self::Body>> + Send;
 }
@@ -70,7 +71,7 @@ impl Handler for Router {
         if caller.tls {
             extensions.insert(OverTls);
         }
-        if let Some(outbox) = &caller.outbox {
+        if let Some(outbox) = caller.outbox.as_ref().filter(|outbox| outbox.sends_files()) {
             extensions.insert(SendsFiles(outbox.clone()));
         }
         match self.clone().oneshot(request).await {

@@ -2,13 +2,15 @@
 //!
 //! A [`Server`] accepts at its `place`s. An accepted connection passes `gate` (how many at once), `connection` (plain or TLS, which HTTP, when to end),
 //! `wire` (its bytes, and how it ends without a reset; files by `sendfile`) and `pulse` (what it is doing, and until when it may);
-//! each of its requests passes `answer` on the way to the `handler`. `tls` holds the certificates.
+//! each of its requests passes `answer` on the way to the `handler`, and its response is a `delivery` until the socket has taken it. `tls`
+//! holds the certificates.
 //!
 //! hyper's own deadline for headers also counts while a connection is idle, and hyper-util's `auto` waits for the
 //! first bytes without any: so the version is told apart here, and `pulse` keeps the time.
 
 mod answer;
 mod connection;
+mod delivery;
 mod gate;
 mod handler;
 mod place;
@@ -33,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Limits;
+pub use delivery::{Delivered, DeliveryReport, Reported};
 use gate::{Gate, Pass};
 pub use handler::{Caller, Handler, Peer};
 use place::Kind;
@@ -41,7 +44,7 @@ pub use place::{BindError, Bound};
 /// How long connections get to be closed in good order when the grace period has run out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Connections that are being told "too many", at most; more than that are just closed.
+/// Connections and requests that are being told "too many", at most; more connections are just closed, more requests see a status only.
 const REFUSALS: usize = 64;
 
 /// Limits that a reload may change: what is counted counts at once, times are those of connections that come after.
@@ -74,6 +77,8 @@ struct Shared<H> {
     /// The grace period is over.
     cut: CancellationToken,
     gate: Arc<Gate>,
+    /// Requests by HTTP/2 beyond the one that each connection may have in any case.
+    requests: Arc<Gate>,
     refusals: Arc<Gate>,
     tasks: TaskTracker,
 }
@@ -112,6 +117,7 @@ impl<H: Handler> Server<H> {
             shared: Arc::new(Shared {
                 handler,
                 gate: Gate::new(),
+                requests: Gate::new(),
                 refusals: Gate::new(),
                 limits: limits.into(),
                 way: ArcSwap::new(Way::new(tls, stop)),
@@ -203,12 +209,13 @@ async fn accept(bound: Bound, leave: CancellationToken, shared: Arc<Shared<impl 
             Err(error) => accept_failed(&error).await,
         }
     }
-    // To them the address was open: closing it would break their connections.
-    while let Some(Ok(came)) = next(&bound).now_or_never() {
-        if shared.stop.is_cancelled() {
-            return;
+    // To them the address was open: closing it would break their connections. No more than can have waited, or a crowd that keeps
+    // coming would keep us.
+    for _ in 0..place::BACKLOG {
+        match next(&bound).now_or_never() {
+            Some(Ok(came)) => admit(came, &shared),
+            _ => return,
         }
-        admit(came, &shared);
     }
 }
 

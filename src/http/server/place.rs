@@ -11,7 +11,7 @@ use super::socket::Socket;
 use crate::config::Listen;
 
 /// Connections that the kernel keeps for us until they are accepted; it has a limit of its own.
-const BACKLOG: u32 = 1024;
+pub(super) const BACKLOG: u32 = 1024;
 
 /// An address that could not be listened on.
 #[derive(Debug, thiserror::Error)]

@@ -2,15 +2,18 @@
 //!
 //! The wire tells of bytes, `answer` tells of requests, and [`Pulse::overdue`] tells the connection when its time is up.
 
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::delivery::{Delivered, DeliveryReport};
 use crate::config::Limits;
 
 /// A client may read as slowly as it likes, but not nothing at all for this long while bytes wait for it.
-const STALLED: Duration = Duration::from_secs(600);
+pub(super) const STALLED: Duration = Duration::from_secs(600);
 
 /// Why a connection was ended by us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +39,15 @@ impl Overdue {
 pub(super) struct Pulse {
     /// In HTTP/2 bytes come without a request being begun (pings, window updates), so reads tell nothing.
     reads_begin_requests: bool,
+    /// Bytes of bodies that hyper has and the socket has not.
+    unsent: AtomicU64,
+    /// Bytes of bodies that the socket has taken since the beginning.
+    sent: AtomicU64,
     state: Mutex<State>,
 }
 
 struct State {
-    /// Requests whose response has not ended.
+    /// Requests whose response has not left: hyper holds bytes of it still, or waits for more.
     running: usize,
     /// Since when a request's head is arriving.
     heading: Option<Instant>,
@@ -50,7 +57,20 @@ struct State {
     wrote: Instant,
     /// The client has not taken all it was offered.
     blocked: bool,
+    /// Something was written since the last flush: a TLS session may hold it.
+    unflushed: bool,
+    /// The connection is over.
+    gone: bool,
+    /// Reports of responses that have left but for a flush.
+    leaving: VecDeque<Box<dyn DeliveryReport>>,
     broken: Option<Break>,
+}
+
+impl State {
+    /// Whether bytes of responses that have left may still be on this side of the socket.
+    fn is_holding(&self) -> bool {
+        self.unflushed || self.blocked
+    }
 }
 
 /// How to end a connection whose response broke off.
@@ -71,10 +91,15 @@ impl Pulse {
             idle: now,
             wrote: now,
             blocked: false,
+            unflushed: false,
+            gone: false,
+            leaving: VecDeque::new(),
             broken: None,
         };
         Arc::new(Pulse {
             reads_begin_requests: !http2,
+            unsent: AtomicU64::new(0),
+            sent: AtomicU64::new(0),
             state: Mutex::new(state),
         })
     }
@@ -91,6 +116,17 @@ impl Pulse {
         }
     }
 
+    /// So many bytes of a body are to be sent.
+    pub(super) fn queued(&self, bytes: u64) {
+        self.unsent.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The socket took so many of them.
+    pub(super) fn sent(&self, bytes: u64) {
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+        self.unsent.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
     /// Bytes were offered to the client; whether it took some.
     pub(super) fn wrote(&self, some: bool) {
         let mut state = self.state();
@@ -99,14 +135,66 @@ impl Pulse {
             state.wrote = Instant::now();
         }
         state.blocked = !some;
+        state.unflushed |= some;
     }
 
-    /// A request is complete; its response has ended when the guard is dropped.
-    pub(super) fn begin(self: &Arc<Pulse>) -> Running {
+    /// All that was written has left this process. Tells whether the connection is to be ended.
+    pub(super) fn flushed(&self) -> Option<Break> {
+        let mut state = self.state();
+        state.unflushed = false;
+        let broken = state.broken;
+        let (first, more) = (state.leaving.pop_front(), std::mem::take(&mut state.leaving));
+        // The usual one report leaves the queue its memory.
+        if more.is_empty() {
+            state.leaving = more;
+            drop(state);
+            if let Some(report) = first {
+                report.record(Delivered::Whole);
+            }
+        } else {
+            drop(state);
+            for report in first.into_iter().chain(more) {
+                report.record(Delivered::Whole);
+            }
+        }
+        broken
+    }
+
+    /// The connection is over: what was not flushed never will be.
+    pub(super) fn gone(&self) {
+        let mut state = self.state();
+        state.gone = true;
+        let cut = std::mem::take(&mut state.leaving);
+        drop(state);
+        for report in cut {
+            report.record(Delivered::Cut { unsent: 0 });
+        }
+    }
+
+    /// A request is complete; its response runs until [`Pulse::left`]. Tells how many others do.
+    pub(super) fn begin(&self) -> usize {
         let mut state = self.state();
         state.running += 1;
         state.heading = None;
-        Running(self.clone())
+        state.running - 1
+    }
+
+    /// A response is over: hyper has let go of its body and of each piece, of which `unsent` bytes were not written.
+    pub(super) fn left(&self, unsent: u64, report: Option<Box<dyn DeliveryReport>>) {
+        self.unsent.fetch_sub(unsent, Ordering::Relaxed);
+        let mut state = self.state();
+        state.running -= 1;
+        if state.running == 0 {
+            state.idle = Instant::now();
+        }
+        let Some(report) = report else { return };
+        let delivered = match (unsent, state.is_holding()) {
+            (0, false) => Delivered::Whole,
+            (0, true) if !state.gone => return state.leaving.push_back(report),
+            _ => Delivered::Cut { unsent },
+        };
+        drop(state);
+        report.record(delivered);
     }
 
     /// A response broke off: end the connection as soon as what was sent before is on its way.
@@ -118,9 +206,11 @@ impl Pulse {
         self.state().broken
     }
 
-    pub(super) fn is_idle(&self) -> bool {
+    /// Since when no request is there, none is arriving, and nothing of a response is on this side of the socket.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
-        state.running == 0 && state.heading.is_none()
+        let is_idle = state.running == 0 && state.heading.is_none() && !state.is_holding();
+        is_idle.then(|| state.idle.max(state.wrote))
     }
 
     /// The deadline as things stand. A response that ended for us may still be on its way to a slow client,
@@ -141,32 +231,23 @@ impl Pulse {
     /// need not be woken by every request.
     pub(super) async fn overdue(&self, limits: &Limits) -> Overdue {
         let look_every = limits.header_timeout.min(limits.idle_timeout).min(STALLED);
+        let mut taken = (self.sent.load(Ordering::Relaxed), Instant::now());
         loop {
             let now = Instant::now();
             let (deadline, why) = self.deadline(limits);
+            // An HTTP/2 client whose windows are shut may answer our pings all the same, so the socket is no witness.
+            let sent = self.sent.load(Ordering::Relaxed);
+            if sent != taken.0 || self.unsent.load(Ordering::Relaxed) == 0 {
+                taken = (sent, now);
+            }
+            let (deadline, why) = match taken.1 + STALLED {
+                stalled if stalled < deadline => (stalled, Overdue::Stalled),
+                _ => (deadline, why),
+            };
             if deadline <= now {
                 return why;
             }
             tokio::time::sleep_until(deadline.min(now + look_every)).await;
-        }
-    }
-}
-
-/// A request whose response has not ended.
-pub(super) struct Running(Arc<Pulse>);
-
-impl Running {
-    pub(super) fn break_off(&self, how: Break) {
-        self.0.break_off(how);
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.running -= 1;
-        if state.running == 0 {
-            state.idle = Instant::now();
         }
     }
 }
@@ -207,7 +288,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_slow_handler_has_time_and_a_standing_reader_little() {
         let pulse = Pulse::new(false);
-        let running = pulse.begin();
+        pulse.begin();
         assert!(
             tokio::time::timeout(Duration::from_secs(5000), pulse.overdue(&limits()))
                 .await
@@ -216,14 +297,14 @@ mod tests {
         pulse.wrote(true);
         pulse.wrote(false);
         assert_eq!(overdue(&pulse).await, (600, Overdue::Stalled));
-        drop(running);
+        pulse.left(0, None);
         assert_eq!(overdue(&pulse).await, (75, Overdue::Idle));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_late_first_byte_may_wait_as_long_as_any_other() {
         let pulse = Pulse::new(false);
-        let _running = pulse.begin();
+        pulse.begin();
         tokio::time::sleep(Duration::from_secs(1000)).await;
         pulse.wrote(false);
         tokio::time::sleep(Duration::from_secs(200)).await;
@@ -236,9 +317,48 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn shut_windows_are_a_standing_reader_however_often_it_answers_pings() {
+        let pulse = Pulse::new(true);
+        pulse.begin();
+        pulse.queued(1024);
+        let pinging = {
+            let pulse = pulse.clone();
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(Duration::from_secs(30)).await;
+                    pulse.wrote(true);
+                }
+            })
+        };
+        let (after, why) = overdue(&pulse).await;
+        assert!(
+            (600..=610).contains(&after) && why == Overdue::Stalled,
+            "{after} s, {why:?}"
+        );
+        // One byte in a while is enough.
+        let reading = {
+            let pulse = pulse.clone();
+            tokio::spawn(async move {
+                for _ in 0..10 {
+                    tokio::time::sleep(Duration::from_secs(500)).await;
+                    pulse.sent(1);
+                }
+            })
+        };
+        let (after, why) = overdue(&pulse).await;
+        assert!(
+            (5600..=5610).contains(&after) && why == Overdue::Stalled,
+            "{after} s, {why:?}"
+        );
+        pinging.abort();
+        reading.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_still_being_taken_is_not_idle() {
         let pulse = Pulse::new(false);
-        drop(pulse.begin());
+        pulse.begin();
+        pulse.left(0, None);
         tokio::time::sleep(Duration::from_secs(50)).await;
         pulse.wrote(true);
         assert_eq!(overdue(&pulse).await, (75, Overdue::Idle));

@@ -1,9 +1,11 @@
 //! A connection's bytes between the socket and hyper, and its end.
 //!
 //! An end is FIN, never RST: containerd resumes after the first and fails the pull after the second (R-C14).
-//! Two things would make the kernel send RST: hyper closes without flushing when a body fails, and a socket that is
-//! closed with unread bytes in it is reset. So the wire ends the connection itself once a broken response is flushed,
-//! and hands the stream back when hyper is done with it, for [`linger`].
+//! Three things would make the kernel send RST: hyper closes without flushing when a body fails; a socket that is
+//! closed with unread bytes in it is reset; and so is one that is closed when more comes, as it does from a slow HTTP/2 client, which
+//! gives us more window with every piece it reads of what our kernel still holds. A reset throws that away. So the wire ends the
+//! connection itself once a broken response is flushed, sends no FIN for hyper, and hands the stream back when hyper is done with it:
+//! [`until_taken`] waits for the client to have all, [`end`] closes.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,8 +14,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use rustix::net::sockopt::set_tcp_cork;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_tcp_cork};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio_rustls::server::TlsStream;
@@ -38,6 +40,11 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
     /// Has closing it be a reset, where there is such a thing.
     fn reset(&self);
 
+    /// The socket below, where the kernel sends what it holds in its own time.
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+
     /// The socket, if what is written here goes out as it is.
     fn plain(&self) -> Option<&TcpStream> {
         None
@@ -54,6 +61,10 @@ impl Transport for TcpStream {
         let _ = self.set_zero_linger();
     }
 
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
     fn plain(&self) -> Option<&TcpStream> {
         Some(self)
     }
@@ -67,9 +78,13 @@ impl Transport for TlsStream<TcpStream> {
     fn reset(&self) {
         self.get_ref().0.reset();
     }
+
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0)
+    }
 }
 
-/// Files go through memory here.
+/// Files go through memory here. What was written is at the client's side already.
 impl Transport for UnixStream {
     fn reset(&self) {}
 }
@@ -215,6 +230,7 @@ impl<S: Transport> Wire<S> {
 
 impl<S> Drop for Wire<S> {
     fn drop(&mut self) {
+        self.pulse.gone();
         if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
             let _ = back.send(stream);
         }
@@ -272,7 +288,7 @@ impl<S: Transport> AsyncWrite for Wire<S> {
             self.uncork();
         }
         ready!(self.stream()?.poll_flush(cx))?;
-        match self.pulse.broken() {
+        match self.pulse.flushed() {
             Some(_) => Poll::Ready(Err(io::Error::new(
                 io::ErrorKind::ConnectionAborted,
                 "the response broke off",
@@ -281,8 +297,53 @@ impl<S: Transport> AsyncWrite for Wire<S> {
         }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_shutdown(cx)
+    /// No more than a flush: whether the client has all could not be seen behind a FIN, which [`end`] sends.
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_flush(cx)
+    }
+}
+
+/// Returns when the client has acknowledged what the socket held, or the connection is dead. What the client says meanwhile is
+/// thrown away.
+///
+/// Linux does not tell how much is left without an `ioctl`, but tells when a socket is writable: when not more than two thirds of the
+/// send buffer are in use. With the smallest buffer that is when at most one small packet is.
+pub(super) async fn until_taken(stream: &impl Transport) {
+    let Some(tcp) = stream.tcp() else { return };
+    if set_socket_send_buffer_size(tcp, 1).is_err() {
+        return;
+    }
+    let taken = async {
+        while tcp.writable().await.is_ok() {
+            let is_writable = tcp.try_io(Interest::WRITABLE, || match sendfile::is_writable(tcp) {
+                true => Ok(()),
+                // Has the readiness that is gone be forgotten.
+                false => Err(io::ErrorKind::WouldBlock.into()),
+            });
+            if !matches!(is_writable, Err(error) if error.kind() == io::ErrorKind::WouldBlock) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        // Nearly always there is nothing left.
+        biased;
+        () = taken => {}
+        () = deaf(tcp) => {}
+    }
+}
+
+/// Throws away what a client sends, below TLS. Returns when that is too much, or the connection is dead; never for a client that only
+/// has nothing more to say.
+async fn deaf(tcp: &TcpStream) {
+    let (mut sink, mut left) = (vec![0; 16 * 1024], LINGER_BYTES);
+    while left > 0 && tcp.readable().await.is_ok() {
+        match tcp.try_read(&mut sink) {
+            Ok(0) => std::future::pending().await,
+            Ok(n) => left = left.saturating_sub(n),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
     }
 }
 
@@ -310,4 +371,69 @@ pub(super) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
         io::Result::Ok(())
     };
     let _ = tokio::time::timeout(LINGER, farewell).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    /// A socket that holds all that it takes for a client that has not read yet, how much that is, and the client.
+    async fn full() -> (TcpStream, usize, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(16 * 1024).unwrap();
+        let client = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let mut written = 0;
+        while let Ok(n) = server.try_write(&[b'x'; 64 * 1024]) {
+            written += n;
+        }
+        (server, written, client)
+    }
+
+    /// What a slow HTTP/2 client sends while it reads.
+    const WINDOW_UPDATE: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 1, 0];
+
+    #[tokio::test]
+    async fn a_client_that_reads_and_talks_gets_what_the_socket_holds_and_fin() {
+        let (server, written, mut client) = full().await;
+        let taken = tokio::spawn(async move {
+            until_taken(&server).await;
+            linger(server).await;
+        });
+        let mut read = vec![0; 8 * 1024];
+        let mut came = 0;
+        loop {
+            assert!(
+                came == written || !taken.is_finished(),
+                "closed after {came} of {written} bytes"
+            );
+            match client.read(&mut read).await.expect("no reset") {
+                0 => break,
+                n => came += n,
+            }
+            client.write_all(&WINDOW_UPDATE).await.unwrap();
+        }
+        assert_eq!(came, written);
+        drop(client);
+        taken.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_gone_is_not_waited_for() {
+        let (server, _, client) = full().await;
+        let taken = tokio::spawn(async move { until_taken(&server).await });
+        client.set_zero_linger().unwrap();
+        drop(client);
+        taken.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_empty_socket_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        until_taken(&listener.accept().await.unwrap().0).await;
+    }
 }

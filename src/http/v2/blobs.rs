@@ -177,8 +177,10 @@ pub(super) fn stream_of(outbox: Option<Arc<Outbox>>, body: pull::Body) -> Payloa
 
 /// The next bytes, or a ticket for them where the connection fetches them itself.
 async fn next_of(body: &mut pull::Body, outbox: Option<&Outbox>) -> Result<Option<Bytes>, PullError> {
-    let Some(outbox) = outbox else {
-        return body.next().await;
+    let outbox = match outbox {
+        None => return body.next().await,
+        Some(outbox) if !outbox.sends_files() => return body.next_within(outbox.memory()).await,
+        Some(outbox) => outbox,
     };
     Ok(body.next_chunk().await?.map(|chunk| match chunk {
         Chunk::Memory(bytes) => bytes,

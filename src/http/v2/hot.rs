@@ -141,7 +141,9 @@ impl Heads {
                 if found.digest != *digest || found.media_type != *media_type || found.size != *size {
                     return None;
                 }
-                let file = match outbox.filter(|_| want == Want::Body && *size >= LARGE_MANIFEST_BYTES) {
+                let is_file =
+                    |outbox: &&Arc<Outbox>| outbox.sends_files() && want == Want::Body && *size >= LARGE_MANIFEST_BYTES;
+                let file = match outbox.filter(is_file) {
                     Some(outbox) => pull.hot_manifest_file(target, digest).map(|span| (outbox, span)),
                     None => None,
                 };
