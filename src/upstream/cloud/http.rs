@@ -151,10 +151,11 @@ impl Json {
         self.text(path).map(Secret::new)
     }
 
-    /// Also where it is written as a text.
+    /// Also where it is written as a text. Never NaN, which no duration can be made of.
     pub fn number(&self, path: &str) -> Option<f64> {
         let found = self.value.pointer(path)?;
-        found.as_f64().or_else(|| found.as_str()?.parse().ok())
+        let number = found.as_f64().or_else(|| found.as_str()?.parse().ok());
+        number.filter(|number: &f64| !number.is_nan())
     }
 
     /// A time to come.
