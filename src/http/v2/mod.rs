@@ -323,7 +323,7 @@ async fn repository(
     }
     let unknown_prefix = name.prefix.as_ref().filter(|p| !door.view().is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
-        Some(prefix) => Err(PullError::UnknownUpstream(prefix)),
+        Some(prefix) => Err(PullError::unknown_upstream(&prefix)),
         None => door.view().resolve(&name.full, query.ns.as_deref()),
     };
     let target = match resolved {
