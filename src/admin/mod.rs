@@ -6,6 +6,8 @@
 
 mod bundle;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod names;
 mod pattern;
 pub mod prefetch;

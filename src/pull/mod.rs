@@ -13,6 +13,8 @@ mod bring;
 pub mod error;
 mod flight;
 mod freshness;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hot;
 mod lists;
 mod manifest;

@@ -120,7 +120,11 @@ fn refusals_stay_short() {
     let long = "a.".repeat(10_000);
     for name in [format!("{long}example/a"), "a\u{202e}.example/a".to_owned()] {
         let error = names().resolve(&name, None).unwrap_err().to_string();
-        assert!(error.len() < 1000 && !error.contains('\u{202e}'), "{} bytes", error.len());
+        assert!(
+            error.len() < 1000 && !error.contains('\u{202e}'),
+            "{} bytes",
+            error.len()
+        );
     }
 }
 

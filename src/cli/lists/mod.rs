@@ -4,6 +4,8 @@
 
 mod compose;
 mod dockerfile;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod kubernetes;
 mod variables;
 mod yaml;

@@ -6,6 +6,8 @@
 
 mod blobs;
 mod door;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hot;
 mod manifests;
 mod referrers;

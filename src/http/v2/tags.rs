@@ -51,7 +51,7 @@ pub(super) fn catalog(
 }
 
 /// `n`, clamped; `None` if it was not given.
-fn page_size(query: &Query, most: usize) -> Result<Option<usize>, ApiError> {
+pub(super) fn page_size(query: &Query, most: usize) -> Result<Option<usize>, ApiError> {
     match query.n.as_deref() {
         None => Ok(None),
         Some(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
@@ -62,7 +62,7 @@ fn page_size(query: &Query, most: usize) -> Result<Option<usize>, ApiError> {
 }
 
 /// The page after `last`, and whether more follow. `all` is sorted. `n=0` is an empty page, the last one.
-fn cut<'a>(all: &[&'a str], last: Option<&str>, size: usize) -> (Vec<&'a str>, bool) {
+pub(super) fn cut<'a>(all: &[&'a str], last: Option<&str>, size: usize) -> (Vec<&'a str>, bool) {
     let from = last.map_or(0, |last| all.partition_point(|tag| *tag <= last));
     let rest = &all[from..];
     let page = &rest[..rest.len().min(size)];
