@@ -52,7 +52,8 @@ impl Walk<'_> {
     }
 
     fn node<'n>(&mut self, node: &'n Node, path: &mut Vec<&'n str>) {
-        if !self.steps.go(path.len()) {
+        // The file is refused then: what else it names does not matter.
+        if self.images.too_many || !self.steps.go(path.len()) {
             return;
         }
         match &node.value {
