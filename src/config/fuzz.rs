@@ -316,7 +316,7 @@ fn image_list(data: &[u8]) {
             assert!((1..=20).contains(&errors.len()));
             for error in errors {
                 assert!(error.line >= 1 && error.column >= 1);
-                check_error(error);
+                check_bounded(error);
             }
         }
     }
