@@ -188,7 +188,7 @@ mod tests {
             let cut = STANDARD.encode(&STANDARD.decode(global).unwrap()[..bytes]);
             let cut = format!("{whole}\n{cut}\n");
             assert!(
-                verify(b"catalogue", cut.as_bytes(), &[key.clone()]).is_err(),
+                verify(b"catalogue", cut.as_bytes(), std::slice::from_ref(&key)).is_err(),
                 "{bytes} bytes of it"
             );
         }
