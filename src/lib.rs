@@ -24,6 +24,9 @@
 //! | [`demo`] | a tour without the internet: an upstream, a proxy and clients in one process | oci config app |
 //! | [`cli`] | from the command line to the floors below, or to the admin API of a running proxy | config bundle auth admin app demo telemetry |
 //!
+//! Beside the floors, built for tests and fuzzers only: `fuzzing` lists the harnesses that each floor has in a file called
+//! `fuzz.rs`, one for each parser of bytes from outside. They may look anywhere.
+//!
 //! `store` has never heard of registries; `upstream` has never heard of disks; only `http::error` turns an error into
 //! a status; only `store::keys` builds paths on disk; a digest is verified in exactly one place, `store::writer`;
 //! only [`text`] knows which characters are not shown as they are.
@@ -133,6 +136,9 @@ pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod events;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod jobs;
 pub mod oci;

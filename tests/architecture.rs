@@ -527,11 +527,15 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
+/// What marks an item that is in no product: tests, and the harnesses of fuzzers.
+const FOR_TESTS: [&str; 2] = ["#[cfg(test)]", "#[cfg(any(test, fuzzing))]"];
+
 /// Where items stand that are built for tests only, attribute included.
 fn test_items(bare: &str) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
     let mut from = 0;
-    while let Some(at) = bare[from..].find("#[cfg(test)]") {
+    let next = |rest: &str| FOR_TESTS.iter().filter_map(|mark| rest.find(mark)).min();
+    while let Some(at) = next(&bare[from..]) {
         let start = from + at;
         let mut end = bare.len();
         let mut depth = 0;
@@ -762,6 +766,10 @@ mod checker {
         let declares = "#[cfg(test)]\n#[path = \"name_tests.rs\"]\nmod tests;";
         assert_eq!(files(declares, "oci/name.rs", "oci/name_tests.rs").len(), 0);
         assert_eq!(files("mod tests;", "oci/mod.rs", "oci/tests.rs").len(), 1);
+        let declares = "#[cfg(any(test, fuzzing))]\npub mod fuzz;";
+        assert_eq!(files(declares, "oci/mod.rs", "oci/fuzz.rs").len(), 0);
+        let declares = "#[cfg(fuzzing)]\npub mod fuzz;";
+        assert_eq!(files(declares, "oci/mod.rs", "oci/fuzz.rs").len(), 1);
     }
 
     #[test]

@@ -28,12 +28,12 @@ impl Certificate {
     /// Errors: why they cannot be used.
     pub fn read(chain: &str, key: &str) -> Result<Certificate, String> {
         let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain.as_bytes()).collect();
-        let chain = read.map_err(|error| format!("the chain is no PEM: {error}"))?;
+        // The library's errors repeat what they found as a list of numbers, however long that is.
+        let chain = read.map_err(|_| "the chain is no PEM")?;
         if chain.len() > MAX_CHAIN {
             return Err(format!("the chain has {} certificates", chain.len()));
         }
-        let key =
-            PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|error| format!("the key is no PEM: {error}"))?;
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).map_err(|_| "the key is no PEM")?;
         let leaf = chain.first().ok_or("the chain holds no certificate")?;
         let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| format!("it is not understood: {error}"))?;
         let validity = parsed.validity();

@@ -180,7 +180,7 @@ impl Directory {
 }
 
 /// Seconds, or a date (RFC 9110, 10.2.3).
-fn retry_after(text: &str) -> Option<SystemTime> {
+pub(super) fn retry_after(text: &str) -> Option<SystemTime> {
     match u64::from_str(text.trim()) {
         Ok(seconds) => SystemTime::now().checked_add(Duration::from_secs(seconds)),
         Err(_) => httpdate::parse_http_date(text).ok(),

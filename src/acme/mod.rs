@@ -12,6 +12,8 @@
 mod certificate;
 mod directory;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod issued;
 mod keeper;
 mod order;

@@ -7,6 +7,8 @@
 
 mod bundle;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod listening;
 mod names;
 mod pattern;

@@ -47,7 +47,7 @@ impl std::fmt::Display for Wanted {
 }
 
 /// Repository and reference. A digest wins over a tag beside it, as with every client.
-fn split(text: &str) -> Result<(&str, Reference), AdminError> {
+pub(super) fn split(text: &str) -> Result<(&str, Reference), AdminError> {
     let (name, tag, digest) = split_image(text);
     let tag = tag.map(str::parse::<Tag>).transpose()?;
     let reference = match (digest, tag) {

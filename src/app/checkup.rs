@@ -16,6 +16,8 @@ mod containerd;
 mod containers;
 mod disk;
 mod docker;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod limits;
 mod rancher;
 mod reach;

@@ -10,6 +10,8 @@
 
 pub mod basic;
 pub mod bearer;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hint;
 pub mod jwks;
 pub mod jws;

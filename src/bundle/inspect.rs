@@ -89,7 +89,7 @@ pub fn read_head(reader: &mut Reader<'_>) -> Result<Head, BundleError> {
 }
 
 /// `volume 2 of 5; …`
-fn number(text: &[u8]) -> Result<(u32, u32), BundleError> {
+pub(super) fn number(text: &[u8]) -> Result<(u32, u32), BundleError> {
     let read = || {
         let text = std::str::from_utf8(text).ok()?;
         let (number, all) = text.strip_prefix("volume ")?.split_once(';')?.0.split_once(" of ")?;

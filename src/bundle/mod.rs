@@ -29,6 +29,8 @@ pub mod catalog;
 pub mod create;
 mod error;
 pub mod foreign;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod import;
 pub mod input;
 pub mod inspect;

@@ -5,6 +5,8 @@ use std::io::{Cursor, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use minisign::{KeyPair, SecretKeyBox, SignatureBox};
 
 use super::error::BundleError;
@@ -78,7 +80,7 @@ impl SecretKey {
 
 /// Which of the trusted keys signed the catalogue. Errors: none of them did.
 pub fn verify(catalog: &[u8], signature: &[u8], trusted: &[PublicKey]) -> Result<PublicKey, BundleError> {
-    let text = std::str::from_utf8(signature).ok();
+    let text = std::str::from_utf8(signature).ok().filter(|text| is_whole(text));
     let signature = text.and_then(|text| SignatureBox::from_string(text).ok());
     let signature = signature.ok_or_else(|| BundleError::Signature("its signature cannot be read".to_owned()))?;
     let fits = |key: &&PublicKey| {
@@ -101,6 +103,13 @@ pub fn verify(catalog: &[u8], signature: &[u8], trusted: &[PublicKey]) -> Result
             ),
         })
     })
+}
+
+/// Whether the second signature, over the trusted comment, has its 64 bytes. The library takes that for granted and panics where
+/// the first one is right and this one was cut.
+fn is_whole(text: &str) -> bool {
+    let line = text.lines().nth(3).unwrap_or_default();
+    STANDARD.decode(line.trim()).is_ok_and(|bytes| bytes.len() == 64)
 }
 
 /// Makes a pair of keys: `path`, for its owner alone, and `path.pub`. Errors: one of them exists.
@@ -173,6 +182,16 @@ mod tests {
             .to_string();
         assert!(foreign.contains("none of the 1 trusted"), "{foreign}");
         assert!(verify(b"catalogue", b"nonsense", &trusted).is_err());
+        // A right signature whose second half was cut, at any place.
+        let (whole, global) = signature.trim_end().rsplit_once('\n').unwrap();
+        for bytes in 0..64 {
+            let cut = STANDARD.encode(&STANDARD.decode(global).unwrap()[..bytes]);
+            let cut = format!("{whole}\n{cut}\n");
+            assert!(
+                verify(b"catalogue", cut.as_bytes(), std::slice::from_ref(&key)).is_err(),
+                "{bytes} bytes of it"
+            );
+        }
         assert!(PublicKey::parse("RWnonsense").is_err() && PublicKey::parse("").is_err());
         assert!(SecretKey::read(&public, None).is_err());
     }

@@ -37,6 +37,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use crate::config::{Config, ConfigError, Environment};
 use crate::text;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use lists::fuzz as lists_fuzz;
+
 /// How a command ended, as its exit status says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {

@@ -10,12 +10,14 @@ use std::path::PathBuf;
 
 use toml::{Table, Value};
 
-use super::error::{KeyPath, Place, Problem};
+use super::error::{KeyPath, Place, Problem, clip};
 use super::file::{Layer, quoted};
 use super::keys::{self, Kind};
 use super::token_places::TOKEN_FILE_VARIABLE;
 
 const PREFIX: &str = "LARDER_";
+/// A name longer than this is no typo of any.
+const LONGEST_NAME: usize = 400;
 /// Says where the file is; no key of it.
 pub const CONFIG_VARIABLE: &str = "LARDER_CONFIG";
 /// Variables that begin as those of keys do, and set none.
@@ -153,6 +155,7 @@ fn is_service_link(rest: &str) -> bool {
 fn unknown(rest: &str, known: &BTreeMap<String, Vec<(KeyPath, Kind)>>, upstreams: &[String]) -> String {
     let nearest = known
         .keys()
+        .filter(|_| rest.len() <= LONGEST_NAME)
         .map(|name| (keys::distance(&single(rest), &single(name)), name))
         .filter(|(distance, _)| *distance <= keys::tolerance(rest))
         // Of two that are as near, the shorter one: LARDER_LOG is LARDER_LOG__LEVEL rather than …__FORMAT.
@@ -164,8 +167,9 @@ fn unknown(rest: &str, known: &BTreeMap<String, Vec<(KeyPath, Kind)>>, upstreams
     match (nearest, upstream) {
         (Some((_, name)), _) => format!("this sets no key; did you mean {PREFIX}{name}?"),
         (None, Some((name, _))) => format!(
-            "no upstream is spelled {name}; a registry that is not built in must be named in the file first, \
-             such as [upstream.\"registry.example\"]"
+            "no upstream is spelled {}; a registry that is not built in must be named in the file first, \
+             such as [upstream.\"registry.example\"]",
+            clip(name)
         ),
         (None, None) => {
             "this sets no key; expected a name such as LARDER_CACHE__MAX_SIZE for cache.max_size".to_owned()

@@ -27,6 +27,15 @@ pub fn show_key<S: AsRef<str>>(path: &[S]) -> String {
     shown.join(".")
 }
 
+/// A name as it may stand in a message: not longer than any that is right.
+pub fn clip(name: &str) -> String {
+    let mut shown: String = name.chars().take(200).collect();
+    if shown.len() < name.len() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// Where a value was given. Orders as problems are shown: files by line, then variables.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -48,7 +57,7 @@ impl fmt::Display for Place {
             Place::CommandLine => f.write_str("--config"),
             Place::File { path, line: Some(line) } => write!(f, "{path}:{line}"),
             Place::File { path, line: None } => f.write_str(path),
-            Place::Variable(name) => f.write_str(name),
+            Place::Variable(name) => f.write_str(&clip(name)),
             Place::Default => f.write_str("default"),
         }
     }
@@ -68,7 +77,10 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.key.is_empty() {
             true => write!(f, "{}: {}", self.place, self.message),
-            false => write!(f, "{}: {}: {}", self.place, show_key(&self.key), self.message),
+            false => {
+                let key: Vec<String> = self.key.iter().map(|part| clip(part)).collect();
+                write!(f, "{}: {}: {}", self.place, show_key(&key), self.message)
+            }
         }
     }
 }

@@ -11,6 +11,12 @@ use super::keys::{self, Key, Kind};
 use crate::oci::HostPort;
 use crate::oci::name::looks_like_host;
 
+/// Errors that are told of a text that is no TOML: what follows is the consequence of the first.
+const MOST_ERRORS: usize = 20;
+
+/// Unknown keys for which the nearest known one is looked up.
+const MOST_HINTS: usize = 100;
+
 /// Where each given key was given.
 pub type Origins = BTreeMap<KeyPath, Place>;
 
@@ -23,9 +29,10 @@ pub struct Layer {
 
 /// Reads `text`. A file that is not TOML is an error by itself; unknown keys and wrong types go to `problems`.
 pub fn read(text: &str, shown: &str, problems: &mut Vec<Problem>) -> Result<Layer, ConfigError> {
+    let lines = Lines::of(text);
     let place = |offset: Option<usize>| Place::File {
         path: shown.to_owned(),
-        line: offset.map(|offset| line_of(text, offset)),
+        line: offset.map(|offset| lines.of_offset(offset)),
     };
     // Only the message: toml's own display quotes the line, and a password may stand on it (R-X17).
     let syntax = |error: &toml::de::Error| Problem {
@@ -35,7 +42,7 @@ pub fn read(text: &str, shown: &str, problems: &mut Vec<Problem>) -> Result<Laye
     };
     let (document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
-        return Err(ConfigError::new(errors.iter().map(syntax).collect()));
+        return Err(ConfigError::new(errors.iter().take(MOST_ERRORS).map(syntax).collect()));
     }
     let values: Table = toml::from_str(text).map_err(|error| ConfigError::new(vec![syntax(&error)]))?;
     let mut origins = Origins::new();
@@ -50,8 +57,20 @@ pub fn read(text: &str, shown: &str, problems: &mut Vec<Problem>) -> Result<Laye
     Ok(Layer { values, origins })
 }
 
-fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+/// Where each line of a text begins, but for the first. Looked up for every key: counting line ends each time would make
+/// reading quadratic.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Lines {
+        let ends = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        Lines(ends.map(|(at, _)| at + 1).collect())
+    }
+
+    /// From 1.
+    fn of_offset(&self, offset: usize) -> usize {
+        1 + self.0.partition_point(|begin| *begin <= offset)
+    }
 }
 
 fn note_lines(table: &DeTable<'_>, path: &mut KeyPath, origins: &mut Origins, place: &dyn Fn(usize) -> Place) {
@@ -106,7 +125,12 @@ impl Check<'_> {
         for (name, value) in table {
             let path = [at, std::slice::from_ref(&name)].concat();
             let Some(key) = keys::find(keys, &name) else {
-                self.refuse(&path, unknown(&path));
+                // What was meant is looked up for the first ones only: it takes a while.
+                let message = match self.problems.len() < MOST_HINTS {
+                    true => unknown(&path),
+                    false => "there is no such key".to_owned(),
+                };
+                self.refuse(&path, message);
                 continue;
             };
             if let Some(value) = self.value(value, key.kind, &path) {
@@ -239,8 +263,9 @@ fn bad_name(name: &str, value: &Value) -> Option<String> {
     let usable = name.parse::<HostPort>().is_ok() && looks_like_host(&lower);
     (!usable).then(|| {
         format!(
-            "found {name:?}, expected the host that stands before the first slash of an image's name, \
-             such as \"ghcr.io\" or \"registry.example:5000\""
+            "found {}, expected the host that stands before the first slash of an image's name, \
+             such as \"ghcr.io\" or \"registry.example:5000\"",
+            quoted(name)
         )
     })
 }

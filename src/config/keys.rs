@@ -330,14 +330,20 @@ pub fn names_in(path: &[String]) -> Vec<&'static str> {
 pub fn distance(a: &str, b: &str) -> usize {
     let plain = |text: &str| text.to_ascii_lowercase().replace('-', "_");
     let (a, b) = (plain(a), plain(b));
-    let edits = strsim::damerau_levenshtein(&a, &b);
+    // At least so many, which is more than any typo: counting takes the product of both lengths.
+    let edits = match a.len().abs_diff(b.len()) {
+        longer if longer > MOST_TYPOS * 4 => longer,
+        _ => strsim::damerau_levenshtein(&a, &b),
+    };
     let cut = a.len().min(b.len()) >= 3 && (a.starts_with(&b) || b.starts_with(&a));
     if cut { edits.min(1) } else { edits }
 }
 
+const MOST_TYPOS: usize = 4;
+
 /// How many edits may still be a typo.
 pub fn tolerance(text: &str) -> usize {
-    (text.chars().count() / 3).clamp(1, 4)
+    (text.chars().count() / 3).clamp(1, MOST_TYPOS)
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ mod error;
 mod example;
 mod file;
 mod findings;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keys;
 mod listen;
 mod load;

@@ -18,6 +18,27 @@ fn env(variables: &[(&str, &str)]) -> Environment {
     }
 }
 
+/// The wrong file, named by mistake: a log, a dump. What is wrong is told at once, and not a thousand times.
+#[test]
+fn what_is_no_configuration_at_all() {
+    let log = "\"\"\"[[webhook]]\n".repeat(50_000);
+    let error = Config::from_toml(&log).unwrap_err();
+    assert!(error.problems().len() <= 20, "{}", error.problems().len());
+
+    let long = "x".repeat(500_000);
+    let error = Config::from_toml(&format!("{long} = 1\n[upstream.{long}]\n")).unwrap_err();
+    assert!(error.to_string().len() < 5_000, "{} bytes", error.to_string().len());
+
+    let many: String = (0..30_000).map(|n| format!("key{n} = {n}\n")).collect();
+    let error = Config::from_toml(&many).unwrap_err();
+    assert_eq!(error.problems().len(), 30_000);
+    let last = error.problems().last().unwrap().to_string();
+    assert!(last.starts_with("proxy.toml:30000: key29999: "), "{last}");
+
+    let error = Config::load(None, &env(&[(&format!("LARDER_UPSTREAM__{long}__URL"), "x")])).unwrap_err();
+    assert!(error.to_string().len() < 5_000, "{} bytes", error.to_string().len());
+}
+
 /// A folder with a `proxy.toml` in it, and an environment that stands there.
 struct Site {
     dir: tempfile::TempDir,

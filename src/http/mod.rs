@@ -10,6 +10,8 @@ pub mod access_log;
 pub mod admin;
 pub mod challenge;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod labels;
 pub mod multipart;
 pub mod ops;

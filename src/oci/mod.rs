@@ -6,6 +6,8 @@
 
 pub mod digest;
 pub mod error_code;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod manifest;
 pub mod media_type;
 pub mod name;

@@ -18,8 +18,15 @@ pub struct Platform {
 pub struct PlatformError(String);
 
 impl Platform {
-    /// From an index. `None` for what names no platform, or `unknown/unknown` as attestations do.
+    /// From an index. `None` for what names no platform, or `unknown/unknown` as attestations do. What no platform is called is
+    /// none: it would stand in logs, tables and receipts as somebody chose it, and could not be asked for.
     pub fn new(os: &str, architecture: &str, variant: Option<&str>) -> Option<Platform> {
+        if ![os, architecture, variant.filter(|text| !text.is_empty()).unwrap_or("-")]
+            .into_iter()
+            .all(is_word)
+        {
+            return None;
+        }
         let os = os.to_ascii_lowercase();
         let architecture = architecture.to_ascii_lowercase();
         let known = |text: &str| !text.is_empty() && text != "unknown";
@@ -59,17 +66,18 @@ impl Platform {
     }
 }
 
+fn is_word(text: &str) -> bool {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
+    (1..=32).contains(&text.len()) && text.bytes().all(fits)
+}
+
 impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(text: &str) -> Result<Platform, PlatformError> {
         let refuse = || PlatformError(text.chars().take(80).collect());
-        let word = |part: &str| {
-            let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-            (1..=32).contains(&part.len()) && part.bytes().all(fits)
-        };
-        let parts: Vec<&str> = text.split('/').collect();
-        if !parts.iter().all(|part| word(part)) {
+        let parts: Vec<&str> = text.split('/').take(4).collect();
+        if parts.contains(&"") {
             return Err(refuse());
         }
         match parts.as_slice() {
@@ -124,6 +132,18 @@ mod tests {
         ] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
+    }
+
+    /// An index may name anything: a line break, a text of megabytes, characters that turn a line around.
+    #[test]
+    fn what_no_platform_is_called_is_none() {
+        let long = "x".repeat(33);
+        for odd in ["a/b", "a\nb", "linux\u{202e}", "é", " ", &long] {
+            assert_eq!(Platform::new(odd, "amd64", None), None, "{odd:?}");
+            assert_eq!(Platform::new("linux", odd, None), None, "{odd:?}");
+            assert_eq!(Platform::new("linux", "arm", Some(odd)), None, "{odd:?}");
+        }
+        assert!(Platform::new("linux", "arm64", Some("")).is_some());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::oci::Reference;
 use crate::oci::manifest::ManifestError;
-use crate::oci::name::{HostError, NameError};
+use crate::oci::name::{HostError, MAX_NAME_BYTES, NameError};
 use crate::store::StoreError;
 use crate::upstream::{ErrorKind, UpstreamError};
 
@@ -100,6 +100,11 @@ impl std::fmt::Display for Absent {
 }
 
 impl PullError {
+    /// `host` is what a client wrote, of any length and with any characters: as much of it as a host can have, written out.
+    pub fn unknown_upstream(host: &str) -> PullError {
+        PullError::UnknownUpstream(host.escape_debug().take(MAX_NAME_BYTES).collect())
+    }
+
     /// Says what of a repository it is that is not there; anything else stays as it is.
     #[must_use]
     pub fn about(self, reference: &Reference) -> PullError {

@@ -15,6 +15,8 @@ mod chunk;
 pub mod error;
 mod flight;
 mod freshness;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hot;
 mod lists;
 mod manifest;

@@ -105,7 +105,7 @@ impl Names {
         let by_ns = match &ns {
             Some(host) => Some(
                 self.find(host.as_str())
-                    .ok_or_else(|| PullError::UnknownUpstream(host.to_string()))?,
+                    .ok_or_else(|| PullError::unknown_upstream(host.as_str()))?,
             ),
             None => None,
         };
@@ -129,7 +129,7 @@ impl Names {
                     .map(|(first, _)| first)
                     .filter(|f| name::looks_like_host(f));
                 if let (Some(host), None) = (first, by_ns) {
-                    return Err(PullError::UnknownUpstream(host.to_owned()));
+                    return Err(PullError::unknown_upstream(host));
                 }
                 (by_ns.unwrap_or(&self.default), name)
             }

@@ -114,6 +114,20 @@ fn the_world_is_closed() {
     assert!(matches!(key("secret/x", None), Err(PullError::NotAllowed { .. })));
 }
 
+/// What a client wrote is not repeated at any length, nor with characters that turn a line around.
+#[test]
+fn refusals_stay_short() {
+    let long = "a.".repeat(10_000);
+    for name in [format!("{long}example/a"), "a\u{202e}.example/a".to_owned()] {
+        let error = names().resolve(&name, None).unwrap_err().to_string();
+        assert!(
+            error.len() < 1000 && !error.contains('\u{202e}'),
+            "{} bytes",
+            error.len()
+        );
+    }
+}
+
 /// A name is told back as the client spelled it (R-S17).
 #[test]
 fn the_clients_spelling_is_kept() {

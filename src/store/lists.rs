@@ -976,6 +976,25 @@ impl ListSpool {
     }
 }
 
+/// Returns a record as it is written, for what can be read as one.
+#[cfg(any(test, fuzzing))]
+pub(super) fn rewritten(bytes: &[u8]) -> Option<Vec<u8>> {
+    Stored::from_bytes(bytes).map(|stored| stored.to_bytes())
+}
+
+/// A record of each form.
+#[cfg(any(test, fuzzing))]
+pub(super) fn sample_records() -> Vec<Vec<u8>> {
+    let places = [Place::Inline(Bytes::from_static(b"1\nlatest\n")), Place::File(70_000)];
+    let stored = |place| Stored {
+        checked_ms: 5,
+        used_ms: AtomicU64::new(7),
+        count: 2,
+        place,
+    };
+    places.map(|place| stored(place).to_bytes()).to_vec()
+}
+
 /// A list in its place whose record is not written yet.
 pub(super) struct Prepared {
     key: Vec<u8>,

@@ -8,6 +8,8 @@ mod beside;
 mod database;
 mod disk;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hot;
 mod images;
 mod index;
@@ -41,6 +43,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::fs::{MemfdFlags, memfd_create};
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use queue::fuzz as queue_fuzz;
 
 pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};

@@ -179,7 +179,8 @@ fn from_json(bytes: &[u8]) -> Option<BlobRecord<'static>> {
         size: json.size,
         used_ms: json.used_ms,
         shelf: Cow::Owned(json.shelf),
-        kind: match json.media_type {
+        // An empty media type is no manifest's: the binary form says so too.
+        kind: match json.media_type.filter(|media_type| !media_type.is_empty()) {
             None => Kind::Blob,
             Some(media_type) => Kind::manifest(media_type, json.children),
         },
@@ -242,6 +243,13 @@ mod tests {
         assert_eq!(record.kind, Kind::manifest("x/y".into(), [child]));
         let json = br#"{"size":1,"used_ms":2}"#;
         assert_eq!(BlobRecord::from_bytes(json).unwrap().kind, Kind::Blob);
+        let json = br#"{"size":1,"used_ms":2,"media_type":""}"#;
+        let record = BlobRecord::from_bytes(json).unwrap();
+        assert_eq!(
+            BlobRecord::from_bytes(&record.to_bytes()),
+            Some(record),
+            "both forms mean the same"
+        );
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! and `metrics` macros; here the two are set up and every metric is described once.
 
 pub mod clock;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub mod log;
 pub mod metrics;
 pub mod stopwatch;

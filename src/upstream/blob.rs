@@ -106,6 +106,11 @@ pub struct Extent {
 }
 
 impl Extent {
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn left(&self) -> Option<u64> {
+        self.left
+    }
+
     /// `asked` is the Range that was sent, if one was. A 206 must start where it was asked to: bytes
     /// from anywhere else would only be found out by the digest, after all of them came.
     pub fn of(status: StatusCode, headers: &HeaderMap, asked: Option<Span>) -> Result<Extent, ErrorKind> {

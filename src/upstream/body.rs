@@ -92,7 +92,7 @@ pub async fn detail(response: Response, secrets: &[&str]) -> String {
     }
 }
 
-fn message(body: &[u8]) -> String {
+pub(super) fn message(body: &[u8]) -> String {
     let Ok(json) = serde_json::from_slice::<serde_json::Value>(body) else {
         return String::from_utf8_lossy(body).into_owned();
     };
@@ -104,7 +104,7 @@ fn message(body: &[u8]) -> String {
     parts.join(": ")
 }
 
-fn clean(said: &str, secrets: &[&str]) -> String {
+pub(super) fn clean(said: &str, secrets: &[&str]) -> String {
     let mut said = said.to_owned();
     for secret in secrets.iter().filter(|s| s.len() >= 4) {
         said = said.replace(secret, "[secret]");

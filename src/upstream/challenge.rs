@@ -58,7 +58,7 @@ pub fn choose(challenges: &[Challenge]) -> Result<Demand, String> {
     }
     let mut schemes: Vec<&str> = challenges.iter().map(|c| c.scheme.as_str()).collect();
     schemes.dedup();
-    Err(schemes.join(", "))
+    Err(super::body::one_line(&schemes.join(", "), 200))
 }
 
 impl Challenge {

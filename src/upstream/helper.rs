@@ -161,7 +161,7 @@ fn nobody() -> Given {
 }
 
 /// Its first line, in brackets.
-fn complaint(said: &[u8]) -> String {
+pub(super) fn complaint(said: &[u8]) -> String {
     let said = String::from_utf8_lossy(said);
     let line = said.lines().next().unwrap_or_default().trim();
     match line.is_empty() || said.contains('{') {
@@ -170,7 +170,7 @@ fn complaint(said: &[u8]) -> String {
     }
 }
 
-fn read(said: &[u8]) -> Result<Given, String> {
+pub(super) fn read(said: &[u8]) -> Result<Given, String> {
     // serde's message could quote the secret.
     let answer: Answer =
         serde_json::from_slice(said).map_err(|_| "gave no JSON with Username and Secret".to_owned())?;

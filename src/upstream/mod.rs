@@ -30,6 +30,8 @@ mod dance;
 pub mod documents;
 mod endpoint;
 pub mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod greet;
 mod guard;
 mod helper;
@@ -48,6 +50,9 @@ mod walk;
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use cloud::fuzz as cloud_fuzz;
 
 pub use budget::Budget;
 pub use client::{

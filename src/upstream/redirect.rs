@@ -4,6 +4,7 @@ use reqwest::StatusCode;
 use reqwest::header::HeaderValue;
 use url::Url;
 
+use super::body::one_line;
 use super::realm::names;
 use super::transport::shown;
 use crate::oci::HostPort;
@@ -24,7 +25,8 @@ pub fn target(from: &Url, location: Option<&HeaderValue>) -> Result<Url, String>
     let next = text.and_then(|text| from.join(text.trim()).ok());
     let mut next = next.ok_or_else(|| format!("{at} redirects to what is not a URL"))?;
     if !matches!(next.scheme(), "http" | "https") || next.host_str().is_none() {
-        return Err(format!("{at} redirects to a {} address", next.scheme()));
+        let scheme = one_line(next.scheme(), 40);
+        return Err(format!("{at} redirects to a {scheme} address"));
     }
     if !next.username().is_empty() || next.password().is_some() {
         return Err(format!("{at} redirects to {} with user info", shown(&next)));
@@ -77,6 +79,8 @@ mod tests {
             assert!(!error.contains("hunter2"), "{error}");
         }
         assert!(target(&"https://r.example/".parse().unwrap(), None).is_err());
+        let long = go("https://r.example/", &format!("{}:x", "a".repeat(10_000))).unwrap_err();
+        assert!(long.len() < 200, "{} bytes", long.len());
     }
 
     #[test]

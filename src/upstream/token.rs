@@ -53,7 +53,7 @@ pub struct Token {
     pub value: Secret,
     /// A token from before a request began may be refused for its age; a newer one may not.
     pub born: Instant,
-    good_for: Duration,
+    pub(super) good_for: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,7 +310,7 @@ fn sensitive(text: &str) -> Result<HeaderValue, ErrorKind> {
 }
 
 /// `token`, else `access_token` (R-U2); `issued_at` is ignored, because clocks differ and a refused token is replaced anyway.
-fn read_token(bytes: &[u8]) -> Result<Token, ErrorKind> {
+pub(super) fn read_token(bytes: &[u8]) -> Result<Token, ErrorKind> {
     let nonsense = |what: &str| ErrorKind::Auth(format!("the token server's answer {what}").into());
     let json: serde_json::Value = serde_json::from_slice(bytes).map_err(|_| nonsense("is not JSON"))?;
     let field = |key: &str| json.get(key)?.as_str().filter(|t| !t.is_empty()).map(Secret::new);
@@ -331,7 +331,10 @@ fn read_token(bytes: &[u8]) -> Result<Token, ErrorKind> {
 }
 
 /// A tenth is given away so that no token expires on its way (R-U3).
+///
+/// Some servers write a text, and `"NaN"` is one that parses: it counts as none.
 fn lifetime(expires_in: f64) -> Duration {
+    let expires_in = if expires_in.is_nan() { 0.0 } else { expires_in };
     let seconds = expires_in.clamp(SHORTEST.as_secs_f64(), LONGEST.as_secs_f64() / 0.9);
     Duration::from_secs_f64(seconds * 0.9)
 }
@@ -363,6 +366,14 @@ mod tests {
         assert_eq!(lifetime(-5.0), Duration::from_secs(54));
         assert_eq!(lifetime(300.0), Duration::from_secs(270));
         assert_eq!(lifetime(1e300), LONGEST);
+        for (odd, seconds) in [("NaN", 54), ("-inf", 54), ("inf", 3600), ("1e999", 3600)] {
+            let answer = format!(r#"{{"token":"t","expires_in":"{odd}"}}"#);
+            assert_eq!(
+                read_token(answer.as_bytes()).unwrap().good_for.as_secs(),
+                seconds,
+                "{odd}"
+            );
+        }
         let read =
             |json: &str| read_token(json.as_bytes()).map(|t| (t.value.reveal().to_owned(), t.good_for.as_secs()));
         assert_eq!(

@@ -63,7 +63,7 @@ fn one(look: &Look<'_>, check: &str, path: &str) -> Vec<Finding> {
 }
 
 /// Registry and address of every endpoint below `mirrors`.
-fn endpoints(text: &str) -> Vec<(String, String)> {
+pub(super) fn endpoints(text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let (mut section, mut registry) = (String::new(), String::new());
     for line in text.lines() {

@@ -27,7 +27,10 @@ impl FromStr for Address {
         let (scheme, rest) = match text.split_once("://") {
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => (Some("http"), rest),
             Some((scheme, rest)) if scheme.eq_ignore_ascii_case("https") => (Some("https"), rest),
-            Some((scheme, _)) => return Err(format!("found {scheme}://, expected http:// or https://")),
+            Some((scheme, _)) => {
+                let scheme: String = scheme.escape_debug().take(40).collect();
+                return Err(format!("found {scheme}://, expected http:// or https://"));
+            }
             None => (None, text),
         };
         let host = rest.split('/').next().unwrap_or_default();

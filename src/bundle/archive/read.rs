@@ -83,7 +83,16 @@ impl<'a> Reader<'a> {
             let size = header
                 .entry_size()
                 .map_err(|error| self.hostile(format!("a size that is none: {error}")))?;
-            match header.entry_type() {
+            let kind = header.entry_type();
+            // Other readers take such a header for a file where its magic is neither of both: they would see other names.
+            let is_extension = matches!(
+                kind,
+                EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader | EntryType::XGlobalHeader
+            );
+            if is_extension && header.as_gnu().is_none() && header.as_ustar().is_none() {
+                return Err(self.hostile("an extended header without the magic of ustar or GNU"));
+            }
+            match kind {
                 EntryType::GNULongName => extra.name = Some(self.long(&mut extra.bytes, size, extra.name.is_some())?),
                 EntryType::GNULongLink => extra.link = Some(self.long(&mut extra.bytes, size, extra.link.is_some())?),
                 EntryType::XHeader => {

@@ -5,6 +5,8 @@
 //! there and nowhere else: digests by the store's writer, and that no unsigned archive opens what is private.
 
 mod docker;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod layout;
 mod name;
 mod tree;

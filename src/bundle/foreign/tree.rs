@@ -144,7 +144,7 @@ impl Tree {
 }
 
 /// A name inside an archive: relative, without `.`, `..` and what no such name holds.
-fn plain(name: &str) -> Result<String, BundleError> {
+pub(super) fn plain(name: &str) -> Result<String, BundleError> {
     let refused = || {
         BundleError::hostile(format!(
             "the name {:?}",
@@ -164,7 +164,7 @@ fn plain(name: &str) -> Result<String, BundleError> {
 }
 
 /// Where a link leads, if that is inside the archive.
-fn resolve(link: &str, target: &str) -> Result<String, BundleError> {
+pub(super) fn resolve(link: &str, target: &str) -> Result<String, BundleError> {
     let outside = || BundleError::hostile(format!("the link {link:?} leads outside, to {target:?}"));
     if target.starts_with('/') || target.len() > MAX_NAME {
         return Err(outside());

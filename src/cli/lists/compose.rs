@@ -2,7 +2,7 @@
 
 use super::variables::expand;
 use super::yaml::Node;
-use super::{Images, option};
+use super::{Images, clip, option};
 
 pub fn is_one(document: &Node) -> bool {
     document.get("services").is_some_and(|services| services.is_map())
@@ -17,14 +17,14 @@ pub fn find(document: &Node, value: &dyn Fn(&str) -> Option<String>, images: &mu
         return;
     };
     for (name, service) in services.map() {
-        let place = format!("line {}, services.{}", name.line, name.text().unwrap_or("?"));
+        let place = format!("line {}, services.{}", name.line, clip(name.text().unwrap_or("?")));
         let image = service.get("image").and_then(|image| image.text());
         match (image, service.get("build").is_some()) {
-            (Some(image), true) => images.pass_over(format!("{place}: {image} is built here")),
+            (Some(image), true) => images.pass_over(format!("{place}: {} is built here", clip(image))),
             (None, true) => images.pass_over(format!("{place} is built here")),
             (None, false) => images.pass_over(format!("{place} names no image")),
             (Some(image), false) => match expand(image, value) {
-                Err(why) => images.pass_over(format!("{place}: {image}: {why}")),
+                Err(why) => images.pass_over(format!("{place}: {}: {why}", clip(image))),
                 Ok(image) => {
                     let platform = service.get("platform").and_then(|platform| platform.text());
                     let platform = platform.and_then(|platform| expand(platform, value).ok());

@@ -1,9 +1,9 @@
 //! Dockerfiles: what their stages begin from and copy from.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::variables::expand;
-use super::{Images, option};
+use super::{Images, clip, option};
 
 /// A comment may change how lines are continued, and which image reads the file.
 struct Directives {
@@ -30,7 +30,8 @@ pub fn find(text: &str, images: &mut Images) {
     let mut file = File {
         images,
         arguments: HashMap::new(),
-        stages: Vec::new(),
+        stages: HashSet::new(),
+        has_stages: false,
     };
     for (line, instruction) in instructions(text, directives.escape) {
         file.instruction(line, &instruction);
@@ -117,8 +118,9 @@ struct File<'a> {
     images: &'a mut Images,
     /// Those before the first FROM; `None` without a default.
     arguments: HashMap<String, Option<String>>,
-    /// Names, lower-case; empty for stages without one.
-    stages: Vec<String>,
+    /// Names of those before, lower-case.
+    stages: HashSet<String>,
+    has_stages: bool,
 }
 
 impl File<'_> {
@@ -127,7 +129,7 @@ impl File<'_> {
         let name = words.next().unwrap_or_default().to_ascii_uppercase();
         let words: Vec<&str> = words.collect();
         match name.as_str() {
-            "ARG" if self.stages.is_empty() => self.arguments(&words),
+            "ARG" if !self.has_stages => self.arguments(&words),
             "FROM" => self.stage(line, &words),
             "COPY" | "ADD" => {
                 for from in flags(&words).filter_map(|word| word.strip_prefix("--from=")) {
@@ -171,9 +173,10 @@ impl File<'_> {
             _ => String::new(),
         };
         match self.expand(image) {
-            Err(why) => self
-                .images
-                .pass_over(format!("line {line}: FROM {image}: {why}, and there is no default")),
+            Err(why) => self.images.pass_over(format!(
+                "line {line}: FROM {}: {why}, and there is no default",
+                clip(image)
+            )),
             Ok(image) if image.is_empty() => self.images.pass_over(format!("line {line}: FROM names no image")),
             Ok(image) => {
                 let is_stage = self.stages.contains(&image.to_ascii_lowercase());
@@ -185,7 +188,8 @@ impl File<'_> {
                 }
             }
         }
-        self.stages.push(name);
+        self.has_stages = true;
+        self.stages.extend(Some(name).filter(|name| !name.is_empty()));
     }
 
     fn source(&mut self, line: usize, what: &str, from: &str) {
@@ -197,7 +201,8 @@ impl File<'_> {
             Ok(image) if self.stages.contains(&image.to_ascii_lowercase()) || image == "scratch" => {}
             Ok(image) => self.images.add(image, format!("line {line}, {what}")),
             Err(why) => self.images.pass_over(format!(
-                "line {line}: {what} from {from}: {why}, and there is no default"
+                "line {line}: {what} from {}: {why}, and there is no default",
+                clip(from)
             )),
         }
     }

@@ -1,8 +1,8 @@
 //! Kubernetes manifests, and what Helm renders: the images of every container, wherever it is nested; and what may be
 //! images in other resources.
 
-use super::Images;
 use super::yaml::{Node, Steps, Value};
+use super::{Images, clip};
 
 const CONTAINERS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
 
@@ -44,7 +44,7 @@ impl Walk<'_> {
             return;
         }
         let name = document.get("metadata").and_then(|metadata| text(metadata, "name"));
-        self.resource = format!("{kind}/{}", name.unwrap_or_else(|| "?".to_owned()));
+        self.resource = format!("{}/{}", clip(&kind), clip(name.as_deref().unwrap_or("?")));
         // A template of a resource describes images; a schema describes templates.
         if kind != "CustomResourceDefinition" {
             self.node(document, &mut Vec::new());
@@ -52,7 +52,8 @@ impl Walk<'_> {
     }
 
     fn node<'n>(&mut self, node: &'n Node, path: &mut Vec<&'n str>) {
-        if !self.steps.go(path.len()) {
+        // The file is refused then: what else it names does not matter.
+        if self.images.too_many || !self.steps.go(path.len()) {
             return;
         }
         match &node.value {
@@ -71,11 +72,14 @@ impl Walk<'_> {
     fn map<'n>(&mut self, node: &'n Node, path: &mut Vec<&'n str>) {
         let parent = path.iter().rev().find(|part| **part != "[]").copied();
         let is_container = parent.is_some_and(|parent| CONTAINERS.contains(&parent));
+        // Looked up once, also where a file gives one map many images.
+        let own_name = is_container.then(|| node.get("name")).flatten();
+        let own_name = own_name.and_then(|name| name.text());
         for (key, value) in node.map() {
             let Some(key) = key.text() else { continue };
             path.push(key);
             match (key, value.text()) {
-                ("image", Some(image)) if is_container => self.found(image, value.line, node, path),
+                ("image", Some(image)) if is_container => self.found(image, value.line, own_name, path),
                 ("image", Some(image)) => self.perhaps(image, value.line, path),
                 ("image", None) if value.is_map() => self.image_map(value, parent, path),
                 _ => self.node(value, path),
@@ -84,8 +88,8 @@ impl Walk<'_> {
         }
     }
 
-    fn found(&mut self, image: &str, line: usize, container: &Node, path: &[&str]) {
-        let name = container.get("name").and_then(|name| name.text()).unwrap_or("?");
+    fn found(&mut self, image: &str, line: usize, name: Option<&str>, path: &[&str]) {
+        let name = clip(name.unwrap_or("?"));
         let kind = path
             .iter()
             .rev()
@@ -103,7 +107,7 @@ impl Walk<'_> {
     fn image_map<'n>(&mut self, image: &'n Node, parent: Option<&str>, path: &mut Vec<&'n str>) {
         let text = |key: &str| image.get(key).and_then(|value| value.text());
         if let (Some(reference), Some("volumes")) = (text("reference"), parent) {
-            let place = format!("line {}, {} {}", image.line, self.resource, path.join("."));
+            let place = format!("line {}, {} {}", image.line, self.resource, shown(path));
             self.images.add(reference.trim().to_owned(), place);
         } else if let Some(repository) = text("repository") {
             let registry = text("registry")
@@ -125,8 +129,23 @@ impl Walk<'_> {
         let looks_like_one =
             image.contains([':', '/', '@']) && !image.contains("://") && !image.contains(char::is_whitespace);
         if looks_like_one {
-            let place = format!("line {line}, {} {}", self.resource, path.join("."));
+            let place = format!("line {line}, {} {}", self.resource, shown(path));
             self.images.perhaps(image.to_owned(), place);
         }
     }
+}
+
+/// `spec.template.spec`, of bounded length: keys may be long, and the same ones stand before every image.
+fn shown(path: &[&str]) -> String {
+    let mut text = String::new();
+    for part in path {
+        if text.len() > 300 {
+            return text + "…";
+        }
+        if !text.is_empty() {
+            text.push('.');
+        }
+        text += &clip(part);
+    }
+    text
 }

@@ -4,6 +4,8 @@
 
 mod compose;
 mod dockerfile;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod kubernetes;
 mod variables;
 mod yaml;
@@ -40,20 +42,53 @@ pub struct Images {
     pub perhaps: Vec<Found>,
     /// What names no image that could be fetched, in words.
     pub passed_over: Vec<String>,
+    /// More than are taken were named.
+    too_many: bool,
 }
+
+/// Images of one file, and likewise what is passed over: a list has no more either. By aliases, a YAML file of a few lines can name
+/// millions.
+const MOST_IMAGES: usize = crate::config::wanted::MAX_IMAGES;
+/// Bytes of one: more than a line of a list may have. An alias costs a few bytes and may stand for megabytes.
+const LONGEST_IMAGE: usize = 2_000;
 
 impl Images {
     fn add(&mut self, image: String, place: String) {
-        self.found.push(Found { image, place });
+        self.keep(image, place, |images| &mut images.found);
     }
 
     fn perhaps(&mut self, image: String, place: String) {
-        self.perhaps.push(Found { image, place });
+        self.keep(image, place, |images| &mut images.perhaps);
+    }
+
+    fn keep(&mut self, image: String, place: String, to: fn(&mut Images) -> &mut Vec<Found>) {
+        if image.len() > LONGEST_IMAGE {
+            return self.pass_over(format!(
+                "{place}: {} is longer than {LONGEST_IMAGE} bytes",
+                clip(&image)
+            ));
+        }
+        match to(self).len() < MOST_IMAGES {
+            true => to(self).push(Found { image, place }),
+            false => self.too_many = true,
+        }
     }
 
     fn pass_over(&mut self, word: String) {
-        self.passed_over.push(word);
+        match self.passed_over.len() < MOST_IMAGES {
+            true => self.passed_over.push(word),
+            false => self.too_many = true,
+        }
     }
+}
+
+/// A text of a file as it may stand in a message.
+fn clip(text: &str) -> String {
+    let mut shown: String = text.chars().take(100).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// A platform, as an option of a list's line; nothing for one that only the builder knows.
@@ -88,7 +123,10 @@ pub fn images(text: &str, kind: Option<Kind>, path: &Path, folder: Option<&Path>
             }
         }
     }
-    Ok(images)
+    match images.too_many {
+        true => Err(format!("it names more than {MOST_IMAGES} images")),
+        false => Ok(images),
+    }
 }
 
 fn by_name(path: &Path) -> Option<Kind> {

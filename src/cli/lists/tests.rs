@@ -143,6 +143,40 @@ fn what_is_none_of_them() {
     assert!(images("", None, Path::new("Dockerfile.web"), None).is_ok());
 }
 
+/// A few lines of aliases that name an image a million times over, one text of a megabyte that is named ten thousand times, a long
+/// key before every image: what is kept stays in proportion.
+#[test]
+fn files_cannot_be_larger_than_they_are() {
+    let kubernetes = |text: &str| images(text, Some(Kind::Kubernetes), Path::new("-"), None);
+    let mut text = "kind: x\napiVersion: v1\na0: &a0 [{image: a:1}]\n".to_owned();
+    for n in 1..=20 {
+        text += &format!("a{n}: &a{n} [*a{}, *a{}]\n", n - 1, n - 1);
+    }
+    assert!(kubernetes(&text).unwrap_err().contains("more than 20000"));
+
+    let long = "a/".repeat(500_000);
+    let many = "  - image: *long\n".repeat(1000);
+    let text = format!("kind: x\napiVersion: v1\nlong: &long {long}\ncontainers:\n{many}");
+    let found = kubernetes(&text).unwrap();
+    assert_eq!((found.found.len(), found.passed_over.len()), (0, 1000));
+    assert!(
+        found.passed_over.iter().all(|word| word.len() < 300),
+        "{}",
+        found.passed_over[0]
+    );
+
+    let many = "  - image: a:1\n".repeat(1000);
+    let key = "x".repeat(1000);
+    let text = format!("kind: x\napiVersion: v1\n{key}:\n{many}");
+    let found = kubernetes(&text).unwrap();
+    assert_eq!(found.perhaps.len(), 1000);
+    assert!(
+        found.perhaps.iter().all(|found| found.place.len() < 600),
+        "{}",
+        found.perhaps[0].place
+    );
+}
+
 proptest! {
     #[test]
     fn no_file_panics(text in "(FROM|ARG|COPY|RUN|--from=|<<E|services:|image:|kind: x|apiVersion: v1|[a-z:$\\{\\}\\\\# \n&*<\\-]){0,40}") {

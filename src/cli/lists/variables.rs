@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::clip;
+
 /// Defaults inside of defaults.
 const MOST_DEPTH: usize = 10;
 
@@ -25,7 +27,7 @@ fn within(text: &str, value: &dyn Fn(&str) -> Option<String>, depth: usize) -> R
             out.push('$');
             rest = after;
         } else if let Some(inner) = rest.strip_prefix('{') {
-            let end = closing(inner).ok_or_else(|| format!("${{{inner}: the brace is not closed"))?;
+            let end = closing(inner).ok_or_else(|| format!("${{{}: the brace is not closed", clip(inner)))?;
             out += &braced(&inner[..end], value, depth)?;
             rest = &inner[end + 1..];
         } else {
@@ -33,13 +35,17 @@ fn within(text: &str, value: &dyn Fn(&str) -> Option<String>, depth: usize) -> R
             if name.is_empty() {
                 out.push('$');
             } else {
-                out += &value(name).ok_or_else(|| format!("${name} is not set"))?;
+                out += &value(name).ok_or_else(|| not_set(name))?;
                 rest = &rest[name.len()..];
             }
         }
     }
     out += rest;
     Ok(out)
+}
+
+fn not_set(name: &str) -> String {
+    format!("${} is not set", clip(name))
 }
 
 /// Where the brace is closed that was opened before `text`.
@@ -70,7 +76,7 @@ fn braced(text: &str, value: &dyn Fn(&str) -> Option<String>, depth: usize) -> R
     let name = name_of(text);
     let rest = &text[name.len()..];
     if name.is_empty() {
-        return Err(format!("${{{text}}}: expected a name"));
+        return Err(format!("${{{}}}: expected a name", clip(text)));
     }
     let (may_be_empty, rest) = match rest.strip_prefix(':') {
         Some(rest) => (false, rest),
@@ -80,7 +86,7 @@ fn braced(text: &str, value: &dyn Fn(&str) -> Option<String>, depth: usize) -> R
     let is_set = found.as_ref().is_some_and(|text| may_be_empty || !text.is_empty());
     let mut chars = rest.chars();
     match (chars.next(), chars.as_str()) {
-        (None, _) if may_be_empty => found.ok_or_else(|| format!("${name} is not set")),
+        (None, _) if may_be_empty => found.ok_or_else(|| not_set(name)),
         (Some('-'), default) => match found.filter(|_| is_set) {
             Some(found) => Ok(found),
             None => within(default, value, depth),
@@ -90,10 +96,10 @@ fn braced(text: &str, value: &dyn Fn(&str) -> Option<String>, depth: usize) -> R
             false => Ok(String::new()),
         },
         (Some('?'), why) => found.filter(|_| is_set).ok_or_else(|| match why.is_empty() {
-            true => format!("${name} is not set"),
-            false => format!("${name} is not set: {why}"),
+            true => not_set(name),
+            false => format!("{}: {}", not_set(name), clip(why)),
         }),
-        _ => Err(format!("${{{text}}}: expected :- or :+ or :? behind the name")),
+        _ => Err(format!("${{{}}}: expected :- or :+ or :? behind the name", clip(text))),
     }
 }
 

@@ -14,6 +14,9 @@ const MOST_DEPTH: usize = 100;
 /// Steps of one walk: shared parts count each time they are reached.
 const MOST_STEPS: usize = 2_000_000;
 
+/// Maps that one lookup goes through where they are merged into one another.
+const MOST_MERGED: usize = 1_000;
+
 #[derive(Debug)]
 pub struct Node {
     pub value: Value,
@@ -58,10 +61,12 @@ impl Node {
 
     /// What stands under a key; behind it, what is merged in by `<<`.
     pub fn get(&self, key: &str) -> Option<&Rc<Node>> {
-        self.get_within(key, 10)
+        self.get_within(key, 10, &mut MOST_MERGED.clone())
     }
 
-    fn get_within(&self, key: &str, merges: usize) -> Option<&Rc<Node>> {
+    /// `left`: maps that may still be looked into. Without that a few lists of aliases, each a hundred times the one before it, would
+    /// be looked through for ever.
+    fn get_within(&self, key: &str, merges: usize, left: &mut usize) -> Option<&Rc<Node>> {
         let own = self.map().iter().find(|(name, _)| name.text() == Some(key));
         if let Some((_, value)) = own {
             return Some(value);
@@ -75,7 +80,8 @@ impl Node {
                 base.list()
             };
             for base in bases.iter().take(100) {
-                if let Some(value) = base.get_within(key, deeper) {
+                *left = left.checked_sub(1)?;
+                if let Some(value) = base.get_within(key, deeper, left) {
                     return Some(value);
                 }
             }
@@ -235,6 +241,20 @@ mod tests {
         assert!(parse("a: &a [*a]").is_err());
         let deep = "[".repeat(5000);
         assert!(parse(&deep).is_err());
+    }
+
+    /// Each level merges the one before it a hundred times: ten levels are 10^20 ways to a key that is not there.
+    #[test]
+    fn merges_of_merges_end() {
+        let mut text = "m0: &m0 {x: y}\n".to_owned();
+        for n in 1..=10 {
+            let bases = vec![format!("*m{}", n - 1); 100].join(", ");
+            text += &format!("m{n}: &m{n} {{<<: [{bases}]}}\n");
+        }
+        let documents = parse(&text).unwrap();
+        let last = documents[0].get("m10").unwrap();
+        assert!(last.get("nowhere").is_none());
+        assert_eq!(documents[0].get("m1").unwrap().get("x").unwrap().text(), Some("y"));
     }
 
     proptest! {

@@ -100,7 +100,11 @@ impl std::fmt::Display for Wanted {
             Which::One(Reference::Digest(digest)) => write!(f, "@{digest}"),
             Which::Tags(choice) => {
                 if let Some(glob) = &choice.glob {
-                    write!(f, ":{glob}")?;
+                    // Behind a colon, a pattern without `*` and `?` would be read as one tag.
+                    match glob.contains(['*', '?']) {
+                        true => write!(f, ":{glob}")?,
+                        false => write!(f, " tags={glob}")?,
+                    }
                 }
                 if let Some(range) = &choice.range {
                     write!(f, " semver=\"{range}\"")?;
@@ -342,6 +346,7 @@ mod tests {
             ("nginx semver=\">=1.25, <2\"", "nginx semver=\">=1.25, <2\""),
             ("nginx \"semver=^1\" newest=2", "nginx semver=\"^1\" newest=2"),
             ("nginx tags=*-alpine", "nginx:*-alpine"),
+            ("nginx tags=1.27", "nginx tags=1.27"),
             ("# only this", ""),
             ("", ""),
         ] {

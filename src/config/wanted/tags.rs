@@ -30,6 +30,7 @@ impl Range {
     /// `>=3.18, <4`, `^1.2`, `~1.2.3`, `1.*`; a space does where a comma is meant.
     pub fn parse(text: &str) -> Result<Range, String> {
         let refuse = |why: String| {
+            let text: String = text.chars().take(200).collect();
             format!("{text:?} is no range of versions ({why}): expected such as \">=3.18, <4\" or \"^1.2\"")
         };
         if text.trim().is_empty() || text.len() > 200 {

@@ -6,6 +6,8 @@
 
 mod blobs;
 mod door;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod hot;
 mod listed;
 mod manifests;
@@ -325,7 +327,7 @@ async fn repository(
     }
     let unknown_prefix = name.prefix.as_ref().filter(|p| !door.view().is_upstream(p)).cloned();
     let resolved = match unknown_prefix {
-        Some(prefix) => Err(PullError::UnknownUpstream(prefix)),
+        Some(prefix) => Err(PullError::unknown_upstream(&prefix)),
         None => door.view().resolve(&name.full, query.ns.as_deref()),
     };
     let target = match resolved {

@@ -56,7 +56,7 @@ pub(super) async fn catalog(
 }
 
 /// `n`, clamped; `None` if it was not given.
-fn page_size(query: &Query, most: usize) -> Result<Option<usize>, ApiError> {
+pub(super) fn page_size(query: &Query, most: usize) -> Result<Option<usize>, ApiError> {
     match query.n.as_deref() {
         None => Ok(None),
         Some(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {

@@ -9,6 +9,8 @@
 //! delivered once more if the cursor was not yet written down: at least once, never out of order. A torn last line goes when the
 //! queue is opened; damage inside is passed over, line by line, and counted.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod line;
 #[cfg(test)]
 mod tests;

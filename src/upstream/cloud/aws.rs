@@ -4,7 +4,7 @@
 //! for a web identity (EKS service accounts, and other workload identities); those of the profile `default`; those of the
 //! container's own address (ECS, EKS pod identity); those of the machine's role, by IMDSv2.
 
-mod profile;
+pub(super) mod profile;
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -306,7 +306,7 @@ fn signed(keys: &Keys, scope: Scope<'_>, url: Url, target: &str, body: &str) -> 
 }
 
 /// base64 of `AWS:password`.
-fn basic(token: &Secret) -> Result<Credential, String> {
+pub(super) fn basic(token: &Secret) -> Result<Credential, String> {
     let strange = || "the token of ECR is not base64 of user:password".to_owned();
     let bytes = STANDARD.decode(token.reveal()).map_err(|_| strange())?;
     let text = String::from_utf8(bytes).map_err(|_| strange())?;
@@ -318,11 +318,12 @@ fn basic(token: &Secret) -> Result<Credential, String> {
 }
 
 /// From now to a Unix time in seconds.
-fn until(ends: f64) -> Duration {
+pub(super) fn until(ends: f64) -> Duration {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0.0, |now| now.as_secs_f64());
-    Duration::from_secs_f64((ends - now).clamp(0.0, USUAL.as_secs_f64()))
+    // `max` and `min`, other than `clamp`, make a number even of NaN.
+    Duration::from_secs_f64((ends - now).max(0.0).min(USUAL.as_secs_f64()))
 }
 
 #[cfg(test)]

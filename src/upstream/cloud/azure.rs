@@ -114,7 +114,7 @@ impl Give for Azure {
 }
 
 /// What a JWT says of its own end; nobody has to believe it, the registry will tell.
-fn lifetime(token: &Secret) -> Option<Duration> {
+pub(super) fn lifetime(token: &Secret) -> Option<Duration> {
     let claims = token.reveal().split('.').nth(1)?;
     let claims = URL_SAFE_NO_PAD.decode(claims.trim_end_matches('=')).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;

@@ -151,7 +151,7 @@ impl Json {
         self.text(path).map(Secret::new)
     }
 
-    /// Also where it is written as a text.
+    /// Also where it is written as a text. Never infinite nor NaN, which no duration can be made of.
     pub fn number(&self, path: &str) -> Option<f64> {
         let found = self.value.pointer(path)?;
         let number: Option<f64> = found.as_f64().or_else(|| found.as_str()?.parse().ok());

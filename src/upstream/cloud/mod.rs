@@ -7,6 +7,8 @@
 
 mod aws;
 mod azure;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod google;
 mod http;
 mod sigv4;

@@ -101,7 +101,7 @@ impl Profile {
     }
 }
 
-type Section = BTreeMap<String, Secret>;
+pub(in super::super) type Section = BTreeMap<String, Secret>;
 
 /// A section of a file; `None` if either is not there.
 fn read(path: Option<&Path>, section: &str) -> Result<Option<Section>, String> {
@@ -125,7 +125,7 @@ fn read(path: Option<&Path>, section: &str) -> Result<Option<Section>, String> {
 /// Sections by name, blanks in it made one. Lines that are indented are part of a setting that is none of ours.
 ///
 /// Errors: the line, from 1, and what is wrong with it; nothing of its text, which may be a secret.
-fn parse(text: &str) -> Result<BTreeMap<String, Section>, (usize, &'static str)> {
+pub(in super::super) fn parse(text: &str) -> Result<BTreeMap<String, Section>, (usize, &'static str)> {
     let mut sections: BTreeMap<String, Section> = BTreeMap::new();
     let mut current: Option<String> = None;
     for (at, line) in text.lines().enumerate() {
