@@ -73,11 +73,18 @@ impl Pull {
     /// Opens a blob for reading; returns when the status line may go out (R-D3).
     pub async fn open_blob(&self, target: &Target, digest: &Digest) -> Result<OpenBlob, PullError> {
         loop {
-            if let Some(held) = self.open_held(target, digest).await? {
-                return Ok(held);
+            match self.open_held(target, digest).await {
+                Ok(Some(held)) => return Ok(held),
+                Ok(None) => {}
+                // Held, and out of reach for the moment: what the upstream says of it is no reason to deny it (L3).
+                Err(error) if error.is_unreadable() => match self.fetch_blob(target, digest, true).await {
+                    Ok(Some(passing)) => return Ok(passing),
+                    Ok(None) | Err(_) => return Err(error),
+                },
+                Err(error) => return Err(error),
             }
             // `None`: its transfer ended just now.
-            if let Some(coming) = self.fetch_blob(target, digest).await? {
+            if let Some(coming) = self.fetch_blob(target, digest, false).await? {
                 return Ok(coming);
             }
         }
@@ -97,7 +104,7 @@ impl Pull {
             Some(held) => Some(held),
             None => {
                 let (store, wanted) = (self.store.clone(), *digest);
-                blocking(move || Ok(store.open_blob(&wanted))).await?
+                blocking(move || store.open_blob(&wanted)).await?
             }
         };
         Ok(held.map(|held| OpenBlob {
@@ -108,14 +115,18 @@ impl Pull {
         }))
     }
 
-    /// `None` if it is held by now.
-    async fn fetch_blob(&self, target: &Target, digest: &Digest) -> Result<Option<OpenBlob>, PullError> {
+    /// `None` if it is held by now. `is_held`: it is, and cannot be read; then its bytes are not kept.
+    async fn fetch_blob(&self, target: &Target, digest: &Digest, is_held: bool) -> Result<Option<OpenBlob>, PullError> {
         self.check_negative(target, &Question::Blob(*digest))?;
         let client = self.client(target)?;
         let mut shown = false;
         let mut foreign_failures = 0;
         loop {
-            let mut follower = match self.flights.join_or_begin(self.order(target, &client, digest), shown) {
+            let order = Order {
+                is_held,
+                ..self.order(target, &client, digest)
+            };
+            let mut follower = match self.flights.join_or_begin(order, shown) {
                 Place::Among(follower) => follower,
                 Place::Held => return Ok(None),
                 // Whoever joins a transfer that another repository began must hold the digest himself (L8).
@@ -167,6 +178,7 @@ impl Pull {
             key: target.key.clone(),
             digest: *digest,
             hint: self.hint(target, digest),
+            is_held: false,
         }
     }
 

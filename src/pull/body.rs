@@ -191,6 +191,17 @@ impl Body {
         usize::try_from(upto.saturating_sub(self.at)).unwrap_or(most).min(most)
     }
 
+    /// Reports a failed read of a held blob to the store, so that the next request does not meet the same lost bytes.
+    async fn note_read_error(&self, error: std::io::Error) -> PullError {
+        tracing::error!(digest = %self.digest, at = self.at, %error, "a blob could not be read");
+        if let Source::Held(held) = &self.source {
+            let held = held.clone();
+            // A panic is in the log already.
+            let _ = tokio::task::spawn_blocking(move || held.note_read_error(&error)).await;
+        }
+        PullError::Internal("a blob could not be read")
+    }
+
     async fn read(&mut self, run: Run, upto: u64) -> Result<Bytes, PullError> {
         let bytes = match run {
             Run::File(file) => self.read_file(file, upto).await?,
@@ -221,7 +232,10 @@ impl Body {
         {
             return Ok(bytes);
         }
-        read_waiting(file, at, self.want(upto, DISK_BYTES)).await
+        match read_waiting(file, at, self.want(upto, DISK_BYTES)).await {
+            Ok(read) => read,
+            Err(error) => Err(self.note_read_error(error).await),
+        }
     }
 
     pub fn digest(&self) -> &Digest {
@@ -266,8 +280,8 @@ fn read_now(file: &File, at: u64, want: usize) -> Option<Bytes> {
     None
 }
 
-/// Reads at most `want` bytes off the async threads.
-async fn read_waiting(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, PullError> {
+/// Reads at most `want` bytes off the async threads. Outside: an error of the disk.
+async fn read_waiting(file: Arc<File>, at: u64, want: usize) -> std::io::Result<Result<Bytes, PullError>> {
     let read = tokio::task::spawn_blocking(move || {
         use std::os::unix::fs::FileExt;
         let mut buffer = BytesMut::zeroed(want);
@@ -276,12 +290,9 @@ async fn read_waiting(file: Arc<File>, at: u64, want: usize) -> Result<Bytes, Pu
         Ok::<_, std::io::Error>(buffer.freeze())
     });
     match read.await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            tracing::error!(%error, at, "a blob could not be read");
-            Err(PullError::Internal("a blob could not be read"))
-        }
-        Err(_) => Err(PullError::Internal("disk work was dropped")),
+        Ok(Ok(bytes)) => Ok(Ok(bytes)),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Ok(Err(PullError::Internal("disk work was dropped"))),
     }
 }
 

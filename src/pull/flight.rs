@@ -106,6 +106,8 @@ pub struct Order {
     pub digest: Digest,
     /// Size that a manifest claims.
     pub hint: Option<u64>,
+    /// It is held, and cannot be read at this moment: the bytes pass through and touch nothing on the disk.
+    pub is_held: bool,
 }
 
 /// The transfers under way.
@@ -168,7 +170,7 @@ impl Flights {
             // Its first bytes have passed through and are kept nowhere: another transfer takes its line in the list.
         }
         // A transfer leaves the list after it has been admitted.
-        if self.store.size(&order.digest).is_some() {
+        if !order.is_held && self.store.size(&order.digest).is_some() {
             return Place::Held;
         }
         let state = State {
