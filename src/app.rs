@@ -263,6 +263,7 @@ async fn launch(
     let mut background = vec![
         tokio::spawn(keep_up(pull.clone(), hooks.clone(), handle, cut.clone())),
         tokio::spawn(look_for_rot(verifier, cut.clone())),
+        tokio::spawn(copy_index(pull.clone(), cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
     ];
     background.extend(keeping);
@@ -401,6 +402,12 @@ fn readiness(
                 },
             ),
         ];
+        let index = pull.store().index_state();
+        if let Some(trouble) = index.trouble() {
+            // Rebuilt from a whole copy it is well.
+            let is_well = index.damage.is_none() && index.recovery.is_some_and(|r| r.is_whole);
+            checks.push(("index".to_owned(), is_well, trouble));
+        }
         checks.extend(keeper.as_deref().map(acme::check));
         if let Some(trouble) = pull.store().trouble() {
             checks.push((
@@ -474,6 +481,18 @@ async fn look_for_rot(verifier: Arc<Verifier>, stop: CancellationToken) {
     tokio::select! {
         () = verifier.run_idle(&pace) => {}
         () = stop.cancelled() => {}
+    }
+}
+
+async fn copy_index(pull: Arc<Pull>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => {}
+            () = stop.cancelled() => return,
+        }
+        let store = pull.store().clone();
+        // Awaited also when it is time to stop: the store is closed behind it.
+        let _ = tokio::task::spawn_blocking(move || store.copy_if_due()).await;
     }
 }
 

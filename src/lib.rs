@@ -91,6 +91,12 @@
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
 //!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
 //!   it, or at once if repair was asked for.
+//!   What cannot be read at the moment is neither: `Store::open_blob` and `Store::check` say so (`store::disk` knows which errors are
+//!   damage), and `pull` lets the upstream's bytes pass through without keeping them, or refuses for a moment.
+//! - **A damaged index**: `store::recovery` opens it under a guard (`store::guard`: a panic of redb is damage), has every page's checksum
+//!   compared beside its being read (`store::proof`), and puts it aside if anything is wrong. Another is built from the copy
+//!   (`store::copy`) and renamed into its place; `store::startup` then finds what has come since. The copy is written from one read
+//!   transaction, daily, at the end and after pins (`app` asks every few seconds whether it is due).
 //! - **Another configuration**: `cli::serve` hears SIGHUP or `larder reload` (`http::admin`), or sees another file → `app::reload` does what can
 //!   fail (clients, users, certificates; `app::listeners` binds) and changes nothing; then each listener's `http::v2` door is hung anew,
 //!   with the names and clients of `pull` (`View`) and the rules of `auth` behind it; then sockets, limits, schedules, audit log. A

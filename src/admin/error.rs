@@ -21,6 +21,8 @@ pub enum AdminError {
     NotHeld(String),
     #[error("{0} is not pinned")]
     NotPinned(String),
+    #[error("{0}: it holds for now, but could not be written down, and a restart may undo it: the log says why")]
+    NotWritten(String),
     #[error("{0} is pinned: unpin it first, or remove it all the same (--force, force=true)")]
     Pinned(String),
     #[error("{0} is called by its digest, which never points anywhere else: only a tag can be refreshed")]
@@ -73,6 +75,7 @@ impl AdminError {
             AdminError::Tag(_) | AdminError::Digest(_) => "bad-name",
             AdminError::NotHeld(_) => "not-held",
             AdminError::NotPinned(_) => "not-pinned",
+            AdminError::NotWritten(_) => "store",
             AdminError::Pinned(_) => "pinned",
             AdminError::NoTag(_) => "no-tag",
             AdminError::Refresh { error, .. } => error.as_str(),

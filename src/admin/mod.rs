@@ -247,7 +247,7 @@ impl Admin {
     }
 
     pub fn stats(&self) -> StatsView {
-        let usage = self.store().usage();
+        let (usage, index) = (self.store().usage(), self.store().index_state());
         let pull = &self.inner.pull;
         let paused: BTreeMap<String, u64> = pull
             .paused()
@@ -314,6 +314,8 @@ impl Admin {
             transfers: pull.transfers(),
             upstreams,
             disk_trouble: self.store().trouble(),
+            index_trouble: index.trouble(),
+            index_copied_ms: index.copied_ms,
             verify: self.verification(),
             webhooks: self.hooks.as_ref().map_or_else(Vec::new, webhooks),
             api: self.api.as_ref().map(|api| api()),
@@ -345,7 +347,9 @@ impl Admin {
                 });
             }
             // A pin is a promise: it is on disk before it is given.
-            store.settle();
+            if !store.settle() {
+                return Err(AdminError::NotWritten(wanted.to_string()));
+            }
             wanted.note(store.events(), if pinned { Action::Pin } else { Action::Unpin }, None);
             Ok(PinView {
                 name: wanted.to_string(),

@@ -222,6 +222,7 @@ impl VerifyView {
             bytes_total: progress.bytes_total,
             bad: progress.bad,
             repaired: progress.repaired,
+            unreadable: progress.unreadable,
             found: progress.found.iter().map(FoundView::of).collect(),
             background: BackgroundView {
                 blobs: idle.blobs.load(Ordering::Relaxed),

@@ -154,6 +154,12 @@ pub struct StatsView {
     pub upstreams: Vec<UpstreamView>,
     /// How the disk failed, if it did in the last minute.
     pub disk_trouble: Option<String>,
+    /// Damage of the index, found at the start or since, and how it was dealt with; `None` if there was none.
+    #[serde(default)]
+    pub index_trouble: Option<String>,
+    /// When the copy of the index was made, Unix milliseconds.
+    #[serde(default)]
+    pub index_copied_ms: Option<u64>,
     pub verify: VerifyView,
     #[serde(default)]
     pub webhooks: Vec<WebhookView>,
@@ -250,6 +256,9 @@ pub struct VerifyView {
     pub bytes_total: u64,
     pub bad: u64,
     pub repaired: u64,
+    /// Could not be read at that moment: left as they are.
+    #[serde(default)]
+    pub unreadable: u64,
     /// The first thousand.
     pub found: Vec<FoundView>,
     pub background: BackgroundView,

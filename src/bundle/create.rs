@@ -47,17 +47,18 @@ fn copy<W: Write>(
 ) -> Result<(), BundleError> {
     let digest = plan.catalog.blobs[part.blob].digest;
     let held = store
-        .open_blob(&digest)
+        .open_blob(&digest)?
         .ok_or_else(|| BundleError::Gone(Box::new(digest)))?;
     let rotten = || BundleError::Rotten {
         digest: Box::new(digest),
     };
+    let failed = |error| BundleError::unread(&digest, error);
     let mut hashing = Hashing::new(part.digest);
     archive.begin(&part.name, part.size).map_err(BundleError::Write)?;
     let (mut at, end) = (part.offset, part.offset + part.size);
     while at < end {
         let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
-        held.file.read_exact_at(&mut buffer[..most], at).map_err(|_| rotten())?;
+        held.file.read_exact_at(&mut buffer[..most], at).map_err(failed)?;
         hashing.update(&buffer[..most]);
         archive.write(&buffer[..most]).map_err(BundleError::Write)?;
         at += most as u64;

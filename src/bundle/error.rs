@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::oci::Digest;
 use crate::store::StoreError;
@@ -66,6 +67,19 @@ impl BundleError {
     pub(super) fn file(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BundleError {
         let path = path.to_owned();
         move |source| BundleError::File { doing, path, source }
+    }
+
+    /// A held blob that cannot be read: lost, or out of reach for the moment.
+    pub(super) fn unread(digest: &Digest, error: io::Error) -> BundleError {
+        let digest = Box::new(*digest);
+        match error.raw_os_error() {
+            Some(code) if code != rustix::io::Errno::IO.raw_os_error() => BundleError::Store(StoreError::Unreadable {
+                digest,
+                source: Arc::new(error),
+            }),
+            // The file ends early, or the disk has lost it.
+            _ => BundleError::Rotten { digest },
+        }
     }
 
     pub(super) fn hostile(why: impl Into<String>) -> BundleError {

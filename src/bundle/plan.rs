@@ -219,7 +219,7 @@ fn hash_pieces(store: &Store, catalog: &mut Catalog) -> Result<(), BundleError> 
     let mut buffer = vec![0; BUFFER];
     for blob in catalog.blobs.iter_mut().filter(|blob| !blob.pieces.is_empty()) {
         let held = store
-            .open_blob(&blob.digest)
+            .open_blob(&blob.digest)?
             .ok_or_else(|| BundleError::Gone(Box::new(blob.digest)))?;
         let mut whole = Hashing::new(blob.digest);
         let mut at = 0;
@@ -229,9 +229,7 @@ fn hash_pieces(store: &Store, catalog: &mut Catalog) -> Result<(), BundleError> 
             while at < end {
                 let most = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
                 let read = held.file.read_exact_at(&mut buffer[..most], at);
-                read.map_err(|_| BundleError::Rotten {
-                    digest: Box::new(blob.digest),
-                })?;
+                read.map_err(|error| BundleError::unread(&blob.digest, error))?;
                 hasher.update(&buffer[..most]);
                 whole.update(&buffer[..most]);
                 at += most as u64;

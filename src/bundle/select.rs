@@ -4,6 +4,7 @@
 //! repository keeps to itself (L8). An index counts as whole with the platforms that are held; its bytes stay as they
 //! are, and the catalogue names those that are not. What refers to an image goes with it, if it is held.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::Deserialize;
@@ -13,7 +14,7 @@ use super::catalog::{Image, Referrers};
 use super::error::BundleError;
 use crate::oci::Digest;
 use crate::oci::manifest::Manifest;
-use crate::store::{ImageName, ListKey, Store};
+use crate::store::{ImageName, ListKey, Store, StoreError};
 use crate::text::is_visible;
 
 /// Indexes within indexes.
@@ -52,7 +53,7 @@ pub fn select(store: &Store, names: &[ImageName]) -> Result<Selection, BundleErr
     while let Some(name) = queue.pop_front() {
         let image = store.image(&name.repository, &name.reference);
         let image = image.ok_or_else(|| BundleError::Nothing(format!("{name} is not held")))?;
-        let Some(whole) = whole_image(store, &image) else {
+        let Some(whole) = whole_image(store, &image)? else {
             selection.incomplete.push(name.to_string());
             continue;
         };
@@ -88,16 +89,30 @@ struct Whole {
 }
 
 /// What one image needs; `None` if some of it is not held.
-fn whole_image(store: &Store, image: &crate::store::Image) -> Option<Whole> {
+fn whole_image(store: &Store, image: &crate::store::Image) -> Result<Option<Whole>, BundleError> {
     let repository = &*image.name.repository;
-    let look = Look { store, repository };
+    let look = Look {
+        store,
+        repository,
+        unreadable: RefCell::default(),
+    };
+    let whole = whole_from(&look, image);
+    // A blob that cannot be read at the moment is not missing: a bundle without it would be taken for all there is.
+    match look.unreadable.into_inner() {
+        Some(error) => Err(error.into()),
+        None => Ok(whole),
+    }
+}
+
+fn whole_from(look: &Look<'_>, image: &crate::store::Image) -> Option<Whole> {
+    let Look { store, repository, .. } = look;
     let mut tree = look.tree(&image.digest, 0)?;
     let referrers = look.referrers(&mut tree);
     let media_type = store.media_type(&image.digest)?;
     let tag = image.record.as_ref().map(|_| image.name.reference.clone());
     Some(Whole {
         image: Image {
-            repository: repository.to_owned(),
+            repository: (*repository).to_owned(),
             tag,
             digest: image.digest,
             media_type: media_type.to_string(),
@@ -146,9 +161,18 @@ impl Tree {
 struct Look<'a> {
     store: &'a Store,
     repository: &'a str,
+    /// The last thing that is held and could not be read.
+    unreadable: RefCell<Option<StoreError>>,
 }
 
 impl Look<'_> {
+    fn readable<T>(&self, read: Result<Option<T>, StoreError>) -> Option<T> {
+        read.unwrap_or_else(|error| {
+            *self.unreadable.borrow_mut() = Some(error);
+            None
+        })
+    }
+
     fn has(&self, digest: &Digest) -> bool {
         self.store.size(digest).is_some() && self.store.linked(self.repository, digest)
     }
@@ -158,7 +182,7 @@ impl Look<'_> {
         if depth > MAX_DEPTH || !self.has(root) {
             return None;
         }
-        let held = self.store.manifest(root)?;
+        let held = self.readable(self.store.manifest(root))?;
         let manifest = Manifest::parse(&held.bytes, Some(&held.media_type)).ok()?;
         let mut tree = Tree {
             parts: BTreeSet::from([*root]),
@@ -217,8 +241,7 @@ impl Look<'_> {
     /// By its config.
     fn platform(&self, config: &Digest) -> Option<String> {
         let held = self
-            .store
-            .open_blob(config)
+            .readable(self.store.open_blob(config))
             .filter(|held| held.size <= MAX_CONFIG_BYTES)?;
         let platform: Platform = serde_json::from_reader(std::io::BufReader::new(&*held.file)).ok()?;
         platform.text()

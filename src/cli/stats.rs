@@ -38,6 +38,9 @@ fn text(view: &StatsView, is_folder: bool) -> String {
         view.blobs,
         view.evicted
     );
+    if let Some(trouble) = &view.index_trouble {
+        text += &format!("index      {}\n", printable(trouble));
+    }
     if let Some(trouble) = &view.disk_trouble {
         text += &format!(
             "disk       fails, so what comes passes through: {}\n",

@@ -50,7 +50,7 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             true => print_json(&view),
             false => print(&text(&view)),
         };
-        let is_well = view.state == "done" && view.bad == view.repaired;
+        let is_well = view.state == "done" && view.bad == view.repaired && view.unreadable == 0;
         Ok(if is_well { told } else { Exit::Failed })
     })
 }
@@ -127,6 +127,7 @@ fn text(view: &VerifyView) -> String {
     }
     let checked = format!("{} blobs, {}", view.blobs, size(view.bytes));
     text += &match (view.state.as_str(), view.bad) {
+        ("done", 0) if view.unreadable > 0 => format!("{checked}: "),
         ("done", 0) => format!("{checked}: all as they should be\n"),
         ("done", bad) => {
             let left = bad - view.repaired.min(bad);
@@ -141,6 +142,12 @@ fn text(view: &VerifyView) -> String {
         }
         (state, _) => format!("{checked}: the check was {state} before its end\n"),
     };
+    if view.unreadable > 0 {
+        text += &format!(
+            "{} could not be read at the moment and were left as they are: the proxy's log says why\n",
+            view.unreadable
+        );
+    }
     text
 }
 
@@ -178,6 +185,7 @@ mod tests {
             bytes_total: 4 << 20,
             bad,
             repaired: 0,
+            unreadable: 0,
             found: Vec::new(),
             background: BackgroundView::default(),
         }
@@ -202,6 +210,15 @@ mod tests {
         assert!(
             bad.contains("2 damaged and put aside; 0 fetched again, 2 to be fetched"),
             "{bad}"
+        );
+        let unread = VerifyView {
+            unreadable: 2,
+            ..view(4096, 0)
+        };
+        let unread = text(&unread);
+        assert!(
+            unread.starts_with("3 blobs, 4.0 KiB: 2 could not be read") && !unread.contains("as they should"),
+            "{unread}"
         );
     }
 }

@@ -264,6 +264,14 @@ impl ApiError {
                 };
                 plain(StatusCode::BAD_GATEWAY, code).detail("nothing of it was kept; the next request asks anew")
             }
+            // Whoever repeats it in a moment gets it, and a client that has another place to go to goes there.
+            PullError::Store(StoreError::Unreadable { .. }) => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
+                    .retry_after(2)
+                    .detail(
+                        "it is not lost: the proxy's log says why its file cannot be read, such as too many open files",
+                    )
+            }
             PullError::Store(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
                 .detail("the proxy's own disk failed: its log has the details"),
             PullError::LeftBehind | PullError::Internal(_) => {

@@ -33,7 +33,7 @@ impl Hashing {
         };
         let verdict = tokio::task::spawn_blocking(move || check.finish()).await;
         let verdict = verdict.unwrap_or(Verdict::Gone);
-        if verdict != Verdict::Gone {
+        if !matches!(verdict, Verdict::Gone | Verdict::Unreadable) {
             metrics::counter!("larder_verified_blobs_total").increment(1);
         }
         verdict

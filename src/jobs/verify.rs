@@ -53,6 +53,8 @@ pub struct Progress {
     pub bytes_total: u64,
     pub bad: u64,
     pub repaired: u64,
+    /// Blobs that could not be read at that moment: nothing is known of them, and nothing was done to them.
+    pub unreadable: u64,
     /// The first thousand damaged blobs.
     pub found: Vec<Found>,
 }
@@ -206,7 +208,10 @@ impl Verifier {
                     }
                 });
             }
-            self.note(|progress| progress.blobs += 1);
+            self.note(|progress| {
+                progress.blobs += 1;
+                progress.unreadable += u64::from(verdict == Verdict::Unreadable);
+            });
         }
         note_finished(&self.store).await;
     }

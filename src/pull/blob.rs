@@ -72,11 +72,20 @@ impl Pull {
     pub async fn open_blob(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<OpenBlob, PullError> {
         let mut judged = Judged::default();
         loop {
-            if let Some(held) = self.open_held(target, digest, &mut judged).await? {
-                return Ok(held);
+            match self.open_held(target, digest, &mut judged).await {
+                Ok(Some(held)) => return Ok(held),
+                Ok(None) => {}
+                // Held, and out of reach for the moment: what the upstream says of it is no reason to deny it (L3).
+                Err(error) if error.is_unreadable() => {
+                    return match self.fetch_blob(target, digest, &mut judged, true).await {
+                        Ok(Some(passing)) => Ok(passing),
+                        Ok(None) | Err(_) => Err(error),
+                    };
+                }
+                Err(error) => return Err(error),
             }
             // `None`: its transfer ended just now.
-            if let Some(coming) = self.fetch_blob(target, digest, &mut judged).await? {
+            if let Some(coming) = self.fetch_blob(target, digest, &mut judged, false).await? {
                 return Ok(coming);
             }
         }
@@ -104,7 +113,7 @@ impl Pull {
             Some(held) => Some(held),
             None => {
                 let (store, wanted) = (self.store.clone(), *digest);
-                blocking(move || Ok(store.open_blob(&wanted))).await?
+                blocking(move || store.open_blob(&wanted)).await?
             }
         };
         Ok(held.map(|held| OpenBlob {
@@ -115,18 +124,23 @@ impl Pull {
         }))
     }
 
-    /// `None` if it is held by now.
+    /// `None` if it is held by now. `is_held`: it is, and cannot be read; then its bytes are not kept.
     async fn fetch_blob(
         self: &Arc<Pull>,
         target: &Target,
         digest: &Digest,
         judged: &mut Judged,
+        is_held: bool,
     ) -> Result<Option<OpenBlob>, PullError> {
         self.check_negative(target, &Question::Blob(*digest))?;
         let client = self.client(target)?;
         let mut foreign_failures = 0;
         loop {
-            let mut follower = match self.flights.join_or_begin(self.order(target, &client, digest), judged) {
+            let order = Order {
+                is_held,
+                ..self.order(target, &client, digest)
+            };
+            let mut follower = match self.flights.join_or_begin(order, judged) {
                 Place::Among(follower) => follower,
                 Place::Held => return Ok(None),
                 // Whoever joins a transfer that another repository began must hold the digest himself (L8).
@@ -178,6 +192,7 @@ impl Pull {
             key: target.key.clone(),
             digest: *digest,
             hint: self.hint(target, digest),
+            is_held: false,
         }
     }
 

@@ -205,6 +205,17 @@ impl Body {
         usize::try_from(upto.saturating_sub(self.at)).unwrap_or(most).min(most)
     }
 
+    /// Reports a failed read of a held blob to the store, so that the next request does not meet the same lost bytes.
+    async fn note_read_error(&self, error: std::io::Error) -> PullError {
+        tracing::error!(digest = %self.digest, at = self.at, %error, "a blob could not be read");
+        if let Source::Held(held) = &self.source {
+            let held = held.clone();
+            // A panic is in the log already.
+            let _ = tokio::task::spawn_blocking(move || held.note_read_error(&error)).await;
+        }
+        PullError::Internal("a blob could not be read")
+    }
+
     async fn read(&mut self, run: Run, upto: u64, memory: Option<(&ChunkMemory, Instant)>) -> Result<Bytes, PullError> {
         let bytes = match run {
             Run::File(file) => self.read_file(file, upto, memory).await?,
@@ -247,7 +258,10 @@ impl Body {
         if memory.is_none() {
             buffer = Buffer::unleased(self.want(upto, DISK_BYTES));
         }
-        read_waiting(file, at, buffer).await
+        match read_waiting(file, at, buffer).await {
+            Ok(read) => read,
+            Err(error) => Err(self.note_read_error(error).await),
+        }
     }
 
     pub fn digest(&self) -> &Digest {
@@ -284,20 +298,17 @@ fn read_now(file: &File, at: u64, buffer: &mut [u8]) -> Option<usize> {
     None
 }
 
-/// Reads into `buffer` off the async threads.
-async fn read_waiting(file: Arc<File>, at: u64, mut buffer: Buffer) -> Result<Bytes, PullError> {
+/// Reads into `buffer` off the async threads. Outside: an error of the disk.
+async fn read_waiting(file: Arc<File>, at: u64, mut buffer: Buffer) -> std::io::Result<Result<Bytes, PullError>> {
     let read = tokio::task::spawn_blocking(move || {
         use std::os::unix::fs::FileExt;
         let n = file.read_at(buffer.memory(), at)?;
         Ok::<_, std::io::Error>(buffer.filled(n))
     });
     match read.await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => {
-            tracing::error!(%error, at, "a blob could not be read");
-            Err(PullError::Internal("a blob could not be read"))
-        }
-        Err(_) => Err(PullError::Internal("disk work was dropped")),
+        Ok(Ok(bytes)) => Ok(Ok(bytes)),
+        Ok(Err(error)) => Err(error),
+        Err(_) => Ok(Err(PullError::Internal("disk work was dropped"))),
     }
 }
 

@@ -149,8 +149,13 @@ impl PullError {
         match self {
             PullError::Upstream(error) => error.is_transient(),
             PullError::LeftBehind | PullError::Internal(_) => true,
-            _ => false,
+            _ => self.is_unreadable(),
         }
+    }
+
+    /// Returns true if the content is cached but its file cannot be read now: the upstream's bytes serve as well, and are not kept.
+    pub(super) fn is_unreadable(&self) -> bool {
+        matches!(self, PullError::Store(StoreError::Unreadable { .. }))
     }
 
     /// One word for logs, metrics and the `detail` of Cache-Status.
@@ -163,6 +168,7 @@ impl PullError {
             PullError::NotHeld(_) => "not-held",
             PullError::Upstream(error) => error.as_str(),
             PullError::Spared(_) => "budget",
+            PullError::Store(StoreError::Unreadable { .. }) => "unreadable",
             PullError::Store(_) => "store",
             PullError::Manifest { .. } => "bad-manifest",
             PullError::Upset { .. } => "bad-bytes",

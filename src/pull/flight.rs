@@ -147,6 +147,8 @@ pub struct Order {
     pub digest: Digest,
     /// Size that a manifest claims.
     pub hint: Option<u64>,
+    /// It is held, and cannot be read at this moment: the bytes pass through and touch nothing on the disk.
+    pub is_held: bool,
 }
 
 /// Transfers by digest: several where one may not be followed by all who want it (L11), or has lost its first bytes.
@@ -229,7 +231,7 @@ impl Flights {
             return Place::Foreign(flight);
         }
         // A transfer leaves the list after it has been admitted.
-        let is_held = self.store.size(&order.digest).is_some();
+        let is_held = !order.is_held && self.store.size(&order.digest).is_some();
         if is_held && (!judged.apart || self.store.linked(&order.key, &order.digest)) {
             return Place::Held;
         }

@@ -73,7 +73,7 @@ impl Pull {
             (Freshness::Fresh, Some(record)) => match self.serve(target, &record, want, Outcome::Hit).await {
                 // The upstream let go of what the tag pointed at: the tag has moved.
                 Err(error) if error.is_definite() => self.ask_tag(target, tag, Some(record), want).await,
-                Err(error) => self.stale(target, &record, want, error.as_str()).await.ok_or(error),
+                Err(error) => self.stale(target, &record, want, error.as_str()).await?.ok_or(error),
                 served => served,
             },
             (_, record) => self.ask_tag(target, tag, record, want).await,
@@ -92,7 +92,7 @@ impl Pull {
         // Beside the others, whose questions are not for this caller.
         if target.held_only {
             let record = fallback.ok_or_else(|| PullError::NotHeld(target.key.to_string()))?;
-            let held = self.stale(target, &record, want, "not-asked").await;
+            let held = self.stale(target, &record, want, "not-asked").await?;
             return held.ok_or_else(|| PullError::NotHeld(target.key.to_string()));
         }
         if fallback.is_none() {
@@ -130,13 +130,13 @@ impl Pull {
                 if !patience.is_zero() {
                     self.note_trouble(target, reason);
                 }
-                return match self.stale(target, &fallback, want, reason).await {
+                return match self.stale(target, &fallback, want, reason).await? {
                     Some(answer) => Ok(answer),
                     None => pending.wait().await,
                 };
             }
         };
-        self.stale(target, &fallback, want, error.as_str()).await.ok_or(error)
+        self.stale(target, &fallback, want, error.as_str()).await?.ok_or(error)
     }
 
     /// The question itself, asked once for all. Its result is written down before it is told.
@@ -354,8 +354,11 @@ impl Pull {
                 outcome,
             });
         }
-        if let Some(held) = self.held(target, &record.digest, want).await? {
-            return Ok(ManifestAnswer { outcome, ..held });
+        match self.held(target, &record.digest, want).await {
+            Ok(Some(held)) => return Ok(ManifestAnswer { outcome, ..held }),
+            Ok(None) => {}
+            Err(error) if error.is_unreadable() => {}
+            Err(error) => return Err(error),
         }
         let fetched = self.fetch_by_digest(target, &record.digest).await?;
         let outcome = if outcome == Outcome::Refreshed {
@@ -389,20 +392,26 @@ impl Pull {
         }
     }
 
+    /// Error: there is something to be served, and it cannot be read at this moment.
     async fn stale(
         self: &Arc<Pull>,
         target: &Target,
         record: &TagRecord,
         want: Want,
         reason: &'static str,
-    ) -> Option<ManifestAnswer> {
-        let (digest, overdue_s) = self.best_stale(target, record)?;
+    ) -> Result<Option<ManifestAnswer>, PullError> {
+        let Some((digest, overdue_s)) = self.best_stale(target, record) else {
+            return Ok(None);
+        };
         let outcome = Outcome::Stale { overdue_s, reason };
         if want == Want::Head && digest == record.digest {
-            return self.serve(target, record, want, outcome).await.ok();
+            return Ok(self.serve(target, record, want, outcome).await.ok());
         }
-        let held = self.held(target, &digest, want).await.ok()??;
-        Some(ManifestAnswer { outcome, ..held })
+        match self.held(target, &digest, want).await {
+            Ok(held) => Ok(held.map(|held| ManifestAnswer { outcome, ..held })),
+            Err(error) if error.is_unreadable() => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     // --- by digest ----------------------------------------------------------------------------------
@@ -414,11 +423,13 @@ impl Pull {
         want: Want,
     ) -> Result<ManifestAnswer, PullError> {
         let held = self.store.media_type(digest).is_some();
-        if held
-            && self.store.linked(&target.key, digest)
-            && let Some(answer) = self.held(target, digest, want).await?
-        {
-            return Ok(answer);
+        if held && self.store.linked(&target.key, digest) {
+            match self.held(target, digest, want).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                Err(error) if error.is_unreadable() => return self.fetch_by_digest(target, digest).await,
+                Err(error) => return Err(error),
+            }
         }
         self.check_negative(target, &Question::Manifest(*digest))?;
         self.client(target)?;
@@ -479,11 +490,16 @@ impl Pull {
         }
         if proof != Proof::Bytes && self.store.media_type(digest).is_some() {
             self.note_link(target, digest).await;
-            if let Some(held) = self.held(target, digest, want).await? {
-                return Ok(ManifestAnswer {
-                    outcome: Outcome::Revalidated,
-                    ..held
-                });
+            match self.held(target, digest, want).await {
+                Ok(Some(held)) => {
+                    return Ok(ManifestAnswer {
+                        outcome: Outcome::Revalidated,
+                        ..held
+                    });
+                }
+                Ok(None) => {}
+                Err(error) if error.is_unreadable() => return self.fetch_by_digest(target, digest).await,
+                Err(error) => return Err(error),
             }
         }
         match said_of(&head) {
@@ -514,17 +530,25 @@ impl Pull {
         pending.wait().await
     }
 
-    /// GET by digest, once for all who ask, verified, kept, linked.
+    /// GET by digest, once for all who ask, verified, kept, linked. One that is held and cannot be read at this moment is not
+    /// kept again, and whatever the upstream says no reason to deny it (L3).
     async fn fetch_by_digest(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<ManifestAnswer, PullError> {
-        let client = self.client(target)?;
+        let client = self.client(target);
         let (pull, to, digest) = (self.clone(), target.clone(), *digest);
         let mut pending = self.manifest_bodies.join((target.scope(), digest), || async move {
             // It may have come between the look into the store and this question.
-            if let Some(held) = pull.held(&to, &digest, Want::Body).await? {
-                return Ok(held);
-            }
-            let body = client.get_manifest(&to.repository, &Reference::Digest(digest)).await?;
-            pull.keep(&to, digest, body, Outcome::Stored).await
+            let unreadable = match pull.held(&to, &digest, Want::Body).await {
+                Ok(Some(held)) => return Ok(held),
+                Ok(None) => None,
+                Err(error) if error.is_unreadable() => Some(error),
+                Err(error) => return Err(error),
+            };
+            let is_held = unreadable.is_some();
+            let fetch = async {
+                let body = client?.get_manifest(&to.repository, &Reference::Digest(digest)).await?;
+                pull.accept(&to, digest, body, Outcome::Stored, !is_held).await
+            };
+            fetch.await.map_err(|error| unreadable.unwrap_or(error))
         });
         let joined = pending.joined;
         let answer = pending.wait().await?;
@@ -551,10 +575,10 @@ impl Pull {
             return answer(media_type, size, None);
         }
         let manifest = if self.store.is_hot(digest) {
-            self.store.manifest(digest)
+            self.store.manifest(digest)?
         } else {
             let (store, digest) = (self.store.clone(), *digest);
-            blocking(move || Ok(store.manifest(&digest))).await?
+            blocking(move || store.manifest(&digest)).await?
         };
         match manifest {
             Some(held) => answer(held.media_type, held.bytes.len() as u64, Some(held.bytes)),
@@ -569,6 +593,18 @@ impl Pull {
         digest: Digest,
         body: ManifestBody,
         outcome: Outcome,
+    ) -> Result<ManifestAnswer, PullError> {
+        self.accept(target, digest, body, outcome, true).await
+    }
+
+    /// Verifies and reads a manifest, and stores it only if it `is_kept`.
+    async fn accept(
+        &self,
+        target: &Target,
+        digest: Digest,
+        body: ManifestBody,
+        outcome: Outcome,
+        is_kept: bool,
     ) -> Result<ManifestAnswer, PullError> {
         self.note_privacy(target);
         let size = body.bytes.len() as u64;
@@ -593,6 +629,15 @@ impl Pull {
         });
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         let media_type: Arc<str> = manifest.media_type.as_str().into();
+        if !is_kept {
+            return Ok(ManifestAnswer {
+                digest,
+                media_type,
+                size,
+                bytes: Some(bytes),
+                outcome: Outcome::Passed,
+            });
+        }
         let (store, key, kind) = (self.store.clone(), target.key.clone(), media_type.clone());
         let span = trace::start("commit", Kind::Internal);
         let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &children, &body.bytes)).await;

@@ -330,7 +330,7 @@ impl Transfer {
 
     /// A transfer that was stopped a moment ago may still be putting down its last batch.
     async fn stage(&self) -> Result<Sink, PullError> {
-        if self.is_beside {
+        if self.is_beside || self.order.is_held {
             return Ok(Sink::memory(self.order.digest));
         }
         for _ in 0..250 {

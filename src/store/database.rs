@@ -2,13 +2,17 @@
 //!
 //! The thread takes whatever has queued up, writes it in one transaction and syncs once, so a herd
 //! of commits costs one fsync. Nobody on the way of a hit waits for it.
+//!
+//! The file may be damaged, and redb panics on some of what it then finds: every call is made by `guard`. Opened is
+//! only what `proof` finds whole; what is found damaged later is noted once, nothing is written to it any more, and the next
+//! start builds another one (`recovery`).
 
 use std::collections::HashSet;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,11 +20,16 @@ use redb::{Database as Redb, ReadableDatabase, ReadableTableMetadata, TableDefin
 
 use super::TELL_EVERY;
 use super::error::StoreError;
+use super::guard::guarded;
+use super::keys::Tree;
+use super::proof;
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
 /// When to try again what could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// Memory for pages of the file. Tests have so little that pages are read again, damaged or not.
+const CACHE_BYTES: usize = if cfg!(test) { 64 << 10 } else { 32 << 20 };
 /// Changes kept for that.
 const MAX_BACKLOG: usize = 100_000;
 
@@ -88,43 +97,127 @@ pub(super) struct Database {
     queue: Sender<Message>,
     /// Bytes of the file, as of the last transaction.
     bytes: Arc<AtomicU64>,
+    /// Transactions that were written since it was opened.
+    written: Arc<AtomicU64>,
+    damage: Arc<Damage>,
+    was_mended: bool,
+    proof: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-impl Database {
-    /// Opens or creates. A damaged file is put aside, not deleted, and a new one begun: blobs are found
-    /// again on disk, tags are asked for again.
-    pub(super) fn open(path: &Path) -> Result<Database, StoreError> {
-        let redb = match open_redb(path) {
-            Ok(redb) => redb,
-            Err(error) if path.exists() && is_damage(&error) => {
-                let aside = path.with_extension("redb.damaged");
-                tracing::error!(path = %path.display(), aside = %aside.display(), %error, "the index is damaged: it was put aside and is being rebuilt from the blobs; tags, and who may have what, will be asked for again; pins are lost");
-                std::fs::rename(path, &aside).map_err(StoreError::io("put aside", path))?;
-                open_redb(path).map_err(|e| index_error(path, e))?
+/// Damage that was found while the index was in use.
+struct Damage {
+    index: PathBuf,
+    /// Says to the next start that the file is damaged, whatever a look at it finds.
+    mark: PathBuf,
+    found: OnceLock<String>,
+    /// Not before it is in use: until then whoever opens it deals with what is found.
+    is_in_use: AtomicBool,
+}
+
+impl Damage {
+    fn note(&self, what: &str) -> StoreError {
+        if self.is_in_use.load(Ordering::Relaxed) && self.found.set(what.to_owned()).is_ok() {
+            tracing::error!(path = %self.index.display(), %what, "the index is damaged: what is in memory is served, nothing more is written down, and the next start rebuilds it from its copy");
+            metrics::counter!("larder_index_damaged_total", "found" => "running").increment(1);
+            let noted = std::fs::write(&self.mark, what).and_then(|()| std::fs::File::open(&self.mark)?.sync_all());
+            if let Err(error) = noted {
+                tracing::error!(path = %self.mark.display(), %error, "the damage could not be noted for the next start");
             }
-            Err(error) => return Err(index_error(path, error)),
-        };
+        }
+        StoreError::IndexDamaged {
+            path: self.index.clone(),
+            what: what.to_owned(),
+        }
+    }
+}
+
+impl Database {
+    /// Opens or creates it, and begins to prove that it is whole: [`Database::proved`] tells.
+    ///
+    /// Errors: `IndexDamaged`; `Index` with what keeps it from being used although it may be whole.
+    pub(super) fn open(tree: &Tree) -> Result<Database, StoreError> {
+        let path = tree.index();
+        let damage = Arc::new(Damage {
+            index: path.clone(),
+            mark: tree.index_mark(),
+            found: OnceLock::new(),
+            is_in_use: AtomicBool::new(false),
+        });
+        let (redb, is_proved) = attempt(&path, || open_redb(&path))?;
         let redb: Shared = Arc::new(RwLock::new(Some(redb)));
+        let proof = match is_proved {
+            true => None,
+            false => {
+                let proof = proof::begin(&path).map_err(StoreError::io("read", &path))?;
+                let path = path.clone();
+                let thread = std::thread::Builder::new().name("larder-proof".to_owned());
+                let begun = thread.spawn(move || attempt(&path, || proof.run()));
+                Some(begun.map_err(StoreError::io("start a thread that checks", tree.index()))?)
+            }
+        };
         let (queue, messages) = mpsc::channel();
-        let bytes = Arc::new(AtomicU64::new(file_bytes(path)));
+        let bytes = Arc::new(AtomicU64::new(file_bytes(&path)));
+        let written = Arc::new(AtomicU64::new(0));
         let thread = {
-            let (redb, bytes, file) = (redb.clone(), bytes.clone(), path.to_owned());
+            let (bytes, count, file) = (bytes.clone(), written.clone(), path.clone());
+            let writer = Writing {
+                redb: redb.clone(),
+                path: path.clone(),
+                damage: damage.clone(),
+            };
             std::thread::Builder::new()
                 .name("larder-index".to_owned())
                 .spawn(move || {
-                    let written = || bytes.store(file_bytes(&file), Ordering::Relaxed);
-                    write_loop(&redb, &file, &messages, written);
+                    let written = |did: bool| {
+                        count.fetch_add(u64::from(did), Ordering::Relaxed);
+                        bytes.store(file_bytes(&file), Ordering::Relaxed);
+                    };
+                    write_loop(&writer, &messages, written);
                 })
-                .map_err(StoreError::io("start the writer thread of", path))?
+                .map_err(StoreError::io("start the writer thread of", &path))?
         };
         Ok(Database {
-            path: path.to_owned(),
+            path,
             redb,
             queue,
             bytes,
+            written,
+            damage,
+            was_mended: is_proved,
+            proof: Mutex::new(proof),
             thread: Mutex::new(Some(thread)),
         })
+    }
+
+    /// Waits until it is known whether the file is whole. Before that nothing may be written. Blocking.
+    pub(super) fn proved(&self) -> Result<(), StoreError> {
+        let proof = self.proof.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(proof) = proof {
+            let ended = proof.join();
+            ended.unwrap_or_else(|_| Err(self.damage.note("the check of it gave up")))?;
+        }
+        Ok(())
+    }
+
+    /// From now on damage is noted for the next start.
+    pub(super) fn put_in_use(&self) {
+        self.damage.is_in_use.store(true, Ordering::Relaxed);
+    }
+
+    /// Damage that was found since it was opened.
+    pub(super) fn damage(&self) -> Option<&str> {
+        self.damage.found.get().map(String::as_str)
+    }
+
+    /// Returns true if it was not closed the last time, as after a crash, or is new.
+    pub(super) fn was_mended(&self) -> bool {
+        self.was_mended
+    }
+
+    /// Transactions that were written since it was opened.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Bytes that the file takes on disk.
@@ -151,22 +244,20 @@ impl Database {
     }
 
     /// Waits until everything queued so far is on disk. Blocking.
-    pub(super) fn settle(&self) {
-        self.write_durably(Vec::new());
+    pub(super) fn settle(&self) -> bool {
+        self.write_durably(Vec::new())
     }
 
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let read = || -> Result<_, redb::Error> {
+        self.read(|| {
             let table = self.begin_read()?.open_table(table.definition())?;
             Ok(table.get(key)?.map(|value| value.value().to_vec()))
-        };
-        read().map_err(|e| index_error(&self.path, e))
+        })
     }
 
     /// How many pairs a table has.
     pub(super) fn count(&self, table: Table) -> Result<usize, StoreError> {
-        let count = || -> Result<_, redb::Error> { Ok(self.begin_read()?.open_table(table.definition())?.len()?) };
-        let count = count().map_err(|e| index_error(&self.path, e))?;
+        let count = self.read(|| Ok(self.begin_read()?.open_table(table.definition())?.len()?))?;
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
@@ -177,7 +268,7 @@ impl Database {
         prefix: &[u8],
         mut each: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), StoreError> {
-        let mut read = || -> Result<(), redb::Error> {
+        self.read(|| {
             let table = self.begin_read()?.open_table(table.definition())?;
             for pair in table.range(prefix..)? {
                 let (key, value) = pair?;
@@ -186,8 +277,38 @@ impl Database {
                 }
             }
             Ok(())
-        };
-        read().map_err(|e| index_error(&self.path, e))
+        })
+    }
+
+    /// Calls `each` with all that some tables have, one after the other and each in key order, as it was at one moment;
+    /// until it returns false. Writers do not wait for it.
+    pub(super) fn scan_all(
+        &self,
+        tables: &[Table],
+        mut each: impl FnMut(Table, &[u8], &[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        self.read(|| {
+            let transaction = self.begin_read()?;
+            for of in tables {
+                let table = transaction.open_table(of.definition())?;
+                for pair in table.range::<&[u8]>(..)? {
+                    let (key, value) = pair?;
+                    if !each(*of, key.value(), value.value()) {
+                        return Ok(());
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A look into the file; one that finds damage notes it.
+    fn read<T>(&self, read: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, StoreError> {
+        attempt(&self.path, read).inspect_err(|error| {
+            if let StoreError::IndexDamaged { what, .. } = error {
+                self.damage.note(what);
+            }
+        })
     }
 
     /// Makes the file as small as what is in it. Blocking, and everybody else waits meanwhile: for the start.
@@ -219,10 +340,18 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         self.stop();
+        let _ = self.proved();
+        let redb = self.redb.write().unwrap_or_else(PoisonError::into_inner).take();
+        match self.damage() {
+            // To close it is to write to it.
+            Some(_) => std::mem::forget(redb),
+            None => drop(guarded(|| drop(redb))),
+        }
     }
 }
 
-fn open_redb(path: &Path) -> Result<Redb, redb::Error> {
+/// Opens or creates the file. `true` if it was looked through on that occasion, as after a crash.
+fn open_redb(path: &Path) -> Result<(Redb, bool), redb::Error> {
     // Ours first, so that it is nobody else's to read (R-X23).
     let file = std::fs::OpenOptions::new()
         .read(true)
@@ -231,24 +360,128 @@ fn open_redb(path: &Path) -> Result<Redb, redb::Error> {
         .truncate(false)
         .mode(0o600)
         .open(path)?;
-    let redb = Redb::builder().set_cache_size(32 << 20).create_file(file)?;
+    let repair = Arc::new(proof::Repair::default());
+    let noted = repair.clone();
+    let redb = Redb::builder()
+        .set_cache_size(CACHE_BYTES)
+        .set_repair_callback(move |session| noted.note(session.progress()))
+        .create_file(file)?;
+    if repair.went_back() {
+        // A crash in the middle of a transaction looks just so.
+        tracing::warn!(path = %path.display(), "the last transaction of the index is not whole: it holds what it held before that");
+    }
+    if has_tables(&redb)? {
+        return Ok((redb, repair.began()));
+    }
     let transaction = redb.begin_write()?;
     for table in Table::ALL {
         transaction.open_table(table.definition())?;
     }
     transaction.commit()?;
-    Ok(redb)
+    // There is nothing in it that could be damaged.
+    Ok((redb, true))
+}
+
+fn has_tables(redb: &Redb) -> Result<bool, redb::Error> {
+    let transaction = redb.begin_read()?;
+    for table in Table::ALL {
+        match transaction.open_table(table.definition()) {
+            Ok(_) => {}
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(true)
+}
+
+/// A file that stands in for the index until it is whole: made anew, and filled by `fill`, which is handed what takes the
+/// changes. It is on disk and closed when this returns.
+pub(super) fn build(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn FnMut(Op) -> Result<(), StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    /// Changes of one transaction.
+    const MOST: usize = 50_000;
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(StoreError::io("remove", path)(error));
+        }
+        _ => {}
+    }
+    let (redb, _) = attempt(path, || open_redb(path))?;
+    let mut ops = Vec::new();
+    let write = |ops: &mut Vec<Op>| {
+        let written = attempt(path, || apply(&redb, ops));
+        ops.clear();
+        written
+    };
+    fill(&mut |op| {
+        ops.push(op);
+        if ops.len() >= MOST { write(&mut ops) } else { Ok(()) }
+    })?;
+    write(&mut ops)?;
+    attempt(path, move || {
+        drop(redb);
+        Ok(())
+    })?;
+    let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(StoreError::io("sync", path))
+}
+
+/// Runs what reads or writes the file. A panic is damage, as is what redb itself calls so.
+fn attempt<T>(path: &Path, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, StoreError> {
+    let damaged = |what| StoreError::IndexDamaged {
+        path: path.to_owned(),
+        what,
+    };
+    match guarded(work) {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) if is_damage(&error) => Err(damaged(error.to_string())),
+        Ok(Err(error)) => Err(index_error(path, error)),
+        Err(said) => Err(damaged(said)),
+    }
 }
 
 fn is_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Corrupted(_) | redb::Error::UpgradeRequired(_) | redb::Error::RepairAborted => true,
+        // The tables are not those that were written.
+        redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TableDoesNotExist(_)
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TableIsNotMultimap(_)
+        | redb::Error::TypeDefinitionChanged { .. } => true,
         redb::Error::Io(io) => matches!(
             io.kind(),
             std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
         ),
         _ => false,
     }
+}
+
+/// Another format of the file than this version of redb has. Both places where it stands have to say so: one that says
+/// something else is damage. `None` as well for a file that is none of redb's.
+pub(super) fn foreign_format(path: &Path) -> Result<Option<StoreError>, StoreError> {
+    use std::os::unix::fs::FileExt;
+    const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
+    const FORMAT: u8 = 3;
+    const PLACES: [usize; 2] = [64, 192];
+    let mut header = [0; 320];
+    let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut header, 0));
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
+        // The attempt to open it says the same.
+        Err(error) if super::disk::is_damage(&error) => return Ok(None),
+        Err(error) => return Err(StoreError::io("read", path)(error)),
+        Ok(()) => {}
+    }
+    let [found, other] = PLACES.map(|place| header[place]);
+    let is_foreign = header.starts_with(MAGIC) && found == other && found != FORMAT;
+    Ok(is_foreign.then(|| StoreError::IndexFormat {
+        path: path.to_owned(),
+        found,
+        expected: FORMAT,
+    }))
 }
 
 fn index_error(path: &Path, source: redb::Error) -> StoreError {
@@ -263,7 +496,14 @@ fn file_bytes(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
-fn write_loop(redb: &Shared, path: &Path, messages: &Receiver<Message>, written: impl Fn()) {
+/// The writer thread's side of the database.
+struct Writing {
+    redb: Shared,
+    path: PathBuf,
+    damage: Arc<Damage>,
+}
+
+fn write_loop(to: &Writing, messages: &Receiver<Message>, written: impl Fn(bool)) {
     let mut backlog = Vec::new();
     let mut told: Option<Instant> = None;
     let mut stop = false;
@@ -291,18 +531,24 @@ fn write_loop(redb: &Shared, path: &Path, messages: &Receiver<Message>, written:
         }
         let outcome = match ops.is_empty() {
             true => Ok(()),
-            false => apply_or_reopen(redb, path, &ops),
+            false => to.write(&ops),
         };
-        written();
+        written(!ops.is_empty() && outcome.is_ok());
         for done in waiting {
-            let _ = done.send(outcome.is_ok());
+            // Nothing is known to be on disk any more.
+            let _ = done.send(outcome.is_ok() && to.damage.found.get().is_none());
         }
-        if let Err(error) = outcome {
-            if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
-                tracing::error!(%error, changes = ops.len(), "the index could not be written: it is tried again");
-                told = Some(Instant::now());
+        match outcome {
+            Ok(()) => {}
+            // Said once. There is no later attempt for which it would have to be kept.
+            Err(StoreError::IndexDamaged { .. }) => {}
+            Err(error) => {
+                if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+                    tracing::error!(%error, changes = ops.len(), "the index could not be written: it is tried again");
+                    told = Some(Instant::now());
+                }
+                backlog = cut_short(ops, MAX_BACKLOG);
             }
-            backlog = cut_short(ops, MAX_BACKLOG);
         }
     }
 }
@@ -327,23 +573,37 @@ fn cut_short(ops: Vec<Op>, most: usize) -> Vec<Op> {
     kept.map(|(op, _)| op).collect()
 }
 
-/// After a failed write redb refuses everything, also when the disk is well again: it has to be opened anew. Then
-/// what was written before can be read, and the next attempt has a chance.
-fn apply_or_reopen(shared: &Shared, path: &Path, ops: &[Op]) -> Result<(), redb::Error> {
-    let applied = {
-        let redb = shared.read().unwrap_or_else(PoisonError::into_inner);
-        redb.as_ref().map(|redb| apply(redb, ops))
-    };
-    if let Some(Ok(())) = applied {
-        return Ok(());
-    }
-    let mut redb = shared.write().unwrap_or_else(PoisonError::into_inner);
-    // First closed: two of them on one file exclude each other.
-    *redb = None;
-    let opened = redb.insert(open_redb(path)?);
-    match applied {
-        Some(failed) => failed,
-        None => apply(opened, ops),
+impl Writing {
+    /// After a failed write redb refuses everything, also when the disk is well again: it has to be opened anew. Then
+    /// what was written before can be read, and the next attempt has a chance.
+    fn write(&self, ops: &[Op]) -> Result<(), StoreError> {
+        if let Some(what) = self.damage.found.get() {
+            return Err(self.damage.note(what));
+        }
+        let applied = {
+            let redb = self.redb.read().unwrap_or_else(PoisonError::into_inner);
+            redb.as_ref().map(|redb| attempt(&self.path, || apply(redb, ops)))
+        };
+        match applied {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(StoreError::IndexDamaged { what, .. })) => return Err(self.damage.note(&what)),
+            _ => {}
+        }
+        let mut redb = self.redb.write().unwrap_or_else(PoisonError::into_inner);
+        // First closed: two of them on one file exclude each other.
+        let before = redb.take();
+        let _ = guarded(|| drop(before));
+        let opened = attempt(&self.path, || open_redb(&self.path));
+        let opened = opened.inspect_err(|error| {
+            if let StoreError::IndexDamaged { what, .. } = error {
+                self.damage.note(what);
+            }
+        });
+        let opened = redb.insert(opened?.0);
+        match applied {
+            Some(failed) => failed,
+            None => attempt(&self.path, || apply(opened, ops)),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
-//! Everything that changes a file, in one place, so that tests can make each of them fail.
+//! Everything that changes a blob's file or reads it, in one place, so that tests can make each of them fail; and which errors
+//! of it are damage.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,10 +23,14 @@ pub enum DiskOp {
     Sync,
     Rename,
     SyncFolder,
+    /// A blob's file, to be read.
+    Open,
+    Read,
 }
 
 impl DiskOp {
-    pub const ALL: [DiskOp; 5] = [
+    /// The operations that change something.
+    pub const CHANGES: [DiskOp; 5] = [
         DiskOp::Create,
         DiskOp::Write,
         DiskOp::Sync,
@@ -40,6 +45,8 @@ impl DiskOp {
             DiskOp::Sync => "sync",
             DiskOp::Rename => "move into place",
             DiskOp::SyncFolder => "sync the folder of",
+            DiskOp::Open => "open",
+            DiskOp::Read => "read",
         }
     }
 }
@@ -54,6 +61,13 @@ pub enum Fault {
 
 /// Asked before every operation; for tests.
 pub type Faults = Arc<dyn Fn(DiskOp, &Path) -> Option<Fault> + Send + Sync>;
+
+/// Returns true if an error says that the bytes are lost, and not only out of reach at this moment, as by EMFILE, ENFILE, EACCES,
+/// ENOMEM, ELOOP, ENOTDIR or ESTALE. EIO alone does: the disk was asked, and could not give them. That there is no such file
+/// is for whoever knows the folder to judge.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::IO.raw_os_error())
+}
 
 /// The disk, perhaps a faulty one.
 #[derive(Default)]
@@ -90,6 +104,26 @@ impl Disk {
             .create_new(true)
             .mode(0o600)
             .open(path)
+    }
+
+    /// Opens a file to be read.
+    pub(super) fn open(&self, path: &Path) -> io::Result<File> {
+        self.check(DiskOp::Open, path)?;
+        File::open(path)
+    }
+
+    /// Reads on. `path` is the file's own.
+    pub(super) fn read(&self, mut file: &File, path: &Path, buffer: &mut [u8]) -> io::Result<usize> {
+        self.check(DiskOp::Read, path)?;
+        file.read(buffer)
+    }
+
+    /// Reads all that is left.
+    pub(super) fn read_to_end(&self, mut file: &File, path: &Path) -> io::Result<Vec<u8>> {
+        self.check(DiskOp::Read, path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
     }
 
     /// Writes the pieces one behind the other, in calls of one size however they are cut (`pages`).

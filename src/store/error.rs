@@ -25,6 +25,19 @@ pub enum StoreError {
     Locked { path: PathBuf, pid: Option<u32> },
     #[error("the index {path} cannot be used: {source}")]
     Index { path: PathBuf, source: Arc<redb::Error> },
+    #[error("the index {path} is damaged: {what}")]
+    IndexDamaged { path: PathBuf, what: String },
+    /// Not damage: another version can read it.
+    #[error(
+        "the index {path} has the format {found}, and this version of Larder reads {expected}: start the version that wrote it, or move the file away to have it rebuilt from the blobs"
+    )]
+    IndexFormat { path: PathBuf, found: u8, expected: u8 },
+    /// Cached, and perhaps quite right: the error is one of the moment. Its text is for clients, and names no path.
+    #[error("{digest} is cached, but cannot be read at the moment: {source}")]
+    Unreadable {
+        digest: Box<Digest>,
+        source: Arc<io::Error>,
+    },
 }
 
 /// Bytes that are not what their digest says (L2).

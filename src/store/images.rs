@@ -225,6 +225,7 @@ impl Store {
     }
 
     fn set_pin(&self, name: &str, digest: Digest) {
+        self.inner.copying.want();
         let mut index = self.inner.index();
         index.pin(&name.into(), digest);
         self.inner
@@ -238,6 +239,7 @@ impl Store {
         let mut index = self.inner.index();
         let gone = index.unpin(&name).is_some();
         if gone {
+            self.inner.copying.want();
             self.inner
                 .database
                 .write(vec![Op::Delete(Table::Pins, name.into_bytes())]);
@@ -245,9 +247,10 @@ impl Store {
         gone
     }
 
-    /// Waits until what was noted is on disk. Blocking. For answers that promise something.
-    pub fn settle(&self) {
-        self.inner.database.settle();
+    /// Waits until what was noted is on disk. Blocking. For answers that promise something. `false`: it is not, and the log
+    /// says why.
+    pub fn settle(&self) -> bool {
+        self.inner.database.settle()
     }
 
     /// Queues a tag's record and, if the tag is pinned, its pin in one transaction: a crash between the two would leave
@@ -288,6 +291,8 @@ impl Store {
             Some(digest) => self.tags_at(repository, &digest),
             None => vec![reference.to_owned()],
         };
+        // A copy from before would bring back its name.
+        self.inner.copying.want();
         self.unpin(repository, reference);
         for tag in tags {
             self.unpin(repository, &tag);

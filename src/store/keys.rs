@@ -4,6 +4,10 @@
 //! <cache.path>/
 //!   larder.lock                     one folder, one owner; holds the owner's pid
 //!   index.redb                      sizes, recency, tags, links, short lists
+//!   index.redb.new                  one that is being built in its place
+//!   index.redb.damaged-<time>       one that was damaged; the last ones, for a look at them
+//!   index.damaged                   says that the index was found damaged while it was in use
+//!   index.copy                      what cannot be found again without the index (`copy`)
 //!   oci-layout                      marks the folder as an OCI image layout
 //!   blobs/sha256/<hex>              held: verified, fsynced, renamed into place
 //!   blobs/sha512/<hex>
@@ -23,6 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::oci::{Algorithm, Digest};
+
+const DAMAGED: &str = "index.redb.damaged";
 
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
@@ -46,9 +52,38 @@ impl Tree {
         self.root.join("index.redb")
     }
 
-    /// Where [`super::database`] puts an index that it cannot read.
-    pub(super) fn damaged_index(&self) -> PathBuf {
-        self.root.join("index.redb.damaged")
+    /// Renamed to [`Tree::index`] when it is whole.
+    pub(super) fn new_index(&self) -> PathBuf {
+        self.root.join("index.redb.new")
+    }
+
+    /// Says that the index is damaged.
+    pub(super) fn index_mark(&self) -> PathBuf {
+        self.root.join("index.damaged")
+    }
+
+    /// Where a damaged index is put aside.
+    pub(super) fn damaged_index(&self, when: &str) -> PathBuf {
+        self.root.join(format!("{DAMAGED}-{when}"))
+    }
+
+    /// Where a copy of the index is put aside that this version cannot read.
+    pub(super) fn foreign_copy(&self, when: &str) -> PathBuf {
+        self.root.join(format!("{DAMAGED}-{when}.copy"))
+    }
+
+    /// Returns true for names of files that were put aside. Earlier versions gave them no time.
+    pub(super) fn is_put_aside(name: &str) -> bool {
+        name.starts_with(DAMAGED)
+    }
+
+    pub(super) fn copy(&self) -> PathBuf {
+        self.root.join("index.copy")
+    }
+
+    /// Renamed to [`Tree::copy`] when it is whole.
+    pub(super) fn new_copy(&self) -> PathBuf {
+        self.root.join("index.copy.tmp")
     }
 
     pub(super) fn layout_mark(&self) -> PathBuf {

@@ -5,11 +5,13 @@
 //! `tags` and `lists` are what upstreams change at will; `state` is small files of others; `writer` is the only way in and the one place where a digest is verified.
 
 mod beside;
+mod copy;
 mod database;
 mod disk;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod guard;
 mod hot;
 mod images;
 mod index;
@@ -19,8 +21,10 @@ mod lists;
 mod opened;
 mod pages;
 mod privacy;
+mod proof;
 mod queue;
 mod records;
+mod recovery;
 mod reservation;
 mod reveal;
 #[doc(hidden)]
@@ -35,7 +39,8 @@ mod wishes;
 mod writer;
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -57,6 +62,7 @@ pub use lists::{ListRecord, ListSpool};
 pub use privacy::ToNobody;
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
 pub use records::{ListKey, Move, TagRecord, unix_ms};
+pub use recovery::{IndexState, Recovery};
 pub use reveal::{Keep, Reveal, RevealError};
 pub use state::{Paper, State};
 pub use survey::{Row, Survey};
@@ -114,6 +120,10 @@ struct Inner {
     events: Events,
     /// Keeps the lock for as long as the store lives.
     _lock: File,
+    /// Identity of the folders of blobs when they were opened.
+    folders: startup::Folders,
+    copying: recovery::Copying,
+    recovery: Option<Recovery>,
 }
 
 /// When and how the disk failed last.
@@ -129,7 +139,21 @@ pub struct Held {
     pub file: Arc<File>,
     pub size: u64,
     /// Let go of with the last clone.
-    _lease: Arc<Lease>,
+    lease: Arc<Lease>,
+}
+
+impl Held {
+    /// Says that the file's bytes could not be read. If they are lost, the blob is put aside, and fetched again when it is
+    /// asked for; of any other error nothing comes. Blocking, briefly.
+    pub fn note_read_error(&self, error: &std::io::Error) {
+        let store = Store {
+            inner: self.lease.inner.clone(),
+        };
+        let digest = &self.lease.digest;
+        if disk::is_damage(error) && store.inner.is_in_place(digest, &self.file) {
+            store.quarantine_for(digest, "read");
+        }
+    }
 }
 
 /// A response is being sent from a blob.
@@ -197,7 +221,7 @@ pub struct Usage {
     pub used_bytes: u64,
     /// Of these, transfers: staged or announced.
     pub staged_bytes: u64,
-    /// Of these, the index's own file.
+    /// The index's own file and its copy, which are among the used bytes.
     pub index_bytes: u64,
     /// Files of long tag lists and lists of referrers, part of the used bytes.
     pub list_bytes: u64,
@@ -233,18 +257,23 @@ impl Store {
         let tree = Tree::new(&cache.path);
         startup::make_folders(&tree)?;
         let lock = startup::take_lock(&tree)?;
-        startup::tell_missing_index(&tree);
-        let database = Database::open(&tree.index())?;
-        let mut index = Index::default();
-        for upstream in &config.upstreams {
-            if let Some(max) = upstream.max_size {
-                index.limit_shelf(upstream.name.as_str(), Some(max));
+        let folders = startup::Folders::of(&tree)?;
+        let shelves = |index: &mut Index| {
+            for upstream in &config.upstreams {
+                if let Some(max) = upstream.max_size {
+                    index.limit_shelf(upstream.name.as_str(), Some(max));
+                }
             }
-        }
-        startup::load(&database, &mut index)?;
+        };
+        let recovery::Opened {
+            database,
+            mut index,
+            private,
+            wishes,
+            copying,
+            recovery,
+        } = recovery::open(&tree, shelves)?;
         startup::sweep_staging(&tree, &mut index)?;
-        let private = privacy::load(&database)?;
-        let wishes = wishes::load(&database)?;
         let lists = lists::Lists::load(&database, &tree)?;
         let inner = Inner {
             tree,
@@ -274,6 +303,9 @@ impl Store {
             opened: opened::Opened::default(),
             events: Events::default(),
             _lock: lock,
+            folders,
+            copying,
+            recovery,
         };
         // A limit that was lowered since the last run is kept from the first moment.
         inner.aside.store(inner.trim_aside(), Ordering::Relaxed);
@@ -301,13 +333,20 @@ impl Store {
             .and_then(|e| e.kind.media_type().cloned())
     }
 
-    /// Opens a held blob and counts it as used. `None` when it is not held, or when the file is gone
-    /// or has another size than it was admitted with: then it is forgotten. Blocking, briefly.
-    pub fn open_blob(&self, digest: &Digest) -> Option<Held> {
-        let size = self.size(digest)?;
+    /// Opens a held blob and counts it as used. `None` when it is not held, or when it is lost: the file is gone, has another
+    /// size than it was admitted with, or the disk cannot give it. Then it is forgotten. Blocking, briefly.
+    ///
+    /// Error: `Unreadable` for every other reason that the file cannot be opened for. It may be quite right, and stays.
+    pub fn open_blob(&self, digest: &Digest) -> Result<Option<Held>, StoreError> {
+        let Some(size) = self.size(digest) else { return Ok(None) };
         let as_of = self.inner.opened.as_of_now();
         let path = self.inner.tree.blob(digest);
-        let open = |size| match File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file))) {
+        let open = |size| match self
+            .inner
+            .disk
+            .open(&path)
+            .and_then(|file| Ok((file.metadata()?.len(), file)))
+        {
             Ok((len, file)) if len == size => Ok(file),
             other => Err(other.map(|(len, _)| len)),
         };
@@ -316,21 +355,27 @@ impl Store {
             // Evicted a moment ago, or damaged: with the index held still it is the one or the other.
             Err(_) => {
                 let mut index = self.inner.index();
-                let size = index.get(digest)?.size;
+                let Some(size) = index.get(digest).map(|entry| entry.size) else {
+                    return Ok(None);
+                };
                 match open(size) {
                     Ok(file) => file,
+                    Err(Err(error)) if !self.inner.is_lost(digest, &error) => {
+                        drop(index);
+                        return Err(self.inner.unreadable(digest, error));
+                    }
                     Err(found) => {
                         tracing::error!(%digest, path = %path.display(), expected = size, ?found, "a held blob is damaged or gone: forgotten, and fetched again when it is asked for");
                         metrics::counter!("larder_damaged_total", "found" => "size").increment(1);
                         self.inner.drop_entry(&mut index, digest);
-                        return None;
+                        return Ok(None);
                     }
                 }
             }
         };
         let held = self.lend(digest, size, Arc::new(file));
         self.inner.opened.put(*digest, held.file.clone(), &as_of);
-        Some(held)
+        Ok(Some(held))
     }
 
     /// A held blob that was opened a moment ago, counted as used. `None` says only that it takes longer to find out:
@@ -357,29 +402,43 @@ impl Store {
         Held {
             file,
             size,
-            _lease: Arc::new(lease),
+            lease: Arc::new(lease),
         }
     }
 
-    /// A held manifest's bytes. From memory when hot; else a blocking read of at most 4 MiB.
-    pub fn manifest(&self, digest: &Digest) -> Option<Manifest> {
-        let media_type = self.media_type(digest)?;
+    /// A held manifest's bytes. From memory when hot; else a blocking read of at most 4 MiB. `None` and errors are those of
+    /// [`Store::open_blob`].
+    pub fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+        let Some(media_type) = self.media_type(digest) else {
+            return Ok(None);
+        };
         if let Some(hot) = self.inner.manifests.get(digest) {
             self.touch(digest);
-            return Some(hot);
+            return Ok(Some(hot));
         }
-        let held = self.open_blob(digest)?;
-        let mut bytes = Vec::new();
-        (&*held.file).read_to_end(&mut bytes).ok()?;
+        let Some(held) = self.open_blob(digest)? else {
+            return Ok(None);
+        };
+        let bytes = match self.inner.disk.read_to_end(&held.file, &self.inner.tree.blob(digest)) {
+            Ok(bytes) => bytes,
+            Err(error) if disk::is_damage(&error) => {
+                held.note_read_error(&error);
+                return Ok(None);
+            }
+            Err(error) => return Err(self.inner.unreadable(digest, error)),
+        };
         // Manifests are small: rot is looked for each time one comes from the disk.
         if let Err(error) = verify(digest, &bytes) {
             tracing::error!(%error, "a held manifest has rotted: forgotten");
-            self.remove(digest);
-            return None;
+            // Not another that was put in its place since.
+            if self.inner.is_in_place(digest, &held.file) {
+                self.remove(digest);
+            }
+            return Ok(None);
         }
         let manifest = Manifest::new(bytes.into(), media_type);
         self.inner.manifests.insert(*digest, manifest.clone());
-        Some(manifest)
+        Ok(Some(manifest))
     }
 
     /// Whether [`Store::manifest`] would answer from memory.
@@ -445,7 +504,11 @@ impl Store {
             let shelf = index.shelf(repository);
             index.stage(&key, staged, Staging::Active, shelf);
         }
-        Writer::begin(self.inner.clone(), *digest, Some(key)).inspect_err(|_| self.inner.end_staging(&key, None))
+        Writer::begin(self.inner.clone(), *digest, Some(key)).inspect_err(|_| {
+            // A part that could not be opened at this moment is there still, and takes room.
+            let left = std::fs::metadata(self.inner.tree.part(&key)).map(|meta| meta.len());
+            self.inner.end_staging(&key, left.ok());
+        })
     }
 
     /// Returns whether some of this digest is staged for `repository`, or a writer is at it. Memory only.
@@ -497,7 +560,7 @@ impl Store {
         Usage {
             used_bytes: self.inner.used_bytes(&index),
             staged_bytes: index.staged_bytes(),
-            index_bytes: self.inner.database.bytes(),
+            index_bytes: self.inner.index_bytes(),
             list_bytes: self.inner.lists.file_bytes(),
             max_bytes: self.inner.max_size(),
             blobs: index.count(),
@@ -561,9 +624,10 @@ impl Store {
         self.inner.tree.root()
     }
 
-    /// Writes what is queued. Blocking.
+    /// Writes what is queued, and a copy of the index if it has changed since the last one. Blocking.
     pub fn close(&self) {
         self.flush_wishes();
+        self.copy_at_the_end();
         self.inner.database.stop();
     }
 
@@ -593,6 +657,38 @@ impl Store {
         if let Err(error) = outcome {
             tracing::error!(%error, "the index could not be read");
         }
+    }
+}
+
+impl Inner {
+    /// Returns true if an error of opening a blob's file says that it is lost. ENOENT counts only in the folder that was
+    /// opened: one that is not there just now, as its file system is not mounted, has lost nothing.
+    fn is_lost(&self, digest: &Digest, error: &std::io::Error) -> bool {
+        match error.kind() {
+            std::io::ErrorKind::NotFound => self.folders.is_there(&self.tree, digest.algorithm()),
+            _ => disk::is_damage(error),
+        }
+    }
+
+    /// An error of the moment, noted as the disk's.
+    fn unreadable(&self, digest: &Digest, error: std::io::Error) -> StoreError {
+        tracing::debug!(%digest, path = %self.tree.blob(digest).display(), %error, "a held blob cannot be read");
+        let error = StoreError::Unreadable {
+            digest: Box::new(*digest),
+            source: Arc::new(error),
+        };
+        self.note_trouble(&error);
+        error
+    }
+
+    /// Returns true if an open file is the one in the blob's place.
+    fn is_in_place(&self, digest: &Digest, file: &File) -> bool {
+        let place = std::fs::metadata(self.tree.blob(digest));
+        let same = place.and_then(|place| {
+            let file = file.metadata()?;
+            Ok((place.dev(), place.ino()) == (file.dev(), file.ino()))
+        });
+        same.unwrap_or(false)
     }
 }
 
@@ -631,5 +727,7 @@ mod tests;
 mod tests_lists;
 #[cfg(test)]
 mod tests_pressure;
+#[cfg(test)]
+mod tests_recovery;
 #[cfg(test)]
 mod tests_room;

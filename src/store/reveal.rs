@@ -187,6 +187,7 @@ impl Store {
         if !written.recv().unwrap_or(false) {
             return Err(RevealError::NotWritten);
         }
+        self.inner.copying.want();
         let repository: Arc<str> = image.repository.into();
         {
             let mut index = self.inner.index();

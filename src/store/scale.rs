@@ -76,7 +76,7 @@ impl Shelf {
 pub fn fill(path: &Path, count: usize) -> Result<(), StoreError> {
     let tree = Tree::new(path);
     startup::make_folders(&tree)?;
-    let database = Database::open(&tree.index())?;
+    let database = Database::open(&tree)?;
     let mut index = Index::default();
     let mut ops = Vec::new();
     for n in 0..count {
@@ -100,9 +100,10 @@ pub fn fill(path: &Path, count: usize) -> Result<(), StoreError> {
 /// What start-up does before the first hit, in its parts: opened, read; seconds.
 pub fn load(path: &Path) -> Result<[f64; 2], StoreError> {
     let started = std::time::Instant::now();
-    let database = Database::open(&Tree::new(path).index())?;
+    let database = Database::open(&Tree::new(path))?;
     let opened = started.elapsed();
     let mut index = Index::default();
     startup::load(&database, &mut index)?;
+    database.proved()?;
     Ok([opened.as_secs_f64(), (started.elapsed() - opened).as_secs_f64()])
 }

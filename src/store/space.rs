@@ -38,9 +38,14 @@ impl Inner {
     pub(super) fn used_bytes(&self, index: &Index) -> u64 {
         index
             .used_bytes()
-            .saturating_add(self.database.bytes())
+            .saturating_add(self.index_bytes())
             .saturating_add(self.lists.file_bytes())
             .saturating_add(self.aside.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of the index's file and of its copy.
+    pub(super) fn index_bytes(&self) -> u64 {
+        self.database.bytes().saturating_add(self.copying.bytes())
     }
 
     /// Up to where room is given out: the index's file grows behind that, when what was noted is written down.
@@ -287,10 +292,14 @@ impl Inner {
     /// Lets go of an entry whose file is not there.
     pub(super) fn forget_if_gone(&self, digest: &Digest) {
         let mut index = self.index();
-        let is_gone =
-            std::fs::metadata(self.tree.blob(digest)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        let is_gone = std::fs::metadata(self.tree.blob(digest))
+            .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound && self.is_lost(digest, &error));
         if is_gone && index.get(digest).is_some() {
-            tracing::warn!(%digest, "a held blob is gone from the disk: forgotten");
+            match self.recovery {
+                None => tracing::warn!(%digest, "a held blob is gone from the disk: forgotten"),
+                // Evicted since the copy was made that the index was built from.
+                Some(_) => tracing::debug!(%digest, "a held blob is gone from the disk: forgotten"),
+            }
             self.drop_entry(&mut index, digest);
         }
     }
@@ -374,6 +383,8 @@ impl Inner {
             .is_some_and(|t| now.duration_since(t.told) < super::TELL_EVERY);
         if !told && full {
             tracing::warn!(%error, cache = %self.tree.root().display(), "the cache is full of what may not go, or too small: what cannot be kept passes through");
+        } else if !told && matches!(error, StoreError::Unreadable { .. }) {
+            tracing::error!(%error, cache = %self.tree.root().display(), "what is cached cannot be read: it stays, and passes through from its upstream");
         } else if !told {
             tracing::error!(%error, "the disk fails: what cannot be kept passes through");
         }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,14 +71,36 @@ pub(super) fn take_lock(tree: &Tree) -> Result<File, StoreError> {
     Ok(file)
 }
 
-/// Blobs without an index: they are found again, and what only the index knew is not.
-pub(super) fn tell_missing_index(tree: &Tree) {
-    let has_blobs =
-        |algorithm| std::fs::read_dir(tree.blobs(algorithm)).is_ok_and(|mut folder| folder.next().is_some());
-    if !tree.index().exists() && Algorithm::ALL.into_iter().any(has_blobs) {
-        let path = tree.index();
-        tracing::error!(path = %path.display(), "the index is gone: it is being rebuilt from the blobs; tags, and who may have what, will be asked for again; pins are lost");
+/// The folders that blobs are in, as they were when they were opened.
+pub(super) struct Folders([(u64, u64); Algorithm::ALL.len()]);
+
+impl Folders {
+    pub(super) fn of(tree: &Tree) -> Result<Folders, StoreError> {
+        let mut known = [(0, 0); Algorithm::ALL.len()];
+        for (known, algorithm) in known.iter_mut().zip(Algorithm::ALL) {
+            let folder = tree.blobs(algorithm);
+            *known = identity(&folder).map_err(StoreError::io("look at", folder))?;
+        }
+        Ok(Folders(known))
     }
+
+    /// Returns true if one of them is in its place. Not so while its file system is not mounted.
+    pub(super) fn is_there(&self, tree: &Tree, algorithm: Algorithm) -> bool {
+        let now = identity(&tree.blobs(algorithm)).ok();
+        let mut known = Algorithm::ALL.into_iter().zip(self.0);
+        known.any(|(of, then)| of == algorithm && now == Some(then))
+    }
+}
+
+fn identity(folder: &Path) -> std::io::Result<(u64, u64)> {
+    let meta = std::fs::metadata(folder)?;
+    Ok((meta.dev(), meta.ino()))
+}
+
+/// Returns true if anything is in the folders of blobs.
+pub(super) fn has_blobs(tree: &Tree) -> bool {
+    let has_some = |algorithm| std::fs::read_dir(tree.blobs(algorithm)).is_ok_and(|mut folder| folder.next().is_some());
+    Algorithm::ALL.into_iter().any(has_some)
 }
 
 /// Fills the index from the database. Two tables are read side by side, and joined in the order that both are in or
@@ -242,7 +264,17 @@ fn adopt(inner: &Inner, digest: &Digest, path: &Path, len: u64) -> Option<u32> {
         }
         entry.is_some()
     };
-    let kind = if known { Kind::Blob } else { kind_of(path) };
+    let kind = match known {
+        true => Kind::Blob,
+        // Taken for a blob, a manifest could be served as nothing else. The next start looks again.
+        false => match kind_of(path) {
+            Ok(kind) => kind,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a blob that is not in the index cannot be read: left alone");
+                return None;
+            }
+        },
+    };
     // With the index held still: a blob may be admitted or evicted at this moment.
     let mut index = inner.index();
     let len = std::fs::metadata(path).ok()?.len();
@@ -263,22 +295,19 @@ fn adopt(inner: &Inner, digest: &Digest, path: &Path, len: u64) -> Option<u32> {
 }
 
 /// What a blob of unknown kind is, by its own word: a manifest says so in its first bytes.
-fn kind_of(path: &Path) -> Kind {
-    let read = || {
-        let mut file = File::open(path).ok()?;
-        let mut bytes = vec![0];
-        file.read_exact(&mut bytes).ok()?;
-        let small = file.metadata().ok()?.len() <= MAX_MANIFEST_BYTES as u64;
-        if bytes != b"{" || !small {
-            return None;
-        }
-        file.read_to_end(&mut bytes).ok()?;
-        Manifest::parse(&bytes, None).ok()
-    };
-    read().map_or(Kind::Blob, |manifest| {
+fn kind_of(path: &Path) -> std::io::Result<Kind> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let mut bytes = Vec::new();
+    (&file).take(1).read_to_end(&mut bytes)?;
+    if bytes != b"{" || len > MAX_MANIFEST_BYTES as u64 {
+        return Ok(Kind::Blob);
+    }
+    (&file).read_to_end(&mut bytes)?;
+    Ok(Manifest::parse(&bytes, None).map_or(Kind::Blob, |manifest| {
         let children: Vec<Digest> = manifest.descriptors.iter().map(|child| child.digest).collect();
         Kind::manifest(manifest.media_type.into(), children)
-    })
+    }))
 }
 
 /// Counts what can be resumed; removes what nobody will.

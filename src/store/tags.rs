@@ -70,7 +70,8 @@ impl Store {
             Ok(bytes) => bytes?,
             Err(error) => {
                 tracing::error!(%error, "the index could not be read");
-                return None;
+                // A damaged index has a copy, which may be older.
+                self.inner.read_copy(table, key)?
             }
         };
         serde_json::from_slice(&bytes).ok()

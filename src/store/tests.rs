@@ -1,5 +1,6 @@
 //! The store on a real disk.
 
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
@@ -67,7 +68,7 @@ fn put(store: &Store, repository: &str, bytes: &[u8]) -> Digest {
 }
 
 fn read(store: &Store, digest: &Digest) -> Option<Vec<u8>> {
-    let held = store.open_blob(digest)?;
+    let held = store.open_blob(digest).unwrap()?;
     let mut bytes = Vec::new();
     (&*held.file).read_to_end(&mut bytes).unwrap();
     Some(bytes)
@@ -91,12 +92,12 @@ fn a_blob_that_comes_twice_is_kept_once() {
     assert_eq!(used(&store), 8192 + 12_288);
     first.append(&[bytes.slice(6_000..)]).unwrap();
     first.commit("a/x").unwrap();
-    let held = store.open_blob(&digest).unwrap();
+    let held = store.open_blob(&digest).unwrap().unwrap();
     second.append(&[bytes.slice(9_000..)]).unwrap();
     second.commit("b/y").unwrap();
     assert!(store.linked("a/x", &digest) && store.linked("b/y", &digest));
     let inode = |file: &File| file.metadata().unwrap().ino();
-    let now = store.open_blob(&digest).unwrap();
+    let now = store.open_blob(&digest).unwrap().unwrap();
     assert_eq!(inode(&held.file), inode(&now.file), "the first stays");
     assert_eq!((used(&store), store.usage().staged_bytes), (12_288, 0));
     let staging = folder.path().join("staging");
@@ -222,9 +223,9 @@ fn the_least_recently_used_goes_and_readers_keep_their_handle() {
         put(&store, "r", &blob(2)),
         put(&store, "r", &blob(3)),
     );
-    let held = store.open_blob(&a).unwrap();
-    let held_b = store.open_blob(&b).unwrap();
-    store.open_blob(&a).unwrap();
+    let held = store.open_blob(&a).unwrap().unwrap();
+    let held_b = store.open_blob(&b).unwrap().unwrap();
+    store.open_blob(&a).unwrap().unwrap();
     let d = put(&store, "r", &blob(4));
     assert_eq!(store.size(&c), None, "c was used least recently");
     assert!([&a, &b, &d].iter().all(|x| store.size(x).is_some()));
@@ -256,7 +257,7 @@ fn what_goes_is_not_kept_open() {
     let (a, b) = (put(&store, "r", &blob(1)), put(&store, "r", &blob(2)));
     for digest in [&a, &b] {
         assert!(store.open_hot(digest).is_none(), "nobody has opened it");
-        drop(store.open_blob(digest).unwrap());
+        drop(store.open_blob(digest).unwrap().unwrap());
         let mut held = store.open_hot(digest).unwrap();
         assert!(store.is_being_sent(digest));
         held = held.clone();
@@ -327,9 +328,13 @@ fn a_damaged_index_is_rebuilt_from_the_blobs() {
     std::fs::write(folder.path().join("index.redb"), b"not a database at all").unwrap();
     let store = open(folder.path(), 12);
     assert_eq!(read(&store, &digest).as_deref(), Some(&b"held"[..]));
-    assert!(folder.path().join("index.redb.damaged").exists());
+    let names = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name());
+    let aside = names.filter(|name| name.to_string_lossy().starts_with("index.redb.damaged-"));
+    assert_eq!(aside.count(), 1);
     // Manifests are told by what they say of themselves; links have to be shown again (L8).
-    assert_eq!(store.manifest(&manifest).unwrap().bytes, text);
+    assert_eq!(store.manifest(&manifest).unwrap().unwrap().bytes, text);
     assert_eq!(store.media_type(&config), None);
     assert!(!store.linked("r", &manifest));
 }
@@ -411,7 +416,7 @@ fn pins_and_leases_hold() {
     store.put_manifest("r", &digest, "x/y", &[layer], &bytes).unwrap();
     store.put_tag("r", "1", record(digest, 1));
     assert!(store.pin("r", "1") && !store.pin("r", "2"));
-    let response = store.open_blob(&sent).unwrap();
+    let response = store.open_blob(&sent).unwrap().unwrap();
     for n in 3..8 {
         put(&store, "r", &vec![n; UNIT_BYTES]);
     }
@@ -610,7 +615,7 @@ fn a_removal_says_what_comes_later() {
     let digest = Digest::sha256(&bytes);
     store.put_manifest("r", &digest, "x/y", &[layer], &bytes).unwrap();
     store.put_tag("r", "1", record(digest, 1));
-    let reading = store.open_blob(&layer).unwrap();
+    let reading = store.open_blob(&layer).unwrap().unwrap();
     let survey = store.survey();
     assert_eq!((survey.leased_bytes, survey.evictable_bytes), (4096, 4096));
     let removed = store.remove_image("r", "1").unwrap();
@@ -669,7 +674,7 @@ fn a_failing_disk_costs_one_attempt() {
         ErrorKind::ReadOnlyFilesystem,
         ErrorKind::Other,
     ];
-    for op in DiskOp::ALL {
+    for op in DiskOp::CHANGES {
         for kind in kinds {
             for short in [None, Some(3)] {
                 let folder = tempfile::tempdir().unwrap();
@@ -768,7 +773,7 @@ fn eviction_and_admission_race() {
                             writer.commit("r").unwrap();
                         }
                     }
-                    if let Some(held) = store.open_blob(&digest) {
+                    if let Some(held) = store.open_blob(&digest).unwrap() {
                         assert_eq!(held.size, bytes.len() as u64);
                     }
                 }
@@ -779,7 +784,10 @@ fn eviction_and_admission_race() {
     assert_eq!(store.usage().blobs, on_disk);
     for n in 0..5 {
         let digest = Digest::sha256(&blob(n));
-        assert_eq!(store.size(&digest).is_some(), store.open_blob(&digest).is_some());
+        assert_eq!(
+            store.size(&digest).is_some(),
+            store.open_blob(&digest).unwrap().is_some()
+        );
     }
     let staged = std::fs::read_dir(folder.path().join("staging")).unwrap();
     let names: Vec<_> = staged.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -87,7 +87,7 @@ fn step(store: &Store, blobs: &[(Digest, Bytes)], dice: &mut fastrand::Rng, hand
             }
         }
         11 => drop(hands.remains.pop()),
-        12 => hands.held.extend(store.open_blob(digest)),
+        12 => hands.held.extend(store.open_blob(digest).unwrap()),
         13 => drop(hands.held.pop()),
         14 => {
             let small = Bytes::from(format!("{{\"n\":{}}}", dice.u64(..)));

@@ -1,14 +1,13 @@
 //! Looking for rot: what is held, hashed again.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::Ordering;
 
 use super::database::{Op, Table};
 use super::index::on_disk;
 use super::writer::Hashing;
-use super::{Inner, Store, unlink};
+use super::{Inner, Store, disk, recovery, unlink};
 use crate::oci::Digest;
 
 /// How a held blob was found.
@@ -22,6 +21,8 @@ pub enum Verdict {
     Missing,
     /// It is not held any more.
     Gone,
+    /// It could not be read at this moment, which says nothing about its bytes.
+    Unreadable,
 }
 
 impl Verdict {
@@ -31,6 +32,7 @@ impl Verdict {
             Verdict::Wrong => "wrong",
             Verdict::Missing => "missing",
             Verdict::Gone => "gone",
+            Verdict::Unreadable => "unreadable",
         }
     }
 
@@ -45,12 +47,14 @@ const CURSOR: &[u8] = b"verify-cursor";
 const FINISHED: &[u8] = b"verify-finished";
 /// Damaged blobs kept for a look at what happened to them.
 const QUARANTINED: usize = 4;
+/// And damaged indexes.
+const INDEXES: usize = 2;
 /// Bytes hashed between two looks at whether to go on.
 const STEP_BYTES: usize = 1 << 20;
 
 impl Inner {
-    /// Deletes what is put aside but for the last few small ones. Gives the bytes on disk that are left, a damaged
-    /// index among them.
+    /// Deletes what is put aside but for the last few small ones. Gives the bytes on disk that are left, damaged indexes
+    /// among them.
     pub(super) fn trim_aside(&self) -> u64 {
         let room = self.max_size() / 100;
         let mut kept: Vec<_> = std::fs::read_dir(self.tree.quarantine())
@@ -73,7 +77,23 @@ impl Inner {
             !goes
         });
         let blobs: u64 = kept.iter().map(|(_, _, len)| on_disk(*len)).sum();
-        blobs + std::fs::metadata(self.tree.damaged_index()).map_or(0, |meta| on_disk(meta.len()))
+        blobs + self.trim_indexes(room)
+    }
+
+    /// Deletes damaged indexes but for the last one, whatever its size, and another if both are small.
+    fn trim_indexes(&self, room: u64) -> u64 {
+        let mut kept: Vec<_> = recovery::put_aside(&self.tree);
+        kept.sort();
+        kept.reverse();
+        let mut bytes = 0;
+        for (nth, (_, path, len)) in kept.into_iter().enumerate() {
+            if nth > 0 && (nth >= INDEXES || bytes + len > room) {
+                unlink(Some(path));
+            } else {
+                bytes += len;
+            }
+        }
+        bytes
     }
 }
 
@@ -90,11 +110,12 @@ pub struct Check {
 impl Check {
     /// Hashes on. Blocking, briefly. Gives how many bytes; 0 at the end, which may be an early one.
     pub fn step(&mut self) -> u64 {
-        let Ok((file, _)) = &mut self.opened else { return 0 };
+        let Ok((file, _)) = &self.opened else { return 0 };
         if self.buffer.is_empty() {
             self.buffer = vec![0; STEP_BYTES];
         }
-        match file.read(&mut self.buffer) {
+        let path = self.store.inner.tree.blob(&self.digest);
+        match self.store.inner.disk.read(file, &path, &mut self.buffer) {
             Ok(n) => {
                 self.hashing.update(&self.buffer[..n]);
                 n as u64
@@ -115,10 +136,16 @@ impl Check {
                 (Verdict::Right, Some(*inode))
             }
             Ok((_, inode)) => (Verdict::Wrong, Some(*inode)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (Verdict::Missing, None),
             Err(error) => {
-                tracing::error!(digest = %self.digest, path = %path.display(), %error, "a held blob cannot be read");
-                (Verdict::Wrong, None)
+                let verdict = match self.store.inner.is_lost(&self.digest, error) {
+                    true if disk::is_damage(error) => Verdict::Wrong,
+                    true => Verdict::Missing,
+                    false => Verdict::Unreadable,
+                };
+                if verdict != Verdict::Missing {
+                    tracing::error!(digest = %self.digest, path = %path.display(), %error, "a held blob cannot be read");
+                }
+                (verdict, None)
             }
         };
         if !verdict.is_bad() {
@@ -142,7 +169,7 @@ impl Store {
     /// Opens a held blob to hash it. `None` if it is not held. Does not count as a use. Blocking, briefly.
     pub fn begin_check(&self, digest: &Digest) -> Option<Check> {
         let size = self.size(digest)?;
-        let opened = File::open(self.inner.tree.blob(digest)).and_then(|file| {
+        let opened = self.inner.disk.open(&self.inner.tree.blob(digest)).and_then(|file| {
             let inode = file.metadata()?.ino();
             Ok((file, inode))
         });
@@ -174,7 +201,11 @@ impl Store {
 
     /// Lets go of a damaged blob: it is put aside and fetched again when somebody asks for it. Blocking.
     pub fn quarantine(&self, digest: &Digest) {
-        metrics::counter!("larder_damaged_total", "found" => "hash").increment(1);
+        self.quarantine_for(digest, "hash");
+    }
+
+    pub(super) fn quarantine_for(&self, digest: &Digest, found: &'static str) {
+        metrics::counter!("larder_damaged_total", "found" => found).increment(1);
         tracing::error!(%digest, "a held blob is damaged: put aside, and fetched again when it is asked for");
         let aside = self.inner.tree.quarantine();
         let _ = std::fs::create_dir(&aside);

@@ -126,7 +126,10 @@ impl Writer {
             Some(key) => store.tree.part(key),
             None => store.tree.temporary(&digest),
         };
-        let found = key.and_then(|_| open_part(&path, digest));
+        let found = match &key {
+            Some(_) => open_part(&path, digest).map_err(StoreError::io("open", &path))?,
+            None => None,
+        };
         let (file, hashing) = match found {
             Some(part) => part,
             None => (store.create(&path)?, Hashing::new(digest)),
@@ -476,8 +479,9 @@ fn compare(expected: Digest, hasher: Hasher, bytes: u64) -> Result<(), StoreErro
     }
 }
 
-/// A regular file that an earlier transfer left, hashed; what is no such thing or cannot be read is removed.
-fn open_part(path: &Path, digest: Digest) -> Option<(File, Hashing)> {
+/// A regular file that an earlier transfer left, hashed. What is no such thing, and what the disk cannot give, is removed;
+/// what cannot be opened for another reason stays for a later attempt.
+fn open_part(path: &Path, digest: Digest) -> std::io::Result<Option<(File, Hashing)>> {
     let open = || {
         let file = OpenOptions::new()
             .read(true)
@@ -491,13 +495,21 @@ fn open_part(path: &Path, digest: Digest) -> Option<(File, Hashing)> {
         hash_file(&file, &mut hashing)?;
         Ok::<_, std::io::Error>((file, hashing))
     };
-    match open() {
-        Ok(part) => Some(part),
-        Err(_) => {
-            let _ = std::fs::remove_file(path);
-            None
-        }
+    let error = match open() {
+        Ok(part) => return Ok(Some(part)),
+        Err(error) => error,
+    };
+    let is_none = matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidInput | std::io::ErrorKind::IsADirectory
+    );
+    // A symbolic link in its place.
+    let is_link = error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    if !(is_none || is_link || super::disk::is_damage(&error)) {
+        return Err(error);
     }
+    let _ = std::fs::remove_file(path);
+    Ok(None)
 }
 
 pub(super) fn hash_file(mut file: &File, hashing: &mut Hashing) -> std::io::Result<()> {

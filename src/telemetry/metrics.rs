@@ -300,7 +300,7 @@ pub const METRICS: &[Metric] = &[
         "larder_cache_index_bytes",
         Kind::Gauge,
         &[],
-        "Of the used bytes, the index's own file.",
+        "Of the used bytes, the index's own file and its copy.",
     ),
     metric(
         "larder_cache_list_bytes",
@@ -332,6 +332,24 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         &[],
         "Bytes that they gave back.",
+    ),
+    metric(
+        "larder_index_damaged_total",
+        Kind::Counter,
+        &["found"],
+        "Times that the index was found damaged or gone: at the start, or running.",
+    ),
+    metric(
+        "larder_index_copies_total",
+        Kind::Counter,
+        &["result"],
+        "Copies of the index that were written; ok or failed.",
+    ),
+    metric(
+        "larder_index_copy_timestamp_seconds",
+        Kind::Gauge,
+        &[],
+        "When the copy of the index was made, Unix time.",
     ),
     metric(
         "larder_damaged_total",

@@ -18,8 +18,10 @@ pub enum Damage {
     Rubbish,
     /// The index is that of an earlier moment.
     OldIndex,
-    /// There is no index, or one that cannot be read.
+    /// There is no index, or one that cannot be read, and no copy of it.
     NoIndex,
+    /// There is no index, or one that cannot be read, and a copy of some earlier moment.
+    IndexFromCopy,
 }
 
 pub struct Folder {
@@ -34,7 +36,7 @@ pub struct Du {
     pub blobs: u64,
     pub staging: u64,
     pub index: u64,
-    /// Damaged blobs, and an index that was put aside.
+    /// Damaged blobs, and indexes that were put aside.
     pub aside: u64,
 }
 
@@ -76,6 +78,16 @@ impl Folder {
 
     fn index(&self) -> PathBuf {
         self.cache().join("index.redb")
+    }
+
+    fn copy(&self) -> PathBuf {
+        self.cache().join("index.copy")
+    }
+
+    fn damaged_indexes(&self) -> Vec<(String, u64, PathBuf)> {
+        let mut files = self.files(".");
+        files.retain(|(name, ..)| name.starts_with("index.redb.damaged"));
+        files
     }
 
     fn saved_index(&self) -> PathBuf {
@@ -128,10 +140,11 @@ impl Folder {
         Du {
             blobs: blocks(self.files("blobs/sha256")) + blocks(self.files("blobs/sha512")),
             staging: blocks(self.files("staging")),
-            index: std::fs::metadata(self.index()).map_or(0, |meta| meta.blocks() * 512),
-            aside: blocks(self.files("quarantine"))
-                + std::fs::metadata(self.cache().join("index.redb.damaged"))
-                    .map_or(0, |m| m.len().div_ceil(4096) * 4096),
+            index: [self.index(), self.copy()]
+                .map(|path| std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512))
+                .iter()
+                .sum(),
+            aside: blocks(self.files("quarantine")) + blocks(self.damaged_indexes()),
         }
     }
 
@@ -181,14 +194,22 @@ impl Folder {
             }
             3 => {
                 std::fs::remove_file(self.index()).expect("an index to remove");
-                Some(("index removed", Damage::NoIndex))
+                let _ = std::fs::remove_file(self.copy());
+                Some(("index and copy removed", Damage::NoIndex))
             }
             4 => {
                 let file = std::fs::OpenOptions::new().write(true).open(self.index());
                 let file = file.expect("an index to cut");
                 let len = file.metadata().expect("its size").len();
                 file.set_len(rng.u64(..len)).expect("an index to cut");
-                Some(("index cut", Damage::NoIndex))
+                match rng.bool() {
+                    true => {
+                        let _ = std::fs::remove_file(self.copy());
+                        Some(("index cut, copy removed", Damage::NoIndex))
+                    }
+                    false if self.copy().exists() => Some(("index cut", Damage::IndexFromCopy)),
+                    false => Some(("index cut, no copy", Damage::NoIndex)),
+                }
             }
             _ => None,
         };

@@ -203,7 +203,8 @@ impl Life {
                     hit.place = then.get(item).and_then(|hit| hit.place);
                 }
             }
-            Damage::NoIndex => {
+            // The copy may have links that are known here, and need not.
+            Damage::NoIndex | Damage::IndexFromCopy => {
                 self.held.clear();
                 self.saved = None;
             }

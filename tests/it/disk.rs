@@ -161,8 +161,9 @@ async fn an_index_that_is_gone_is_told() {
     larder.stop().await;
     assert!(!larder.logs().contains("the index is"), "{}", larder.logs());
     std::fs::remove_file(larder.cache().join("index.redb")).unwrap();
+    std::fs::remove_file(larder.cache().join("index.copy")).unwrap();
     let larder = larder.restart().await;
-    let told = larder.wait_for_log("the index is gone").await;
+    let told = larder.wait_for_log("it has no copy").await;
     assert!(told.contains("pins are lost"), "{told}");
     larder.wait_for_log("the index is rebuilt").await;
     larder.get(blob(REPO, digest)).await.expect_content(&digest);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// Bytes on disk of what `max_size` is about: blobs, what is staged, what was put aside, and the index's file. Not
+/// Bytes on disk of what `max_size` is about: blobs, what is staged, what was put aside, and the index with its copy. Not
 /// among them: the folders themselves, the lock and the layout's mark, some 4 KiB each. A file that is unlinked but
 /// still open is seen by nobody, here as with `du`.
 pub fn du(cache: &Path) -> u64 {
@@ -24,7 +24,9 @@ fn on_disk(meta: &Metadata) -> u64 {
 fn opened(cache: &Path) -> HashMap<u64, (File, u64)> {
     let mut files = HashMap::new();
     let folders = ["blobs/sha256", "blobs/sha512", "staging", "quarantine"];
-    let mut paths = vec![cache.join("index.redb"), cache.join("index.redb.damaged")];
+    let top = std::fs::read_dir(cache).into_iter().flatten().flatten();
+    let of_index = top.filter(|entry| entry.file_name().to_string_lossy().starts_with("index."));
+    let mut paths: Vec<PathBuf> = of_index.map(|entry| entry.path()).collect();
     for folder in folders {
         let entries = std::fs::read_dir(cache.join(folder)).into_iter().flatten();
         paths.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));

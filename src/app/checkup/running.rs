@@ -153,6 +153,12 @@ fn told(at: &str, stats: &StatsView, config: &Config) -> Vec<Finding> {
                 .advice("it was started with another configuration, or before this one was changed: restart it, or name its own by --config"),
         );
     }
+    if let Some(trouble) = &stats.index_trouble {
+        findings.push(
+            Finding::warning(CHECK, format!("its index: {trouble}"))
+                .advice("look at the disk and at the log; larder ls --json and larder wishes say what there is, and a restart ends this message"),
+        );
+    }
     if let Some(trouble) = &stats.disk_trouble {
         findings.push(
             Finding::problem(CHECK, format!("its disk fails, so that nothing new is kept: {trouble}"))

@@ -107,7 +107,7 @@ impl From<AdminError> for OperatorError {
             AdminError::Reload(_) | AdminError::Begin(BeginError::List(_)) => StatusCode::UNPROCESSABLE_ENTITY,
             AdminError::NoPrefetch { .. } => StatusCode::NOT_FOUND,
             AdminError::Begin(_) => StatusCode::CONFLICT,
-            AdminError::Dropped => StatusCode::INTERNAL_SERVER_ERROR,
+            AdminError::Dropped | AdminError::NotWritten(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         OperatorError::new(status, error.as_str(), error.to_string())
     }

@@ -26,7 +26,7 @@ mod tests;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
@@ -43,6 +43,8 @@ pub use place::{BindError, Bound};
 
 /// How long connections get to be closed in good order when the grace period has run out.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Connections that cannot be accepted are logged at most this often.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Connections and requests that are being told "too many", at most; more connections are just closed, more requests see a status only.
 const REFUSALS: usize = 64;
@@ -198,6 +200,7 @@ impl<H: Handler> Server<H> {
 
 /// Accepts until stopped; dropping the listener then makes the kernel refuse what comes.
 async fn accept(bound: Bound, leave: CancellationToken, shared: Arc<Shared<impl Handler>>) {
+    let mut logged = None;
     loop {
         let accepted = tokio::select! {
             biased;
@@ -206,7 +209,7 @@ async fn accept(bound: Bound, leave: CancellationToken, shared: Arc<Shared<impl 
         };
         match accepted {
             Ok(came) => admit(came, &shared),
-            Err(error) => accept_failed(&error).await,
+            Err(error) => accept_failed(&error, &mut logged).await,
         }
     }
     // To them the address was open: closing it would break their connections. No more than can have waited, or a crowd that keeps
@@ -265,10 +268,14 @@ fn admit_unix(stream: UnixStream, shared: &Arc<Shared<impl Handler>>) {
 }
 
 /// A connection that broke before it was accepted is nobody's loss; being out of file descriptors is, and passes.
-async fn accept_failed(error: &io::Error) {
+/// `logged`: when it was logged last; each failure would fill the log.
+async fn accept_failed(error: &io::Error, logged: &mut Option<Instant>) {
     use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
     if !matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
-        tracing::warn!(%error, "cannot accept connections");
+        if logged.is_none_or(|at| at.elapsed() >= LOG_EVERY) {
+            tracing::warn!(%error, "cannot accept connections: tried again ten times a second");
+            *logged = Some(Instant::now());
+        }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -40,6 +40,7 @@ impl Field {
 
     fn join(&self, key: &str, digest: Digest, judged: &Judged) -> Place {
         let order = Order {
+            is_held: false,
             client: self.client.clone(),
             repository: "library/alpine".parse().unwrap(),
             key: key.into(),
