@@ -26,6 +26,7 @@ const WINDOW_BYTES: usize = 16 << 20;
 const LAG_BYTES: u64 = WINDOW_BYTES as u64 / 2;
 
 /// One or the other.
+#[expect(clippy::large_enum_variant, reason = "one for each transfer, moved a few times")]
 pub(super) enum Sink {
     Disk(Writer),
     Memory(Passage),

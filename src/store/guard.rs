@@ -41,7 +41,10 @@ fn keep_quiet() {
             if !GUARDED.try_with(Cell::get).unwrap_or(false) {
                 return before(panic);
             }
-            let text = panic.payload_as_str().unwrap_or("without a message");
+            let payload = panic.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+            let text = text.unwrap_or("without a message");
             let place = panic.location().map(|at| format!(" ({}:{})", at.file(), at.line()));
             let said = format!("{text}{}", place.unwrap_or_default());
             let _ = SAID.try_with(|last| *last.borrow_mut() = Some(said));

@@ -212,7 +212,7 @@ async fn running_out_of_descriptors_deletes_nothing() {
     let before = limit.current;
     let mut set = |most: Option<u64>| {
         limit.current = most;
-        prlimit(pid, Resource::Nofile, limit.clone()).expect("a limit that can be set");
+        prlimit(pid, Resource::Nofile, limit).expect("a limit that can be set");
     };
     set(Some(4));
     upstream.forget();
