@@ -152,11 +152,6 @@ fn logins(data: &[u8]) {
         check_error(error);
     }
     if let Some(Err(error)) = text(file).map(Users::parse) {
-        let error = error.to_string();
-        assert!(
-            !error.contains("$2y$10$abcdefghijkl"),
-            "a hash is not repeated: {error:?}"
-        );
         check_error(error);
     }
 }

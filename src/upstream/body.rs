@@ -109,22 +109,28 @@ pub(super) fn clean(said: &str, secrets: &[&str]) -> String {
     for secret in secrets.iter().filter(|s| s.len() >= 4) {
         said = said.replace(secret, "[secret]");
     }
-    // Signed URLs are secrets too: a word with `://` loses its query and its user info.
-    let words: Vec<String> = said.split_whitespace().map(without_query).collect();
+    // Signed URLs are secrets too: a word with `://` loses its query and its user info. Control characters become blanks
+    // when this is shown, so they part words here.
+    let parts = |c: char| c.is_whitespace() || c.is_control();
+    let words = said.split(parts).filter(|word| !word.is_empty());
+    let words: Vec<String> = words.map(without_query).collect();
     one_line(&words.join(" "), MAX_DETAIL_CHARS)
 }
 
 fn without_query(word: &str) -> String {
-    let Some((scheme, rest)) = word.split_once("://") else {
-        return word.to_owned();
-    };
-    let rest = rest.split(['?', '#']).next().unwrap_or_default();
-    let (authority, path) = rest.split_once('/').map_or((rest, None), |(a, p)| (a, Some(p)));
-    let host = authority.rsplit('@').next().unwrap_or_default();
-    match path {
-        Some(path) => format!("{scheme}://{host}/{path}"),
-        None => format!("{scheme}://{host}"),
+    let mut pieces = word.split("://");
+    let mut clean = pieces.next().unwrap_or_default().to_owned();
+    // A word may hold several, with a comma between them.
+    for piece in pieces {
+        let bare = piece.split(['?', '#']).next().unwrap_or_default();
+        let slash = bare.find('/').unwrap_or(bare.len());
+        let host = bare[..slash].rfind('@').map_or(0, |at| at + 1);
+        clean = clean + "://" + &bare[host..];
+        if bare.len() < piece.len() {
+            break;
+        }
     }
+    clean
 }
 
 #[cfg(test)]
@@ -150,6 +156,12 @@ mod tests {
         assert_eq!(
             clean(said, &["hunter2"]),
             "see https://x.example/a or [secret]  [31m   x"
+        );
+        let two =
+            "at https://a.example/x,https://u:hunter2@b.example/y?sig=hunter2 or\u{7f}https://u:hunter2@c.example";
+        assert_eq!(
+            clean(two, &[]),
+            "at https://a.example/x,https://b.example/y or https://c.example"
         );
         assert_eq!(one_line(&"é".repeat(400), 300).chars().count(), 301);
     }
