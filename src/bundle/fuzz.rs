@@ -15,7 +15,7 @@ use super::inspect;
 use super::pack::Packed;
 use super::receipt::{Known, Receipt};
 use super::sign::{PublicKey, verify};
-use crate::fuzzing::{Harness, check_has_text, check_stays_inside, text};
+use crate::fuzzing::{Harness, check_bounded, check_stays_inside, text};
 use crate::oci::{Digest, Tag, media_type};
 
 pub(crate) const HARNESSES: &[Harness] = &[
@@ -271,7 +271,7 @@ fn archive(data: &[u8]) {
     }
     let (files, others) = match read_all(&bytes) {
         Ok(found) => found,
-        Err(error) => return check_has_text(error),
+        Err(error) => return check_bounded(error),
     };
     let mut other = tar::Archive::new(bytes.as_slice());
     let (mut same, mut rest) = (Vec::new(), Vec::new());
@@ -304,7 +304,7 @@ fn archive(data: &[u8]) {
 fn catalog(data: &[u8]) {
     let catalog = match Catalog::from_bytes(data) {
         Ok(catalog) => catalog,
-        Err(error) => return check_has_text(error),
+        Err(error) => return check_bounded(error),
     };
     assert_eq!(catalog.larder_bundle, VERSION);
     let written = catalog.to_bytes().expect("no larger than it was");
@@ -338,7 +338,7 @@ fn receipt(data: &[u8]) {
             assert_eq!(known.digest, Digest::sha256(data));
             assert_eq!(Packed::of(&known.blobs).digests().unwrap(), known.blobs);
         }
-        Err(error) => check_has_text(error),
+        Err(error) => check_bounded(error),
     }
 }
 
@@ -374,15 +374,15 @@ fn signature(data: &[u8]) {
             verify(b"b catalogue", data, std::slice::from_ref(public)).expect_err("of other bytes");
             verify(SIGNED, data, std::slice::from_ref(other)).expect_err("by another key");
         }
-        Err(error) => check_has_text(error),
+        Err(error) => check_bounded(error),
     }
     match inspect::number(data) {
         Ok((number, all)) => assert!(text(data).unwrap().starts_with("volume ") || number > all),
-        Err(error) => check_has_text(error),
+        Err(error) => check_bounded(error),
     }
     let Some(text) = text(data) else { return };
     match PublicKey::parse(text) {
         Ok(key) => assert_eq!(PublicKey::parse(&key.to_text()).unwrap(), key),
-        Err(error) => check_has_text(error),
+        Err(error) => check_bounded(error),
     }
 }

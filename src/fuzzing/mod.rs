@@ -94,13 +94,6 @@ pub fn check_bounded(error: impl std::fmt::Display) {
     );
 }
 
-/// The text of an error that repeats what it found, however long that is: those of bundles and manifests do, and are cut where
-/// they are shown.
-#[track_caller]
-pub fn check_has_text(error: impl std::fmt::Display) {
-    assert!(!error.to_string().is_empty(), "an error without a text");
-}
-
 /// A name that becomes part of a path: relative, and every component a plain one.
 #[track_caller]
 pub fn check_stays_inside(name: &str) {

@@ -15,7 +15,7 @@ use super::super::fuzz::mend;
 use super::super::{CATALOG, Input};
 use super::name;
 use super::tree::{plain, resolve};
-use crate::fuzzing::{Harness, check_has_text, check_stays_inside, fields, text, texts};
+use crate::fuzzing::{Harness, check_bounded, check_stays_inside, fields, text, texts};
 use crate::oci::{Digest, Tag, media_type};
 
 pub(crate) const HARNESSES: &[Harness] = &[
@@ -110,7 +110,7 @@ fn foreign_archive(data: &[u8]) {
     let name = (*how == b'n').then_some("x.example/team/app");
     let archive = match super::open(&path, name) {
         Ok(archive) => archive,
-        Err(error) => return check_has_text(error),
+        Err(error) => return check_bounded(error),
     };
     assert!(!archive.images().is_empty());
     for image in archive.images() {
@@ -137,7 +137,7 @@ fn foreign_archive(data: &[u8]) {
         (stream, Ok(()))
     });
     if let Err(error) = outcome {
-        return check_has_text(error);
+        return check_bounded(error);
     }
     let mut stream = stream.as_slice();
     let mut reader = Reader::new(&mut stream as &mut dyn Input);
@@ -168,10 +168,10 @@ fn archive_names(data: &[u8]) {
             }
             match resolve(&name, target) {
                 Ok(place) => check_stays_inside(&place),
-                Err(error) => check_has_text(error),
+                Err(error) => check_bounded(error),
             }
         }
-        Err(error) => check_has_text(error),
+        Err(error) => check_bounded(error),
     }
     match name::parse(image) {
         Ok(name) => {
@@ -179,6 +179,6 @@ fn archive_names(data: &[u8]) {
             check_stays_inside(&name.repository);
             assert!(name.tag.is_none_or(|tag| tag.parse::<Tag>().is_ok()));
         }
-        Err(error) => check_has_text(error),
+        Err(error) => check_bounded(error),
     }
 }
