@@ -37,7 +37,7 @@ const LOG_LEVEL: &str = "error,larder::store::verify=off";
 /// What all operators' commands take.
 #[derive(clap::Args)]
 pub struct Place {
-    /// The admin address of a running proxy, such as https://larder.example:5001 or unix:/run/larder/admin.sock [default: admin.listen]
+    /// The admin address of a running proxy, as http:// or https:// and host:port, or unix:PATH [default: admin.listen]
     #[arg(long, value_name = "URL", value_parser = admin_address)]
     admin: Option<AdminAddress>,
     /// Send the admin token unencrypted to another machine
