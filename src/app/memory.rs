@@ -7,15 +7,27 @@ use std::time::{Duration, Instant};
 
 /// How often it is asked, at most.
 const PAUSE: Duration = Duration::from_secs(15);
+/// The same where it had nothing to give: it looks through all of its memory, and whoever allocates waits for that.
+const LONGEST_PAUSE: Duration = Duration::from_secs(240);
 /// It is not asked for less than this.
 const WORTHWHILE_BYTES: usize = 16 * 1024 * 1024;
 
 /// When the C library was asked last, and what there was.
-#[derive(Default)]
 pub(super) struct Trimmer {
     last: Option<Instant>,
+    pause: Duration,
     /// Bytes of memory that the process had at its leanest.
     leanest: Option<usize>,
+}
+
+impl Default for Trimmer {
+    fn default() -> Trimmer {
+        Trimmer {
+            last: None,
+            pause: PAUSE,
+            leanest: None,
+        }
+    }
 }
 
 impl Trimmer {
@@ -30,31 +42,35 @@ impl Trimmer {
         if has_given {
             tracing::debug!(before = resident, after, "freed memory was given back to the kernel");
         }
-        self.trimmed(after, Instant::now());
+        self.trimmed(resident, after, Instant::now());
     }
 
     /// The first look is at a process that has just begun, and only measures it.
     fn is_due(&mut self, resident: usize, now: Instant) -> bool {
         let is_pause_over = self
             .last
-            .is_none_or(|last| now.saturating_duration_since(last) >= PAUSE);
+            .is_none_or(|last| now.saturating_duration_since(last) >= self.pause);
         let leanest = self.leanest.map_or(resident, |leanest| leanest.min(resident));
         self.leanest = Some(leanest);
         is_pause_over && resident >= leanest.saturating_add(WORTHWHILE_BYTES)
     }
 
-    fn trimmed(&mut self, resident: usize, now: Instant) {
+    fn trimmed(&mut self, before: usize, after: usize, now: Instant) {
         self.last = Some(now);
-        self.leanest = Some(self.leanest.map_or(resident, |leanest| leanest.min(resident)));
+        self.leanest = Some(self.leanest.map_or(after, |leanest| leanest.min(after)));
+        self.pause = match before.saturating_sub(after) >= WORTHWHILE_BYTES / 4 {
+            true => PAUSE,
+            false => (self.pause * 2).min(LONGEST_PAUSE),
+        };
     }
 }
 
 /// Memory of this process that is no file's, where Linux tells.
 fn resident_bytes() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let mut pages = text.split(' ').skip(1).map_while(|field| field.parse::<usize>().ok());
-    let (resident, shared) = (pages.next()?, pages.next()?);
-    resident.checked_sub(shared)?.checked_mul(rustix::param::page_size())
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    let kibibytes: usize = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    kibibytes.checked_mul(1024)
 }
 
 /// Whether anything was given back.
@@ -85,11 +101,23 @@ mod tests {
         assert!(!trimmer.is_due(40 * MIB, begin), "the start");
         assert!(!trimmer.is_due(55 * MIB, begin) && trimmer.is_due(56 * MIB, begin));
         // In the middle of a crowd nothing can be given; when it has left, what it had does not look new.
-        trimmer.trimmed(400 * MIB, begin);
-        assert!(!trimmer.is_due(400 * MIB, begin + PAUSE / 2), "too soon");
-        assert!(trimmer.is_due(400 * MIB, begin + PAUSE));
-        trimmer.trimmed(39 * MIB, begin + PAUSE);
-        assert!(!trimmer.is_due(54 * MIB, begin + PAUSE * 2) && trimmer.is_due(55 * MIB, begin + PAUSE * 2));
+        trimmer.trimmed(400 * MIB, 400 * MIB, begin);
+        assert!(
+            !trimmer.is_due(400 * MIB, begin + PAUSE),
+            "too soon after nothing was given"
+        );
+        assert!(trimmer.is_due(400 * MIB, begin + PAUSE * 2));
+        let mut now = begin + PAUSE * 2;
+        trimmer.trimmed(400 * MIB, 39 * MIB, now);
+        assert!(!trimmer.is_due(55 * MIB, now + PAUSE / 2), "too soon");
+        assert!(!trimmer.is_due(54 * MIB, now + PAUSE) && trimmer.is_due(55 * MIB, now + PAUSE));
+        // What is really in use is looked through less and less often.
+        for _ in 0..10 {
+            now += LONGEST_PAUSE;
+            assert!(trimmer.is_due(400 * MIB, now));
+            trimmer.trimmed(400 * MIB, 399 * MIB, now);
+        }
+        assert!(!trimmer.is_due(400 * MIB, now + LONGEST_PAUSE - PAUSE));
     }
 
     #[test]
