@@ -180,14 +180,24 @@ impl Admin {
         .await?
     }
 
-    /// Finds out whether repositories are public that answered to credentials and that nobody has asked about: the mark
+    /// Finds out whether repositories are public that answered to credentials and of which nobody knows it, or not any
+    /// more, and marks what came by a client certificate: the mark
     /// travels with the bundle, and the other side may have nobody to ask. Without an answer they stay private.
     async fn ask_as_nobody(&self, names: &[ImageName]) {
         let store = self.store();
-        let is_unknown = |repository: &str| store.is_private(repository) && store.shown_to_nobody(repository).is_none();
+        let pull = &self.inner.pull;
+        for name in names {
+            if let Ok(target) = pull.resolve(&name.repository, None)
+                && *target.key == *name.repository
+            {
+                pull.mark_certified(&target);
+            }
+        }
+        // What was public a while ago may have been closed since.
+        let was_public = |repository: &str| store.shown_to_nobody(repository).is_none_or(|shown| shown.is_public);
+        let is_unknown = |repository: &str| store.is_private(repository) && was_public(repository);
         let unknown = names.iter().filter(|name| is_unknown(&name.repository));
         let unknown: BTreeMap<_, _> = unknown.map(|name| (&name.repository, name)).collect();
-        let pull = &self.inner.pull;
         let asking =
             futures_util::stream::iter(unknown.into_values()).for_each_concurrent(ASKED_AT_ONCE, |name| async {
                 let target = pull.resolve(&name.repository, None).ok();

@@ -1,6 +1,7 @@
 //! Whether a repository needs credentials, shown and not assumed (L8, R-X7).
 //!
-//! Where an upstream has no credentials of ours, and never had, everything is public. Else the repository is asked once as
+//! Where an upstream has no credentials of ours, and never had, everything is public. Where Larder shows it a client
+//! certificate nothing is: asked as nobody, it would see the certificate all the same. Else the repository is asked once as
 //! nobody, by HEAD (which costs nothing on Docker Hub, R-U31): an answer shows that it is public, for a day; 401 and 403
 //! show that it is not. A 404 shows nothing, since there may just be no such tag: for that question the repository counts as
 //! private, and nothing is learned of it. While an upstream fails, what was learned last stands; unknown is private.
@@ -10,12 +11,10 @@ use std::time::Duration;
 
 use super::names::Target;
 use super::{Pull, PullError};
-use crate::store::{ToNobody, unix_ms};
+use crate::store::{PUBLIC_FOR, ToNobody, unix_ms};
 use crate::upstream::{Probe, UpstreamError};
 
-/// How long an answer to nobody is believed.
-const PUBLIC_FOR: Duration = Duration::from_secs(24 * 3600);
-/// And a refusal: who opens a repository to all does not want to wait for it.
+/// How long a refusal is believed: who opens a repository to all does not want to wait for it.
 const PRIVATE_FOR: Duration = Duration::from_secs(300);
 /// How long nobody asks again after an answer that showed nothing.
 pub(super) const IN_DOUBT_FOR: Duration = Duration::from_secs(10);
@@ -41,6 +40,9 @@ impl Pull {
     }
 
     fn find_out_now(&self, target: &Target) -> Option<bool> {
+        if target.upstream.client_cert.is_some() {
+            return Some(true);
+        }
         let client = self.upstream_of(target)?;
         if !self.store.had_credentials(&target.key) && !client.may_log_in(&target.repository) {
             return Some(false);
@@ -49,6 +51,14 @@ impl Pull {
         let age = Duration::from_millis(unix_ms().saturating_sub(shown.checked_ms));
         let believed = if shown.is_public { PUBLIC_FOR } else { PRIVATE_FOR };
         (age < believed).then_some(!shown.is_public)
+    }
+
+    /// Marks what is cached of a repository whose upstream knows Larder by a certificate: it may have come before this
+    /// was a reason for a mark, or before there was the certificate.
+    pub fn mark_certified(&self, target: &Target) {
+        if target.upstream.client_cert.is_some() {
+            self.store.set_private(&target.key, true);
+        }
     }
 
     /// The same, and asks the upstream if it has to: about what the caller asks for, once for all who wait.
