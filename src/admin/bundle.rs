@@ -155,6 +155,7 @@ impl Admin {
     /// Looks up what a bundle needs. Errors: an image is not held or not whole, there is nothing to send.
     pub async fn plan_bundle(&self, order: BundleOrder) -> Result<Planned, AdminError> {
         let names = self.bundle_names(&order.images).await?;
+        self.work(|admin| admin.inner.pull.mark_certified()).await?;
         self.ask_as_nobody(&names).await;
         self.work(move |admin| {
             let known = order
@@ -181,18 +182,11 @@ impl Admin {
     }
 
     /// Finds out whether repositories are public that answered to credentials and of which nobody knows it, or not any
-    /// more, and marks what came by a client certificate: the mark
-    /// travels with the bundle, and the other side may have nobody to ask. Without an answer they stay private.
+    /// more: the mark travels with the bundle, and the other side may have nobody to ask. Without an answer they stay
+    /// private.
     async fn ask_as_nobody(&self, names: &[ImageName]) {
         let store = self.store();
         let pull = &self.inner.pull;
-        for name in names {
-            if let Ok(target) = pull.resolve(&name.repository, None)
-                && *target.key == *name.repository
-            {
-                pull.mark_certified(&target);
-            }
-        }
         // What was public a while ago may have been closed since.
         let was_public = |repository: &str| store.shown_to_nobody(repository).is_none_or(|shown| shown.is_public);
         let is_unknown = |repository: &str| store.is_private(repository) && was_public(repository);
@@ -259,6 +253,8 @@ impl Admin {
         let report = self
             .work(move |admin| {
                 let mut input = input;
+                // What is here and not public has to be shown by an archive that nobody signed.
+                admin.inner.pull.mark_certified();
                 let outcome = import::import(admin.store(), &mut *input, &options, &mut |_| {});
                 if let Ok(report) = &outcome
                     && report.count(Outcome::Incomplete) < report.images.len()

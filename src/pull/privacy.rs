@@ -22,6 +22,9 @@ pub(super) const IN_DOUBT_FOR: Duration = Duration::from_secs(10);
 /// How long it is not looked at again whether there are credentials: as often as login files are.
 pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
 
+/// Repositories that are looked at in one go.
+const MARKED_AT_ONCE: usize = 1_000;
+
 /// A question that showed nothing: about one thing (404), or the repository (its upstream failed).
 pub(super) type Doubt = (Arc<str>, Option<Probe>);
 
@@ -53,11 +56,33 @@ impl Pull {
         (age < believed).then_some(!shown.is_public)
     }
 
-    /// Marks what is cached of a repository whose upstream knows Larder by a certificate: it may have come before this
-    /// was a reason for a mark, or before there was the certificate.
-    pub fn mark_certified(&self, target: &Target) {
-        if target.upstream.client_cert.is_some() {
-            self.store.set_private(&target.key, true);
+    /// Marks what is cached of upstreams that know Larder by a client certificate: it may have come before there was one,
+    /// or before that was a reason for a mark. Blocking.
+    pub fn mark_certified(&self) {
+        let policy = self.policy.load();
+        for client in policy.clients.all().filter(|client| client.has_certificate()) {
+            let prefix = format!("{}/", client.name());
+            let mut last: Arc<str> = prefix.as_str().into();
+            loop {
+                let some = self.store.repositories(&last, MARKED_AT_ONCE);
+                let held = some.iter().take_while(|name| name.starts_with(&prefix));
+                let count = held.clone().count();
+                for name in held {
+                    self.store.set_private(name, true);
+                    // Whoever asked as nobody showed the certificate.
+                    if self.store.shown_to_nobody(name).is_some_and(|shown| shown.is_public) {
+                        let shown = ToNobody {
+                            is_public: false,
+                            checked_ms: unix_ms(),
+                        };
+                        self.store.note_shown(name, shown);
+                    }
+                }
+                match some.last() {
+                    Some(end) if count == MARKED_AT_ONCE => last = end.clone(),
+                    _ => break,
+                }
+            }
         }
     }
 

@@ -265,6 +265,11 @@ impl Client {
         !self.mirrors.is_empty()
     }
 
+    /// Returns whether Larder shows the upstream a certificate of its own: a credential that no question can do without.
+    pub fn has_certificate(&self) -> bool {
+        self.asked.client_cert.is_some()
+    }
+
     /// Whether the upstream's address is a loopback one.
     pub fn is_on_this_machine(&self) -> bool {
         match self.own.base.host() {
@@ -280,7 +285,7 @@ impl Client {
     /// without any. Where only a mirror did, nobody knows: if there are credentials that the registry would have been
     /// sent, they count as used, else it is `None`.
     pub fn has_credentials(&self, repository: &Repository) -> Option<bool> {
-        if self.asked.client_cert.is_some() {
+        if self.has_certificate() {
             return Some(true);
         }
         let has_login = || self.own.has_login(repository) || self.mirrors.iter().any(|m| m.has_login(repository));
