@@ -155,6 +155,7 @@ impl Admin {
     /// Looks up what a bundle needs. Errors: an image is not held or not whole, there is nothing to send.
     pub async fn plan_bundle(&self, order: BundleOrder) -> Result<Planned, AdminError> {
         let names = self.bundle_names(&order.images).await?;
+        self.work(|admin| admin.inner.pull.mark_certified()).await?;
         self.ask_as_nobody(&names).await;
         self.work(move |admin| {
             let known = order
@@ -180,14 +181,17 @@ impl Admin {
         .await?
     }
 
-    /// Finds out whether repositories are public that answered to credentials and that nobody has asked about: the mark
-    /// travels with the bundle, and the other side may have nobody to ask. Without an answer they stay private.
+    /// Finds out whether repositories are public that answered to credentials and of which nobody knows it, or not any
+    /// more: the mark travels with the bundle, and the other side may have nobody to ask. Without an answer they stay
+    /// private.
     async fn ask_as_nobody(&self, names: &[ImageName]) {
         let store = self.store();
-        let is_unknown = |repository: &str| store.is_private(repository) && store.shown_to_nobody(repository).is_none();
+        let pull = &self.inner.pull;
+        // What was public a while ago may have been closed since.
+        let was_public = |repository: &str| store.shown_to_nobody(repository).is_none_or(|shown| shown.is_public);
+        let is_unknown = |repository: &str| store.is_private(repository) && was_public(repository);
         let unknown = names.iter().filter(|name| is_unknown(&name.repository));
         let unknown: BTreeMap<_, _> = unknown.map(|name| (&name.repository, name)).collect();
-        let pull = &self.inner.pull;
         let asking =
             futures_util::stream::iter(unknown.into_values()).for_each_concurrent(ASKED_AT_ONCE, |name| async {
                 let target = pull.resolve(&name.repository, None).ok();
@@ -249,6 +253,8 @@ impl Admin {
         let report = self
             .work(move |admin| {
                 let mut input = input;
+                // What is here and not public has to be shown by an archive that nobody signed.
+                admin.inner.pull.mark_certified();
                 let outcome = import::import(admin.store(), &mut *input, &options, &mut |_| {});
                 if let Ok(report) = &outcome
                     && report.count(Outcome::Incomplete) < report.images.len()

@@ -8,7 +8,7 @@ use crate::pull::Names;
 pub struct AccessCheck {
     /// `docker.io/library/alpine`
     pub image: String,
-    /// Whether the upstream has credentials in the configuration, or somebody who lends them: else everything there is public.
+    /// Whether the upstream has credentials or a client certificate in the configuration, or somebody who lends them: else everything there is public.
     pub has_credentials: bool,
     pub public: Explanation,
     /// If the repository needs those credentials.
@@ -38,7 +38,9 @@ pub fn explain(config: &Config, who: &Identity, place: Place<'_>, image: &str) -
     };
     Ok(AccessCheck {
         image: target.key.to_string(),
-        has_credentials: target.upstream.credentials.is_some() || target.upstream.lender.is_some(),
+        has_credentials: target.upstream.credentials.is_some()
+            || target.upstream.lender.is_some()
+            || target.upstream.client_cert.is_some(),
         public: explained(false),
         private: explained(true),
     })

@@ -2,7 +2,8 @@
 //!
 //! The catalogue says every name and size to come, so the first thing that is otherwise ends it. Blobs go through the
 //! store's writer, which verifies them, and are linked to nobody. At the end each image of which everything is here is
-//! shown, in one durable step; of the others nothing is. What a run that broke off has brought is not read again.
+//! shown, in one durable step; of the others nothing is. What is private is marked so before any of it comes, and the marks
+//! of an import that is refused go with it. What a run that broke off has brought is not read again.
 //!
 //! Who may have what (L8): a signed catalogue may say that a repository has what is held already. An unsigned one may
 //! not: there it counts what its archive really brought, what the repository has already, and what is public here.
@@ -78,8 +79,11 @@ pub fn import(
     let id = Catalog::id(&head.catalog);
     let mut run = Run::new(store, catalog, id, signer.is_some(), options)?;
     run.check_room(options)?;
+    let private = run.catalog.images.iter().filter(|image| image.private);
+    let marked = store.announce_private(private.map(|image| image.repository.as_str()));
     match run.read(&mut reader, head, told) {
         Ok(seen) => {
+            store.confirm_private(&marked);
             let mut report = run.show(options, seen, signer)?;
             report.bundle = id.to_string();
             Ok(report)
@@ -90,6 +94,11 @@ pub fn import(
                 BundleError::Hostile(_) | BundleError::NotABundle(_) | BundleError::Bad(_)
             );
             run.leave(keep);
+            // What is kept may be gone on with, by another run; until then the marks are on the safe side.
+            match keep {
+                true => store.confirm_private(&marked),
+                false => store.withdraw_private(&marked),
+            }
             Err(error)
         }
     }

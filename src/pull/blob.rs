@@ -17,6 +17,13 @@ use crate::upstream::{Client, ErrorKind, Probe, UpstreamError};
 /// Transfers of other repositories that may fail under a client before it is told.
 const FOREIGN_FAILURES: u32 = 4;
 
+/// By which method a client asks.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    Head,
+    Get,
+}
+
 /// What a HEAD of a blob answers.
 #[derive(Clone, Debug)]
 pub struct BlobStat {
@@ -51,7 +58,7 @@ impl Pull {
     pub async fn stat_blob(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<BlobStat, PullError> {
         if let Some(size) = self.store.size(digest) {
             let is_linked = self.store.linked(&target.key, digest);
-            if is_linked || self.link_held(target, digest).await? {
+            if is_linked || self.link_held(target, digest, Asked::Head).await? {
                 return Ok(BlobStat {
                     size: Some(size),
                     outcome: match is_linked {
@@ -103,7 +110,7 @@ impl Pull {
         }
         let mut outcome = Outcome::Hit;
         if !self.store.linked(&target.key, digest) {
-            judged.apart = !self.link_held(target, digest).await?;
+            judged.apart = !self.link_held(target, digest, Asked::Get).await?;
             if judged.apart {
                 return Ok(None);
             }
@@ -198,11 +205,11 @@ impl Pull {
 
     /// Links a blob that is held for others to this repository too, if its upstream shows that it holds it (L8), by what
     /// counts as proof (L11). `false`: as for this repository it is not held.
-    async fn link_held(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<bool, PullError> {
+    async fn link_held(self: &Arc<Pull>, target: &Target, digest: &Digest, asked: Asked) -> Result<bool, PullError> {
         self.check_negative(target, &Question::Blob(*digest))?;
         self.client(target)?;
         let proof = self.proof_of_blob(target, digest).await;
-        let is_shown = self.has_shown(target, digest, proof).await?;
+        let is_shown = self.has_shown(target, digest, proof, asked).await?;
         if is_shown {
             self.note_link(target, digest).await;
         }
@@ -213,28 +220,38 @@ impl Pull {
     async fn may_follow(self: &Arc<Pull>, target: &Target, flight: &Flight) -> Result<bool, PullError> {
         let began = [flight.repository().clone()];
         let proof = self.proof(target, &began, &Probe::Blob(flight.digest)).await;
-        self.has_shown(target, &flight.digest, proof).await
+        self.has_shown(target, &flight.digest, proof, Asked::Get).await
     }
 
-    async fn has_shown(&self, target: &Target, digest: &Digest, proof: Proof) -> Result<bool, PullError> {
-        match proof {
-            Proof::Claim => self.head_blob(target, digest, false).await.map(|_| true),
+    /// Asks for the proof. Where that fails, it is the verdict on a HEAD, as of what is not cached; a GET may be answered all
+    /// the same, and so it decides (R-U27).
+    async fn has_shown(&self, target: &Target, digest: &Digest, proof: Proof, asked: Asked) -> Result<bool, PullError> {
+        let itself = match proof {
+            Proof::Claim => false,
             Proof::Registry if self.client(target)?.has_mirrors() => {
-                let asking = self.head_blob(target, digest, true);
-                Ok(self.beside_mirrors(target, asking).await.is_some())
+                let asking = self.ask_blob(target, digest, true);
+                return Ok(self.beside_mirrors(target, asking).await.is_some());
             }
-            Proof::Registry => self.head_blob(target, digest, true).await.map(|_| true),
-            Proof::Bytes => Ok(false),
+            Proof::Registry => true,
+            Proof::Bytes => return Ok(false),
+        };
+        match asked {
+            Asked::Head => self.head_blob(target, digest, itself).await.map(|_| true),
+            Asked::Get => Ok(self.ask_blob(target, digest, itself).await.is_ok()),
         }
+    }
+
+    /// As [`Pull::ask_blob`], and what it says is remembered: the answer to a client's HEAD.
+    async fn head_blob(&self, target: &Target, digest: &Digest, itself: bool) -> Result<Option<u64>, PullError> {
+        let asked = self.ask_blob(target, digest, itself).await;
+        asked.inspect_err(|error| self.note_negative(target, Question::Blob(*digest), error))
     }
 
     /// Asks this repository's upstream whether it holds the blob, and its size; `itself`: the registry, not one of its
     /// mirrors. One HEAD for all who ask.
-    async fn head_blob(&self, target: &Target, digest: &Digest, itself: bool) -> Result<Option<u64>, PullError> {
-        let question = Question::Blob(*digest);
-        self.check_negative(target, &question)?;
+    async fn ask_blob(&self, target: &Target, digest: &Digest, itself: bool) -> Result<Option<u64>, PullError> {
+        self.check_negative(target, &Question::Blob(*digest))?;
         let client = self.client(target)?;
-        let is_last_word = !itself || !client.has_mirrors();
         let (repository, wanted) = (target.repository.clone(), *digest);
         let mut pending = self.blob_heads.join((target.scope(), *digest, itself), || async move {
             if itself {
@@ -254,11 +271,7 @@ impl Pull {
                 Err(error) => Err(error.into()),
             }
         });
-        let size = pending.wait().await.inspect_err(|error| {
-            if is_last_word {
-                self.note_negative(target, question, error);
-            }
-        })?;
+        let size = pending.wait().await?;
         self.note_privacy(target);
         Ok(size)
     }

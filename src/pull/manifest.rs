@@ -476,6 +476,8 @@ impl Pull {
             Err(PullError::Upstream(error)) if doubts_head(&error) => {
                 return self.fetch_by_digest(target, digest).await;
             }
+            // As if it were not held: then there would have been no HEAD, and the GET may be answered (R-U27).
+            Err(_) if want == Want::Body => return self.fetch_by_digest(target, digest).await,
             Err(error) => return Err(error),
         };
         // An answer about something else shows nothing (L8).
@@ -483,6 +485,9 @@ impl Pull {
             .digest
             .filter(|said| said != digest && said.algorithm() == digest.algorithm())
         {
+            if want == Want::Body {
+                return self.fetch_by_digest(target, digest).await;
+            }
             return Err(PullError::Upset {
                 upstream: target.upstream.name.to_string(),
                 what: format!("a manifest {said}, where {digest} was asked for"),

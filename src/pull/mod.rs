@@ -355,10 +355,11 @@ impl Pull {
             .insert((target.key.clone(), question), (error.clone(), Instant::now() + time));
     }
 
-    /// After an answer: whether the repository gave it to these credentials only is kept with it (R-X7).
+    /// After an answer: whether the repository gave it to these credentials only is kept with it (R-X7). An answer that does
+    /// not tell leaves the mark alone.
     fn note_privacy(&self, target: &Target) {
-        if let Some(client) = self.upstream_of(target) {
-            let private = client.has_credentials(&target.repository);
+        let client = self.upstream_of(target);
+        if let Some(private) = client.and_then(|client| client.has_credentials(&target.repository)) {
             self.store.set_private(&target.key, private);
         }
     }

@@ -1,6 +1,7 @@
 //! Whether a repository needs credentials, shown and not assumed (L8, R-X7).
 //!
-//! Where an upstream has no credentials of ours, and never had, everything is public. Else the repository is asked once as
+//! Where an upstream has no credentials of ours, and never had, everything is public. Where Larder shows it a client
+//! certificate nothing is: asked as nobody, it would see the certificate all the same. Else the repository is asked once as
 //! nobody, by HEAD (which costs nothing on Docker Hub, R-U31): an answer shows that it is public, for a day; 401 and 403
 //! show that it is not. A 404 shows nothing, since there may just be no such tag: for that question the repository counts as
 //! private, and nothing is learned of it. While an upstream fails, what was learned last stands; unknown is private.
@@ -10,18 +11,19 @@ use std::time::Duration;
 
 use super::names::Target;
 use super::{Pull, PullError};
-use crate::store::{ToNobody, unix_ms};
+use crate::store::{PUBLIC_FOR, ToNobody, unix_ms};
 use crate::upstream::{Probe, UpstreamError};
 
-/// How long an answer to nobody is believed.
-const PUBLIC_FOR: Duration = Duration::from_secs(24 * 3600);
-/// And a refusal: who opens a repository to all does not want to wait for it.
+/// How long a refusal is believed: who opens a repository to all does not want to wait for it.
 const PRIVATE_FOR: Duration = Duration::from_secs(300);
 /// How long nobody asks again after an answer that showed nothing.
 pub(super) const IN_DOUBT_FOR: Duration = Duration::from_secs(10);
 
 /// How long it is not looked at again whether there are credentials: as often as login files are.
 pub(super) const JUST_NOW: Duration = Duration::from_secs(1);
+
+/// Repositories that are looked at in one go.
+const MARKED_AT_ONCE: usize = 1_000;
 
 /// A question that showed nothing: about one thing (404), or the repository (its upstream failed).
 pub(super) type Doubt = (Arc<str>, Option<Probe>);
@@ -41,6 +43,9 @@ impl Pull {
     }
 
     fn find_out_now(&self, target: &Target) -> Option<bool> {
+        if target.upstream.client_cert.is_some() {
+            return Some(true);
+        }
         let client = self.upstream_of(target)?;
         if !self.store.had_credentials(&target.key) && !client.may_log_in(&target.repository) {
             return Some(false);
@@ -49,6 +54,36 @@ impl Pull {
         let age = Duration::from_millis(unix_ms().saturating_sub(shown.checked_ms));
         let believed = if shown.is_public { PUBLIC_FOR } else { PRIVATE_FOR };
         (age < believed).then_some(!shown.is_public)
+    }
+
+    /// Marks what is cached of upstreams that know Larder by a client certificate: it may have come before there was one,
+    /// or before that was a reason for a mark. Blocking.
+    pub fn mark_certified(&self) {
+        let policy = self.policy.load();
+        for client in policy.clients.all().filter(|client| client.has_certificate()) {
+            let prefix = format!("{}/", client.name());
+            let mut last: Arc<str> = prefix.as_str().into();
+            loop {
+                let some = self.store.repositories(&last, MARKED_AT_ONCE);
+                let held = some.iter().take_while(|name| name.starts_with(&prefix));
+                let count = held.clone().count();
+                for name in held {
+                    self.store.set_private(name, true);
+                    // Whoever asked as nobody showed the certificate.
+                    if self.store.shown_to_nobody(name).is_some_and(|shown| shown.is_public) {
+                        let shown = ToNobody {
+                            is_public: false,
+                            checked_ms: unix_ms(),
+                        };
+                        self.store.note_shown(name, shown);
+                    }
+                }
+                match some.last() {
+                    Some(end) if count == MARKED_AT_ONCE => last = end.clone(),
+                    _ => break,
+                }
+            }
+        }
     }
 
     /// The same, and asks the upstream if it has to: about what the caller asks for, once for all who wait.

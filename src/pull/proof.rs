@@ -48,12 +48,10 @@ impl Pull {
     /// Returns the proof that is needed for content that these repositories have. Where it is not known whether one is
     /// public it is asked as nobody, by `probe`, and not waited for longer than a client's patience.
     pub(super) async fn proof(self: &Arc<Pull>, target: &Target, holders: &[Arc<str>], probe: &Probe) -> Proof {
-        // An index that was lost, or a bundle that is coming in: nobody knows whose it is.
+        // An index that was lost, or a bundle that is coming in: nobody knows whose it is. That there are no credentials
+        // here says nothing: a bundle brings what they got elsewhere, and with an index its marks are lost.
         if holders.is_empty() {
-            return match self.may_hold_secrets() {
-                true => Proof::Bytes,
-                false => Proof::Claim,
-            };
+            return Proof::Bytes;
         }
         let view = self.view();
         let mut is_of_same = false;
@@ -62,10 +60,10 @@ impl Pull {
             // Without an upstream, or closed by the operator: not to be asked, and not public.
             let holder = view.held(key);
             is_of_same |= holder.as_ref().is_some_and(|h| h.upstream.name == target.upstream.name);
-            match holder.as_ref().map(|holder| self.is_public_now(holder)) {
-                Some(Some(true)) => return Proof::Claim,
+            match holder.as_ref().map(|holder| self.needs_credentials_now(holder)) {
+                Some(Some(false)) => return Proof::Claim,
                 Some(None) => unknown.extend(holder),
-                Some(Some(false)) | None => {}
+                Some(Some(true)) | None => {}
             }
         }
         let has_mirrors = || self.upstream_of(target).is_some_and(|client| client.has_mirrors());
@@ -113,19 +111,5 @@ impl Pull {
             self.silent_registries.insert(name.clone(), ());
         }
         said.ok()?.ok()
-    }
-
-    /// Returns whether anybody gets it there, where that is known without asking.
-    fn is_public_now(&self, holder: &Target) -> Option<bool> {
-        // Asked as nobody, it would see the certificate all the same.
-        if holder.upstream.client_cert.is_some() {
-            return Some(false);
-        }
-        self.needs_credentials_now(holder).map(|needs| !needs)
-    }
-
-    /// Returns whether cached content without links may be private.
-    fn may_hold_secrets(&self) -> bool {
-        self.store.has_private() || self.policy.load().clients.all().any(|client| client.may_be_private())
     }
 }

@@ -380,7 +380,9 @@ impl Transfer {
             key,
             ..
         } = &self.order;
-        self.store.set_private(key, client.has_credentials(repository));
+        if let Some(private) = client.has_credentials(repository) {
+            self.store.set_private(key, private);
+        }
     }
 
     /// Asks the upstream for what is missing. A Range that is refused is no verdict on the blob: the whole is asked for,

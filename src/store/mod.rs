@@ -59,7 +59,7 @@ pub use images::{Image, ImageName, Part, Removed};
 pub use keys::staging_key;
 pub use lines::Page;
 pub use lists::{ListRecord, ListSpool};
-pub use privacy::ToNobody;
+pub use privacy::{PUBLIC_FOR, ToNobody};
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
 pub use records::{ListKey, Move, TagRecord, unix_ms};
 pub use recovery::{IndexState, Recovery};

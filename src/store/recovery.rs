@@ -264,13 +264,13 @@ fn rebuild(tree: &Tree, found: String) -> Result<Recovery, StoreError> {
     let (path, found) = (path.display(), &recovery.found);
     match recovery.copy_ms.map(shown) {
         Some(copy) if recovery.is_whole => {
-            tracing::error!(%path, %found, put_aside, copy, tags = recovery.tags, pins = recovery.pins, "the index is damaged or gone: it was rebuilt from its copy; what has come since then is found again on the disk, or asked for again");
+            tracing::error!(%path, %found, put_aside, copy, tags = recovery.tags, pins = recovery.pins, "the index is damaged or gone: it was rebuilt from its copy; what has come since then is asked for again, or downloaded again");
         }
         Some(copy) => {
-            tracing::error!(%path, %found, put_aside, copy, tags = recovery.tags, pins = recovery.pins, "the index is damaged or gone, and so is some of its copy: it was rebuilt from what is left; some pins may be lost; tags, and who may have what, will be asked for again");
+            tracing::error!(%path, %found, put_aside, copy, tags = recovery.tags, pins = recovery.pins, "the index is damaged or gone, and so is some of its copy: it was rebuilt from what is left; some pins may be lost; tags will be asked for again, and blobs downloaded again, because nobody knows any more who may have them");
         }
         None => {
-            tracing::error!(%path, %found, put_aside, "the index is damaged or gone, and it has no copy: it is being rebuilt from the blobs; tags, and who may have what, will be asked for again; pins are lost");
+            tracing::error!(%path, %found, put_aside, "the index is damaged or gone, and it has no copy: it is being rebuilt from the blobs; tags will be asked for again, and blobs downloaded again, because nobody knows any more who may have them; pins are lost");
         }
     }
     Ok(recovery)

@@ -977,3 +977,45 @@ fn large_manifests_weigh_twice() {
     assert!(u64::from(small.weight()) < LARGE_MANIFEST_BYTES + 1024);
     assert!(u64::from(large.weight()) >= 2 * LARGE_MANIFEST_BYTES);
 }
+
+/// What an import announced goes with it, unless somebody else has said so meanwhile.
+#[test]
+fn announced_marks_are_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 4);
+    store.set_private("before", true);
+    let announced = store.announce_private(["before", "refused", "pulled", "refused"]);
+    assert_eq!(announced, ["refused".into(), "pulled".into()]);
+    let have = |store: &Store| ["before", "refused", "pulled"].map(|name| store.is_private(name));
+    assert_eq!(have(&store), [true; 3]);
+    // An answer to credentials comes while the import runs.
+    store.set_private("pulled", true);
+    store.withdraw_private(&announced);
+    assert_eq!(have(&store), [true, false, true]);
+    // Nor what an earlier import left.
+    let announced = store.announce_private(["refused"]);
+    store.confirm_private(&announced);
+    store.withdraw_private(&announced);
+    assert_eq!(have(&store), [true; 3]);
+    drop(store);
+    assert_eq!(have(&open(folder.path(), 4)), [true; 3]);
+}
+
+/// A repository that was shown to be public may have been closed since.
+#[test]
+fn what_was_public_long_ago_is_private() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 4);
+    store.set_private("r", true);
+    let day = u64::try_from(PUBLIC_FOR.as_millis()).unwrap();
+    for (age, is_private) in [(0, false), (day - 60_000, false), (day, true), (10 * day, true)] {
+        store.note_shown(
+            "r",
+            ToNobody {
+                is_public: true,
+                checked_ms: unix_ms() - age,
+            },
+        );
+        assert_eq!(store.is_private("r"), is_private, "{age}");
+    }
+}

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use moka::ops::compute::Op;
 use reqwest::header::HeaderMap;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -79,7 +80,10 @@ impl Client {
                     // A mirror that wants no credentials says nothing about what the registry wants (L8).
                     return Ok(match reply.with_credentials {
                         true => self.note(question, reply),
-                        false => reply,
+                        false => {
+                            self.forget_openness(question);
+                            reply
+                        }
                     });
                 }
                 Err(error) => {
@@ -87,11 +91,13 @@ impl Client {
                 }
             }
         }
-        let reply = self
-            .at(&self.own, question, deadline)
-            .await
-            .map_err(|kind| self.error(kind))?;
-        Ok(self.note(question, reply))
+        match self.at(&self.own, question, deadline).await {
+            Ok(reply) => Ok(self.note(question, reply)),
+            Err(kind) => {
+                self.forget_openness(question);
+                Err(self.error(kind))
+            }
+        }
     }
 
     /// At the registry itself, mirrors left aside. Nothing is learned from its answer.
@@ -115,6 +121,16 @@ impl Client {
         self.logins_used
             .insert(question.repository.clone(), reply.with_credentials);
         reply
+    }
+
+    /// After an answer that does not tell it: what the registry showed without credentials it showed earlier, and whatever
+    /// marked the repository since then stands.
+    fn forget_openness(&self, question: &Question<'_>) {
+        let entry = self.logins_used.entry_by_ref(question.repository);
+        entry.and_compute_with(|known| match known {
+            Some(known) if !known.value() => Op::Remove,
+            _ => Op::Nop,
+        });
     }
 
     /// One endpoint, with quick repeats of what may pass. Nothing has been handed out yet, so a repeat is free of doubt.

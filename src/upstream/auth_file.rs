@@ -158,14 +158,6 @@ impl AuthFile {
             .or_else(|| self.store.as_ref().map(|name| helper(name, false)))
     }
 
-    /// Returns whether there is a login, or a helper that may know one, for anything at `hosts`.
-    pub fn knows(&self, hosts: &[String]) -> bool {
-        let mut keys = self.entries.iter().map(|(key, _)| key);
-        let mut helped = self.helpers.iter().map(|(key, _)| key);
-        let is_there = |key: &Key| hosts.contains(&key.host);
-        self.store.is_some() || keys.any(is_there) || helped.any(is_there)
-    }
-
     fn find_here(&self, hosts: &[String], repository: &str) -> Option<Credential> {
         let fitting = self
             .entries

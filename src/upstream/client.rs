@@ -265,10 +265,9 @@ impl Client {
         !self.mirrors.is_empty()
     }
 
-    /// Returns whether this upstream may know Larder by something: a password, a token, a client certificate.
-    pub fn may_be_private(&self) -> bool {
-        let has_any = |endpoint: &Endpoint| endpoint.has_any_login();
-        self.asked.client_cert.is_some() || has_any(&self.own) || self.mirrors.iter().any(has_any)
+    /// Returns whether Larder shows the upstream a certificate of its own: a credential that no question can do without.
+    pub fn has_certificate(&self) -> bool {
+        self.asked.client_cert.is_some()
     }
 
     /// Whether the upstream's address is a loopback one.
@@ -281,11 +280,16 @@ impl Client {
         }
     }
 
-    /// Whether stored credentials were behind this repository's last answer (L8), sent to the registry or for a
-    /// token; an anonymous token does not count. Before the first answer: whether there are any to send.
-    pub fn has_credentials(&self, repository: &Repository) -> bool {
-        let known = self.logins_used.get(repository);
-        known.unwrap_or_else(|| self.own.has_login(repository) || self.mirrors.iter().any(|m| m.has_login(repository)))
+    /// Returns whether credentials were behind this repository's last answer (L8), sent to the registry or for a token;
+    /// an anonymous token does not count, a client certificate does. `Some(false)`: the registry itself has just answered
+    /// without any. Where only a mirror did, nobody knows: if there are credentials that the registry would have been
+    /// sent, they count as used, else it is `None`.
+    pub fn has_credentials(&self, repository: &Repository) -> Option<bool> {
+        if self.has_certificate() {
+            return Some(true);
+        }
+        let has_login = || self.own.has_login(repository) || self.mirrors.iter().any(|m| m.has_login(repository));
+        self.logins_used.get(repository).or_else(|| has_login().then_some(true))
     }
 
     /// Whether there are credentials that a question about this repository would be asked with.

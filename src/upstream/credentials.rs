@@ -182,11 +182,6 @@ impl Logins {
         self.look(|file| file.find(hosts, path))
     }
 
-    /// Returns whether a source knows a login of `hosts`, for whichever repository.
-    fn know(&self, hosts: &[String]) -> bool {
-        !self.look(|file| file.knows(hosts).then_some(())).is_empty()
-    }
-
     fn look<T>(&self, find: impl Fn(&AuthFile) -> Option<T>) -> Vec<T> {
         let inline = self.inline.as_ref().and_then(&find);
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
@@ -275,11 +270,6 @@ impl Credentials {
     pub fn are_there(&self, repository: &Repository) -> bool {
         let at_hand = || self.at_hand(Some(repository));
         self.fixed.is_some() || at_hand().is_none_or(|found| !found.is_anonymous())
-    }
-
-    /// Returns whether there may be any for some repository.
-    pub fn are_any(&self) -> bool {
-        self.fixed.is_some() || self.lender.is_some() || self.logins.know(&self.hosts)
     }
 
     /// Waits for a helper or a cloud, if need be.

@@ -183,11 +183,6 @@ impl Endpoint {
         self.credentials.are_there(&self.name_of(repository))
     }
 
-    /// Returns whether credentials are configured for any of its repositories, or found in a login file.
-    pub fn has_any_login(&self) -> bool {
-        self.credentials.are_any()
-    }
-
     pub(super) fn known(&self, repository: &Repository) -> (Option<Known>, Option<Demand>) {
         let own = self.by_repository.get(repository);
         let general = self.general.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -97,6 +97,31 @@ async fn only_private_images_are_marked() {
     );
 }
 
+/// L8: what a client certificate of Larder's own got is private, also what came before there was one.
+#[tokio::test]
+async fn what_a_client_certificate_got_is_marked() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image("team/closed", "1", &[1_000]);
+    let mut larder = LarderProcess::start(&upstream, |_| {}).await;
+    pull(&larder, &image, "1").await;
+    larder.stop().await;
+    let made = rcgen::generate_simple_self_signed(["larder".to_owned()]).unwrap();
+    std::fs::write(larder.folder().join("larder.crt"), made.cert.pem()).unwrap();
+    std::fs::write(larder.folder().join("larder.key"), made.signing_key.serialize_pem()).unwrap();
+    let file = larder.folder().join("proxy.toml");
+    let mut toml = Toml::parse(&std::fs::read_to_string(&file).unwrap());
+    toml.upstream("docker.io", "client_cert", "larder.crt");
+    toml.upstream("docker.io", "client_key", "larder.key");
+    std::fs::write(&file, toml.text()).unwrap();
+    let larder = larder.restart().await;
+    let disk = tempfile::tempdir().unwrap();
+    let bundle = disk.path().join("a.tar");
+    ask(&larder, &["bundle", "create", path(&bundle)]).await.expect(0);
+    let shown = run(disk.path(), &["bundle", "inspect", path(&bundle), "--json"]).await;
+    let shown = shown.expect(0).json();
+    assert_eq!(shown["images"][0]["private"], true, "{shown}");
+}
+
 /// Both ways of each: through a proxy and at rest.
 #[tokio::test]
 async fn across_the_gap() {

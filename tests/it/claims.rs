@@ -66,8 +66,10 @@ impl World {
     }
 
     fn configure(&self, toml: &mut Toml, row: Row) {
-        toml.upstream("docker.io", "username", "larder");
-        toml.upstream("docker.io", "password", "secret");
+        if !row.without_credentials {
+            toml.upstream("docker.io", "username", "larder");
+            toml.upstream("docker.io", "password", "secret");
+        }
         toml.upstream("ghcr.io", "url", self.other.url());
         // The stranger's rights are not what keeps it from him.
         toml.everybody_may_pull();
@@ -95,21 +97,9 @@ impl World {
 
     /// As [`World::pull_secret`], but that it crosses on a disk.
     async fn import_secret(&self, larder: &Larder) {
-        let source = self.larder(PLAIN).await;
-        self.pull_secret(&source).await;
-        let (from, to) = (source.store(), larder.store());
+        let (bytes, to) = (self.bundle().await, larder.store());
         let importing = tokio::task::spawn_blocking(move || {
-            let names = [ImageName::new(&format!("docker.io/{SECRET}"), "1")];
-            let selection = select::select(&from, &names).unwrap();
-            let plan = Plan::new(&from, selection, None, &Wanted::default()).unwrap();
-            assert!(plan.catalog.images.iter().all(|image| image.private));
-            let mut bytes = Vec::new();
-            create::write(&from, &plan, &mut bytes).unwrap();
-            let options = Options {
-                unsigned: true,
-                ..Options::default()
-            };
-            let report = import(&to, &mut bytes.as_slice(), &options, &mut |_| {}).unwrap();
+            let report = import(&to, &mut bytes.as_slice(), &unsigned(), &mut |_| {}).unwrap();
             assert!(report.is_whole());
         });
         importing.await.unwrap();
@@ -117,6 +107,43 @@ impl World {
             .get(manifest(SECRET, "1"))
             .await
             .expect_content(&self.image.manifest);
+    }
+
+    /// The secret in a bundle.
+    async fn bundle(&self) -> Vec<u8> {
+        let source = self.larder(PLAIN).await;
+        self.pull_secret(&source).await;
+        let from = source.store();
+        let making = tokio::task::spawn_blocking(move || {
+            let names = [ImageName::new(&format!("docker.io/{SECRET}"), "1")];
+            let selection = select::select(&from, &names).unwrap();
+            let plan = Plan::new(&from, selection, None, &Wanted::default()).unwrap();
+            assert!(plan.catalog.images.iter().all(|image| image.private));
+            let mut bytes = Vec::new();
+            create::write(&from, &plan, &mut bytes).unwrap();
+            bytes
+        });
+        making.await.unwrap()
+    }
+
+    /// Imports a bundle of the secret whose end is missing: the layers have come, and nothing of them is shown.
+    async fn import_beginning(&self, larder: &Larder) {
+        let (mut bytes, to) = (self.bundle().await, larder.store());
+        bytes.truncate(bytes.len() - 1_500);
+        let importing = tokio::task::spawn_blocking(move || {
+            import(&to, &mut bytes.as_slice(), &unsigned(), &mut |_| {}).unwrap_err()
+        });
+        let error = importing.await.unwrap().to_string();
+        assert!(error.contains("ends too early"), "{error}");
+        let store = larder.store();
+        for digest in &self.image.layers {
+            assert!(
+                store.size(digest).is_some() && store.links(digest).is_empty(),
+                "{digest}"
+            );
+        }
+        let key = format!("docker.io/{SECRET}");
+        assert!(store.is_private(&key), "known before any of it came");
     }
 
     /// Fails if an answer has any of the secret's bytes.
@@ -138,6 +165,13 @@ impl World {
     }
 }
 
+fn unsigned() -> Options {
+    Options {
+        unsigned: true,
+        ..Options::default()
+    }
+}
+
 fn referrers(repo: &str, digest: &Digest) -> String {
     format!("/v2/{repo}/referrers/{digest}")
 }
@@ -154,6 +188,8 @@ struct Row {
     held: Held,
     /// Set if Larder has other credentials since.
     other_credentials: bool,
+    /// Set if Larder has none: nobody's secret can be here, as far as its configuration tells.
+    without_credentials: bool,
 }
 
 /// How the secret came to be here.
@@ -161,6 +197,10 @@ struct Row {
 enum Held {
     Pulled,
     Imported,
+    /// The import broke off.
+    BrokenOff,
+    /// It was pulled, and then the index was lost, and its copy.
+    Lost,
     /// Its manifest is held, and its first layer is coming.
     Coming,
 }
@@ -172,6 +212,7 @@ const PLAIN: Row = Row {
     other_claims: true,
     held: Held::Pulled,
     other_credentials: false,
+    without_credentials: false,
 };
 
 fn rows() -> Vec<Row> {
@@ -208,6 +249,13 @@ fn rows() -> Vec<Row> {
                     ..place
                 });
             }
+        }
+        for held in [Held::Imported, Held::BrokenOff, Held::Lost] {
+            rows.push(Row {
+                held,
+                without_credentials: true,
+                ..place
+            });
         }
     }
     rows
@@ -310,6 +358,29 @@ async fn check_same(world: &World, with: &Larder, without: &Larder, row: &Row) {
     }
 }
 
+/// Starts anew without index and copy, until what is on the disk is found again.
+async fn lose_index(world: &World, larder: Larder, change: impl FnOnce(&mut Toml)) -> Larder {
+    let stopped = larder.stop().await;
+    for name in ["index.redb", "index.copy"] {
+        match std::fs::remove_file(stopped.cache().join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{name}: {error}"),
+            _ => {}
+        }
+    }
+    let larder = stopped.start(change).await;
+    let (store, image) = (larder.store(), &world.image);
+    within("the blobs to be found again", async {
+        while store.size(&image.layers[0]).is_none() || store.size(&image.manifest).is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for digest in [image.layers[0], image.manifest] {
+        assert!(store.links(&digest).is_empty(), "{digest}");
+    }
+    larder
+}
+
 async fn check_row(row: Row) {
     let world = World::new().await;
     if row.other_claims {
@@ -324,6 +395,20 @@ async fn check_row(row: Row) {
     match row.held {
         Held::Pulled => world.pull_secret(&with).await,
         Held::Imported => world.import_secret(&with).await,
+        Held::BrokenOff => world.import_beginning(&with).await,
+        Held::Lost => {
+            let log_in = |toml: &mut Toml| {
+                toml.upstream("docker.io", "username", "larder");
+                toml.upstream("docker.io", "password", "secret");
+            };
+            let log_out = |toml: &mut Toml| {
+                toml.unset(&["upstream", "docker.io"], "username");
+                toml.unset(&["upstream", "docker.io"], "password");
+            };
+            with = with.stop().await.start(log_in).await;
+            world.pull_secret(&with).await;
+            with = lose_index(&world, with, log_out).await;
+        }
         Held::Coming => {
             with.get(manifest(SECRET, "1"))
                 .await
@@ -366,7 +451,7 @@ async fn check_row(row: Row) {
     let (with, without) = (with.restart().await, without.restart().await);
     check_same(&world, &with, &without, &row).await;
     let digest = world.image.layers[0];
-    if row.held != Held::Imported {
+    if matches!(row.held, Held::Pulled | Held::Coming) {
         with.get(blob(SECRET, digest)).await.expect_content(&digest);
     }
     for store in [with.store(), without.store()] {
@@ -675,8 +760,44 @@ async fn a_mirror_makes_nothing_public() {
     let more = world.mirror.blob(SECRET, 1_000);
     larder.get(blob(SECRET, more)).await.expect_content(&more);
     assert!(larder.store().is_private(&key), "a mirror has said nothing about it");
+    // Nor when Larder has no credentials any more, by whatever is asked.
+    let tagged = world.mirror.image(SECRET, "2", &[500]);
+    let named = world.mirror.image(SECRET, "3", &[600]);
+    let late = world.mirror.blob(SECRET, 1_100);
+    let stopped = larder.stop().await;
+    let larder = stopped.start(|toml| {
+        toml.unset(&["upstream", "docker.io"], "username");
+        toml.unset(&["upstream", "docker.io"], "password");
+    });
+    let larder = larder.await;
+    for ask in [
+        Ask::head(blob(SECRET, late)),
+        Ask::head(manifest(SECRET, "2")),
+        Ask::head(manifest(SECRET, named.manifest)),
+        Ask::get(manifest(SECRET, "2")),
+        Ask::get(manifest(SECRET, named.manifest)),
+        Ask::get(format!("/v2/{SECRET}/tags/list")),
+        Ask::get(referrers(SECRET, &tagged.manifest)),
+        Ask::get(blob(SECRET, late)),
+    ] {
+        let what = format!("{ask:?}");
+        ask.send(larder.registry()).await.expect(200);
+        assert!(larder.store().is_private(&key), "a mirror took the mark away: {what}");
+    }
     world.let_claim(&world.other);
     larder.get(blob(STRANGER, digest)).await.expect(404);
+    // The registry itself may: it has been opened to all. A mirror's earlier answer does not stand in for that.
+    world.hub.require_nothing();
+    world.mirror.on(On::Any).always().status(404);
+    let open = world.hub.blob(SECRET, 1_200);
+    larder.get(blob(SECRET, open)).await.expect_content(&open);
+    assert!(!larder.store().had_credentials(&key));
+    // What somebody else marks since then, by a bundle, a mirror leaves alone, too.
+    larder.store().set_private(&key, true);
+    world.mirror.clear_script();
+    let last = world.mirror.blob(SECRET, 1_300);
+    larder.get(blob(SECRET, last)).await.expect_content(&last);
+    assert!(larder.store().had_credentials(&key), "by what the registry said before");
 }
 
 /// An upstream that cannot be asked whether something is public keeps nobody of another upstream waiting, and opens
@@ -719,27 +840,114 @@ async fn mirrors_are_not_held_up_by_their_registry() {
     gate.open();
 }
 
-/// Without an index nobody knows whose the blobs are. Where something may be private the bytes have to come again.
+/// Without an index nobody knows whose the blobs are: the bytes have to come again, with credentials or without.
 #[tokio::test]
 async fn a_lost_index_opens_nothing() {
-    let world = World::new().await;
-    let larder = world.larder(PLAIN).await;
-    world.pull_secret(&larder).await;
-    let stopped = larder.stop().await;
-    std::fs::remove_file(stopped.cache().join("index.redb")).unwrap();
-    let larder = stopped.start(|_| {}).await;
-    let digest = world.image.layers[0];
-    let store = larder.store();
-    within("the blobs to be found again", async {
-        while store.size(&digest).is_none() || store.size(&world.image.manifest).is_none() {
-            tokio::task::yield_now().await;
+    for has_credentials in [true, false] {
+        let world = World::new().await;
+        let larder = world.larder(PLAIN).await;
+        world.pull_secret(&larder).await;
+        let change = |toml: &mut Toml| {
+            if !has_credentials {
+                toml.unset(&["upstream", "docker.io"], "username");
+                toml.unset(&["upstream", "docker.io"], "password");
+            }
+        };
+        let larder = lose_index(&world, larder, change).await;
+        let digest = world.image.layers[0];
+        world.let_claim(&world.other);
+        for path in [blob(STRANGER, digest), manifest(STRANGER, world.image.manifest)] {
+            larder.get(path).await.expect(404);
         }
-    })
-    .await;
-    world.let_claim(&world.other);
-    for path in [blob(STRANGER, digest), manifest(STRANGER, world.image.manifest)] {
-        larder.get(path).await.expect(404);
+        if has_credentials {
+            larder.get(blob(SECRET, digest)).await.expect_content(&digest);
+        }
+        larder.get(blob(STRANGER, digest)).await.expect(404);
     }
-    larder.get(blob(SECRET, digest)).await.expect_content(&digest);
-    larder.get(blob(STRANGER, digest)).await.expect(404);
+}
+
+/// An import marks what is private before any of it comes. One that is refused takes its own marks back, and no others.
+#[tokio::test]
+async fn a_refused_import_marks_nothing() {
+    for had_credentials in [false, true] {
+        let world = World::new().await;
+        let row = Row {
+            without_credentials: true,
+            ..PLAIN
+        };
+        let larder = world.larder(row).await;
+        let (mut bytes, to) = (world.bundle().await, larder.store());
+        let key = format!("docker.io/{SECRET}");
+        if had_credentials {
+            to.set_private(&key, true);
+        }
+        // Something of it comes whole, and then something that its catalogue does not name.
+        let at = bytes.len() - 1_024;
+        assert!(bytes[at..].iter().all(|byte| *byte == 0));
+        let first = bytes[..512].to_vec();
+        bytes.splice(at..at, first);
+        let store = to.clone();
+        let importing = tokio::task::spawn_blocking(move || {
+            import(&store, &mut bytes.as_slice(), &unsigned(), &mut |_| {}).unwrap_err()
+        });
+        let error = importing.await.unwrap().to_string();
+        assert!(error.contains("refused"), "{error}");
+        assert!(world.image.layers.iter().all(|digest| to.size(digest).is_none()));
+        assert_eq!(to.had_credentials(&key), had_credentials);
+        drop(to);
+        let larder = larder.restart().await;
+        assert_eq!(larder.store().had_credentials(&key), had_credentials);
+    }
+}
+
+/// R-U27: an upstream that answers HEAD by an error may answer GET all the same, and so it is asked, whatever is held for
+/// others.
+#[tokio::test]
+async fn a_get_is_not_denied_by_an_error_to_head() {
+    // Of another upstream, of public content; and of the same one, of private content.
+    for asks in [STRANGER, "acme/second"] {
+        for status in [403, 404, 418, 500] {
+            let world = World::new().await;
+            let policy = TokenPolicy::new().credentials("larder", "secret");
+            let (liar, repo) = match asks {
+                STRANGER => {
+                    world.hub.require_token(policy.anonymous_for(SECRET));
+                    (&world.other, "evil/app")
+                }
+                second => (&world.hub, second),
+            };
+            for digest in world.image.blobs() {
+                liar.put_blob(repo, world.hub.bytes(&digest));
+            }
+            let bytes = world.image.bytes.clone();
+            liar.put_manifest(repo, None, world.image.media_type, bytes);
+            let (with, without) = (world.larder(PLAIN).await, world.larder(PLAIN).await);
+            world.pull_secret(&with).await;
+            liar.on(On::Blobs.head().repo(repo)).always().status(status);
+            liar.on(On::Manifests.head().repo(repo)).always().status(status);
+            let digest = world.image.layers[0];
+            let paths = [
+                blob(asks, digest),
+                blob(asks, world.image.config),
+                manifest(asks, world.image.manifest),
+            ];
+            for path in &paths {
+                let found = with.get(path.clone()).await;
+                let expected = without.get(path.clone()).await.expect(200);
+                // The bodies are too long to be printed.
+                assert!(
+                    shape(&found) == shape(&expected),
+                    "{asks}, {status}: {path}: {found:?}, not {expected:?}"
+                );
+            }
+            with.until_held(&paths[0]).await;
+            // Nothing is remembered of the HEAD, and a HEAD is answered as by a Larder that has nothing.
+            let small = blob(asks, world.image.layers[1]);
+            for _ in 0..2 {
+                let found = with.head(small.clone()).await;
+                let expected = without.head(small.clone()).await;
+                assert_eq!(shape(&found), shape(&expected), "{asks}, {status}: HEAD");
+            }
+        }
+    }
 }

@@ -151,7 +151,8 @@ async fn a_disk_that_fills_up_under_a_transfer() {
     larder.wait_for_log("what cannot be kept passes through").await;
 }
 
-/// Blobs without an index are found again, and the start says what is not. Nothing crosses the link twice.
+/// Blobs without an index are found again, and the start says what is not. Whose they are nobody knows: they cross the link
+/// once more (L11), and the disk keeps one copy.
 #[tokio::test]
 async fn an_index_that_is_gone_is_told() {
     let upstream = Upstream::start().await;
@@ -166,13 +167,10 @@ async fn an_index_that_is_gone_is_told() {
     let told = larder.wait_for_log("it has no copy").await;
     assert!(told.contains("pins are lost"), "{told}");
     larder.wait_for_log("the index is rebuilt").await;
-    larder.get(blob(REPO, digest)).await.expect_content(&digest);
-    assert_eq!(
-        upstream.count(On::Blobs.get()),
-        1,
-        "shown again by HEAD: {}",
-        upstream.print()
-    );
+    for _ in 0..2 {
+        larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    }
+    assert_eq!(upstream.count(On::Blobs.get()), 2, "{}", upstream.print());
 }
 
 /// A disk whose writes stand still until they may go, or fail.

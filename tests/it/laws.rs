@@ -982,5 +982,7 @@ async fn l8_a_running_transfer_is_no_door() {
     gate.open();
     first.rest().await.expect_content(&layer);
     third.rest().await.expect_content(&layer);
-    assert_eq!(upstream.bytes_sent(On::Blobs), SIZE as u64, "{}", upstream.print());
+    let sent = |repo: &str| upstream.bytes_sent(On::Blobs.repo(repo));
+    assert_eq!(sent("private/one"), SIZE as u64, "{}", upstream.print());
+    assert_eq!(sent("public/three"), 0, "{}", upstream.print());
 }

@@ -380,3 +380,80 @@ async fn private_repositories_are_marked() {
     let larder = larder.restart().await;
     assert!(!is_private(&larder, "ghcr.io/a/blob") && is_private(&larder, "ghcr.io/a/tag"));
 }
+
+/// L8: a client certificate of Larder's own is a credential, too. What an upstream gives to it is for nobody without a
+/// rule that says so, is marked, and travels so.
+#[tokio::test]
+async fn a_client_certificate_is_a_credential() {
+    let upstream = Upstream::start().await;
+    let (secret, tagged) = secrets(&upstream).await;
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["larder".to_owned()]).unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let cert = write("larder.crt", made.cert.pem());
+    let key = write("larder.key", made.signing_key.serialize_pem());
+    // Pulled before there was a certificate: without a mark.
+    let larder = Larder::start(&upstream, |_| {}).await;
+    larder.get(manifest(OTHER, "latest")).await.expect(200);
+    let larder = larder.stop().await.start(|toml| {
+        toml.upstream("docker.io", "client_cert", cert);
+        toml.upstream("docker.io", "client_key", key);
+    });
+    let larder = larder.await;
+    upstream.forget();
+    let paths = [
+        tagged.clone(),
+        blob(SECRET, secret.blob),
+        manifest(SECRET, secret.manifest),
+        format!("/v2/{SECRET}/tags/list"),
+        manifest(OTHER, "latest"),
+    ];
+    for path in &paths {
+        for method in ["GET", "HEAD"] {
+            let refused = Ask::new(method, path.clone()).send(larder.registry()).await;
+            assert!(
+                [401, 403, 404].contains(&refused.status),
+                "{method} {path}: {refused:?}"
+            );
+        }
+    }
+    assert!(upstream.requests().is_empty(), "{}", upstream.print());
+    // A rule that does not say so is about public repositories only.
+    let rule = |private: bool| {
+        let rule = toml::Table::from_iter([
+            ("may".to_owned(), toml::Value::from("fetch")),
+            ("private".to_owned(), toml::Value::from(private)),
+        ]);
+        vec![toml::Value::Table(rule)]
+    };
+    let larder = larder.stop().await.start(|toml| {
+        toml.set(&["access"], "rule", rule(false));
+    });
+    let larder = larder.await;
+    let refused = larder.get(&tagged).await;
+    assert!([401, 403, 404].contains(&refused.status), "{refused:?}");
+    let larder = larder.stop().await.start(|toml| {
+        toml.set(&["access"], "rule", rule(true));
+    });
+    let larder = larder.await;
+    larder.get(&tagged).await.expect_content(&secret.manifest);
+    larder.get(blob(SECRET, secret.blob)).await.expect_content(&secret.blob);
+    let marked = format!("docker.io/{SECRET}");
+    assert!(larder.store().is_private(&marked));
+    let larder = larder.restart().await;
+    assert!(larder.store().is_private(&marked));
+    // Nor does it lose the mark with the certificate: nobody has shown yet that it is public.
+    let larder = larder.stop().await.start(|toml| {
+        toml.unset(&["upstream", "docker.io"], "client_cert");
+        toml.unset(&["upstream", "docker.io"], "client_key");
+        toml.unset(&["access"], "rule");
+    });
+    let larder = larder.await;
+    upstream.on(On::Any).always().status(401);
+    let refused = larder.get(&tagged).await;
+    assert!([401, 403, 404].contains(&refused.status), "{refused:?}");
+}

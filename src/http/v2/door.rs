@@ -220,7 +220,7 @@ impl Door {
             from = visitor.from.map(tracing::field::display),
             listener = %self.listener,
             image = %target.key,
-            needs_credentials = target.upstream.credentials.is_some(),
+            needs_credentials = target.upstream.credentials.is_some() || target.upstream.client_cert.is_some(),
             "refused: `larder auth check` tells by which rule"
         );
         if visitor.claim == Claim::Busy {
