@@ -229,7 +229,7 @@ async fn launch(
     let timed = Arc::new(AtomicBool::new(config.server.server_timing));
     let (client_limits, refused) = (LiveLimits::from(config.limits.clone()), Refused::default());
     reload::tell(true);
-    let shown = tokens.clone();
+    let (shown, kept) = (tokens.clone(), tokens.clone());
     let answering = desk.clone().with_reload(requests.control());
     let api = api::router(answering.with_api(Arc::new(move || shown.shown())));
     let readiness = readiness(&pull, &refused, acme.keeper.clone(), &stop);
@@ -265,6 +265,7 @@ async fn launch(
         tokio::spawn(look_for_rot(verifier, cut.clone())),
         tokio::spawn(copy_index(pull.clone(), cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
+        tokio::spawn(api_token::keep(kept, cut.clone())),
     ];
     background.extend(keeping);
     let mut open = reloader.listeners.open();

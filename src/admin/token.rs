@@ -7,6 +7,7 @@
 //! Every step works on open folders and files, never on a path twice, so that nobody can exchange them in between. A
 //! file is locked as long as its proxy lives; one that nobody locks was left by a crash and is replaced.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
@@ -22,7 +23,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
-use crate::config::{Secret, TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, token_file_name};
+use crate::config::{Secret, TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, check_token, token_file_name};
 
 /// What a token that was made here begins with, so that a file that a crash left is told from an operator's own.
 const MADE: &str = "lra_";
@@ -34,6 +35,8 @@ const LONGEST: u64 = 4096;
 const ATTEMPTS: usize = 4;
 /// What group and others may do to a folder: write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+/// In a folder where others may write: names belong to whoever made them.
+const STICKY: u32 = 0o1000;
 
 /// A new token. Errors: the system gives no random numbers.
 pub fn make_token() -> Result<Secret, String> {
@@ -49,33 +52,122 @@ fn is_made(text: &str) -> bool {
 }
 
 /// The file that `$LARDER_ADMIN_TOKEN_FILE` names, if it holds a token that an operator wrote: it counts as configured,
-/// and is neither replaced nor removed. One that another user may have put there is none.
-pub fn given_file(places: &TokenPlaces) -> Option<PathBuf> {
-    let path = places.file.as_ref()?;
-    if !is_trusted(path) {
-        return None;
+/// and is neither replaced nor removed. `None`: there is none yet, or one that a proxy made.
+///
+/// Errors: another user may have put it there, or what it holds is no token.
+pub fn given_file(places: &TokenPlaces) -> Result<Option<PathBuf>, String> {
+    let Some(path) = places.file.as_ref() else {
+        return Ok(None);
+    };
+    let told = |why: String| format!("{TOKEN_FILE_VARIABLE}: {}: {why}", path.display());
+    match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => {}
+        Err(Errno::NOENT) => return Ok(None),
+        Err(error) => return Err(told(reason(error))),
     }
-    let text = std::fs::read_to_string(path).ok()?;
-    let text = text.trim();
-    (!text.is_empty() && !is_made(text)).then(|| path.clone())
+    check_trust(path).map_err(told)?;
+    let file =
+        openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|error| told(reason(error)))?;
+    let text = read_short(&mut File::from(file)).map_err(told)?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if is_made(text) {
+        return Ok(None);
+    }
+    check_token(text).map_err(told)?;
+    Ok(Some(path.clone()))
 }
 
-/// Whether only this user or root can have said what is at this path. In a folder where everybody may write, a link could
-/// lead to a file of root's whose contents everybody knows.
-fn is_trusted(path: &Path) -> bool {
+/// Links that are followed on the way to a file, as the kernel does.
+const MAX_LINKS: usize = 40;
+
+/// Holds if only this user and root can have said what is at this path: every name on the way is in a folder where
+/// nobody else may write, or, in a folder with the sticky bit, belongs to one of the two. Links are followed one by one, as
+/// the mounts of Kubernetes need it. In a folder that only the two may write, the file itself may belong to somebody
+/// else, as secrets of Docker Compose do: the two have chosen whose it is.
+///
+/// Errors: what is wrong, with the path that it is wrong with.
+fn check_trust(path: &Path) -> Result<(), String> {
     let uid = geteuid().as_raw();
-    let is_ours = |found: &Stat| (found.st_uid == uid || found.st_uid == 0) && found.st_mode & WRITABLE_BY_OTHERS == 0;
-    let (Some(parent), Ok(named), Ok(file)) = (
-        path.parent(),
-        statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW),
-        statat(CWD, path, AtFlags::empty()),
-    ) else {
-        return false;
-    };
-    let is_file = FileType::from_raw_mode(file.st_mode) == FileType::RegularFile;
-    let is_own = is_same(&named, &file) && file.st_uid == uid && file.st_nlink == 1;
-    let in_own = statat(CWD, parent, AtFlags::empty()).is_ok_and(|parent| is_ours(&parent));
-    is_file && is_ours(&file) && (is_own || in_own)
+    let is_ours = |found: &Stat| found.st_uid == uid || found.st_uid == 0;
+    let named = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).map_err(reason)?;
+    // Nobody else can make such a file, wherever it lies.
+    if is_regular(&named) && named.st_uid == uid && named.st_nlink == 1 && named.st_mode & WRITABLE_BY_OTHERS == 0 {
+        return Ok(());
+    }
+    let mut left: Vec<OsString> = path
+        .components()
+        .rev()
+        .map(|part| part.as_os_str().to_owned())
+        .collect();
+    let mut at = PathBuf::from("/");
+    let mut links = 0;
+    while let Some(part) = left.pop() {
+        if part == "/" {
+            at = PathBuf::from("/");
+            continue;
+        }
+        if part == "." {
+            continue;
+        }
+        // Links are resolved by now, so that this is the folder above.
+        if part == ".." {
+            at.pop();
+            continue;
+        }
+        let folder = statat(CWD, &at, AtFlags::SYMLINK_NOFOLLOW).map_err(reason)?;
+        let next = at.join(&part);
+        let found = statat(CWD, &next, AtFlags::SYMLINK_NOFOLLOW).map_err(reason)?;
+        let shown = at.display();
+        if !is_ours(&folder) {
+            return Err(format!(
+                "the folder {shown} belongs to uid {}, who could exchange the file",
+                folder.st_uid
+            ));
+        }
+        let is_shared = folder.st_mode & WRITABLE_BY_OTHERS != 0;
+        if is_shared && folder.st_mode & STICKY == 0 {
+            return Err(format!(
+                "others may write into the folder {shown} (mode {:o})",
+                folder.st_mode & 0o7777
+            ));
+        }
+        if is_shared && !is_ours(&found) {
+            return Err(format!(
+                "others may write into the folder {shown}, and {} belongs to uid {}",
+                next.display(),
+                found.st_uid
+            ));
+        }
+        match FileType::from_raw_mode(found.st_mode) {
+            FileType::Symlink => {
+                links += 1;
+                if links > MAX_LINKS {
+                    return Err("it leads through too many symbolic links".to_owned());
+                }
+                let target = std::fs::read_link(&next).map_err(|error| error.to_string())?;
+                left.extend(target.components().rev().map(|part| part.as_os_str().to_owned()));
+            }
+            FileType::Directory if !left.is_empty() => at = next,
+            FileType::RegularFile if left.is_empty() => {
+                if found.st_mode & WRITABLE_BY_OTHERS != 0 {
+                    return Err(format!("others may write it (mode {:o})", found.st_mode & 0o7777));
+                }
+                // Another name of a file whose contents everybody knows could be made by everybody.
+                if is_shared && found.st_nlink != 1 {
+                    return Err(format!(
+                        "it has several names, and others may write into the folder {shown}"
+                    ));
+                }
+                return Ok(());
+            }
+            _ => return Err(format!("{} is no file", next.display())),
+        }
+    }
+    Err("it is no file".to_owned())
+}
+
+fn is_regular(found: &Stat) -> bool {
+    FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
 }
 
 /// A token on disk. Dropped, its file is gone.
@@ -113,6 +205,13 @@ impl TokenFile {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Whether its path still leads to it: folders of a session go with the session, and old files in `/tmp` are removed.
+    pub fn is_there(&self) -> bool {
+        let own = fstat(&self.file);
+        let named = statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW);
+        matches!((own, named), (Ok(own), Ok(named)) if is_same(&own, &named))
     }
 }
 
@@ -284,7 +383,34 @@ pub fn find(places: &TokenPlaces, port: u16) -> TokenSearch {
             Err(why) => search.missed.push(format!("{}: {why}", path.display())),
         }
     }
+    if uid == 0 {
+        let known: Vec<PathBuf> = search.found.iter().map(|found| found.path.clone()).collect();
+        let others = places
+            .of_users()
+            .into_iter()
+            .flat_map(|folders| find_of_users(&folders, &name));
+        search.found.extend(others.filter(|other| !known.contains(&other.path)));
+    }
     search
+}
+
+/// What proxies of users have written, each into the folder that is named after its user and is his. Where there is none
+/// nothing is said: these are guesses.
+fn find_of_users(folders: &UserFolders, file: &str) -> Vec<FoundToken> {
+    let entries = std::fs::read_dir(folders.path()).into_iter().flatten().flatten();
+    let named = entries.filter_map(|entry| folders.folder(entry.file_name().to_str()?));
+    let mut found = Vec::new();
+    for (uid, folder) in named {
+        let (path, owner) = (folder.path(), statat(CWD, folder.path(), AtFlags::SYMLINK_NOFOLLOW));
+        if !owner.is_ok_and(|owner| owner.st_uid == uid) {
+            continue;
+        }
+        if let Ok((token, owner)) = read_in(&folder, file, uid) {
+            let path = path.join(file);
+            found.push(FoundToken { token, path, owner });
+        }
+    }
+    found
 }
 
 /// Reads the file that `$LARDER_ADMIN_TOKEN_FILE` names. Errors: a sentence that names it.
@@ -335,10 +461,8 @@ fn read_token(mut file: File, folder_owner: Option<u32>) -> Result<(Secret, u32)
     }
     let text = read_short(&mut file)?;
     let token = text.trim();
-    match token.is_empty() || token.contains(|c: char| !c.is_ascii_graphic()) {
-        true => Err("it holds no token".to_owned()),
-        false => Ok((Secret::new(token), found.st_uid)),
-    }
+    check_token(token)?;
+    Ok((Secret::new(token), found.st_uid))
 }
 
 fn read_short(file: &mut File) -> Result<String, String> {
@@ -502,34 +626,92 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let named = root.path().join("mine");
         let places = places(&[("XDG_RUNTIME_DIR", root.path()), (TOKEN_FILE_VARIABLE, &named)]);
-        assert_eq!(given_file(&places), None);
+        assert_eq!(given_file(&places), Ok(None));
         let token = make_token().unwrap();
         let file = TokenFile::write(&places, 1, &token).unwrap();
         assert_eq!((file.path(), mode(&named)), (named.as_path(), 0o600));
         assert_eq!(read_named(&named).unwrap().token.reveal(), token.reveal());
         // What a proxy made is no operator's choice.
-        assert_eq!(given_file(&places), None);
+        assert_eq!(given_file(&places), Ok(None));
         drop(file);
         std::fs::write(&named, "an-operators-own-token\n").unwrap();
-        assert_eq!(given_file(&places), Some(named.clone()));
+        assert_eq!(given_file(&places), Ok(Some(named.clone())));
         assert!(TokenFile::write(&places, 1, &token).is_err());
         // What others may write, or have linked to, is nobody's choice.
         let writable = std::fs::Permissions::from_mode(0o666);
         std::fs::set_permissions(&named, writable).unwrap();
-        assert_eq!(given_file(&places), None);
+        assert!(given_file(&places).unwrap_err().contains("others may write it"));
         std::fs::remove_file(&named).unwrap();
         let target = root.path().join("target");
         std::fs::write(&target, "known-to-everybody").unwrap();
         symlink(&target, &named).unwrap();
-        assert_eq!(given_file(&places), Some(named.clone()));
-        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
-        assert_eq!(given_file(&places), None);
+        assert_eq!(given_file(&places), Ok(Some(named.clone())));
+        std::fs::set_permissions(root.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(
+            given_file(&places)
+                .unwrap_err()
+                .contains("others may write into the folder")
+        );
         assert!(TokenFile::write(&places, 1, &token).unwrap_err()[0].contains("symbolic link"));
         std::fs::remove_file(&named).unwrap();
-        for bad in ["", "two words", "\n"] {
+        for bad in ["", "a", "two words that are long", "\n"] {
             std::fs::write(&named, bad).unwrap();
-            assert!(read_named(&named).unwrap_err().contains(TOKEN_FILE_VARIABLE));
+            for why in [read_named(&named).unwrap_err(), given_file(&places).unwrap_err()] {
+                assert!(
+                    why.contains(TOKEN_FILE_VARIABLE) && why.contains("expected 16 or more"),
+                    "{why}"
+                );
+            }
         }
+    }
+
+    /// `token -> ..data/token`, `..data -> ..2026`, in a folder where everybody may write, with the sticky bit.
+    #[test]
+    fn a_secret_as_kubernetes_mounts_it() {
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("..2026");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::write(data.join("token"), "an-operators-own-token").unwrap();
+        symlink("..2026", root.path().join("..data")).unwrap();
+        let named = root.path().join("token");
+        symlink("..data/token", &named).unwrap();
+        let open = |path: &Path, mode: u32| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        open(root.path(), 0o1777);
+        let places = places(&[(TOKEN_FILE_VARIABLE, &named)]);
+        assert_eq!(given_file(&places), Ok(Some(named.clone())));
+        // By the folders that really hold it.
+        open(&data, 0o777);
+        assert!(given_file(&places).unwrap_err().contains("..2026"));
+        open(&data, 0o755);
+        open(root.path(), 0o777);
+        assert!(given_file(&places).unwrap_err().contains("others may write into"));
+        open(root.path(), 0o1777);
+        std::fs::remove_file(root.path().join("..data")).unwrap();
+        symlink("..data", root.path().join("..data")).unwrap();
+        assert!(given_file(&places).is_err());
+        if !geteuid().is_root() {
+            eprintln!("not run: secrets of several users take root");
+            return;
+        }
+        let give = |path: &Path, uid: u32| std::os::unix::fs::lchown(path, Some(uid), Some(uid)).unwrap();
+        // As Compose mounts what lies in somebody's home.
+        std::fs::remove_file(&named).unwrap();
+        std::fs::write(&named, "an-operators-own-token").unwrap();
+        give(&named, 65_533);
+        assert!(given_file(&places).unwrap_err().contains("belongs to uid 65533"));
+        open(root.path(), 0o755);
+        assert_eq!(given_file(&places), Ok(Some(named.clone())));
+        // A link of somebody else's, in a folder for everybody; and a folder of somebody else's.
+        open(root.path(), 0o1777);
+        std::fs::remove_file(&named).unwrap();
+        symlink("..2026/token", &named).unwrap();
+        give(&named, 65_533);
+        assert!(given_file(&places).unwrap_err().contains("belongs to uid 65533"));
+        give(&named, 0);
+        give(&data, 65_533);
+        assert!(given_file(&places).unwrap_err().contains("belongs to uid 65533"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! bring.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use url::Url;
 use crate::admin::listening;
 use crate::admin::token::{self, FoundToken};
 use crate::config::{Config, Listen, Password, Secret, TlsIdentity, TokenPlaces};
+use crate::store;
 
 /// Where an admin API answers.
 #[derive(Clone, Debug)]
@@ -27,6 +29,47 @@ pub struct AdminAddress {
     ip: Option<SocketAddr>,
     /// A file with the certificate that the proxy shows: that one is trusted whatever it says of its name.
     certificate: Option<PathBuf>,
+}
+
+/// What a command knows of tokens, and of the user whose proxy it asks.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub places: TokenPlaces,
+    /// In the configuration.
+    pub token: Option<Password>,
+    /// The proxy's, if it is on this machine: its owner, and that of the lock in it, is the proxy's user.
+    pub cache: Option<PathBuf>,
+    /// Somebody has said that a named token may go there unencrypted, and to whoever listens.
+    pub insecure: bool,
+}
+
+impl Known {
+    pub fn of(config: &Config) -> Known {
+        Known {
+            places: config.admin.token_places.clone(),
+            token: config.admin.token.clone(),
+            cache: Some(config.cache.path.clone()),
+            insecure: false,
+        }
+    }
+}
+
+/// Why there is no token to bring.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It cannot be read, or is none.
+    #[error("{0}")]
+    Unreadable(String),
+    /// It would cross a network unencrypted.
+    #[error(
+        "{0} is another machine, and the admin token would cross the network unencrypted: give it TLS (admin.tls) and call it by https, or send the token all the same with --insecure"
+    )]
+    Clear(String),
+    /// Another user's process would have it.
+    #[error(
+        "uid {taker} listens at {at}, and the admin token is for a proxy of {users}: it was not sent. If that proxy is yours, run the command as uid {taker}, name its configuration by --config (its cache folder says whose it is), call it by https, or send the token all the same with --insecure"
+    )]
+    Taken { at: String, taker: u32, users: String },
 }
 
 /// What to bring there.
@@ -102,23 +145,23 @@ impl AdminAddress {
 
     /// Whether what is sent there stays on this machine, so that nobody on a network can read it.
     pub fn is_local(&self) -> bool {
-        let ip = match self.url.host() {
-            _ if self.socket.is_some() || self.ip.is_some() => return true,
-            Some(url::Host::Domain(name)) => return name.eq_ignore_ascii_case("localhost"),
-            Some(url::Host::Ipv4(ip)) => IpAddr::V4(ip),
-            Some(url::Host::Ipv6(ip)) => IpAddr::V6(ip),
-            None => return false,
+        let ip = match (self.ip, self.url.host()) {
+            _ if self.socket.is_some() => return true,
+            (Some(at), _) => at.ip(),
+            (None, Some(url::Host::Domain(name))) => return name.eq_ignore_ascii_case("localhost"),
+            (None, Some(url::Host::Ipv4(ip))) => IpAddr::V4(ip),
+            (None, Some(url::Host::Ipv6(ip))) => IpAddr::V6(ip),
+            (None, None) => return false,
         };
-        // Only an address of this machine can be bound.
-        ip.to_canonical().is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+        is_of_this_machine(ip)
     }
 
     /// The addresses of this machine that it may stand for.
     fn ips(&self) -> Vec<IpAddr> {
         match (self.ip, self.url.host()) {
-            (Some(at), _) => vec![at.ip()],
-            (None, Some(url::Host::Ipv4(ip))) => vec![IpAddr::V4(ip)],
-            (None, Some(url::Host::Ipv6(ip))) => vec![IpAddr::V6(ip)],
+            (Some(at), _) => vec![named(at.ip())],
+            (None, Some(url::Host::Ipv4(ip))) => vec![named(IpAddr::V4(ip))],
+            (None, Some(url::Host::Ipv6(ip))) => vec![named(IpAddr::V6(ip))],
             (None, _) => vec![IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)],
         }
     }
@@ -128,37 +171,56 @@ impl AdminAddress {
         self.url.scheme() == "http" && !self.is_local()
     }
 
+    /// The users whose processes take what is sent there; none where that cannot be seen: another machine, or a port of
+    /// this one that the kernel forwards by rules which only root can make. Blocking, briefly.
+    fn takers(&self) -> Vec<u32> {
+        if let Some(path) = &self.socket {
+            return owner(path).into_iter().collect();
+        }
+        if !self.is_local() {
+            return Vec::new();
+        }
+        let port = self.port();
+        let ips = self.ips().into_iter();
+        ips.flat_map(|ip| listening::owners((ip, port).into())).collect()
+    }
+
+    fn port(&self) -> u16 {
+        self.url.port_or_known_default().unwrap_or_default()
+    }
+
     /// The tokens to try. What `$LARDER_ADMIN_TOKEN_FILE` names comes before the configuration, and that before what is
     /// found on this machine; a file of this machine is only for a proxy of this machine. Blocking, briefly.
     ///
-    /// Errors: a token that was named cannot be read.
-    pub fn tokens(&self, places: &TokenPlaces, configured: Option<&Password>) -> Result<Tokens, String> {
-        if let Some(path) = &places.file {
+    /// Errors: a token that was named cannot be read, or must not be sent there.
+    pub fn tokens(&self, known: &Known) -> Result<Tokens, TokenError> {
+        if let Some(path) = &known.places.file {
             match token::read_named(path) {
-                Ok(FoundToken { token, .. }) => return Ok(Tokens::one(token)),
+                Ok(FoundToken { token, owner, .. }) => return self.named(token, Some(owner), known),
                 // The proxy that would make it may have been given another token.
-                Err(why) if configured.is_none() => return Err(why),
+                Err(why) if known.token.is_none() => return Err(TokenError::Unreadable(why)),
                 Err(_) => {}
             }
         }
-        if let Some(password) = configured {
-            let token = password.read().map_err(|why| format!("admin.token_file: {why}"))?;
-            return Ok(Tokens::one(token));
+        if let Some(password) = &known.token {
+            let read = password.read_token();
+            let token = read.map_err(|why| TokenError::Unreadable(format!("admin.token_file: {why}")))?;
+            let file = match password {
+                Password::File(path) => owner(path),
+                Password::Value(_) => None,
+            };
+            return self.named(token, file, known);
         }
-        let port = self.url.port_or_known_default().unwrap_or_default();
+        let port = self.port();
         if self.socket.is_some() || !self.is_local() {
             return Ok(Tokens::default());
         }
-        let search = token::find(places, port);
+        let search = token::find(&known.places, port);
         let mut tokens = Tokens {
             missed: search.missed,
             ..Tokens::default()
         };
-        let takers: Vec<u32> = self
-            .ips()
-            .into_iter()
-            .flat_map(|ip| listening::owners((ip, port).into()))
-            .collect();
+        let takers = self.takers();
         for FoundToken { token, path, owner } in search.found {
             match takers.iter().find(|taker| **taker != owner && **taker != 0) {
                 None => tokens.tokens.push(token),
@@ -170,6 +232,35 @@ impl AdminAddress {
             }
         }
         Ok(tokens)
+    }
+
+    /// One that somebody has named, unless others would have it: on the network, or as a user of this machine who has taken
+    /// the port. `file` is who owns the file that it is from.
+    fn named(&self, token: Secret, file: Option<u32>, known: &Known) -> Result<Tokens, TokenError> {
+        // A certificate says whose proxy it is.
+        if known.insecure || self.url.scheme() == "https" {
+            return Ok(Tokens::one(token));
+        }
+        if self.is_clear() {
+            return Err(TokenError::Clear(self.shown()));
+        }
+        let mut users = vec![0, rustix::process::geteuid().as_raw()];
+        users.extend(file);
+        users.extend(known.cache.iter().flat_map(|cache| owners_of_cache(cache)));
+        users.sort_unstable();
+        users.dedup();
+        match self.takers().into_iter().find(|taker| !users.contains(taker)) {
+            None => Ok(Tokens::one(token)),
+            Some(taker) => Err(TokenError::Taken {
+                at: self.shown(),
+                taker,
+                users: users
+                    .iter()
+                    .map(|uid| format!("uid {uid}"))
+                    .collect::<Vec<_>>()
+                    .join(" or "),
+            }),
+        }
     }
 
     /// A client that goes there and nowhere else: no redirects, no proxy. `http2`: without asking whether the other side
@@ -236,12 +327,48 @@ impl Tokens {
 
 /// Where a listener is reached from this machine.
 fn reached(listen: SocketAddr) -> SocketAddr {
-    let ip = match listen.ip() {
+    SocketAddr::new(named(listen.ip()), listen.port())
+}
+
+/// By "every address" the kernel takes its own.
+fn named(ip: IpAddr) -> IpAddr {
+    match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
+    }
+}
+
+/// Asks the kernel for the way there, without sending anything: only to itself does an address send from itself. To bind it
+/// would prove nothing, since `net.ipv4.ip_nonlocal_bind` lets every address be bound.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    let ip = named(ip).to_canonical();
+    if ip.is_loopback() {
+        return true;
+    }
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     };
-    SocketAddr::new(ip, listen.port())
+    // Any port will do but 0.
+    let source = UdpSocket::bind((any, 0)).and_then(|socket| {
+        socket.connect((ip, 9))?;
+        socket.local_addr()
+    });
+    source.is_ok_and(|source| source.ip() == ip)
+}
+
+fn owner(path: &Path) -> Option<u32> {
+    std::fs::metadata(path).ok().map(|meta| meta.uid())
+}
+
+/// The users whose proxy may hold it: the folder's, and the lock's where not everybody could have made that.
+fn owners_of_cache(cache: &Path) -> Vec<u32> {
+    let Ok(folder) = std::fs::metadata(cache) else {
+        return Vec::new();
+    };
+    let lock = owner(&store::lock_file(cache)).filter(|_| folder.mode() & 0o002 == 0);
+    [Some(folder.uid()), lock].into_iter().flatten().collect()
 }
 
 /// Those in a PEM file; none if it cannot be read: then the system's authorities decide.
@@ -341,10 +468,61 @@ mod tests {
             ("http://localhost.example:5001", true),
             // Documentation's own: no machine has it (RFC 5737).
             ("http://192.0.2.7:5001", true),
+            ("http://[2001:db8::7]:5001", true),
+            ("http://0.0.0.0:5001", false),
+            ("http://[::]:5001", false),
         ] {
             let address = AdminAddress::at(url.parse().unwrap());
             assert_eq!(address.is_clear(), is_clear, "{url}");
         }
+    }
+
+    /// The machine's own address in its network, where it is in one.
+    #[test]
+    fn an_address_of_this_machine_is_local() {
+        let way = UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
+            socket.connect("192.0.2.7:9")?;
+            socket.local_addr()
+        });
+        match way {
+            Ok(own) => assert!(is_of_this_machine(own.ip()), "{own}"),
+            Err(error) => eprintln!("not run: this machine is in no network ({error})"),
+        }
+    }
+
+    /// Without anybody's word a token that was named stays here: the next machine might be anybody's.
+    #[test]
+    fn a_named_token_goes_nowhere_in_clear() {
+        let known = |insecure: bool| Known {
+            token: Some(Password::Value(Secret::new("configured-token"))),
+            insecure,
+            ..Known::default()
+        };
+        let there = AdminAddress::at("http://192.0.2.7:5001".parse().unwrap());
+        assert!(matches!(there.tokens(&known(false)), Err(TokenError::Clear(_))));
+        assert_eq!(there.tokens(&known(true)).unwrap().tokens.len(), 1);
+        let secure = AdminAddress::at("https://192.0.2.7:5001".parse().unwrap());
+        assert_eq!(secure.tokens(&known(false)).unwrap().tokens.len(), 1);
+    }
+
+    #[test]
+    fn whose_cache_it_is() {
+        let cache = tempfile::tempdir().unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(owners_of_cache(cache.path()), [own]);
+        assert!(owners_of_cache(&cache.path().join("absent")).is_empty());
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("not run: a lock of another user takes root");
+            return;
+        }
+        use std::os::unix::fs::PermissionsExt as _;
+        let lock = store::lock_file(cache.path());
+        std::fs::write(&lock, "1").unwrap();
+        std::os::unix::fs::chown(&lock, Some(7), Some(7)).unwrap();
+        assert_eq!(owners_of_cache(cache.path()), [own, 7]);
+        // Whoever may write there could have made it.
+        std::fs::set_permissions(cache.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        assert_eq!(owners_of_cache(cache.path()), [own]);
     }
 
     #[test]
@@ -368,10 +546,13 @@ mod tests {
         };
         let brought = |url: &str, named: Option<&Path>, configured: Option<&str>| {
             let address = AdminAddress::at(url.parse().unwrap());
-            let configured = configured.map(|text| Password::Value(Secret::new(text)));
-            let tokens = address.tokens(&places(named), configured.as_ref());
+            let tokens = address.tokens(&Known {
+                places: places(named),
+                token: configured.map(|text| Password::Value(Secret::new(text))),
+                ..Known::default()
+            });
             let tokens = tokens.map(|tokens| tokens.tokens.iter().map(|t| t.reveal().to_owned()).collect::<Vec<_>>());
-            tokens.map_err(|why| why.contains("LARDER_ADMIN_TOKEN_FILE"))
+            tokens.map_err(|why| why.to_string().contains("LARDER_ADMIN_TOKEN_FILE"))
         };
         let one = |text: &str| Ok(vec![text.to_owned()]);
         let here = "http://127.0.0.1:5001";

@@ -20,11 +20,11 @@ use crate::admin::views::{
 };
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
-use crate::app::admin_address::AdminAddress;
+use crate::app::admin_address::{AdminAddress, Known, TokenError};
 use crate::bundle::receipt::Receipt;
 use crate::bundle::report::Report;
 use crate::bundle::{Input, pipe};
-use crate::config::{Config, ConfigError, Environment, Password, TokenPlaces};
+use crate::config::{Config, ConfigError, Environment, TOKEN_FILE_VARIABLE, TokenPlaces};
 use crate::telemetry::log;
 
 /// Rows of a page of images: as many as there may be.
@@ -40,7 +40,7 @@ pub struct Place {
     /// The admin address of a running proxy, as http:// or https:// and host:port, or unix:PATH [default: admin.listen]
     #[arg(long, value_name = "URL", value_parser = admin_address)]
     admin: Option<AdminAddress>,
-    /// Send the admin token unencrypted to another machine
+    /// Send the admin token unencrypted to another machine, or to whichever user of this one listens there
     #[arg(long)]
     insecure: bool,
     /// Print data for programs in place of text
@@ -142,11 +142,9 @@ fn at_desk(
     })
 }
 
-/// How a proxy is asked for the first time: with which tokens, and how carefully.
+/// How a proxy is asked for the first time.
 struct Asking {
-    places: TokenPlaces,
-    configured: Option<Password>,
-    insecure: bool,
+    known: Known,
 }
 
 /// A proxy that answers, and its figures.
@@ -156,16 +154,10 @@ impl Asking {
     /// Tries each token that there is. Errors: outside, that nothing may be sent there; inside, what came of it.
     async fn ask(&self, address: &AdminAddress) -> Result<Asked, (Exit, String)> {
         let failed = |error: String| (Exit::Failed, error);
-        let tokens = address.tokens(&self.places, self.configured.as_ref()).map_err(failed)?;
-        if !tokens.tokens.is_empty() && address.is_clear() && !self.insecure {
-            return Err((
-                Exit::Usage,
-                format!(
-                    "{} is another machine, and the admin token would cross the network unencrypted: give it TLS (admin.tls) and call it by https, or send the token all the same with --insecure",
-                    address.shown()
-                ),
-            ));
-        }
+        let tokens = address.tokens(&self.known).map_err(|error| match error {
+            TokenError::Clear(_) => (Exit::Usage, error.to_string()),
+            TokenError::Unreadable(_) | TokenError::Taken { .. } => failed(error.to_string()),
+        })?;
         let mut tried: Vec<Option<crate::config::Secret>> = tokens.tokens.into_iter().map(Some).collect();
         if tried.is_empty() {
             tried.push(None);
@@ -181,15 +173,18 @@ impl Asking {
         }
         let mut why = last.unwrap_or_default();
         if !tokens.missed.is_empty() {
-            why += &format!(". Looked for in vain: {}", tokens.missed.join("; "));
+            why += &format!(
+                ". Looked for in vain: {}. {TOKEN_FILE_VARIABLE} names a file elsewhere",
+                tokens.missed.join("; ")
+            );
         }
         Ok(Err(CallError::Unauthorized(why)))
     }
 
     fn looking_again(&self, address: &AdminAddress, remote: Remote) -> Remote {
-        let (address, places, configured) = (address.clone(), self.places.clone(), self.configured.clone());
+        let (address, known) = (address.clone(), self.known.clone());
         remote.looking_again(move || {
-            let tokens = address.tokens(&places, configured.as_ref()).ok()?;
+            let tokens = address.tokens(&known).ok()?;
             tokens.tokens.into_iter().next()
         })
     }
@@ -199,12 +194,16 @@ impl Desk {
     async fn find(place: &Place, config: Option<Config>, purpose: Purpose) -> Result<Desk, (Exit, String)> {
         let failed = |error: String| (Exit::Failed, error);
         let asking = Asking {
-            places: match &config {
-                Some(config) => config.admin.token_places.clone(),
-                None => TokenPlaces::of(&Environment::of_process()),
+            known: Known {
+                insecure: place.insecure,
+                ..match &config {
+                    Some(config) => Known::of(config),
+                    None => Known {
+                        places: TokenPlaces::of(&Environment::of_process()),
+                        ..Known::default()
+                    },
+                }
             },
-            configured: config.as_ref().and_then(|config| config.admin.token.clone()),
-            insecure: place.insecure,
         };
         if let Some(address) = &place.admin {
             return match asking.ask(address).await? {

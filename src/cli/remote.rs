@@ -170,18 +170,26 @@ impl Remote {
 
     /// A call with an order, that brings an archive: nobody knows how long it takes.
     pub async fn order(&self, path: &[&str], order: String) -> Result<reqwest::Response, CallError> {
-        let request = self.patient.post(self.url(path, &[])?);
-        self.send(request.header("content-type", "application/json").body(order))
-            .await
+        let url = self.url(path, &[])?;
+        let once = || {
+            let request = self.patient.post(url.clone());
+            self.send(request.header("content-type", "application/json").body(order.clone()))
+        };
+        match once().await {
+            Err(CallError::Unauthorized(_)) if self.renew() => once().await,
+            outcome => outcome,
+        }
     }
 
-    /// A call that sends an archive.
+    /// A call that sends an archive. Its bytes come but once, and some are gone before a refusal is heard: a call that costs
+    /// nothing finds out first whether the token is the one of now.
     pub async fn upload(
         &self,
         path: &[&str],
         query: &[(&str, String)],
         body: reqwest::Body,
     ) -> Result<reqwest::Response, CallError> {
+        self.get::<Value>(&["stats"], &[]).await?;
         let request = self.uploads.post(self.url(path, query)?);
         self.send(request.header("content-type", "application/x-tar").body(body))
             .await
@@ -229,4 +237,62 @@ fn innermost(error: &reqwest::Error) -> String {
         source = next;
     }
     source.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::HeaderMap;
+    use axum::routing::{get, post};
+
+    use super::*;
+
+    const NOW: &str = "the-token-of-now";
+
+    /// The proxy was started again, and made another token: also calls with an archive look for it, and what they send is
+    /// whole.
+    #[tokio::test]
+    async fn a_token_that_was_made_anew_is_looked_for_by_every_call() {
+        fn answer(headers: &HeaderMap, text: String) -> (StatusCode, String) {
+            match headers
+                .get("authorization")
+                .is_some_and(|value| value == &format!("Bearer {NOW}"))
+            {
+                true => (StatusCode::OK, serde_json::json!({ "heard": text }).to_string()),
+                false => (
+                    StatusCode::UNAUTHORIZED,
+                    r#"{"error":{"code":"unauthorized","message":"no"}}"#.to_owned(),
+                ),
+            }
+        }
+        let take = async |headers: HeaderMap, text: String| answer(&headers, text);
+        let router = Router::new()
+            .route(
+                "/api/v1/stats",
+                get(async |headers: HeaderMap| answer(&headers, String::new())),
+            )
+            .route("/api/v1/order", post(take))
+            .route("/api/v1/import", post(take));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = format!("http://{}", listener.local_addr().unwrap());
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+        let address = AdminAddress::at(at.parse().unwrap());
+        let remote = || {
+            let remote = Remote::new(&address, Some(Secret::new("the-token-of-before"))).unwrap();
+            remote.looking_again(|| Some(Secret::new(NOW)))
+        };
+        let asked = remote();
+        let response = asked.order(&["order"], "an order".to_owned()).await.unwrap();
+        assert_eq!(asked.read::<Value>(response).await.unwrap()["heard"], "an order");
+        let asked = remote();
+        let pieces = ["an ", "archive"].map(|piece| Ok::<_, std::io::Error>(piece.to_owned()));
+        let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+        let response = asked.upload(&["import"], &[], body).await.unwrap();
+        assert_eq!(asked.read::<Value>(response).await.unwrap()["heard"], "an archive");
+        // Without another token there is no second try.
+        let asked = Remote::new(&address, Some(Secret::new("the-token-of-before"))).unwrap();
+        let refused = asked.order(&["order"], String::new()).await.unwrap_err();
+        assert!(matches!(refused, CallError::Unauthorized(_)), "{refused}");
+        serving.abort();
+    }
 }

@@ -80,6 +80,7 @@ fn text(view: &StatsView, is_folder: bool) -> String {
 /// What calls to it bring.
 fn api_of(api: &ApiView) -> String {
     let mut text = match api.token.as_str() {
+        "made" if api.token_files.is_empty() => "with a token whose file is gone".to_owned(),
         "made" => format!("with the token in {}", printable(&api.token_files.join(", "))),
         "configured" => "with the configured token".to_owned(),
         _ => "without a token".to_owned(),

@@ -47,7 +47,7 @@ pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::Environment;
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
-pub use token_places::{TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, token_file_name};
+pub use token_places::{TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, token_file_name};
 pub use traces::{Traces, header_pairs};
 pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 
@@ -376,6 +376,33 @@ impl Password {
             true => Err(format!("{} is empty", path.display())),
             false => Ok(Secret::new(text)),
         }
+    }
+
+    /// As [`Password::read`], for an admin token, which has to be one.
+    pub fn read_token(&self) -> Result<Secret, String> {
+        let token = self.read()?;
+        match (check_token(token.reveal()), self) {
+            (Ok(()), _) => Ok(token),
+            (Err(why), Password::Value(_)) => Err(why),
+            (Err(why), Password::File(path)) => Err(format!("{}: {why}", path.display())),
+        }
+    }
+}
+
+/// Shorter ones can be guessed.
+const MIN_TOKEN: usize = 16;
+
+/// Errors: a sentence that shows nothing of the text.
+pub fn check_token(text: &str) -> Result<(), String> {
+    let length = text.len();
+    let wanted = format!("expected {MIN_TOKEN} or more letters, digits and signs, without spaces");
+    match text.chars().find(|c| !c.is_ascii_graphic()) {
+        _ if length < MIN_TOKEN => Err(format!("{wanted}, found {length}")),
+        Some(c) if c.is_ascii_whitespace() => {
+            Err(format!("{wanted}, found a space or a line break among {length} bytes"))
+        }
+        Some(_) => Err(format!("{wanted}, found something else among {length} bytes")),
+        None => Ok(()),
     }
 }
 

@@ -13,7 +13,9 @@ use super::listen::{addresses, clash};
 use super::raw::{Raw, RawAudit, RawBundle, RawLimits, RawLog, RawServer};
 use super::settle_access::{places, tcp_of};
 use super::token_places::TokenPlaces;
-use super::{Admin, Audit, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, settle_access};
+use super::{
+    Admin, Audit, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, check_token, settle_access,
+};
 use crate::oci::HostPort;
 
 const MIB: u64 = 1 << 20;
@@ -77,9 +79,6 @@ pub fn admin(findings: &mut Findings<'_>, raw: &Raw, server: &[SocketAddr]) -> A
     }
 }
 
-/// Shorter ones can be guessed.
-const MIN_TOKEN: usize = 16;
-
 fn token(findings: &mut Findings<'_>, raw: &Raw) -> Option<Password> {
     let (key, file_key) = (["admin", "token"], ["admin", "token_file"]);
     let file = findings.secret_file(&file_key, raw.admin.token_file.as_ref());
@@ -92,15 +91,22 @@ fn token(findings: &mut Findings<'_>, raw: &Raw) -> Option<Password> {
             );
             None
         }
-        (Some(text), None) if text.len() < MIN_TOKEN || text.contains(|c: char| !c.is_ascii_graphic()) => {
-            findings.refuse(&key, "expected 16 or more letters, digits and signs, without spaces");
-            None
-        }
         (Some(text), None) => {
+            if let Err(why) = check_token(text) {
+                findings.refuse(&key, why);
+                return None;
+            }
             findings.warn_about_open_file(&key, "token_file");
             Some(Password::Value(Secret::new(text)))
         }
-        (None, file) => file.map(Password::File),
+        (None, file) => {
+            let file = Password::File(file?);
+            if let Err(why) = file.read_token() {
+                findings.refuse(&file_key, why);
+                return None;
+            }
+            Some(file)
+        }
     }
 }
 

@@ -507,6 +507,8 @@ proptest::proptest! {
 
 #[test]
 fn the_operators_token() {
+    let guessable = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(guessable.path(), "a\n").unwrap();
     for (text, expected) in [
         ("token = \"short\"", ":2: admin.token: expected 16 or more letters"),
         (
@@ -516,6 +518,10 @@ fn the_operators_token() {
         (
             "token_file = \"/nonexistent/t\"",
             "admin.token_file: cannot read /nonexistent/t",
+        ),
+        (
+            &format!("token_file = \"{}\"", guessable.path().display()),
+            "expected 16 or more letters, digits and signs, without spaces, found 1",
         ),
     ] {
         let message = Site::new(&format!("[admin]\n{text}\n"), &[])

@@ -37,6 +37,39 @@ pub enum TokenFolder {
     Below { parent: PathBuf, name: String },
 }
 
+/// A folder with one of each user's, which is named after him.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UserFolders {
+    /// `UID/larder` below it.
+    Sessions(PathBuf),
+    /// `larder-UID` below it.
+    Temporary(PathBuf),
+}
+
+impl UserFolders {
+    pub fn path(&self) -> &Path {
+        match self {
+            UserFolders::Sessions(path) | UserFolders::Temporary(path) => path,
+        }
+    }
+
+    /// The user whose folder has this name, and the folder that may hold his token files.
+    pub fn folder(&self, name: &str) -> Option<(u32, TokenFolder)> {
+        let number = match self {
+            UserFolders::Sessions(_) => name,
+            UserFolders::Temporary(_) => name.strip_prefix(OWN)?.strip_prefix('-')?,
+        };
+        let uid: u32 = number.parse().ok()?;
+        // Written in no other way.
+        (uid.to_string() == number).then_some(())?;
+        let folder = match self {
+            UserFolders::Sessions(path) => below(path.join(name), OWN),
+            UserFolders::Temporary(path) => below(path.clone(), name),
+        };
+        Some((uid, folder))
+    }
+}
+
 impl TokenFolder {
     pub fn path(&self) -> PathBuf {
         match self {
@@ -101,6 +134,23 @@ impl TokenPlaces {
         }
         once
     }
+
+    /// Folders whose subfolders are users' own, and the name below: for root, who may use everybody's token. `$XDG_RUNTIME_DIR`
+    /// of a session is not in the environment of its `sudo`.
+    pub fn of_users(&self) -> Vec<UserFolders> {
+        let temporary = self.tmpdir.iter().cloned().chain([PathBuf::from("/tmp")]);
+        let mut all: Vec<UserFolders> = Vec::new();
+        if !self.run.as_os_str().is_empty() {
+            all.push(UserFolders::Sessions(self.run.join("user")));
+        }
+        for parent in temporary {
+            let folders = UserFolders::Temporary(parent);
+            if !all.contains(&folders) {
+                all.push(folders);
+            }
+        }
+        all
+    }
 }
 
 fn below(parent: PathBuf, name: &str) -> TokenFolder {
@@ -157,6 +207,32 @@ mod tests {
         for uid in [0, 7] {
             let searched = paths(&all.to_search(uid));
             assert!(paths(&all.to_write(uid)).iter().all(|path| searched.contains(path)));
+        }
+    }
+
+    #[test]
+    fn folders_of_other_users() {
+        let all = of(&[("TMPDIR", "/scratch")]).of_users();
+        let found = |name: &str| -> Vec<(u32, String)> {
+            let folders = all.iter().filter_map(|folders| folders.folder(name));
+            folders
+                .map(|(uid, folder)| (uid, folder.path().display().to_string()))
+                .collect()
+        };
+        assert_eq!(found("7"), [(7, "/run/user/7/larder".to_owned())]);
+        let temporary = ["/scratch/larder-7", "/tmp/larder-7"].map(|path| (7, path.to_owned()));
+        assert_eq!(found("larder-7"), temporary);
+        for other in [
+            "larder-",
+            "larder-07",
+            "larder-+7",
+            "larder7",
+            "larder-x",
+            "-7",
+            "4294967296",
+            "..",
+        ] {
+            assert_eq!(found(other), [], "{other}");
         }
     }
 

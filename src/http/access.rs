@@ -96,7 +96,7 @@ async fn check(token: Arc<ApiToken>, headers: &HeaderMap) -> Result<(), Operator
     let given = Secret::new(given.trim());
     // A file, perhaps, and read each time: a token that was changed counts at once.
     let wanted = tokio::task::spawn_blocking(move || match &*token {
-        ApiToken::Configured(password) => password.read(),
+        ApiToken::Configured(password) => password.read_token(),
         ApiToken::Made(secret) => Ok(secret.clone()),
         ApiToken::Closed(why) => Err(why.clone()),
     })
@@ -268,7 +268,10 @@ mod tests {
         };
         assert_eq!(ask("first-token-of-two\n").await, StatusCode::OK);
         assert_eq!(ask("another-token-of-two\n").await, StatusCode::UNAUTHORIZED);
-        // An empty file is no empty token.
+        // An empty file is no empty token, and what can be guessed is none.
         assert_eq!(ask("").await, StatusCode::UNAUTHORIZED);
+        std::fs::write(file.path(), "a\n").unwrap();
+        let guessed = ask_as(token.clone(), None, &[("authorization", "Bearer a")]).await;
+        assert_eq!(guessed, StatusCode::UNAUTHORIZED);
     }
 }

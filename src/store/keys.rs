@@ -35,6 +35,11 @@ pub(super) struct Tree {
     root: PathBuf,
 }
 
+/// The lock of the process that has this cache folder: its owner is that process's user.
+pub fn lock_file(root: &Path) -> PathBuf {
+    root.join("larder.lock")
+}
+
 impl Tree {
     pub(super) fn new(root: &Path) -> Tree {
         Tree { root: root.to_owned() }
@@ -45,7 +50,7 @@ impl Tree {
     }
 
     pub(super) fn lock(&self) -> PathBuf {
-        self.root.join("larder.lock")
+        lock_file(&self.root)
     }
 
     pub(super) fn index(&self) -> PathBuf {

@@ -56,7 +56,7 @@ pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
-pub use keys::staging_key;
+pub use keys::{lock_file, staging_key};
 pub use lines::Page;
 pub use lists::{ListRecord, ListSpool};
 pub use privacy::{PUBLIC_FOR, ToNobody};

@@ -168,7 +168,13 @@ async fn another_user_is_not_let_in() {
     let named = [("LARDER_ADMIN_TOKEN_FILE", file.as_path())];
     let refused = run_as(OTHER, &named, &["ls", "--admin", &at]).await.expect(1);
     assert!(refused.err.contains("permission denied"), "{}", refused.err);
-    // Root may, when it says where.
+    // Root may: it looks into everybody's folders, or says where.
+    run_elsewhere(
+        &tmp.map(|(name, path)| (name, path.to_str().unwrap())),
+        &["ls", "--admin", &at],
+    )
+    .await
+    .expect(0);
     run_elsewhere(
         &[("LARDER_ADMIN_TOKEN_FILE", file.to_str().unwrap())],
         &["ls", "--admin", &at],
@@ -387,6 +393,133 @@ async fn tokens_stay_out_of_other_users_hands() {
         .expect(1)
         .err;
     assert!(kept.contains("but uid 65533 listens at port"), "{kept}");
+}
+
+/// Nor does it get one that was configured, or that a variable names, unless somebody says so. The owner of the cache
+/// folder is the proxy's user, whoever asks.
+#[tokio::test]
+async fn named_tokens_stay_out_of_other_users_hands() {
+    if !is_root("named_tokens_stay_out_of_other_users_hands") {
+        return;
+    }
+    let upstream = Upstream::start().await;
+    let token = "a-token-of-operators";
+    // It would let them in, so that a command that ends well has sent it.
+    let theirs = LarderProcess::start_as(Some(OTHER), &upstream, &[], |t| {
+        t.admin("token", token);
+    })
+    .await;
+    let at = url(&theirs);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, token).unwrap();
+    let variable = [("LARDER_ADMIN_TOKEN_FILE", file.to_str().unwrap())];
+    let value = [("LARDER_ADMIN__TOKEN", token)];
+    let key = [("LARDER_ADMIN__TOKEN_FILE", file.to_str().unwrap())];
+    for environment in [variable, value, key] {
+        let kept = run_elsewhere(&environment, &["ls", "--admin", &at]).await.expect(1).err;
+        assert!(
+            kept.contains("uid 65533 listens at") && kept.contains("--insecure"),
+            "{kept}"
+        );
+        assert!(!kept.contains(token), "L7");
+        run_elsewhere(&environment, &["ls", "--insecure", "--admin", &at])
+            .await
+            .expect(0);
+    }
+    // The file's owner may have it, and so may the user whose cache folder the configuration names.
+    std::os::unix::fs::chown(&file, Some(OTHER), Some(OTHER)).unwrap();
+    run_elsewhere(&variable, &["ls", "--admin", &at]).await.expect(0);
+    run(theirs.folder(), &["ls", "--admin", &at]).await.expect(0);
+    // A socket is its owner's.
+    let own = LarderProcess::start(&upstream, |t| {
+        t.admin("token", token);
+    })
+    .await;
+    let socket = folder.path().join("admin.sock");
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::chown(&socket, Some(OTHER), Some(OTHER)).unwrap();
+    let kept = run_elsewhere(&value, &["ls", "--admin", &format!("unix:{}", socket.display())]).await;
+    let kept = kept.expect(1).err;
+    assert!(kept.contains("uid 65533 listens at unix:"), "{kept}");
+    run_elsewhere(&value, &["ls", "--admin", &url(&own)]).await.expect(0);
+}
+
+/// A machine that lets every address be bound has no other machine's address for all that.
+#[tokio::test]
+async fn an_address_that_can_be_bound_is_not_always_of_this_machine() {
+    const NOT_RUN: i32 = 77;
+    let home = tempfile::tempdir().unwrap();
+    let token = home.path().join("token");
+    std::fs::write(&token, "a-token-of-operators").unwrap();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--net", "sh", "-c"])
+        .arg("echo 1 2>&- >/proc/sys/net/ipv4/ip_nonlocal_bind || exit 77; \"$0\" ls --admin http://192.0.2.7:5001; exit $(($? + 100))")
+        .arg(env!("CARGO_BIN_EXE_larder"))
+        .current_dir(home.path())
+        .env("LARDER_ADMIN_TOKEN_FILE", &token);
+    let is_there = Command::new("unshare").args(["--net", "true"]).output();
+    if !is_there.is_ok_and(|ran| ran.status.success()) {
+        eprintln!("not run: a network of its own takes root and unshare");
+        return;
+    }
+    let ran = output(command).await;
+    if ran.status == Some(NOT_RUN) {
+        eprintln!("not run: the kernel's settings cannot be written here");
+        return;
+    }
+    let refused = ran.expect(164).err;
+    assert!(refused.contains("unencrypted"), "{refused}");
+}
+
+/// The end of a session takes the file away; a reload brings it back with the token that it had.
+#[tokio::test]
+async fn a_file_that_is_gone_comes_back_with_a_reload() {
+    let upstream = Upstream::start().await;
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let port = larder.admin().port();
+    let token = admin_token(port).unwrap();
+    std::fs::remove_file(runtime_dir().join(format!("larder/admin-{port}.token"))).unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(larder.pid()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    within("the file", async {
+        while admin_token(port).as_ref() != Some(&token) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    larder.wait_for_log("the file of the admin token is gone").await;
+    ask(&larder, &["ls"]).await.expect(0);
+}
+
+/// A secret as Kubernetes mounts it is taken; a token that can be guessed is not, and the log says why.
+#[tokio::test]
+async fn a_mounted_secret_and_a_short_one() {
+    let upstream = Upstream::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("..2026");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("token"), "an-operators-own-token").unwrap();
+    std::os::unix::fs::symlink("..2026", folder.path().join("..data")).unwrap();
+    let file = folder.path().join("token");
+    std::os::unix::fs::symlink("..data/token", &file).unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+    let environment = [("LARDER_ADMIN_TOKEN_FILE", file.to_str().unwrap())];
+    let mut larder = LarderProcess::start_with(&upstream, &environment, |_| {}).await;
+    with("an-operators-own-token").send(larder.admin()).await.expect(200);
+    run_elsewhere(&environment, &["ls", "--admin", &url(&larder)])
+        .await
+        .expect(0);
+    assert_eq!(larder.stop().await, Some(0));
+    std::fs::write(data.join("token"), "a").unwrap();
+    let larder = larder.restart().await;
+    let told = larder.wait_for_log("larder: the admin API is closed").await;
+    assert!(
+        told.contains("expected 16 or more") && told.contains("found 1"),
+        "{told}"
+    );
+    with("a").send(larder.admin()).await.expect(403);
 }
 
 /// No token goes to another machine in clear, unless somebody says so.

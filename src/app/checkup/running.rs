@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Finding;
 use crate::admin::views::ApiView;
 use crate::admin::views::StatsView;
-use crate::app::admin_address::AdminAddress;
+use crate::app::admin_address::{AdminAddress, Known, TokenError, Tokens};
 use crate::config::{Config, Secret};
 use crate::text;
 
@@ -62,13 +62,22 @@ pub(super) async fn find(config: &Config) -> State {
     State::Silent(silent)
 }
 
-/// With each token that there is. Errors: outside, that nobody answered; inside, what came in place of figures.
+/// With each token that there is. One that would be read by others on its way stays here: then it is asked whether anything
+/// answers, and no more. Errors: outside, that nobody answered; inside, what came in place of figures.
 async fn ask(address: &AdminAddress, config: &Config) -> Result<Result<StatsView, String>, String> {
     let http = address.client(false)?.timeout(TIMEOUT).build();
     let http = http.map_err(|error| error.without_url().to_string())?;
-    let tokens = match address.tokens(&config.admin.token_places, config.admin.token.as_ref()) {
-        Ok(tokens) => tokens,
-        Err(why) => return Ok(Err(why)),
+    let (tokens, kept) = match address.tokens(&Known::of(config)) {
+        Ok(tokens) => (tokens, None),
+        Err(TokenError::Unreadable(why)) => return Ok(Err(why)),
+        Err(TokenError::Clear(_)) => {
+            let kept = "the admin token is not sent to another machine unencrypted, which admin.tls would change";
+            (Tokens::default(), Some(kept.to_owned()))
+        }
+        Err(TokenError::Taken { taker, users, .. }) => {
+            let kept = format!("uid {taker} listens there, and gets no admin token of {users}");
+            (Tokens::default(), Some(kept))
+        }
     };
     let mut why = String::new();
     let none = tokens.tokens.is_empty().then_some(None);
@@ -77,6 +86,9 @@ async fn ask(address: &AdminAddress, config: &Config) -> Result<Result<StatsView
             Ok(stats) => return Ok(Ok(stats)),
             Err(refused) => why = refused,
         }
+    }
+    if let Some(kept) = kept {
+        return Ok(Err(format!("{why}; {kept}")));
     }
     Ok(Err(match tokens.missed.is_empty() {
         true => why,
@@ -178,11 +190,59 @@ fn of_api(api: &ApiView) -> Finding {
     match (&api.closed, api.token.as_str()) {
         (Some(why), _) => Finding::problem(CHECK, format!("it is closed: {why}{sockets}"))
             .advice("set admin.token_file, give the proxy a runtime folder, or listen at a Unix socket"),
+        (None, "made") if api.token_files.is_empty() => Finding::problem(
+            CHECK,
+            format!("its token is in no file any more, and commands cannot find it{sockets}"),
+        )
+        .advice("the log says why: give the proxy a runtime folder, set admin.token_file, or listen at a Unix socket"),
         (None, "made") => Finding::ok(
             CHECK,
             format!("takes the token in {}{sockets}", api.token_files.join(", ")),
         ),
         (None, "configured") => Finding::ok(CHECK, format!("takes the configured token{sockets}")),
         (None, _) => Finding::ok(CHECK, format!("takes no token{sockets}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, ToSocketAddrs as _};
+
+    use super::*;
+
+    /// To a name that may be any machine's, nothing of the token goes, though it is this machine's own by which it is
+    /// heard here.
+    #[tokio::test]
+    async fn no_token_goes_to_another_machine_in_clear() {
+        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let name = name.trim();
+        let own = (name, port).to_socket_addrs();
+        if name == "localhost" || !own.is_ok_and(|mut all| all.all(|at| at.is_ipv4() && at.ip().is_loopback())) {
+            eprintln!("not run: this machine's name leads elsewhere");
+            return;
+        }
+        let hearing = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut heard = vec![0; 4096];
+            let length = stream.read(&mut heard).unwrap();
+            heard.truncate(length);
+            stream
+                .write_all(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                .unwrap();
+            String::from_utf8(heard).unwrap()
+        });
+        let config = Config::from_toml("[admin]\ntoken = \"a-token-of-operators\"\n").unwrap();
+        let address = AdminAddress::at(format!("http://{name}:{port}").parse().unwrap());
+        let told = ask(&address, &config).await.unwrap().unwrap_err();
+        let heard = hearing.join().unwrap().to_lowercase();
+        assert!(
+            heard.starts_with("get /api/v1/stats ") && !heard.contains("authorization"),
+            "{heard}"
+        );
+        assert!(told.contains("401") && told.contains("unencrypted"), "{told}");
+        assert!(!told.contains("a-token-of-operators"), "L7");
     }
 }
