@@ -224,15 +224,31 @@ impl Htpasswd {
 
     /// Checks a login of `client`. May take seconds where many logins wait.
     pub async fn check(self: &Arc<Self>, name: &str, password: &str, client: Client) -> Login {
+        let attempt = self.attempt(name, password).await;
+        self.attempts.check(attempt, client).await
+    }
+
+    /// Checks a login that its client can do without, and never waits for others: `None` if it is not known and there
+    /// is more to do. A wrong one is not held against the client.
+    pub async fn check_if_idle(self: &Arc<Self>, name: &str, password: &str, client: Client) -> Option<Login> {
+        let attempt = self.attempt(name, password).await;
+        self.attempts.check_if_idle(attempt, client).await
+    }
+
+    /// Keeps the pace of refusals, before one is told.
+    pub async fn pace_refusal(&self, client: Client) {
+        self.attempts.turns.pace_refusal(client).await;
+    }
+
+    async fn attempt(self: &Arc<Self>, name: &str, password: &str) -> Attempt {
         let users = self.current().await;
         let hash = users.hashes.get(name).cloned();
-        let attempt = Attempt {
+        Attempt {
             pair: self.attempts.pair(name, password, hash.as_ref()),
             password: Secret::new(password),
             hash,
             cost: if users.cost == 0 { USUAL_COST } else { users.cost },
-        };
-        self.attempts.check(attempt, client).await
+        }
     }
 
     async fn current(self: &Arc<Self>) -> Arc<Users> {
@@ -349,15 +365,12 @@ impl Attempts {
 
     async fn check(self: &Arc<Self>, attempt: Attempt, client: Client) -> Login {
         let mut login = self.remembered(&attempt.pair);
-        let mut is_paced = false;
         while login.is_none() {
             let key = (client, attempt.pair);
             let (lead, follow) = self.join(key);
             login = match (lead, follow) {
                 (Some(lead), _) => {
                     let found = self.check_in_turn(&attempt, client).await;
-                    // A wrong login that was hashed has waited for its turn.
-                    is_paced = found == Login::Wrong;
                     lead.found.send_replace(Some(found));
                     Some(found)
                 }
@@ -365,11 +378,15 @@ impl Attempts {
                 (None, mut follow) => follow.wait_for(Option::is_some).await.ok().and_then(|found| *found),
             };
         }
-        let login = login.unwrap_or(Login::Busy);
-        if login != Login::Right && !is_paced {
-            self.turns.pace_refusal(client).await;
+        login.unwrap_or(Login::Busy)
+    }
+
+    async fn check_if_idle(self: &Arc<Self>, attempt: Attempt, client: Client) -> Option<Login> {
+        if let Some(login) = self.remembered(&attempt.pair) {
+            return Some(login);
         }
-        login
+        let turn = self.turns.take_if_idle(client)?;
+        Some(self.hash_away(attempt, turn).await)
     }
 
     /// Either leads the check of this login or follows the one that runs.
@@ -396,7 +413,11 @@ impl Attempts {
         if let Some(login) = self.remembered(&attempt.pair) {
             return login;
         }
-        let (attempts, attempt) = (self.clone(), attempt.clone());
+        self.hash_away(attempt.clone(), turn).await
+    }
+
+    async fn hash_away(self: &Arc<Self>, attempt: Attempt, turn: Turn) -> Login {
+        let attempts = self.clone();
         let hashing = tokio::task::spawn_blocking(move || attempts.hash(&attempt, turn));
         hashing.await.unwrap_or(Login::Busy)
     }

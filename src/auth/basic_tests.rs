@@ -188,7 +188,7 @@ async fn too_many_at_once_are_told_so() {
     assert_eq!(users.check("alice", "one", HERE).await, Login::Right);
     let [one, two] = [1, 2].map(|n| Client::of(Some([127, 0, 0, n].into())));
     let running = (turns.wait(one).await.unwrap(), turns.wait(two).await.unwrap());
-    let later: Vec<_> = [one, two]
+    let later: Vec<_> = [one, HERE]
         .map(|client| {
             let turns = turns.clone();
             tokio::spawn(async move { turns.wait(client).await.is_some() })
@@ -203,6 +203,33 @@ async fn too_many_at_once_are_told_so() {
         assert!(waited.await.unwrap());
     }
     assert_eq!(users.check("alice", "two", HERE).await, Login::Wrong);
+}
+
+/// A login that nothing depends on waits for nobody, is remembered all the same, and is not held against its client.
+#[tokio::test]
+async fn a_login_that_is_not_needed_waits_for_nobody() {
+    let file = file(&[("alice", "one")]);
+    let users = Arc::new(Htpasswd::load(file.path(), b"key").unwrap());
+    let turns = users.attempts.turns.clone();
+    let other = Client::of(Some([127, 0, 0, 9].into()));
+    let busy = turns.wait(other).await.unwrap();
+    for password in ["one", "two"] {
+        assert_eq!(users.check_if_idle("alice", password, HERE).await, None);
+    }
+    drop(busy);
+    assert_eq!(users.check_if_idle("alice", "one", HERE).await, Some(Login::Right));
+    for number in 0..5 {
+        // Each waits until the one before is paid off.
+        while users.check_if_idle("hub", &number.to_string(), HERE).await.is_none() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(is_known_wrong(&users, "hub", &number.to_string()));
+    }
+    let _busy = turns.wait(other).await.unwrap();
+    assert!(users.remembers("alice", "one"));
+    assert_eq!(users.check_if_idle("alice", "one", HERE).await, Some(Login::Right));
+    assert_eq!(users.check_if_idle("hub", "1", HERE).await, Some(Login::Wrong));
+    assert!(!turns.has_record_of(HERE));
 }
 
 /// A wrong login costs the work of the file's highest cost, whoever it is for: counted in processor time, the known

@@ -93,7 +93,97 @@ fn a_full_queue_gives_way_to_newcomers() {
     for number in 6..=10 {
         queue.enqueue(client(number), now).unwrap();
     }
-    assert_eq!(queue.enqueue(client(11), now), Err(Full), "ten clients with one each");
+    // Ten clients with one each: by lot.
+    assert!(queue.enqueue(client(11), now).unwrap().displaced.is_some());
+    // Somebody with a record has no lot.
+    for _ in 0..SLIPS * BUSY_PER_SLIP {
+        queue.note_busy(client(12), now);
+    }
+    assert_eq!(queue.enqueue(client(12), now), Err(Full));
+}
+
+/// Who is displaced among equals cannot be told beforehand: neither the newest nor the oldest each time.
+#[test]
+fn the_lot_falls_on_many() {
+    let mut queue = LoginQueue::new(Limits {
+        waiting: 10,
+        ..limits()
+    });
+    let at = |number: u32| Client::V4(Ipv4Addr::from_bits(number << 8));
+    let first: Vec<Ticket> = (0..10)
+        .map(|number| queue.enqueue(at(number), Duration::ZERO).unwrap().ticket)
+        .collect();
+    let mut displaced: BTreeSet<Ticket> = BTreeSet::new();
+    for number in 10..40 {
+        displaced.extend(queue.enqueue(at(number), Duration::ZERO).unwrap().displaced);
+    }
+    let of_first = first.iter().filter(|ticket| displaced.contains(ticket)).count();
+    assert_eq!(displaced.len(), 30);
+    assert!((6..=10).contains(&of_first), "{of_first}");
+}
+
+#[test]
+fn networks_are_served_in_turn() {
+    for (crowd, alone) in [
+        (["10.0.0.1", "10.0.0.2", "10.0.0.3"], "10.0.1.1"),
+        (
+            ["2001:db8:1:1::", "2001:db8:1:100::", "2001:db8:1:f000::"],
+            "2001:db8:2::",
+        ),
+    ] {
+        let of = |text: &str| Client::of(Some(text.parse().unwrap()));
+        let mut queue = LoginQueue::new(limits());
+        for text in crowd {
+            for _ in 0..3 {
+                queue.enqueue(of(text), Duration::ZERO).unwrap();
+            }
+        }
+        let served = |queue: &mut LoginQueue| {
+            let Next::Start(ticket) = queue.next(Duration::ZERO) else {
+                panic!("nothing begins")
+            };
+            queue.finish(ticket, Outcome::Right, MS, Duration::ZERO);
+            ticket
+        };
+        served(&mut queue);
+        let ticket = queue.enqueue(of(alone), Duration::ZERO).unwrap().ticket;
+        let next = [served(&mut queue), served(&mut queue)];
+        assert!(next.contains(&ticket), "{alone} waits for the others");
+    }
+}
+
+/// Who finds no place again and again is soon behind those who come for the first time; one right login mends it.
+#[test]
+fn what_found_no_place_counts_a_little() {
+    let mut queue = LoginQueue::new(limits());
+    let now = Duration::from_secs(1);
+    for _ in 1..SLIPS * BUSY_PER_SLIP {
+        queue.note_busy(client(1), now);
+    }
+    assert!(!queue.is_failing(client(1), now));
+    queue.note_busy(client(1), now);
+    assert!(queue.is_failing(client(1), now) && !queue.is_failing(client(1), now + FORGIVEN));
+    let ticket = queue.enqueue(client(1), now).unwrap().ticket;
+    assert_eq!(queue.next(now), Next::Start(ticket));
+    queue.finish(ticket, Outcome::Right, MS, now);
+    assert!(!queue.is_failing(client(1), now));
+}
+
+#[test]
+fn what_is_not_needed_begins_only_where_nothing_else_is_to_be_done() {
+    let mut queue = LoginQueue::new(limits());
+    let now = Duration::from_secs(1);
+    let first = queue.begin_if_idle(client(1), now).unwrap();
+    assert_eq!(queue.begin_if_idle(client(2), now), None, "one runs");
+    // It takes nobody's slot.
+    let needed = queue.enqueue(client(3), now).unwrap().ticket;
+    assert_eq!(queue.next(now), Next::Start(needed));
+    assert!(!queue.finish(first, Outcome::Wrong, MS * 100, now));
+    queue.finish(needed, Outcome::Right, MS, now);
+    assert!(!queue.has_record_of(client(1)));
+    assert_eq!(queue.begin_if_idle(client(1), now), None, "its work is not paid off");
+    let later = now + Duration::from_secs(1);
+    assert!(queue.begin_if_idle(client(1), later).is_some());
 }
 
 /// More addresses than there are places, all with wrong logins: whoever has no such record still gets one.
@@ -209,6 +299,157 @@ impl World {
     }
 }
 
+/// A flood from many addresses with a connection or two each, which ask again as soon as refusals are told.
+struct Crowds {
+    queue: LoginQueue,
+    cost: Duration,
+    now: Duration,
+    /// The connections, each with the moment at which it asks next; `None`: it has asked.
+    connections: Vec<(Client, Option<Duration>)>,
+    /// Who waits: the connection, if it is one of the flood, its client and since when.
+    waiting: BTreeMap<Ticket, (Option<usize>, Client, Duration)>,
+    running: Vec<(Duration, Ticket, Option<usize>)>,
+    started: BTreeSet<Ticket>,
+}
+
+impl Crowds {
+    const STEP: Duration = Duration::from_millis(20);
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn new(cost: Duration, connections: Vec<Client>) -> Crowds {
+        Crowds {
+            queue: LoginQueue::new(Limits {
+                waiting: 128,
+                ..limits()
+            }),
+            cost,
+            now: Duration::ZERO,
+            connections: connections
+                .into_iter()
+                .map(|client| (client, Some(Duration::ZERO)))
+                .collect(),
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+            started: BTreeSet::new(),
+        }
+    }
+
+    fn come(&mut self, client: Client, connection: Option<usize>) -> Option<Ticket> {
+        match self.queue.enqueue(client, self.now) {
+            Ok(queued) => {
+                if let Some((other, client, _)) = queued.displaced.and_then(|gone| self.waiting.remove(&gone)) {
+                    self.sent_away(client, other);
+                }
+                self.waiting.insert(queued.ticket, (connection, client, self.now));
+                Some(queued.ticket)
+            }
+            Err(Full) => {
+                self.sent_away(client, connection);
+                None
+            }
+        }
+    }
+
+    fn sent_away(&mut self, client: Client, connection: Option<usize>) {
+        self.queue.note_busy(client, self.now);
+        self.answered(client, connection);
+    }
+
+    fn answered(&mut self, client: Client, connection: Option<usize>) {
+        let delay = self.queue.delay_refusal(client, self.now);
+        if let Some(connection) = connection {
+            self.connections[connection].1 = Some(self.now + delay);
+        }
+    }
+
+    fn step(&mut self) {
+        self.now += Crowds::STEP;
+        let (ended, runs): (Vec<_>, Vec<_>) = self.running.iter().partition(|(end, ..)| *end <= self.now);
+        self.running = runs;
+        for (_, ticket, connection) in ended {
+            let outcome = connection.map_or(Outcome::Right, |_| Outcome::Wrong);
+            self.queue.finish(ticket, outcome, self.cost, self.now);
+            if let Some(connection) = connection {
+                self.answered(self.connections[connection].0, Some(connection));
+            }
+        }
+        let tired: Vec<Ticket> = self
+            .waiting
+            .iter()
+            .filter(|(_, (.., since))| self.now >= *since + Crowds::PATIENCE)
+            .map(|(ticket, _)| *ticket)
+            .collect();
+        for ticket in tired {
+            let (connection, client, _) = self.waiting.remove(&ticket).unwrap();
+            self.queue.cancel(client, ticket);
+            self.sent_away(client, connection);
+        }
+        for at in 0..self.connections.len() {
+            if let (client, Some(due)) = self.connections[at]
+                && due <= self.now
+            {
+                self.connections[at].1 = None;
+                self.come(client, Some(at));
+            }
+        }
+        while let Next::Start(ticket) = self.queue.next(self.now) {
+            let (connection, ..) = self.waiting.remove(&ticket).unwrap();
+            self.started.insert(ticket);
+            self.running.push((self.now + self.cost, ticket, connection));
+        }
+    }
+
+    /// How long somebody who comes for the first time waits; `None`: he is sent away.
+    fn newcomer(&mut self, client: Client) -> Option<Duration> {
+        let came = self.now;
+        let ticket = self.come(client, None)?;
+        while !self.started.contains(&ticket) {
+            self.waiting.get(&ticket)?;
+            self.step();
+        }
+        Some(self.now - came)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4, ..ProptestConfig::default() })]
+
+    /// More connections than places, of as many addresses in a few networks: who comes for the first time from another
+    /// network is served within a few checks, at any time.
+    #[test]
+    fn a_few_networks_lock_nobody_out(cost in 40u64..120, addresses in 60u32..180, connections in 135u32..180) {
+        let of = |number: u32| Client::V4(Ipv4Addr::from_bits(0x0a01_0000 + (number % addresses) * 4));
+        let mut world = Crowds::new(MS * cost as u32, (0..connections).map(of).collect());
+        for round in 0..12 {
+            for _ in 0..100 {
+                world.step();
+            }
+            let waited = world.newcomer(Client::V4(Ipv4Addr::new(192, 0, round, 1)));
+            // Each of the networks may be served twice before it; one check takes its cost over the share.
+            let networks = addresses.div_ceil(64);
+            let bound = world.cost.div_f64(limits().share) * (2 * networks + 2) + Crowds::STEP;
+            prop_assert!(waited.is_some_and(|waited| waited <= bound), "{round} {waited:?} {bound:?}");
+        }
+    }
+
+    /// The same from as many networks: after some seconds they have records, and who has none goes before them.
+    #[test]
+    fn many_networks_lock_nobody_out_for_long(cost in 40u64..120, connections in 135u32..180) {
+        let of = |number: u32| Client::V4(Ipv4Addr::from_bits(0x0a01_0000 + (number << 8)));
+        let mut world = Crowds::new(MS * cost as u32, (0..connections).map(of).collect());
+        for _ in 0..1000 {
+            world.step();
+        }
+        for round in 0..12 {
+            let waited = world.newcomer(Client::V4(Ipv4Addr::new(192, 0, round, 1)));
+            prop_assert!(waited.is_some_and(|waited| waited <= Duration::from_secs(2)), "{round} {waited:?}");
+            for _ in 0..100 {
+                world.step();
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
@@ -291,6 +532,7 @@ proptest! {
             prop_assert!(running.len() <= bounds.at_once && waiting.len() <= bounds.waiting);
             prop_assert_eq!(queue.waiting.values().map(VecDeque::len).sum::<usize>(), waiting.len());
             prop_assert_eq!(queue.turns.len(), queue.waiting.len());
+            prop_assert_eq!(queue.crowds.values().map(|crowd| crowd.waiting).sum::<usize>(), waiting.len());
             for number in 0..6 {
                 let own = waiting.values().filter(|who| **who == client(number)).count();
                 prop_assert!(own <= bounds.per_client);

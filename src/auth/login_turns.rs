@@ -58,7 +58,10 @@ impl LoginTurns {
         let (waker, woken) = oneshot::channel();
         let ticket = {
             let mut state = self.state();
-            let queued = state.queue.enqueue(client, self.now()).ok()?;
+            let Ok(queued) = state.queue.enqueue(client, self.now()) else {
+                state.queue.note_busy(client, self.now());
+                return None;
+            };
             if let Some(displaced) = queued.displaced {
                 // Its waker goes with it, and it hears of that.
                 state.wakers.remove(&displaced);
@@ -74,16 +77,34 @@ impl LoginTurns {
         self.begin_checks();
         match tokio::time::timeout(LONGEST_WAIT, woken).await {
             Ok(Ok(())) => Some(turn),
-            _ => None,
+            _ => {
+                self.state().queue.note_busy(client, self.now());
+                None
+            }
         }
     }
 
-    /// Waits as long as a refusal that needed no hash has to.
+    /// A turn for a check that can be left out, without waiting: only where nothing else is to be done.
+    pub fn take_if_idle(self: &Arc<Self>, client: Client) -> Option<Turn> {
+        let ticket = self.state().queue.begin_if_idle(client, self.now())?;
+        Some(Turn {
+            turns: self.clone(),
+            client,
+            ticket,
+        })
+    }
+
+    /// Waits as long as a refusal has to.
     pub async fn pace_refusal(&self, client: Client) {
         let delay = self.state().queue.delay_refusal(client, self.now());
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
+    }
+
+    #[cfg(test)]
+    pub fn has_record_of(&self, client: Client) -> bool {
+        self.state().queue.has_record_of(client)
     }
 
     fn begin_checks(self: &Arc<Self>) {

@@ -50,6 +50,8 @@ pub enum Claim {
     Wrong,
     /// Too many logins are being looked at.
     Busy,
+    /// A password that was not looked at, because nothing depended on it.
+    Unchecked,
 }
 
 /// The connection that a request came by.
@@ -66,6 +68,8 @@ pub struct Origin<'a> {
 pub struct Recognised {
     pub who: Identity,
     pub claim: Claim,
+    /// Whether what was judged was a password: refusals of those keep a pace.
+    pub by_password: bool,
 }
 
 /// Files that cannot be used.
@@ -170,6 +174,7 @@ impl Gate {
             Some(Recognised {
                 who: certificate.clone(),
                 claim,
+                by_password: false,
             })
         };
         let good = |who: Identity| {
@@ -177,6 +182,7 @@ impl Gate {
             Some(Recognised {
                 who,
                 claim: Claim::Good,
+                by_password: false,
             })
         };
         match Credentials::read(authorization) {
@@ -209,7 +215,9 @@ impl Gate {
             return recognised;
         }
         let certificate = origin.certificate;
-        let login = match Credentials::read(authorization) {
+        let credentials = Credentials::read(authorization);
+        let by_password = matches!(credentials, Credentials::Basic(..));
+        let login = match credentials {
             Credentials::Basic(name, password) => self.log_in(&name, password.reveal(), origin).await,
             Credentials::Bearer(token) => self.read_token(token, origin).await.map_err(|_| Claim::Wrong),
             Credentials::None | Credentials::Unreadable => Err(Claim::Wrong),
@@ -219,13 +227,54 @@ impl Gate {
             Ok(who) => (who.or_else(|| certificate.clone()), Claim::Good),
             Err(claim) => (certificate.clone(), claim),
         };
-        Recognised { who, claim }
+        Recognised {
+            who,
+            claim,
+            by_password,
+        }
+    }
+
+    /// For a request that may have all it asks for without the login: a password is checked only if it is known or
+    /// nothing else is to be done, so that whoever brings one that is meant for another registry waits for nobody.
+    pub async fn recognise_if_idle(&self, authorization: Option<&str>, origin: Origin<'_>) -> Recognised {
+        if let Some(recognised) = self.recognise_now(authorization, origin) {
+            return recognised;
+        }
+        let (Some(users), Credentials::Basic(name, password)) = (&self.users, Credentials::read(authorization)) else {
+            return self.recognise(authorization, origin).await;
+        };
+        if self.is_token(password.reveal()) {
+            return self.recognise(authorization, origin).await;
+        }
+        let client = Client::of(origin.address);
+        let (who, claim) = match users.check_if_idle(&name, password.reveal(), client).await {
+            Some(Login::Right) => (Some(name.into()), Claim::Good),
+            Some(Login::Wrong) => (origin.certificate.clone(), Claim::Wrong),
+            Some(Login::Busy) | None => (origin.certificate.clone(), Claim::Unchecked),
+        };
+        Recognised {
+            who,
+            claim,
+            by_password: true,
+        }
+    }
+
+    /// To be awaited before a password is refused, or sent away for want of a place.
+    pub async fn pace_refusal(&self, origin: Origin<'_>) {
+        if let Some(users) = &self.users {
+            users.pace_refusal(Client::of(origin.address)).await;
+        }
+    }
+
+    /// Whether what stands in place of a password is the token of an issuer.
+    fn is_token(&self, password: &str) -> bool {
+        !self.issuers.is_empty() && Token::parse(password).is_ok()
     }
 
     /// By name and password. In place of a password there may be the token of an issuer, whatever the name: `docker
     /// login` knows no other way to bring one.
     pub async fn log_in(&self, name: &str, password: &str, origin: Origin<'_>) -> Result<Identity, Claim> {
-        if !self.issuers.is_empty() && Token::parse(password).is_ok() {
+        if self.is_token(password) {
             return self.read_token(password, origin).await.map_err(|_| Claim::Wrong);
         }
         let Some(users) = &self.users else {

@@ -45,8 +45,11 @@ pub fn judge(origin: &Url, realm: &str, trusted: &[HostPort]) -> Result<(Url, Tr
     } else if realm.scheme() == "https" {
         Trust::Stranger
     } else {
+        let host = realm.host_str().unwrap_or_default();
+        let port = realm.port_or_known_default().unwrap_or_default();
         return Err(format!(
-            "the realm {shown} is on another host or port and not encrypted; name it in trusted_realms if it is right"
+            "the realm {shown} is on another host or port than the registry and not encrypted, so it is not asked at all; \
+             if it is the right token server, write trusted_realms = [\"{host}:{port}\"] in this upstream's section"
         ));
     };
     Ok((realm, trust))
@@ -172,6 +175,20 @@ mod tests {
             Some(Named)
         );
         assert_eq!(trust("https://a.example", "http://b.test/t", &["b.test"]), None);
+    }
+
+    /// A token server that is not asked at all: the error says so, and the entry that lets it be asked.
+    #[test]
+    fn a_refused_realm_names_its_entry() {
+        for (origin, realm, entry) in [
+            ("http://127.0.0.1:5000", "http://127.0.0.1:5001/t", "127.0.0.1:5001"),
+            ("http://[::1]:5000", "http://[::1]:5001/t", "[::1]:5001"),
+            ("http://a.example", "http://b.example/t", "b.example:80"),
+        ] {
+            let text = judge(&origin.parse().unwrap(), realm, &[]).unwrap_err();
+            assert!(text.contains(&format!("trusted_realms = [\"{entry}\"]")), "{text}");
+            assert_eq!(trust(origin, realm, &[entry]), Some(Trust::Named), "{entry}");
+        }
     }
 
     #[test]

@@ -9,18 +9,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 
 use crate::support::client::{Ask, Response};
+use crate::support::manifest;
 use crate::support::process::LarderProcess;
 use crate::support::upstream::{Upstream, basic};
 
 /// Users `user-0`, `user-1`, … whose passwords are their names; one bcrypt each, of the usual cost.
 const USERS: usize = 8;
 
+/// Everything takes a login.
 async fn start(upstream: &Upstream) -> (tempfile::TempDir, LarderProcess) {
+    start_with(upstream, json!([{ "who": "authenticated", "may": "fetch" }])).await
+}
+
+async fn start_with(upstream: &Upstream, rules: Value) -> (tempfile::TempDir, LarderProcess) {
     let folder = tempfile::tempdir().unwrap();
     let users: PathBuf = folder.path().join("htpasswd");
     let line = |user: String| format!("{user}:{}\n", bcrypt::hash(&user, 10).unwrap());
@@ -28,7 +34,6 @@ async fn start(upstream: &Upstream) -> (tempfile::TempDir, LarderProcess) {
     std::fs::write(&users, lines.concat()).unwrap();
     let larder = LarderProcess::start(upstream, |toml| {
         toml.set(&["access"], "htpasswd_file", users.to_str().unwrap());
-        let rules = json!([{ "who": "authenticated", "may": "fetch" }]);
         let rules: toml::Value = serde_json::from_value(rules).unwrap();
         toml.set(&["access"], "rule", rules);
     })
@@ -42,6 +47,133 @@ async fn log_in(to: SocketAddr, number: usize) -> Response {
         .header("Authorization", basic(&user, &user))
         .send(to)
         .await
+}
+
+/// Public content, and some that is not.
+async fn start_open(upstream: &Upstream) -> (tempfile::TempDir, LarderProcess) {
+    let rules = json!([
+        { "who": "authenticated", "images": ["docker.io/acme/*"], "may": "fetch" },
+        { "images": ["docker.io/library/*"], "may": "fetch" },
+    ]);
+    start_with(upstream, rules).await
+}
+
+/// Asks so often at once, each time with another login or each time with one.
+async fn ask_often(to: SocketAddr, path: &str, same: bool) -> Duration {
+    let began = Instant::now();
+    let clients: Vec<_> = (0..40)
+        .map(|client| {
+            let path = path.to_owned();
+            tokio::spawn(async move {
+                for number in 0..10 {
+                    let password = if same {
+                        "token".to_owned()
+                    } else {
+                        format!("{client}-{number}")
+                    };
+                    let login = basic("hubuser", &password);
+                    Ask::get(&path)
+                        .header("Authorization", login)
+                        .send(to)
+                        .await
+                        .expect(200);
+                }
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+    began.elapsed()
+}
+
+/// Who may have something as anybody gets it at once, whatever login he brings: no refusal is told, so none is paced,
+/// and no password is waited for or held against the address. A login that is asked about is checked all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn public_content_waits_for_no_login() {
+    let upstream = Upstream::start().await;
+    upstream.image("library/open", "1", &[]);
+    let (_folder, mut larder) = start_open(&upstream).await;
+    let to = larder.registry();
+    Ask::get(manifest("library/open", "1")).send(to).await.expect(200);
+    let path = manifest("library/open", "1");
+    for (path, same) in [
+        (path.as_str(), true),
+        (path.as_str(), false),
+        ("/token?service=larder&scope=repository:library/open:pull", true),
+        ("/token?service=larder&scope=repository:library/open:pull", false),
+    ] {
+        let took = ask_often(to, path, same).await;
+        println!("{path}, one pair: {same}: {took:?}");
+        assert!(took < Duration::from_secs(4), "{path} {same}: {took:?}");
+    }
+    let foreign = basic("hubuser", "token");
+    for path in [
+        "/v2/",
+        "/v2/acme/secret/manifests/1",
+        "/token?service=larder",
+        "/token?service=larder&scope=repository:library/open:pull&scope=repository:acme/secret:pull",
+    ] {
+        let asked = Ask::get(path).header("Authorization", &foreign).send(to).await;
+        let wanted = if path.contains("acme/secret:pull") { 200 } else { 401 };
+        asked.expect(wanted);
+    }
+    log_in(to, 1).await.expect(200);
+    larder.stop().await;
+    assert!(!larder.logs().contains("several wrong logins"), "{}", larder.logs());
+}
+
+/// Refusals that are told keep their pace, at each place that tells them.
+#[tokio::test]
+async fn refusals_keep_their_pace() {
+    let upstream = Upstream::start().await;
+    let (_folder, larder) = start_open(&upstream).await;
+    for (number, path) in ["/v2/", "/v2/acme/secret/manifests/1", "/token?service=larder"]
+        .into_iter()
+        .enumerate()
+    {
+        let from = Ipv4Addr::new(127, 0, 1, 1 + number as u8);
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(IpAddr::V4(from), 0)).unwrap();
+        let mut stream = socket.connect(larder.registry()).await.unwrap();
+        let began = Instant::now();
+        // Twenty at once, and one each 50 ms.
+        for _ in 0..40 {
+            let login = basic("user-0", "wrong");
+            let request = format!("GET {path} HTTP/1.1\r\nHost: larder\r\nAuthorization: {login}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            assert_eq!(answer(&mut stream).await.unwrap().0, 401);
+        }
+        let took = began.elapsed();
+        assert!(took >= Duration::from_millis(950), "{path}: {took:?}");
+    }
+}
+
+/// More connections than there are places, of many addresses in a few networks: who logs in for the first time from
+/// elsewhere is served at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crowded_networks_lock_nobody_out() {
+    for (addresses, connections) in [(550, 550), (256, 520)] {
+        let upstream = Upstream::start().await;
+        let (_folder, larder) = start(&upstream).await;
+        let to = larder.registry();
+        let from = move |number: u32| Ipv4Addr::from_bits(0x7f01_0000 + number % addresses);
+        let flood = Flood::begin(to, connections, from, false);
+        // Until all places are taken and somebody is sent away.
+        while flood.answers().1 < 20 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut slowest = Duration::ZERO;
+        for number in 1..5 {
+            let began = Instant::now();
+            log_in(to, number).await.expect(200);
+            slowest = slowest.max(began.elapsed());
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        println!("{addresses} addresses, {connections} connections: slowest right login {slowest:?}");
+        assert!(slowest < Duration::from_secs(4), "{slowest:?}");
+        flood.end().await;
+    }
 }
 
 /// Connections that each send one wrong login after another, and count the answers.

@@ -55,6 +55,7 @@ impl Entrance {
 pub(super) struct Visitor {
     pub(super) who: Identity,
     pub(super) claim: Claim,
+    pub(super) by_password: bool,
     from: Option<IpAddr>,
 }
 
@@ -63,6 +64,7 @@ impl Visitor {
         Visitor {
             who: recognised.who,
             claim: recognised.claim,
+            by_password: recognised.by_password,
             from: caller.address.ip(),
         }
     }
@@ -101,6 +103,30 @@ impl Door {
         let login = self.login(headers, caller);
         let recognised = self.gate.recognise(login, origin(caller)).await;
         Visitor::new(recognised, caller)
+    }
+
+    /// For what may be had without the login. See [`Gate::recognise_if_idle`].
+    pub(super) async fn visitor_if_idle(&self, headers: &HeaderMap, caller: &Caller) -> Visitor {
+        let login = self.login(headers, caller);
+        let recognised = self.gate.recognise_if_idle(login, origin(caller)).await;
+        Visitor::new(recognised, caller)
+    }
+
+    /// The caller as he would be without a login.
+    pub(super) fn visitor_without_login(&self, caller: &Caller) -> Visitor {
+        let recognised = Recognised {
+            who: caller.certificate.clone(),
+            claim: Claim::None,
+            by_password: false,
+        };
+        Visitor::new(recognised, caller)
+    }
+
+    /// To be awaited where a request of this visitor is refused.
+    pub(super) async fn pace_refusal(&self, visitor: &Visitor, caller: &Caller) {
+        if visitor.by_password && matches!(visitor.claim, Claim::Wrong | Claim::Busy) {
+            self.gate.pace_refusal(origin(caller)).await;
+        }
     }
 
     /// The login that somebody brought; none is looked at where it could get nobody more: a daemon that sends the Hub's

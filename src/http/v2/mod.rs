@@ -229,7 +229,10 @@ impl Registry {
         let (visitor, told) = match known {
             Some(visitor) => (visitor, None),
             None => {
-                let visitor = door.visitor(&parts.headers, caller).await;
+                let visitor = match self.takes_no_login(door, &parts, caller) {
+                    true => door.visitor_if_idle(&parts.headers, caller).await,
+                    false => door.visitor(&parts.headers, caller).await,
+                };
                 let told = self.told(door, &visitor, &parts, caller);
                 (visitor, told)
             }
@@ -237,12 +240,38 @@ impl Registry {
         let who = visitor.who.clone();
         match told {
             Some(told) => (told, who),
-            None => (self.walk(door, parts, visitor, caller).await, who),
+            None => {
+                let answer = self.walk(door, parts, &visitor, caller).await;
+                if matches!(
+                    answer.0.status(),
+                    StatusCode::UNAUTHORIZED | StatusCode::SERVICE_UNAVAILABLE
+                ) {
+                    door.pace_refusal(&visitor, caller).await;
+                }
+                (answer, who)
+            }
+        }
+    }
+
+    /// Whether all that is asked for may be had without the login that came with it, as far as is known now. Not so of
+    /// `/v2/`, which says whether a login is right, nor of the catalogue, which shows more to some than to others.
+    fn takes_no_login(&self, door: &Door, parts: &Parts, caller: &Caller) -> bool {
+        let name = match route::parse(parts.uri.path()) {
+            _ if !matches!(parts.method, Method::GET | Method::HEAD) => return true,
+            Route::Repository { name, .. } => name,
+            Route::Root | Route::Malformed | Route::Unknown => return true,
+            Route::Ping { .. } | Route::Catalog => return false,
+        };
+        let nobody = door.visitor_without_login(caller);
+        let query = route::query(parts.uri.query());
+        match door.view().resolve(&name.full, query.ns.as_deref()) {
+            Ok(target) => door.right_now(&nobody, &self.pull, &target) == Some(Right::Fetch),
+            Err(_) => door.lets_in(&nobody.who, &nobody),
         }
     }
 
     /// The whole way, for what is not hot.
-    async fn walk(&self, door: &Door, parts: Parts, visitor: Visitor, caller: &Caller) -> (Response, Labels) {
+    async fn walk(&self, door: &Door, parts: Parts, visitor: &Visitor, caller: &Caller) -> (Response, Labels) {
         let pull = self.pull.clone();
         let path = parts.uri.path().to_owned();
         let whole_path = parts.uri.path_and_query().cloned();
@@ -257,21 +286,21 @@ impl Registry {
             match route {
                 Route::Root => text_page(is_head),
                 Route::Ping { prefix } if prefix.as_deref().is_none_or(|p| door.view().is_upstream(p)) => {
-                    match door.ping(&visitor, &parts.headers) {
+                    match door.ping(visitor, &parts.headers) {
                         Ok(()) => hot::may_repeat(json(PONG), Again::Ping),
                         Err(error) => respond(error),
                     }
                 }
-                Route::Catalog => match door.first_look(&visitor, &parts.headers, "") {
+                Route::Catalog => match door.first_look(visitor, &parts.headers, "") {
                     Ok(()) => {
-                        let may_pull = |target: &Target| door.may_see(&visitor, &pull, target);
+                        let may_pull = |target: &Target| door.may_see(visitor, &pull, target);
                         let found = tags::catalog(&pull, door.view(), &query, may_pull).await;
                         found.unwrap_or_else(respond)
                     }
                     Err(error) => respond(error),
                 },
                 Route::Repository { name, what } => {
-                    let door = (door, &visitor);
+                    let door = (door, visitor);
                     repository(pull, door, name, what, query, path, parts, caller).await
                 }
                 Route::Malformed => respond(ApiError::bad_path(&path)),

@@ -68,7 +68,6 @@ pub(super) async fn answer(
     body: Body,
     caller: &Caller,
 ) -> (Result<Response, ApiError>, Identity) {
-    let mut visitor = door.visitor(&parts.headers, caller).await;
     let request = match parts.method {
         // A password in a query would be in somebody's log.
         Method::GET | Method::HEAD => Request {
@@ -84,14 +83,33 @@ pub(super) async fn answer(
     if let Some(kind) = request.grant_type.as_deref().filter(|kind| *kind != "password") {
         return (Err(ApiError::bad_grant(kind)), None);
     }
+    let mut visitor = match takes_no_login(door, pull, &request, caller) {
+        true => door.visitor_if_idle(&parts.headers, caller).await,
+        false => door.visitor(&parts.headers, caller).await,
+    };
     if let Some((name, password)) = &request.login {
+        visitor.by_password = true;
         match door.gate().log_in(name, password.reveal(), origin(caller)).await {
             Ok(who) => (visitor.who, visitor.claim) = (who, Claim::Good),
             Err(claim) => visitor.claim = claim,
         }
     }
     let answer = decide(door, pull, &visitor, &request);
+    if answer.is_err() {
+        door.pace_refusal(&visitor, caller).await;
+    }
     (answer, visitor.who)
+}
+
+/// Whether every scope that is asked for may be had without a login, as far as is known now. Without scope it is the
+/// login itself that is asked about. The form's is a login that somebody made on purpose.
+fn takes_no_login(door: &Door, pull: &Pull, request: &Request, caller: &Caller) -> bool {
+    let nobody = door.visitor_without_login(caller);
+    let is_open = |scope: &String| {
+        let name = pulled(scope).and_then(|name| door.view().resolve(name, None).ok());
+        name.is_some_and(|target| door.right_now(&nobody, pull, &target) == Some(Right::Fetch))
+    };
+    request.login.is_none() && !request.scopes.is_empty() && request.scopes.iter().all(is_open)
 }
 
 fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Result<Response, ApiError> {
@@ -129,13 +147,17 @@ fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Res
 
 /// What of a scope may be had, as far as is known now; the request itself is what is decided about.
 fn granted(door: &Door, pull: &Pull, visitor: &Visitor, scope: &str) -> Option<Value> {
-    let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
-    if !actions.split(',').any(|action| action == "pull" || action == "*") {
-        return None;
-    }
+    let name = pulled(scope)?;
     let target = door.view().resolve(name, None).ok()?;
     let right = door.right_now(visitor, pull, &target).unwrap_or(Right::Fetch);
     (right > Right::Nothing).then(|| json!({ "type": "repository", "name": name, "actions": ["pull"] }))
+}
+
+/// The repository that a scope is about, if it asks for a pull.
+fn pulled(scope: &str) -> Option<&str> {
+    let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
+    let pulls = actions.split(',').any(|action| action == "pull" || action == "*");
+    pulls.then_some(name)
 }
 
 async fn form(body: Body) -> Result<Request, ApiError> {
