@@ -155,7 +155,7 @@ mod tests {
         let said = "see https://u:pw@x.example/a?X-Sig=abc or hunter2 \u{1b}[31m \u{202e}\u{200b}x";
         assert_eq!(
             clean(said, &["hunter2"]),
-            "see https://x.example/a or [secret]  [31m   x"
+            "see https://x.example/a or [secret] [31m   x"
         );
         let two =
             "at https://a.example/x,https://u:hunter2@b.example/y?sig=hunter2 or\u{7f}https://u:hunter2@c.example";
