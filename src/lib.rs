@@ -96,7 +96,7 @@
 //!   damage), and `pull` lets the upstream's bytes pass through without keeping them, or refuses for a moment.
 //! - **A damaged index**: `store::recovery` opens it under a guard (`store::guard`: a panic of redb is damage), has every page's checksum
 //!   compared beside its being read (`store::proof`), and puts it aside if anything is wrong. Another is built from the copy
-//!   (`store::copy`) and renamed into its place; `store::startup` then finds what has come since. The copy is written from one read
+//!   (`store::copy`; `store::relief` makes room on a full disk) and renamed into its place; `store::startup` then finds what has come since. The copy is written from one read
 //!   transaction, daily, at the end and after pins (`app` asks every few seconds whether it is due).
 //! - **Another configuration**: `cli::serve` hears SIGHUP or `larder reload` (`http::admin`), or sees another file → `app::reload` does what can
 //!   fail (clients, users, certificates; `app::listeners` binds) and changes nothing; then each listener's `http::v2` door is hung anew,

@@ -1,7 +1,7 @@
 //! The copy of the index: what cannot be found again on the disk, in a file of its own that is no database.
 //!
 //! It is written from one read transaction, table by table in the order of their keys (`recovery` says when), and read when
-//! the index is damaged or gone. Lists are not in it: upstreams give them again.
+//! the index is damaged or gone. Lists come last: upstreams give them again. Of a long one it has the record, the file is its own.
 //!
 //! ```text
 //! "larder index"  u32 version       12 + 4 bytes; all numbers are little-endian
@@ -17,7 +17,7 @@
 //! those of the record before it.
 //!
 //! Marks of private repositories are in [`Table::Meta`], which is written first. If any frame up to its end is missing or
-//! damaged, links are not given back: a repository could have links without its mark, and look public (L8).
+//! damaged, links and lists are not given back: a repository could have them without its mark, and look public (L8).
 
 use std::fs::File;
 use std::io;
@@ -41,7 +41,14 @@ const FIRST: u8 = 0;
 const LAST: u8 = 255;
 
 /// The tables of a copy, in their order.
-pub(super) const TABLES: [Table; 5] = [Table::Meta, Table::Pins, Table::Tags, Table::Links, Table::Blobs];
+pub(super) const TABLES: [Table; 6] = [
+    Table::Meta,
+    Table::Pins,
+    Table::Tags,
+    Table::Links,
+    Table::Blobs,
+    Table::Lists,
+];
 
 fn code(table: Table) -> u8 {
     match table {
@@ -186,7 +193,7 @@ pub(super) struct Found {
     pub(super) records: u64,
     /// True if all that was written is there.
     pub(super) is_whole: bool,
-    /// True if links were withheld, because marks of private repositories may be missing.
+    /// True if links or lists were withheld, because marks of private repositories may be missing.
     pub(super) without_links: bool,
 }
 
@@ -220,7 +227,7 @@ pub(super) fn read<E: From<io::Error>>(
                     match table {
                         Table::Tags => found.tags += 1,
                         Table::Pins => found.pins += 1,
-                        Table::Links if marks != Marks::Whole => {
+                        Table::Links | Table::Lists if marks != Marks::Whole => {
                             found.without_links = true;
                             return Ok(());
                         }
@@ -479,7 +486,7 @@ mod tests {
         assert_eq!(decoded(&newer).unwrap_err().kind(), io::ErrorKind::Unsupported);
     }
 
-    /// A damaged copy gives only records that were written; and marks are never missing where links are given (L8).
+    /// A damaged copy gives only records that were written; and marks are never missing where links or lists are given (L8).
     #[test]
     fn damage_costs_its_own_frame() {
         let records = many();
@@ -512,7 +519,9 @@ mod tests {
                 read.iter().all(|record| all.any(|known| known == record)),
                 "{round} {found:?}"
             );
-            let has_links = read.iter().any(|(table, ..)| *table == Table::Links);
+            let has_links = read
+                .iter()
+                .any(|(table, ..)| matches!(table, Table::Links | Table::Lists));
             let has_marks = read.iter().filter(|(table, ..)| *table == Table::Meta).count() == marks;
             assert!(has_marks || !has_links, "{round} {found:?}");
             withheld += usize::from(found.without_links);
@@ -532,7 +541,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_records_come_back(records in proptest::collection::vec(
-            (0usize..5, proptest::collection::vec(any::<u8>(), 0..60), proptest::collection::vec(any::<u8>(), 0..300)), 0..50)
+            (0usize..6, proptest::collection::vec(any::<u8>(), 0..60), proptest::collection::vec(any::<u8>(), 0..300)), 0..50)
         ) {
             let mut records: Vec<Record> = records.into_iter().map(|(table, key, value)| (TABLES[table], key, value)).collect();
             records.sort_by_key(|(table, ..)| code(*table));

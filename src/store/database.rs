@@ -395,19 +395,30 @@ fn has_tables(redb: &Redb) -> Result<bool, redb::Error> {
 }
 
 /// A file that stands in for the index until it is whole: made anew, and filled by `fill`, which is handed what takes the
-/// changes. It is on disk and closed when this returns.
+/// changes. It is on disk and closed when this returns; after an error nothing is left of it.
 pub(super) fn build(
     path: &Path,
     fill: impl FnOnce(&mut dyn FnMut(Op) -> Result<(), StoreError>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
     /// Changes of one transaction.
     const MOST: usize = 50_000;
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StoreError::io("remove", path)(error));
-        }
-        _ => {}
+    let remove = || match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(StoreError::io("remove", path)(error)),
+        _ => Ok(()),
+    };
+    remove()?;
+    let built = build_new(path, MOST, fill);
+    if built.is_err() {
+        let _ = remove();
     }
+    built
+}
+
+fn build_new(
+    path: &Path,
+    most: usize,
+    fill: impl FnOnce(&mut dyn FnMut(Op) -> Result<(), StoreError>) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let (redb, _) = attempt(path, || open_redb(path))?;
     let mut ops = Vec::new();
     let write = |ops: &mut Vec<Op>| {
@@ -415,15 +426,17 @@ pub(super) fn build(
         ops.clear();
         written
     };
-    fill(&mut |op| {
+    let filled = fill(&mut |op| {
         ops.push(op);
-        if ops.len() >= MOST { write(&mut ops) } else { Ok(()) }
-    })?;
-    write(&mut ops)?;
-    attempt(path, move || {
+        if ops.len() >= most { write(&mut ops) } else { Ok(()) }
+    });
+    let filled = filled.and_then(|()| write(&mut ops));
+    // To close it is to write to it, which may fail as well.
+    let closed = attempt(path, move || {
         drop(redb);
         Ok(())
-    })?;
+    });
+    filled.and(closed)?;
     let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
     synced.map_err(StoreError::io("sync", path))
 }

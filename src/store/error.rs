@@ -19,6 +19,8 @@ pub enum StoreError {
     Mismatch(Box<Mismatch>),
     #[error("there is no room for {0}: it passes through and is not kept")]
     NoRoom(Box<Digest>),
+    #[error("there is no room for a copy of the index of {bytes} bytes")]
+    NoRoomForCopy { bytes: u64 },
     #[error("{0} is being written already")]
     Busy(Box<Digest>),
     #[error("the cache folder {path} is in use by another larder{}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]

@@ -82,6 +82,11 @@ impl Tree {
         name.starts_with(DAMAGED)
     }
 
+    /// Returns true for a name of [`Tree::foreign_copy`].
+    pub(super) fn is_foreign_copy(name: &str) -> bool {
+        Tree::is_put_aside(name) && name.ends_with(".copy")
+    }
+
     pub(super) fn copy(&self) -> PathBuf {
         self.root.join("index.copy")
     }

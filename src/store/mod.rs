@@ -25,6 +25,7 @@ mod proof;
 mod queue;
 mod records;
 mod recovery;
+mod relief;
 mod reservation;
 mod reveal;
 #[doc(hidden)]

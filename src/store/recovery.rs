@@ -26,6 +26,7 @@ use super::error::StoreError;
 use super::index::{Index, on_disk};
 use super::keys::Tree;
 use super::records::unix_ms;
+use super::relief::{self, Relief};
 use super::{Inner, Store, disk, privacy, startup, wishes};
 
 /// The number of the last copy, in [`Table::Meta`].
@@ -209,27 +210,14 @@ fn rebuild(tree: &Tree, found: String) -> Result<Recovery, StoreError> {
     metrics::counter!("larder_index_damaged_total", "found" => "start").increment(1);
     let (new, path) = (tree.new_index(), tree.index());
     let copy = open_copy(tree)?;
-    let given = match &copy {
-        None => None,
-        Some(file) => {
-            let mut given = None;
-            database::build(&new, |put| {
-                let each =
-                    |table, key: &[u8], value: &[u8]| put(Op::Put(table, key.to_vec(), value.to_vec())).map_err(Stop);
-                let read: Found = copy::read(file, each).map_err(|Stop(error)| error)?;
-                if let Some(stamp) = read.stamp {
-                    put(Op::Put(
-                        Table::Meta,
-                        NUMBER.to_vec(),
-                        stamp.number.to_le_bytes().to_vec(),
-                    ))?;
-                }
-                given = Some(read);
-                Ok(())
-            })?;
-            given
+    let mut relief = Relief::of(tree, copy.as_ref());
+    let given = loop {
+        match build(&new, copy.as_ref()) {
+            Err(error) if relief::is_full(&error) && relief.free() => {}
+            built => break built?,
         }
     };
+    relief.leave_some();
     let aside = free_name(|when| tree.damaged_index(when));
     let put_aside = match std::fs::metadata(&path) {
         Ok(meta) if meta.len() > 0 => {
@@ -238,11 +226,7 @@ fn rebuild(tree: &Tree, found: String) -> Result<Recovery, StoreError> {
         }
         _ => "nothing".to_owned(),
     };
-    match given.is_some() {
-        true => std::fs::rename(&new, &path).map_err(StoreError::io("put into place", &path))?,
-        // An empty one is made when it is opened.
-        false => remove(&path)?,
-    }
+    std::fs::rename(&new, &path).map_err(StoreError::io("put into place", &path))?;
     sync_folder(tree)?;
     remove(&tree.index_mark())?;
     let recovery = match given {
@@ -274,6 +258,26 @@ fn rebuild(tree: &Tree, found: String) -> Result<Recovery, StoreError> {
         }
     }
     Ok(recovery)
+}
+
+/// Builds an index from the copy; an empty one if there is none.
+fn build(new: &Path, copy: Option<&File>) -> Result<Option<Found>, StoreError> {
+    let mut given = None;
+    database::build(new, |put| {
+        let Some(file) = copy else { return Ok(()) };
+        let each = |table, key: &[u8], value: &[u8]| put(Op::Put(table, key.to_vec(), value.to_vec())).map_err(Stop);
+        let read: Found = copy::read(file, each).map_err(|Stop(error)| error)?;
+        if let Some(stamp) = read.stamp {
+            put(Op::Put(
+                Table::Meta,
+                NUMBER.to_vec(),
+                stamp.number.to_le_bytes().to_vec(),
+            ))?;
+        }
+        given = Some(read);
+        Ok(())
+    })?;
+    Ok(given)
 }
 
 /// An error that ends the reading of a copy.
@@ -376,6 +380,8 @@ struct Last {
     /// Transactions that the index had written by then.
     written: Option<u64>,
     next: Instant,
+    /// The log has said that there is no room for one.
+    is_told: bool,
 }
 
 impl Copying {
@@ -395,6 +401,7 @@ impl Copying {
                 // Without a copy everything is news, and a crash came before the copy that a stop makes.
                 written: stamp.filter(|_| !after_crash).map(|_| 0),
                 next: Instant::now() + PAUSE,
+                is_told: false,
             }),
         }
     }
@@ -465,13 +472,25 @@ impl Store {
             Ok(records) => {
                 let (bytes, took_ms) = (self.inner.copying.bytes(), begun.elapsed().as_millis() as u64);
                 tracing::debug!(records, bytes, took_ms, "the index was copied");
+                last.is_told = false;
+                drop(last);
+                self.inner.evict_for_index();
                 true
             }
             Err(error) => {
                 // An operator's change is still to be copied.
                 self.inner.copying.want();
                 tracing::debug!(%error, "the index could not be copied");
-                self.inner.note_trouble(&error);
+                match error {
+                    // The disk is well.
+                    StoreError::NoRoomForCopy { .. } => {
+                        if !std::mem::replace(&mut last.is_told, true) {
+                            let copied = self.inner.copying.made_ms().map_or("never".to_owned(), shown);
+                            tracing::warn!(%error, last_copied = copied, cache = %self.inner.tree.root().display(), "the cache is full of what may not go, or too small: the index is not copied until there is room");
+                        }
+                    }
+                    error => self.inner.note_trouble(&error),
+                }
                 false
             }
         }
@@ -520,56 +539,62 @@ impl Inner {
         }
         let written = self.database.written();
         let (new, place) = (self.tree.new_copy(), self.tree.copy());
-        let records = self.write_new_copy(&new, stamp).inspect_err(|_| {
+        let (records, room) = self.write_new_copy(&new, stamp).inspect_err(|_| {
             let _ = remove(&new);
         })?;
-        self.disk
-            .rename(&new, &place)
-            .and_then(|()| self.disk.sync_folder_of(&place))
-            .map_err(|error| {
-                let _ = remove(&new);
-                StoreError::io("put into place", &place)(error)
-            })?;
+        let placed = self.disk.rename(&new, &place);
+        let placed = placed.and_then(|()| self.disk.sync_folder_of(&place));
+        if placed.is_err() {
+            let _ = remove(&new);
+        }
+        // The last one or this one.
+        room.hand_over(bytes_of(&place));
+        placed.map_err(StoreError::io("put into place", &place))?;
         let copying = &self.copying;
-        copying.bytes.store(bytes_of(&place), Ordering::Relaxed);
         copying.made_ms.store(made_ms, Ordering::Relaxed);
         metrics::gauge!("larder_index_copy_timestamp_seconds").set((made_ms / 1000) as f64);
         (last.number, last.written) = (stamp.number, Some(written));
         Ok(records)
     }
 
-    fn write_new_copy(&self, new: &Path, stamp: Stamp) -> Result<u64, StoreError> {
+    fn write_new_copy(&self, new: &Path, stamp: Stamp) -> Result<(u64, Room<'_>), StoreError> {
         remove(new)?;
+        // It will be about as large as the last one. What cannot fit evicts nothing.
+        let expected = self.copying.bytes();
+        if !self.could_take_small(expected) {
+            return Err(StoreError::NoRoomForCopy { bytes: expected });
+        }
         let file = self.disk.create(new).map_err(StoreError::io("create", new))?;
         let mut room = Room { inner: self, bytes: 0 };
         let mut at = 0;
         let out = |frame: Vec<u8>| {
             let len = frame.len() as u64;
-            room.make_for(at + len)?;
+            if !room.make_for(at + len) {
+                return Err(Halt::NoRoom(at + len));
+            }
             self.disk.write_all_at(&file, new, &[Bytes::from(frame)], at)?;
             at += len;
-            Ok::<_, io::Error>(())
+            Ok(())
         };
-        let failed = StoreError::io("write", new);
-        let encode = || -> Result<u64, Result<io::Error, StoreError>> {
-            let mut encoder = Encoder::begin(out, stamp).map_err(Ok)?;
+        let encode = || -> Result<u64, Halt> {
+            let mut encoder = Encoder::begin(out, stamp)?;
             let mut stopped = None;
             let scanned = self.database.scan_all(&TABLES, |table, key, value| {
                 stopped = encoder.put(table, key, value).err();
                 stopped.is_none()
             });
             match stopped {
-                Some(error) => Err(Ok(error)),
-                None => scanned.map_err(Err).and_then(|()| encoder.end().map_err(Ok)),
+                Some(halt) => Err(halt),
+                None => scanned.map_err(Halt::Index).and_then(|()| encoder.end()),
             }
         };
-        let records = match encode() {
-            Ok(records) => records,
-            Err(Ok(error)) => return Err(failed(error)),
-            Err(Err(error)) => return Err(error),
-        };
-        self.disk.sync(&file, new).map_err(failed)?;
-        Ok(records)
+        let records = encode().map_err(|halt| match halt {
+            Halt::NoRoom(bytes) => StoreError::NoRoomForCopy { bytes },
+            Halt::Disk(error) => StoreError::io("write", new)(error),
+            Halt::Index(error) => error,
+        })?;
+        self.disk.sync(&file, new).map_err(StoreError::io("write", new))?;
+        Ok((records, room))
     }
 
     /// A value of the copy, for an index that is damaged. Blocking: reads all of it.
@@ -582,6 +607,20 @@ impl Inner {
     }
 }
 
+/// What ends the writing of a copy.
+enum Halt {
+    /// For so many bytes.
+    NoRoom(u64),
+    Disk(io::Error),
+    Index(StoreError),
+}
+
+impl From<io::Error> for Halt {
+    fn from(error: io::Error) -> Halt {
+        Halt::Disk(error)
+    }
+}
+
 /// Room that a copy takes while it is written, beside the one that is there.
 struct Room<'a> {
     inner: &'a Inner,
@@ -589,13 +628,21 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
-    fn make_for(&mut self, total: u64) -> io::Result<()> {
+    /// `false`: there is none.
+    fn make_for(&mut self, total: u64) -> bool {
         let more = on_disk(total).saturating_sub(self.bytes);
         if more > 0 && !self.inner.make_small_room(more) {
-            return Err(io::ErrorKind::StorageFull.into());
+            return false;
         }
         self.bytes += more;
-        Ok(())
+        true
+    }
+
+    /// The copy is in its place: it counts as the one that is there, with so many bytes, and at no moment not at all.
+    fn hand_over(mut self, bytes: u64) {
+        let mut index = self.inner.index();
+        self.inner.copying.bytes.store(bytes, Ordering::Relaxed);
+        index.sub_small(std::mem::take(&mut self.bytes));
     }
 }
 

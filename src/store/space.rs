@@ -115,6 +115,11 @@ impl Inner {
         self.could_fit(None, more) && self.evict_for(&room, more, None, u64::MAX, |index| index.add_small(more))
     }
 
+    /// Returns whether [`Inner::make_small_room`] would make room. Evicts nothing.
+    pub(super) fn could_take_small(&self, more: u64) -> bool {
+        self.could_fit(None, more)
+    }
+
     /// Whether `more` bytes fit once everything that may go has gone.
     fn could_fit(&self, shelf: Option<usize>, more: u64) -> bool {
         let index = &*self.index();

@@ -190,6 +190,20 @@ impl Links {
         links.rare.sort();
         Ok(links)
     }
+
+    /// The repositories that are linked to a digest.
+    fn of(&self, digest: &Digest) -> impl Iterator<Item = &Arc<str>> {
+        let common = self.common.partition_point(|link| link.digest() < *digest);
+        let rare = self.rare.partition_point(|(rare, _)| rare < digest);
+        let common = self.common[common..]
+            .iter()
+            .map(|link| (link.digest(), link.repository));
+        let of_it = move |link: &(Digest, u32)| link.0 == *digest;
+        let links = common
+            .take_while(of_it)
+            .chain(self.rare[rare..].iter().copied().take_while(of_it));
+        links.filter_map(|(_, repository)| self.repositories.get(usize::try_from(repository).ok()?))
+    }
 }
 
 /// Makes index and disk agree: the disk is the truth for bytes (L6). Runs beside requests.
@@ -197,11 +211,16 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     // By place in the index. A place that changes hands meanwhile does no harm: what is missing is looked for again.
     let mut seen: Vec<bool> = Vec::new();
     let before = inner.index().count();
+    // A damaged copy may have lost the records of blobs whose links it has.
+    let waiting = match inner.recovery {
+        Some(_) => waiting_links(inner)?,
+        None => Links::default(),
+    };
     for algorithm in Algorithm::ALL {
         for (name, path, meta) in files(&inner.tree.blobs(algorithm))? {
             match Digest::from_hex(algorithm, &name).filter(|_| meta.is_file()) {
                 Some(digest) => {
-                    let place = adopt(inner, &digest, &path, meta.len());
+                    let place = adopt(inner, &waiting, &digest, &path, meta.len());
                     if let Some(place) = place.and_then(|place| usize::try_from(place).ok()) {
                         seen.resize(seen.len().max(place + 1), false);
                         seen[place] = true;
@@ -231,6 +250,16 @@ pub(super) fn reconcile(inner: &Inner) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Links of what is not held yet. Blobs are given them as they are found, and not later: one that had been evicted and
+/// brought by another repository meanwhile must not get them (L8).
+fn waiting_links(inner: &Inner) -> Result<Links, StoreError> {
+    let mut links = Links::read(&inner.database)?;
+    let is_waiting = |digest: &Digest| inner.index().get(digest).is_none();
+    links.common.retain(|link| is_waiting(&link.digest()));
+    links.rare.retain(|(digest, _)| is_waiting(digest));
+    Ok(links)
+}
+
 /// Links of what is not held: the crash came between an eviction and the end of the commit that it overtook. They would
 /// come to life when another repository brings the same bytes (L8).
 fn forget_loose_links(inner: &Inner) -> Result<(), StoreError> {
@@ -253,9 +282,9 @@ fn forget_loose_links(inner: &Inner) -> Result<(), StoreError> {
 }
 
 /// A file in a blob's place. One that the index does not know was renamed there, so it was verified, and the crash
-/// came before the index knew; or the index is a new one. It is linked to nothing: a repository has to show again that
-/// it holds it (L8). Returns its place in the index.
-fn adopt(inner: &Inner, digest: &Digest, path: &Path, len: u64) -> Option<u32> {
+/// came before the index knew; or the index is a new one. It is linked to nothing but what was written down (`waiting`): any
+/// other repository has to show again that it holds it (L8). Returns its place in the index.
+fn adopt(inner: &Inner, waiting: &Links, digest: &Digest, path: &Path, len: u64) -> Option<u32> {
     let known = {
         let index = inner.index();
         let entry = index.get(digest);
@@ -287,6 +316,9 @@ fn adopt(inner: &Inner, digest: &Digest, path: &Path, len: u64) -> Option<u32> {
         None => {
             let shelf = index.shelf("");
             index.insert(*digest, len, 0, kind, shelf);
+            for repository in waiting.of(digest) {
+                index.link(repository, digest);
+            }
             let record = BlobRecord::of(&index, digest).map(|record| record.put(digest));
             inner.database.write(record.into_iter().collect());
         }
@@ -295,7 +327,7 @@ fn adopt(inner: &Inner, digest: &Digest, path: &Path, len: u64) -> Option<u32> {
 }
 
 /// What a blob of unknown kind is, by its own word: a manifest says so in its first bytes.
-fn kind_of(path: &Path) -> std::io::Result<Kind> {
+pub(super) fn kind_of(path: &Path) -> std::io::Result<Kind> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     let mut bytes = Vec::new();
@@ -332,7 +364,7 @@ pub(super) fn sweep_staging(tree: &Tree, index: &mut Index) -> Result<(), StoreE
 }
 
 /// Name, path and metadata of what is in a folder, one by one: there may be a million.
-fn files(folder: &Path) -> Result<impl Iterator<Item = (String, PathBuf, std::fs::Metadata)>, StoreError> {
+pub(super) fn files(folder: &Path) -> Result<impl Iterator<Item = (String, PathBuf, std::fs::Metadata)>, StoreError> {
     let listing = std::fs::read_dir(folder).map_err(StoreError::io("list", folder))?;
     let folder = folder.to_owned();
     let told = move |error: &std::io::Error| {

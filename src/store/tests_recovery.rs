@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
+use std::sync::Weak;
 use std::sync::atomic::AtomicI32;
 
 use fastrand::Rng;
 
+use super::tests::{put_tags, tags_of};
 use super::*;
 use crate::oci::Algorithm;
 
@@ -424,6 +426,232 @@ fn copies_are_made_when_they_are_due() {
     store.settle();
     store.inner.copying.no_pause();
     assert_eq!(looked(&store), again);
+}
+
+/// Spoils every frame of one table of a copy.
+fn without_table(copy: &[u8], table: u8) -> Vec<u8> {
+    let mut spoilt = copy.to_vec();
+    let frame = [0xf1, b'L', b'i', b'x', table];
+    let places = copy
+        .windows(frame.len())
+        .enumerate()
+        .filter(|(_, found)| *found == frame);
+    for (at, _) in places {
+        spoilt[at + 20] ^= 1;
+    }
+    assert_ne!(spoilt, copy);
+    spoilt
+}
+
+/// The records of blobs are lost and the links are not: what is found on the disk belongs to whom it belonged (L3).
+#[test]
+fn a_copy_that_lost_its_blobs_still_says_whose_they_are() {
+    const BLOBS_TABLE: u8 = 5;
+    let folder = tempfile::tempdir().unwrap();
+    let store = fill(folder.path());
+    let expected = state(&store);
+    store.close();
+    drop(store);
+    let copy = folder.path().join("index.copy");
+    let spoilt = without_table(&std::fs::read(&copy).unwrap(), BLOBS_TABLE);
+    std::fs::write(&copy, spoilt).unwrap();
+    std::fs::write(folder.path().join("index.redb"), b"spoilt").unwrap();
+    for is_rebuilt in [true, false] {
+        let store = open(folder.path());
+        assert_eq!(store.index_state().recovery.is_some(), is_rebuilt);
+        check_blobs(&store);
+        assert_eq!(state(&store), expected);
+    }
+}
+
+/// Lists, short ones and those in files of their own.
+#[test]
+fn lists_come_from_the_copy() {
+    const MARKS_TABLE: u8 = 1;
+    let folder = tempfile::tempdir().unwrap();
+    let store = fill(folder.path());
+    let lines = |n: usize| {
+        let lines: Vec<String> = (0..n).map(|n| format!("tag-{n:09}\n")).collect();
+        lines.concat().into_bytes()
+    };
+    let (short, long, later) = (lines(20), lines(5_000), lines(6_000));
+    put_tags(&store, "r/short", 7, &short);
+    put_tags(&store, "r/long", 7, &long);
+    assert!(store.copy_now());
+    let copy = std::fs::read(folder.path().join("index.copy")).unwrap();
+    put_tags(&store, "r/later", 7, &later);
+    store.settle();
+    drop(store);
+    std::fs::write(folder.path().join("index.copy"), &copy).unwrap();
+    std::fs::write(folder.path().join("index.redb"), b"spoilt").unwrap();
+    let store = open(folder.path());
+    assert!(tags_of(&store, "r/short") == Some(short) && tags_of(&store, "r/long") == Some(long));
+    // Nothing says whose that file is.
+    assert_eq!(tags_of(&store, "r/later"), None);
+    assert_eq!(std::fs::read_dir(folder.path().join("lists")).unwrap().count(), 1);
+    drop(store);
+    // Where a mark may be missing, a private repository's list is given to nobody (L8).
+    std::fs::write(folder.path().join("index.copy"), without_table(&copy, MARKS_TABLE)).unwrap();
+    std::fs::write(folder.path().join("index.redb"), b"spoilt").unwrap();
+    let store = open(folder.path());
+    assert!(tags_of(&store, "r/short").is_none() && tags_of(&store, "r/long").is_none());
+    assert_eq!(std::fs::read_dir(folder.path().join("lists")).unwrap().count(), 0);
+}
+
+/// A file system in memory.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` if it is not to be had.
+    fn of(bytes: usize) -> Option<SmallDisk> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = std::process::Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={bytes}"), "larder-test"]);
+        let is_there = mount.arg(folder.path()).status().is_ok_and(|status| status.success());
+        is_there.then_some(SmallDisk(folder))
+    }
+
+    /// Takes all that is free.
+    fn fill_up(&self, name: &str) {
+        use std::io::Write as _;
+        let mut file = File::create(self.0.path().join(name)).unwrap();
+        while file.write_all(&[7; 4096]).is_ok() {}
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+/// On a full disk another index needs room, and gets it from what is worth least: leftovers, what was put aside, the damaged
+/// one itself, and then the oldest blobs that nobody has pinned.
+#[test]
+fn an_index_is_rebuilt_on_a_full_disk() {
+    const BIG: usize = 6 << 20;
+    for (is_gone, has_copy, has_leftovers) in [
+        (false, true, false),
+        (false, true, true),
+        (true, true, true),
+        (true, true, false),
+        (true, false, false),
+    ] {
+        let Some(disk) = SmallDisk::of(48 << 20) else {
+            eprintln!("NOT CHECKED: a full disk takes a mount, and that root");
+            return;
+        };
+        let path = disk.0.path();
+        let store = fill(path);
+        let big = [1u8, 2, 3].map(|n| put(&store, "r/big", &vec![n; BIG]));
+        store.put_tag("r/big", "pinned", record(big[0]));
+        assert!(store.pin("r/big", "pinned"));
+        store.close();
+        let expected = state(&store);
+        drop(store);
+        for (digest, seconds) in big.iter().zip([1000, 2000, 3000]) {
+            let file = File::options().write(true).open(place(path, digest)).unwrap();
+            file.set_modified(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
+                .unwrap();
+        }
+        let index = path.join("index.redb");
+        match is_gone {
+            true => std::fs::remove_file(&index).unwrap(),
+            false => {
+                let file = File::options().write(true).open(&index).unwrap();
+                file.write_all_at(&[0x55; 4096], 0).unwrap();
+            }
+        }
+        if !has_copy {
+            std::fs::remove_file(path.join("index.copy")).unwrap();
+        }
+        let leftovers = [
+            "index.redb.new",
+            "staging/x.part",
+            "quarantine/x",
+            "index.redb.damaged-1",
+        ];
+        if has_leftovers {
+            std::fs::create_dir_all(path.join("quarantine")).unwrap();
+            for name in leftovers {
+                std::fs::write(path.join(name), vec![1; 1 << 20]).unwrap();
+            }
+        }
+        disk.fill_up("filler");
+        let case = format!("gone {is_gone}, copy {has_copy}, leftovers {has_leftovers}");
+        let store = open(path);
+        assert!(store.index_state().recovery.is_some(), "{case}");
+        assert!(
+            path.join("filler").exists() && !path.join("index.redb.new").exists(),
+            "{case}"
+        );
+        let held = big.map(|digest| place(path, &digest).exists());
+        let (is_short, is_known) = (is_gone && !has_leftovers, has_copy);
+        if is_known {
+            assert_eq!(held, [true, !is_short, true], "{case}");
+            assert_eq!(state(&store), expected, "{case}");
+            check_blobs(&store);
+        } else {
+            assert_eq!(held, [false, true, true], "{case}: nothing says what is pinned");
+        }
+        // With what has gone it is one that can be used; else `min_free` sees to that.
+        store.put_tag("r", "new", record(big[2]));
+        assert!(store.settle() || !is_short, "{case}");
+    }
+}
+
+/// A cache full of what may not go is no disk that fails: nothing is evicted for a copy that does not fit.
+#[test]
+fn a_copy_without_room_evicts_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = fill(folder.path());
+    for n in (0..BLOBS).filter(|n| *n != 1) {
+        assert!(store.pin(&repository(n), &format!("v{n}")));
+    }
+    assert!(store.copy_now());
+    let usage = store.usage();
+    let mut full = config(folder.path());
+    full.cache.max_size = usage.used_bytes * 64 / 63 + 1;
+    store.set_limits(&full);
+    assert_eq!(store.usage().blobs, BLOBS);
+    assert!(!store.copy_now() && !store.copy_now());
+    assert_eq!((store.usage().evicted, store.usage().blobs), (usage.evicted, BLOBS));
+    assert_eq!(store.trouble(), None);
+    assert!(!folder.path().join("index.copy.tmp").exists());
+    store.set_limits(&config(folder.path()));
+    assert!(store.copy_now());
+}
+
+/// L5: the new copy counts at each moment, until it has taken the last one's place.
+#[test]
+fn a_copy_counts_until_it_is_in_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path()).close();
+    let inner: Arc<OnceLock<Weak<Inner>>> = Arc::default();
+    let seen = Arc::new(AtomicU64::new(0));
+    let faults: Faults = {
+        let (inner, seen) = (inner.clone(), seen.clone());
+        Arc::new(move |op, path: &Path| {
+            let is_copy = op == DiskOp::SyncFolder && path.ends_with("index.copy");
+            if let Some(inner) = inner.get().and_then(Weak::upgrade).filter(|_| is_copy) {
+                seen.store(Store { inner }.usage().used_bytes, Ordering::Relaxed);
+            }
+            None
+        })
+    };
+    let store = Store::open_with(&config(folder.path()), Some(faults)).unwrap();
+    assert!(inner.set(Arc::downgrade(&store.inner)).is_ok());
+    assert!(store.copy_now());
+    let copy = std::fs::metadata(folder.path().join("index.copy")).unwrap();
+    let after = store.usage().used_bytes;
+    // The new one beside the last one, which is about as large.
+    assert!(
+        seen.load(Ordering::Relaxed) >= after + copy.blocks() * 512 / 2,
+        "{seen:?} {after}"
+    );
 }
 
 // --- what cannot be read at the moment --------------------------------------------------------------
