@@ -274,6 +274,7 @@ impl ApiError {
             }
             PullError::Store(_) => plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
                 .detail("the proxy's own disk failed: its log has the details"),
+            PullError::Busy => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable).retry_after(5),
             PullError::LeftBehind | PullError::Internal(_) => {
                 plain(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Unknown)
             }
@@ -301,7 +302,7 @@ impl ApiError {
                     "{} answered 429: its pull limit is used up. What is held is served meanwhile; credentials in [upstream.{:?}] raise the limit",
                     error.upstream, error.upstream
                 )),
-            ErrorKind::Timeout(_) => plain(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
+            ErrorKind::Timeout(_) | ErrorKind::TooSlow => plain(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable),
             ErrorKind::Connect(_) | ErrorKind::Cut(_) => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
                     .detail(format!("{} cannot be reached from this proxy just now", error.upstream))
@@ -314,7 +315,7 @@ impl ApiError {
             ErrorKind::Protocol(_) if subject == Subject::Manifest => {
                 plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
             }
-            ErrorKind::Status { .. } | ErrorKind::Refused(_) | ErrorKind::Protocol(_) | ErrorKind::Auth(_) => {
+            ErrorKind::Status { .. } | ErrorKind::Unwanted | ErrorKind::Refused(_) | ErrorKind::Protocol(_) | ErrorKind::Auth(_) => {
                 plain(StatusCode::BAD_GATEWAY, ErrorCode::Unknown)
             }
         }

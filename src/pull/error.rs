@@ -51,6 +51,9 @@ pub enum PullError {
     /// The blob passes through memory, and this reader stood still for too long.
     #[error("the blob passed by while its reader stood still")]
     LeftBehind,
+    /// Too many long lists come at once.
+    #[error("too many long lists come at once: try again in a moment")]
+    Busy,
     /// A task of ours ended without a result.
     #[error("an internal task ended early: {0}")]
     Internal(&'static str),
@@ -148,7 +151,7 @@ impl PullError {
     pub fn is_transient(&self) -> bool {
         match self {
             PullError::Upstream(error) => error.is_transient(),
-            PullError::LeftBehind | PullError::Internal(_) => true,
+            PullError::LeftBehind | PullError::Busy | PullError::Internal(_) => true,
             _ => self.is_unreadable(),
         }
     }
@@ -173,6 +176,7 @@ impl PullError {
             PullError::Manifest { .. } => "bad-manifest",
             PullError::Upset { .. } => "bad-bytes",
             PullError::LeftBehind => "left-behind",
+            PullError::Busy => "busy",
             PullError::Internal(_) => "internal",
         }
     }

@@ -4,11 +4,12 @@
 //! the store's spool as they come, and pages and answers are read from there, off the async threads.
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, FutureExt as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::blocking::blocking;
 use super::error::PullError;
@@ -16,8 +17,9 @@ use super::freshness::{Freshness, judge, may_be_stale};
 use super::manifest::Want;
 use super::names::Target;
 use super::outcome::Outcome;
+use super::turns::{Turn, Turns};
 use super::{Pull, Question, View};
-use crate::oci::{Digest, Reference, Tag};
+use crate::oci::{Digest, HostPort, Reference, Tag};
 use crate::store::{ListKey, ListRecord, ListSpool, Page, Store, StoreError, unix_ms};
 use crate::upstream::{ItemKind, Items, ListSink, Referrers};
 
@@ -115,74 +117,138 @@ struct Intake {
     store: Store,
     /// `None` while it is written to, and after that was broken off.
     spool: Mutex<Option<ListSpool>>,
-    large: Arc<Semaphore>,
-    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    turns: Arc<Turns>,
+    upstream: HostPort,
+    /// Set while the list is longer than a small one.
+    turn: Mutex<Option<Arc<Turn>>>,
+    /// Set if the disk does not take it.
+    memory: Mutex<Option<OwnedSemaphorePermit>>,
+    /// There was no turn for it, or no memory.
+    is_refused: AtomicBool,
 }
 
 impl Intake {
-    fn new(store: &Store, large: &Arc<Semaphore>) -> Intake {
+    fn new(store: &Store, turns: &Arc<Turns>, upstream: &HostPort) -> Intake {
         Intake {
             store: store.clone(),
             spool: Mutex::new(Some(store.list_spool())),
-            large: large.clone(),
-            permit: Mutex::default(),
+            turns: turns.clone(),
+            upstream: upstream.clone(),
+            turn: Mutex::default(),
+            memory: Mutex::default(),
+            is_refused: AtomicBool::new(false),
         }
     }
 
-    async fn append(&self, lines: Vec<u8>) {
-        let spool = self.spool.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut spool) = spool else { return };
+    /// Returns false if no more is taken.
+    async fn append(&self, lines: Vec<u8>) -> bool {
+        let spool = locked(&self.spool).take();
+        let Some(mut spool) = spool else { return false };
         let spool = if spool.len() + (lines.len() as u64) <= SMALL_LIST_BYTES {
             spool.push(&lines);
             Some(spool)
         } else {
-            self.admit().await;
+            if !self.admit(lines.len() as u64).await {
+                return false;
+            }
             let writing = tokio::task::spawn_blocking(move || {
                 spool.push(&lines);
                 spool.flush();
                 spool
             });
             // It ends early only with the process.
-            writing.await.ok()
+            let spool = writing.await.ok();
+            if spool.as_ref().is_some_and(ListSpool::is_held) && !self.has_memory().await {
+                return false;
+            }
+            spool
         };
-        *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = spool;
+        *locked(&self.spool) = spool;
+        true
     }
 
     /// Waits for its turn among long lists: so many as fit into the lists' part of the cache come at once. The upstream
     /// waits too, as its connection is not read.
-    async fn admit(&self) {
-        let has_it = || self.permit.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        if !has_it() {
-            // It is never closed.
-            let permit = self.large.clone().acquire_owned().await.ok();
-            *self.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    async fn admit(&self, bytes: u64) -> bool {
+        if self.is_refused() {
+            return false;
         }
+        let turn = locked(&self.turn).clone();
+        let turn = match turn {
+            Some(turn) => turn,
+            None => {
+                let Some(turn) = self.turns.turn(&self.upstream).await else {
+                    self.is_refused.store(true, Ordering::Relaxed);
+                    return false;
+                };
+                let turn = Arc::new(turn);
+                *locked(&self.turn) = Some(turn.clone());
+                turn
+            }
+        };
+        turn.note(bytes);
+        true
     }
 
-    /// Keeps what came. What the disk did not take keeps its place among long lists for as long as it is read.
+    async fn has_memory(&self) -> bool {
+        if locked(&self.memory).is_some() {
+            return true;
+        }
+        let memory = self.turns.memory().await;
+        let has_it = memory.is_some();
+        *locked(&self.memory) = memory;
+        self.is_refused.fetch_or(!has_it, Ordering::Relaxed);
+        has_it
+    }
+
+    fn is_refused(&self) -> bool {
+        self.is_refused.load(Ordering::Relaxed)
+    }
+
+    /// Keeps what came. What the disk did not take lies in memory for a while.
     async fn keep(self, key: Arc<str>, which: ListKey) -> Result<Arc<ListRecord>, PullError> {
         let spool = self.spool.into_inner().unwrap_or_else(PoisonError::into_inner);
         let spool = spool.ok_or(PullError::Internal("a list was dropped"))?;
-        let permit = self.permit.into_inner().unwrap_or_else(PoisonError::into_inner);
-        blocking(move || {
-            let record = self.store.put_list(&key, &which, spool, unix_ms())?;
-            Ok(match permit {
-                Some(permit) if record.is_in_memory() => Arc::new(ListRecord::clone(&record).holding(Arc::new(permit))),
-                _ => record,
-            })
-        })
-        .await
+        let (store, turn) = (self.store, self.turn);
+        let record = blocking(move || Ok(store.put_list(&key, &which, spool, unix_ms())?)).await?;
+        let lent = match record.is_kept() || record.len() <= SMALL_LIST_BYTES {
+            true => Some(record),
+            false => {
+                let memory = self.memory.into_inner().unwrap_or_else(PoisonError::into_inner);
+                let lent = self.turns.lend(ListRecord::clone(&record), memory);
+                lent.map(Arc::new)
+            }
+        };
+        drop(turn);
+        lent.ok_or(PullError::Busy)
     }
 }
 
 impl ListSink for Intake {
     fn restart(&self) {
-        *self.spool.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.store.list_spool());
+        *locked(&self.spool) = Some(self.store.list_spool());
+        *locked(&self.turn) = None;
+        *locked(&self.memory) = None;
     }
 
-    fn take(&self, lines: Vec<u8>) -> BoxFuture<'_, ()> {
+    fn take(&self, lines: Vec<u8>) -> BoxFuture<'_, bool> {
         self.append(lines).boxed()
     }
+
+    fn too_slow(&self) -> BoxFuture<'_, ()> {
+        let turn = locked(&self.turn).clone();
+        async move {
+            match turn {
+                Some(turn) => turn.is_over().await,
+                None => std::future::pending().await,
+            }
+        }
+        .boxed()
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Pull {
@@ -295,10 +361,14 @@ impl Pull {
             .list_questions
             .join((target.scope(), which.clone()), || async move {
                 let begun = Instant::now();
-                let intake = Intake::new(&pull.store, &pull.large_lists);
+                let intake = Intake::new(&pull.store, &pull.long_lists, &to.upstream.name);
                 let asking = match &asked {
                     ListKey::Tags => pull.ask_tags(&to, &intake).await,
                     ListKey::Referrers(subject) => pull.ask_referrers(&to, subject, &intake).await,
+                };
+                let asking = match asking {
+                    Err(_) if intake.is_refused() => Err(PullError::Busy),
+                    asking => asking,
                 };
                 pull.note_verdict(&to, asking.as_ref().err(), begun.elapsed());
                 if asking.is_ok() {
@@ -308,8 +378,12 @@ impl Pull {
                 intake.keep(to.key.clone(), asked).await
             });
         let joined = pending.joined;
-        let fetched = |items| {
-            let outcome = if joined { Outcome::Collapsed } else { Outcome::Stored };
+        let fetched = |items: Arc<ListRecord>| {
+            let outcome = match (joined, items.is_kept()) {
+                (true, _) => Outcome::Collapsed,
+                (false, true) => Outcome::Stored,
+                (false, false) => Outcome::Passed,
+            };
             Ok(Listing { items, outcome })
         };
         let Some((items, overdue_s)) = stale else {
@@ -398,7 +472,9 @@ impl Pull {
         });
         let lines = lines.await?;
         let lines = lines.map_err(|_| upset(format!("{tag} is not an index of referrers")))?;
-        intake.append(lines).await;
-        Ok(())
+        match intake.append(lines).await {
+            true => Ok(()),
+            false => Err(PullError::Busy),
+        }
     }
 }

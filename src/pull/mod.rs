@@ -1,6 +1,6 @@
 //! The pull-through service: what is held is served, what is not is fetched, once.
 //!
-//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question, and `hot` those that
+//! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question (`turns` is how many long lists come at once), and `hot` those that
 //! need no waiting; `chunk` is the memory for bytes of `body` that wait for clients. `flight` lists the transfers by digest, and who follows them;
 //! `transfer` is what each does, `sink` where its bytes go, `timing` when it gives up. `single` is one question at a time; `privacy` knows what
 //! needs credentials, `proof` what a claim is worth; `freshness` decides about
@@ -31,6 +31,7 @@ mod sink;
 mod tally;
 mod timing;
 mod transfer;
+mod turns;
 mod wishes;
 
 use std::collections::HashMap;
@@ -54,6 +55,7 @@ pub use names::{Names, Target};
 pub use outcome::Outcome;
 pub use tally::Tally;
 pub use timing::{Parallel, Timing};
+use turns::Turns;
 
 use crate::config::Config;
 use crate::oci::{Digest, HostPort, Tag};
@@ -88,7 +90,7 @@ pub struct Pull {
     blob_heads: Single<(Scope, Digest, bool), Result<Option<u64>, PullError>>,
     list_questions: Single<(Scope, ListKey), Result<Arc<ListRecord>, PullError>>,
     /// For lists that are long, while they come.
-    large_lists: Arc<Semaphore>,
+    long_lists: Arc<Turns>,
     /// For manifests that are large, while they are read.
     large_manifests: Arc<Semaphore>,
     /// "It is not there", each until when.
@@ -197,7 +199,7 @@ impl Pull {
                 manifest_descriptors: config.limits.manifest_descriptors,
             }),
             flights: Flights::new(store.clone(), timing.clone(), tasks, stop),
-            large_lists: Arc::new(Semaphore::new(store.large_lists_at_once())),
+            long_lists: Arc::new(Turns::new(store.large_lists_at_once())),
             large_manifests: Arc::new(Semaphore::new(manifest::LARGE_AT_ONCE)),
             store,
             timing,
@@ -382,7 +384,7 @@ impl Pull {
     fn note_verdict(&self, target: &Target, error: Option<&PullError>, took: Duration) {
         match error {
             Some(error) if error.is_trouble() => self.note_trouble(target, error.as_str()),
-            Some(PullError::Store(_) | PullError::Internal(_) | PullError::Spared(_)) => {}
+            Some(PullError::Store(_) | PullError::Internal(_) | PullError::Spared(_) | PullError::Busy) => {}
             _ if took < self.timing.patience => {
                 self.troubled().remove(&target.upstream.name);
             }

@@ -7,7 +7,7 @@ pub enum Outcome {
     Hit,
     /// The upstream was asked, and its answer is kept.
     Stored,
-    /// The upstream was asked; nothing is kept (a HEAD, or a blob larger than the cache).
+    /// The upstream was asked; nothing is kept (a HEAD, a blob larger than the cache, a list that the disk does not take).
     Passed,
     /// Another request had asked already; this one shares the answer.
     Collapsed,

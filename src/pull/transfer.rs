@@ -70,10 +70,11 @@ impl Ranges {
             | ErrorKind::Connect(_)
             | ErrorKind::Refused(_)
             | ErrorKind::Auth(_)
+            | ErrorKind::Unwanted
             | ErrorKind::Offline => return false,
             ErrorKind::NotFound { .. } | ErrorKind::Denied { .. } | ErrorKind::Protocol(_) => false,
             ErrorKind::Status { status, .. } => *status >= 500 && *status != 501,
-            ErrorKind::Timeout(_) | ErrorKind::Cut(_) => true,
+            ErrorKind::Timeout(_) | ErrorKind::TooSlow | ErrorKind::Cut(_) => true,
         };
         self.failed += 1;
         !may_pass || !patient || self.failed >= MOST_FAILED_RANGES

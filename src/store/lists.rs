@@ -14,9 +14,9 @@ use std::collections::{BinaryHeap, HashSet};
 use std::fs::File;
 use std::io::{Error, ErrorKind};
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use bytes::Bytes;
 use serde_json::Value;
@@ -79,14 +79,42 @@ pub struct ListRecord {
     /// How many items it has, if that is known.
     count: Option<u64>,
     bytes: ListBytes,
-    /// Lives as long as the list is read.
-    _held: Option<Arc<dyn Any + Send + Sync>>,
+    /// Set if it is to be had here again.
+    is_kept: bool,
 }
 
 #[derive(Clone)]
 enum ListBytes {
     Memory(Bytes),
+    Loan(Arc<Loan>),
     File(Arc<ListFile>),
+}
+
+/// Lines in memory that can be taken back though somebody still reads them.
+pub struct Loan {
+    len: u64,
+    /// With what is given back together with them.
+    lines: Mutex<Option<(Bytes, Box<dyn Any + Send + Sync>)>>,
+    /// As far as its furthest reader came.
+    read: AtomicU64,
+}
+
+impl Loan {
+    /// Lets go of the lines: whoever reads them gets no more.
+    pub fn end(&self) {
+        *self.lines.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Bytes that its furthest reader has.
+    pub fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    fn lines(&self) -> std::io::Result<Bytes> {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let gone = || Error::new(ErrorKind::TimedOut, "its reader stood still for too long");
+        lines.as_ref().map(|(lines, _)| lines.clone()).ok_or_else(gone)
+    }
 }
 
 /// An open file. It stays readable when the list is replaced or evicted.
@@ -159,6 +187,17 @@ impl Stored {
             count: u64::from_le_bytes(*count),
             place,
         })
+    }
+
+    /// The record of a newer file under this older time: a crash has kept its own from being written.
+    fn of_file(self, path: &Path, len: u64) -> std::io::Result<Stored> {
+        let mut count = 0;
+        lines::walk(&(&File::open(path)?, len), 0..len, |_| {
+            count += 1;
+            true
+        })?;
+        let place = Place::File(len);
+        Ok(Stored { count, place, ..self })
     }
 
     fn file_bytes(&self) -> u64 {
@@ -234,7 +273,7 @@ impl ListRecord {
             checked_ms,
             count: Some(count_lines(&lines)),
             bytes: ListBytes::Memory(lines),
-            _held: None,
+            is_kept: false,
         }
     }
 
@@ -243,22 +282,36 @@ impl ListRecord {
         ListRecord::of_lines(checked_ms, to_lines(items))
     }
 
-    /// Keeps something alive for as long as anybody reads the list.
-    #[must_use]
-    pub fn holding(mut self, held: Arc<dyn Any + Send + Sync>) -> ListRecord {
-        self._held = Some(held);
-        self
+    /// The same list with its lines, if they are in memory, on loan: `held` goes with them.
+    pub fn lent(self, held: Box<dyn Any + Send + Sync>) -> (ListRecord, Weak<Loan>) {
+        let ListBytes::Memory(lines) = self.bytes else {
+            return (self, Weak::new());
+        };
+        let loan = Arc::new(Loan {
+            len: lines.len() as u64,
+            lines: Mutex::new(Some((lines, held))),
+            read: AtomicU64::new(0),
+        });
+        let lent = Arc::downgrade(&loan);
+        let bytes = ListBytes::Loan(loan);
+        (ListRecord { bytes, ..self }, lent)
+    }
+
+    /// Returns true if it is to be had here again.
+    pub fn is_kept(&self) -> bool {
+        self.is_kept
     }
 
     /// Returns true if reading it takes no disk.
     pub fn is_in_memory(&self) -> bool {
-        matches!(self.bytes, ListBytes::Memory(_))
+        !matches!(self.bytes, ListBytes::File(_))
     }
 
     /// Bytes of its lines.
     pub fn len(&self) -> u64 {
         match &self.bytes {
             ListBytes::Memory(lines) => lines.len() as u64,
+            ListBytes::Loan(loan) => loan.len,
             ListBytes::File(file) => file.len,
         }
     }
@@ -277,6 +330,10 @@ impl ListRecord {
     pub fn page(&self, last: Option<&str>, most: Option<u64>) -> Result<Page, StoreError> {
         match &self.bytes {
             ListBytes::Memory(all) => lines::page(&all[..], self.count, last, most).map_err(in_memory),
+            ListBytes::Loan(loan) => {
+                let all = loan.lines().map_err(in_memory)?;
+                lines::page(&all[..], self.count, last, most).map_err(in_memory)
+            }
             ListBytes::File(file) => {
                 let page = lines::page(&(&file.file, file.len), self.count, last, most);
                 page.map_err(|error| file.failed(error))
@@ -287,7 +344,7 @@ impl ListRecord {
     /// Whole lines from the beginning of a stretch, some 64 KiB of them. Blocking where it is not in memory.
     pub fn chunk(&self, span: Range<u64>) -> Result<Vec<u8>, StoreError> {
         self.read_chunk(span).map_err(|error| match &self.bytes {
-            ListBytes::Memory(_) => in_memory(error),
+            ListBytes::Memory(_) | ListBytes::Loan(_) => in_memory(error),
             ListBytes::File(file) => file.failed(error),
         })
     }
@@ -296,6 +353,12 @@ impl ListRecord {
     fn read_chunk(&self, span: Range<u64>) -> std::io::Result<Vec<u8>> {
         match &self.bytes {
             ListBytes::Memory(all) => lines::chunk(&all[..], span),
+            ListBytes::Loan(loan) => {
+                let begin = span.start;
+                let lines = lines::chunk(&loan.lines()?[..], span)?;
+                loan.read.fetch_max(begin + lines.len() as u64, Ordering::Relaxed);
+                Ok(lines)
+            }
             ListBytes::File(file) => lines::chunk(&(&file.file, file.len), span),
         }
     }
@@ -304,6 +367,10 @@ impl ListRecord {
     pub fn for_each(&self, each: impl FnMut(&[u8]) -> bool) -> Result<(), StoreError> {
         match &self.bytes {
             ListBytes::Memory(all) => lines::walk(&all[..], 0..self.len(), each).map_err(in_memory),
+            ListBytes::Loan(loan) => {
+                let all = loan.lines().map_err(in_memory)?;
+                lines::walk(&all[..], 0..self.len(), each).map_err(in_memory)
+            }
             ListBytes::File(file) => {
                 let walked = lines::walk(&(&file.file, file.len), 0..file.len, each);
                 walked.map_err(|error| file.failed(error))
@@ -409,6 +476,11 @@ impl ListSpool {
         self.len() == 0
     }
 
+    /// Returns true if the disk does not take it: all of it is in memory.
+    pub fn is_held(&self) -> bool {
+        self.is_held
+    }
+
     /// Appends lines that each end in `\n`. They stay in memory until [`ListSpool::flush`].
     pub fn push(&mut self, lines: &[u8]) {
         let mut before = std::mem::take(&mut self.last);
@@ -501,6 +573,15 @@ impl ListSpool {
         Ok(all)
     }
 
+    /// The same, out of its memory where it is there as a whole.
+    fn take_all(&mut self) -> Result<Vec<u8>, StoreError> {
+        match (self.lost.take(), &self.file) {
+            (Some(error), _) => Err(error),
+            (None, None) => Ok(std::mem::take(&mut self.memory)),
+            (None, Some(_)) => self.read_back(),
+        }
+    }
+
     /// Puts the lines in byte order, each once. Blocking.
     fn sort(&mut self) -> Result<(), StoreError> {
         if self.is_ordered {
@@ -591,12 +672,18 @@ impl Lists {
         let mut ops = Vec::new();
         database.scan(Table::Lists, &[], |key, value| {
             let path = tree.list(key);
-            let stored = Stored::from_bytes(value).filter(|stored| match stored.place {
-                Place::Inline(_) => true,
-                Place::File(_) => std::fs::metadata(&path).is_ok_and(|meta| meta.is_file()),
+            let stored = Stored::from_bytes(value).and_then(|stored| match stored.place {
+                Place::Inline(_) => Some((stored, true)),
+                Place::File(len) => match std::fs::metadata(&path).ok().filter(|meta| meta.is_file())?.len() {
+                    found if found == len => Some((stored, true)),
+                    found => Some((stored.of_file(&path, found).ok()?, false)),
+                },
             });
             match stored {
-                Some(stored) => {
+                Some((stored, is_written)) => {
+                    if !is_written {
+                        ops.push(Op::Put(Table::Lists, key.to_vec(), stored.to_bytes()));
+                    }
                     file_bytes += stored.file_bytes();
                     charged += stored.charge(key);
                     if stored.file_bytes() > 0 {
@@ -766,7 +853,7 @@ impl Inner {
             checked_ms: stored.checked_ms,
             count,
             bytes,
-            _held: None,
+            is_kept: true,
         })
     }
 
@@ -877,7 +964,7 @@ impl Store {
                 }
             };
             let Some(place) = place else {
-                let all = spool.read_back();
+                let all = spool.take_all();
                 outcome = Some(all.map(|all| ListRecord::of_lines(checked_ms, all)));
                 return earlier;
             };
@@ -888,13 +975,12 @@ impl Store {
                 place,
             };
             inner.lists.count(&key, earlier.as_deref(), Some(&stored));
-            if stored.file_bytes() == 0 && earlier.is_some_and(|earlier| earlier.file_bytes() > 0) {
-                unlink(Some(inner.tree.list(&key)));
-            }
             let put = Op::Put(Table::Lists, key.clone(), stored.to_bytes());
             let written = inner.database.write_noted(vec![put]);
-            if !is_same {
-                let _ = written.recv();
+            let is_written = !is_same && written.recv().unwrap_or(false);
+            // Until then it is the file of the record that is on disk (L6).
+            if is_written && stored.file_bytes() == 0 && earlier.is_some_and(|earlier| earlier.file_bytes() > 0) {
+                unlink(Some(inner.tree.list(&key)));
             }
             let record = inner.open_list(&key, &stored);
             outcome = Some(
@@ -924,32 +1010,49 @@ impl Store {
             spool.flush_if_long();
             at += lines.len() as u64;
         }
-        let known = self.inner.lists.hot.get(key);
-        let before = known.unwrap_or_else(|| self.inner.read_list(key));
-        let place = self.inner.place_list(key, &mut spool)?;
+        let mut before = None;
+        let mut place = Ok(None);
+        // In one with whoever fetches it: they see each other's file and record together.
+        upsert(&self.inner.lists.hot, key, |known| {
+            before = known.unwrap_or_else(|| self.inner.read_list(key));
+            place = self.inner.place_list(key, &mut spool);
+            before.clone()
+        });
         let no_room = || StoreError::io("keep", self.inner.tree.list(key))(Error::from(ErrorKind::StorageFull));
+        let stored = Stored {
+            checked_ms: list.checked_ms,
+            used_ms: AtomicU64::new(unix_ms()),
+            count: spool.count,
+            place: place?.ok_or_else(no_room)?,
+        };
         Ok(Prepared {
+            inner: self.inner.clone(),
             key: key.to_vec(),
             before,
-            stored: Stored {
-                checked_ms: list.checked_ms,
-                used_ms: AtomicU64::new(unix_ms()),
-                count: spool.count,
-                place: place.ok_or_else(no_room)?,
-            },
+            stored: Some(Arc::new(stored)),
+            _spool: spool,
         })
     }
 
     /// Makes a prepared list seen, once it is written down. Blocking, briefly.
-    pub(super) fn show_list(&self, list: Prepared) {
-        let inner = &self.inner;
-        let Prepared { key, before, stored } = list;
-        upsert(&inner.lists.hot, &key, |_| {
-            inner.lists.count(&key, before.as_deref(), Some(&stored));
-            if stored.file_bytes() == 0 && before.is_some_and(|before| before.file_bytes() > 0) {
-                unlink(Some(inner.tree.list(&key)));
+    pub(super) fn show_list(&self, mut list: Prepared) {
+        let Some(stored) = list.stored.take() else { return };
+        let (inner, key, before) = (&self.inner, &list.key, &list.before);
+        upsert(&inner.lists.hot, key, |known| {
+            if let Some(theirs) = known.filter(|known| !is_one(known.as_ref(), before.as_ref())) {
+                // It was fetched or forgotten meanwhile, which is newer than what came with an import.
+                let op = match &theirs {
+                    Some(theirs) => Op::Put(Table::Lists, key.clone(), theirs.to_bytes()),
+                    None => Op::Delete(Table::Lists, key.clone()),
+                };
+                inner.database.write(vec![op]);
+                return theirs;
             }
-            Some(Arc::new(stored))
+            inner.lists.count(key, before.as_deref(), Some(&stored));
+            if stored.file_bytes() == 0 && before.as_ref().is_some_and(|before| before.file_bytes() > 0) {
+                unlink(Some(inner.tree.list(key)));
+            }
+            Some(stored)
         });
     }
 
@@ -997,16 +1100,60 @@ pub(super) fn sample_records() -> Vec<Vec<u8>> {
 
 /// A list in its place whose record is not written yet.
 pub(super) struct Prepared {
+    inner: Arc<Inner>,
     key: Vec<u8>,
     /// The list that it replaces.
     before: Option<Arc<Stored>>,
-    stored: Stored,
+    /// `None` once it is shown.
+    stored: Option<Arc<Stored>>,
+    /// Its bytes are counted here until then.
+    _spool: ListSpool,
 }
 
 impl Prepared {
     /// The change that writes it down.
-    pub(super) fn op(&self) -> Op {
-        Op::Put(Table::Lists, self.key.clone(), self.stored.to_bytes())
+    pub(super) fn op(&self) -> Option<Op> {
+        let stored = self.stored.as_ref()?;
+        Some(Op::Put(Table::Lists, self.key.clone(), stored.to_bytes()))
+    }
+}
+
+/// Unshown, it leaves no file without a record.
+impl Drop for Prepared {
+    fn drop(&mut self) {
+        let Some(stored) = self.stored.take().filter(|stored| stored.file_bytes() > 0) else {
+            return;
+        };
+        let (inner, key, before) = (&self.inner, &self.key, &self.before);
+        upsert(&inner.lists.hot, key, |known| {
+            if let Some(theirs) = known.filter(|known| !is_one(known.as_ref(), before.as_ref())) {
+                return theirs;
+            }
+            let Some(before) = before.as_ref().filter(|before| before.file_bytes() > 0) else {
+                unlink(Some(inner.tree.list(key)));
+                return before.clone();
+            };
+            // It has taken the place of another's file: the newer lines stay, under the older time.
+            let kept = Stored {
+                checked_ms: before.checked_ms,
+                used_ms: AtomicU64::new(before.used_ms.load(Ordering::Relaxed)),
+                count: stored.count,
+                place: stored.place.clone(),
+            };
+            inner.lists.count(key, Some(before), Some(&kept));
+            let put = Op::Put(Table::Lists, key.clone(), kept.to_bytes());
+            inner.database.write(vec![put]);
+            Some(Arc::new(kept))
+        });
+    }
+}
+
+/// Returns true if both are the same record, and not only equal ones.
+fn is_one(one: Option<&Arc<Stored>>, other: Option<&Arc<Stored>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
     }
 }
 

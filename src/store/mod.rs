@@ -59,7 +59,7 @@ pub use hot::Shown;
 pub use images::{Image, ImageName, Part, Removed};
 pub use keys::{lock_file, staging_key};
 pub use lines::Page;
-pub use lists::{ListRecord, ListSpool};
+pub use lists::{ListRecord, ListSpool, Loan};
 pub use privacy::{PUBLIC_FOR, ToNobody};
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
 pub use records::{ListKey, Move, TagRecord, unix_ms};

@@ -175,7 +175,7 @@ impl Store {
             tracing::error!(%error, "a list of referrers cannot be kept");
             RevealError::NotWritten
         })?;
-        ops.extend(lists.iter().map(Prepared::op));
+        ops.extend(lists.iter().filter_map(Prepared::op));
         let written = {
             let index = self.inner.index();
             if let Some(gone) = image.parts.iter().find(|part| index.held(part).is_none()) {

@@ -188,6 +188,9 @@ fn records_and_files_are_made_to_agree() {
     assert_eq!(tags_of(&store, "a").unwrap(), tags(0, MIB));
     assert_eq!(tags_of(&store, "b"), None);
     assert_eq!(tags_of(&store, "c").unwrap(), tags(9, MIB / 2));
+    assert_eq!(store.usage().list_bytes, list_files(folder.path()).1);
+    let page = store.list("c", &ListKey::Tags).unwrap().page(None, None).unwrap();
+    assert_eq!(page.count, Some(tags(9, MIB / 2).len() as u64 / 13));
     assert_eq!((list_files(folder.path()).0, staged(folder.path())), (3, 0));
     // Damage that is met while it runs: the list is forgotten, and asked for again.
     std::fs::write(&a, "no line break").unwrap();
@@ -205,6 +208,69 @@ fn records_and_files_are_made_to_agree() {
     assert_eq!(tags_of(&store, "d"), None);
     put_tags(&store, "d", 2, &tags(4, MIB));
     assert_eq!(tags_of(&store, "d").unwrap(), tags(4, MIB));
+}
+
+/// L6: the file of a list that becomes short goes after the record that needs it no more is on disk.
+#[test]
+fn a_file_goes_after_its_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&config(folder.path(), 100 * MIB)).unwrap();
+    let key = ListKey::Tags.to_key("r");
+    let path = store.inner.tree.list(&key);
+    for n in 0..8 {
+        put_tags(&store, "r", n, &tags(n, MIB));
+        store.inner.database.settle();
+        std::thread::scope(|scope| {
+            let putting = scope.spawn(|| put_tags(&store, "r", n, b"1\n"));
+            while !putting.is_finished() {
+                if !path.exists() {
+                    let record = store.inner.database.get(Table::Lists, &key).unwrap().unwrap();
+                    // The form, three figures, and then the place: a file is 1.
+                    assert_eq!(record[25], 0, "its file is gone before");
+                }
+            }
+        });
+        assert!(!path.exists());
+    }
+}
+
+/// A list that came for an import is counted while it waits for that, and goes if that fails; one that was fetched
+/// meanwhile stays.
+#[test]
+fn prepared_lists_are_shown_or_go() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), 100 * MIB);
+    let store = Store::open(&config).unwrap();
+    let key = ListKey::Tags.to_key("r");
+    let agree = |store: &Store| assert_eq!(store.usage().list_bytes, list_files(folder.path()).1);
+    let list = |n: u64, bytes: u64| ListRecord::of_lines(5, tags(n, bytes));
+    let before = store.usage().used_bytes;
+    let prepared = store.prepare_list(&key, &list(1, MIB)).unwrap();
+    assert!(store.usage().used_bytes >= before + MIB, "not counted");
+    drop(prepared);
+    assert_eq!((tags_of(&store, "r"), list_files(folder.path()).0), (None, 0));
+    // In the place of another: that is the newer one under the older record.
+    put_tags(&store, "r", 3, &tags(2, MIB));
+    drop(store.prepare_list(&key, &list(1, 2 * MIB)).unwrap());
+    assert_eq!(tags_of(&store, "r").unwrap(), tags(1, 2 * MIB));
+    agree(&store);
+    for (imported, fetched) in [(3 * MIB, MIB), (MIB, 100), (100, MIB), (100, 200)] {
+        let prepared = store.prepare_list(&key, &list(3, imported)).unwrap();
+        assert!(store.inner.database.write_durably(prepared.op().into_iter().collect()));
+        put_tags(&store, "r", 9, &tags(4, fetched));
+        store.show_list(prepared);
+        assert_eq!(tags_of(&store, "r").unwrap(), tags(4, fetched));
+        agree(&store);
+    }
+    let prepared = store.prepare_list(&key, &list(5, MIB)).unwrap();
+    assert!(store.inner.database.write_durably(prepared.op().into_iter().collect()));
+    store.show_list(prepared);
+    assert_eq!(tags_of(&store, "r").unwrap(), tags(5, MIB));
+    agree(&store);
+    drop(store);
+    let store = Store::open(&config).unwrap();
+    assert_eq!(tags_of(&store, "r").unwrap(), tags(5, MIB));
+    agree(&store);
 }
 
 /// Long lists that an earlier version kept in the index are forgotten, and give their room back before any blob has to.

@@ -259,7 +259,7 @@ impl Client {
                 return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
             }
             let asking = self.answer(endpoint, question, &next, Instant::now() + self.tuning.headers);
-            answer = match tokio::time::timeout_at(deadline, asking).await {
+            answer = match tokio::time::timeout_at(deadline, in_time(list, asking)).await {
                 Ok(answer) => answer?,
                 Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),
             };
@@ -285,7 +285,7 @@ impl Client {
         let mut came = 0;
         loop {
             let piece = body::piece(&mut response, self.read_timeout);
-            let piece = match tokio::time::timeout_at(*deadline, piece).await {
+            let piece = match tokio::time::timeout_at(*deadline, in_time(list, piece)).await {
                 Ok(piece) => piece?,
                 Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),
             };
@@ -299,7 +299,9 @@ impl Client {
                 let lines;
                 (items, lines) = scan(items, part).await?;
                 let begun = Instant::now();
-                list.sink.take(lines).await;
+                if !list.sink.take(lines).await {
+                    return Err(ErrorKind::Unwanted);
+                }
                 *deadline += begun.elapsed();
             }
         }
@@ -309,6 +311,15 @@ impl Client {
         metrics::counter!("larder_upstream_bytes_total", "upstream" => self.name.to_string()).increment(came as u64);
         items.finish().map_err(|what| ErrorKind::Protocol(what.into()))?;
         Ok(came)
+    }
+}
+
+/// Waits for an upstream for as long as its list's sink does.
+async fn in_time<T>(list: List<'_>, waiting: impl Future<Output = Result<T, ErrorKind>>) -> Result<T, ErrorKind> {
+    tokio::select! {
+        biased;
+        came = waiting => came,
+        () = list.sink.too_slow() => Err(ErrorKind::TooSlow),
     }
 }
 

@@ -31,6 +31,12 @@ pub enum ErrorKind {
     Connect(Arc<str>),
     #[error("did not answer within {} s", .0.as_secs())]
     Timeout(Duration),
+    /// A long list, while others waited for their turn.
+    #[error("sent a long list too slowly while others waited")]
+    TooSlow,
+    /// Whoever takes it takes no more.
+    #[error("sent more than is taken now")]
+    Unwanted,
     /// The body ended or the connection broke before all was there.
     #[error("the answer broke off: {0}")]
     Cut(Arc<str>),
@@ -65,7 +71,7 @@ impl UpstreamError {
     /// Whether the same request may succeed if it is repeated after a pause.
     pub fn is_transient(&self) -> bool {
         match self.kind {
-            ErrorKind::Connect(_) | ErrorKind::Timeout(_) | ErrorKind::Cut(_) => true,
+            ErrorKind::Connect(_) | ErrorKind::Timeout(_) | ErrorKind::TooSlow | ErrorKind::Cut(_) => true,
             ErrorKind::Status { status, .. } => status >= 500 || status == 408,
             _ => false,
         }
@@ -86,7 +92,8 @@ impl ErrorKind {
             ErrorKind::RateLimited { .. } => "rate-limited",
             ErrorKind::Status { .. } => "status",
             ErrorKind::Connect(_) => "connect",
-            ErrorKind::Timeout(_) => "timeout",
+            ErrorKind::Timeout(_) | ErrorKind::TooSlow => "timeout",
+            ErrorKind::Unwanted => "unwanted",
             ErrorKind::Cut(_) => "cut",
             ErrorKind::Refused(_) => "refused",
             ErrorKind::Protocol(_) => "protocol",

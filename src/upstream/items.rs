@@ -22,7 +22,13 @@ pub trait ListSink: Send + Sync {
     fn restart(&self);
 
     /// Takes items, each a line that ends in `\n`. What it waits for is not counted as the upstream's time.
-    fn take(&self, lines: Vec<u8>) -> BoxFuture<'_, ()>;
+    /// Returns false if no more is taken.
+    fn take(&self, lines: Vec<u8>) -> BoxFuture<'_, bool>;
+
+    /// Waits, beside the upstream's next bytes, until that has taken too long for others.
+    fn too_slow(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 }
 
 /// How the items of a list become lines.

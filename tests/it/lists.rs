@@ -10,9 +10,10 @@ use larder::oci::{Digest, media_type};
 use serde_json::{Value, json};
 
 use crate::support::client::{Ask, Response};
+use crate::support::gate::Gate;
 use crate::support::larder::Larder;
 use crate::support::process::LarderProcess;
-use crate::support::upstream::{On, Upstream};
+use crate::support::upstream::{Fault, On, Upstream};
 
 const MIB: u64 = 1 << 20;
 
@@ -215,6 +216,68 @@ async fn many_long_lists_at_once() {
     }
     let grown = peak_memory(larder.pid()).saturating_sub(before);
     assert!(grown <= 64 * MIB, "{} MiB more", grown / MIB);
+}
+
+/// Upstreams that stop in the middle of long lists keep nobody from another's, though only one long list fits into this
+/// cache at once.
+#[tokio::test]
+async fn lists_of_slow_upstreams_keep_nobody_from_others() {
+    let (slow, well) = (Upstream::start().await, Upstream::start().await);
+    let gate = Gate::closed();
+    let body = bytes::Bytes::from(json!({ "tags": tags(100_000) }).to_string());
+    let answer = Fault::Status {
+        status: 200,
+        headers: vec![("Content-Type".to_owned(), "application/json".to_owned())],
+        body,
+    };
+    let stall = Fault::StallAfter(90_000, gate.clone());
+    slow.on(On::Tags).always().does([answer, stall]);
+    let all = tags(100_000);
+    list_of(&well, "team/app", &all);
+    let larder = Larder::start(&slow, |t| {
+        t.cache("max_size", "128MB");
+        t.upstream("ghcr.io", "url", well.url());
+    })
+    .await;
+    let to = larder.registry();
+    let slow_ones: Vec<_> = (0..4)
+        .map(|n| tokio::spawn(Ask::get(path(&format!("a/l{n}"), "")).send(to)))
+        .collect();
+    gate.wait_for_arrivals(4).await;
+    let begun = Instant::now();
+    let list = larder.get(path("ghcr.io/team/app", "")).await.expect(200);
+    assert!(tags_in(&list) == all);
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    gate.open();
+    for one in slow_ones {
+        let _ = one.await;
+    }
+}
+
+/// A list that is not kept says so, and a client that does not read it keeps no long list from others.
+#[tokio::test]
+async fn a_reader_that_stands_still_keeps_nobody_from_long_lists() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let upstream = Upstream::start().await;
+    // Longer than all lists may be together in such a cache, which is 8 MB.
+    let (huge, long) = (tags(900_000), tags(80_000));
+    list_of(&upstream, "a/huge", &huge);
+    list_of(&upstream, "a/long", &long);
+    let larder = Larder::start(&upstream, |t| {
+        t.cache("max_size", "64MB");
+    })
+    .await;
+    let mut still = tokio::net::TcpStream::connect(larder.registry()).await.unwrap();
+    let request = format!("GET {} HTTP/1.1\r\nHost: larder\r\n\r\n", path("a/huge", ""));
+    still.write_all(request.as_bytes()).await.unwrap();
+    still.read_exact(&mut [0; 100]).await.unwrap();
+    let list = larder.get(path("a/long", "")).await.expect(200);
+    assert!(tags_in(&list) == long);
+    assert_eq!(list.header("cache-status"), Some("larder; fwd=miss; stored"));
+    let list = larder.get(path("a/huge", "?n=2")).await.expect(200);
+    assert_eq!(tags_in(&list), huge[..2]);
+    let said = list.header("cache-status").unwrap();
+    assert!(!said.contains("stored"), "{said}");
 }
 
 fn index(n: usize, children: usize) -> (Digest, Vec<u8>) {

@@ -330,9 +330,9 @@ impl ListSink for Gather {
         self.0.lock().unwrap().clear();
     }
 
-    fn take(&self, lines: Vec<u8>) -> futures_util::future::BoxFuture<'_, ()> {
+    fn take(&self, lines: Vec<u8>) -> futures_util::future::BoxFuture<'_, bool> {
         self.0.lock().unwrap().extend(lines);
-        Box::pin(std::future::ready(()))
+        Box::pin(std::future::ready(true))
     }
 }
 
@@ -363,10 +363,10 @@ async fn a_sink_that_waits_costs_the_upstream_nothing() {
         fn restart(&self) {
             self.0.restart();
         }
-        fn take(&self, lines: Vec<u8>) -> futures_util::future::BoxFuture<'_, ()> {
+        fn take(&self, lines: Vec<u8>) -> futures_util::future::BoxFuture<'_, bool> {
             Box::pin(async move {
                 tokio::time::sleep(Duration::from_secs(4)).await;
-                self.0.take(lines).await;
+                self.0.take(lines).await
             })
         }
     }
