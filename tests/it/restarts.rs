@@ -304,3 +304,150 @@ async fn an_answer_that_a_stop_cuts_is_logged_as_cut() {
         larder.logs()
     );
 }
+
+/// The head of a frame of HTTP/2.
+fn frame(length: usize, kind: u8, flags: u8, stream: u32) -> Vec<u8> {
+    let mut head = u32::try_from(length).unwrap().to_be_bytes()[1..].to_vec();
+    head.extend([kind, flags]);
+    head.extend(stream.to_be_bytes());
+    head
+}
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const WINDOW_UPDATE: u8 = 8;
+const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
+/// Larger than the blob: Larder need not wait for the window.
+const WINDOW: u32 = 1 << 28;
+
+fn more_window(bytes: u32) -> Vec<u8> {
+    [frame(4, WINDOW_UPDATE, 0, 0), bytes.to_be_bytes().to_vec()].concat()
+}
+
+/// A request as it opens a connection.
+fn opening(path: &str) -> Vec<u8> {
+    // `:method: GET` and `:scheme: http` stand in the static table; `:path` and `:authority` have literal values.
+    let mut head = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+    head.extend(path.as_bytes());
+    head.extend([0x01, 6]);
+    head.extend(b"larder");
+    let initial_window = [&[0, 4][..], &WINDOW.to_be_bytes()].concat();
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(initial_window.len(), SETTINGS, 0, 0),
+        initial_window,
+        more_window(WINDOW),
+        // END_HEADERS too.
+        frame(head.len(), HEADERS, END_STREAM | 0x4, 1),
+        head,
+    ]
+    .concat()
+}
+
+/// Bytes that a reader leaves for later, of those that its kernel has.
+const TAIL: usize = 400 * 1024;
+/// Bytes a second at which it takes them then.
+const CRAWL: f64 = 100.0 * 1024.0;
+
+/// A client that calls `at_tail` when only the tail is left, and reads that slowly, telling of each piece. What of the body came until the
+/// answer was over or the connection failed, and how it failed.
+async fn crawl<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    digest: Digest,
+    at_tail: impl FnOnce(),
+) -> (Vec<u8>, std::io::Result<()>) {
+    let mut body = Vec::with_capacity(LEN);
+    let read = within("an answer", crawl_into(stream, digest, at_tail, &mut body)).await;
+    (body, read)
+}
+
+async fn crawl_into<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    digest: Digest,
+    at_tail: impl FnOnce(),
+    body: &mut Vec<u8>,
+) -> std::io::Result<()> {
+    stream.write_all(&opening(&blob(REPO, digest))).await?;
+    stream.flush().await?;
+    let (mut at_tail, mut slow_since) = (Some(at_tail), Instant::now());
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).await?;
+        let (length, kind, flags) = (u32::from_be_bytes([0, head[0], head[1], head[2]]), head[3], head[4]);
+        let mut payload = vec![0; length as usize];
+        let mut read = 0;
+        while read < payload.len() {
+            let piece = payload.len().min(read + 4096);
+            read += stream.read_exact(&mut payload[read..piece]).await?;
+            if at_tail.is_none() && kind == DATA {
+                let taken = body.len() + read - (LEN - TAIL);
+                keep_to(CRAWL, slow_since, taken).await;
+                stream.write_all(&more_window(4096)).await?;
+                stream.flush().await?;
+            }
+        }
+        match kind {
+            DATA => body.extend(&payload),
+            PING if flags & ACK == 0 => stream.write_all(&[frame(8, PING, ACK, 0), payload].concat()).await?,
+            SETTINGS if flags & ACK == 0 => stream.write_all(&frame(0, SETTINGS, ACK, 0)).await?,
+            _ => {}
+        }
+        stream.flush().await?;
+        if matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0 {
+            return Ok(());
+        }
+        if body.len() >= LEN - TAIL
+            && let Some(at_tail) = at_tail.take()
+        {
+            slow_since = Instant::now();
+            at_tail();
+        }
+    }
+}
+
+async fn with_room(to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(1 << 20).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Its kernel has everything long before it has read it: a reset by then would answer its next window update.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_lets_a_slow_reader_of_http2_read_what_its_kernel_has() {
+    let (upstream, keys) = (Upstream::start().await, keys());
+    for speaks in [Speaks::Http2, Speaks::Http2OverTls] {
+        let (mut larder, to, digest) = holding(&upstream, keys.path(), "30s").await;
+        let (body, read) = match speaks {
+            Speaks::Http2OverTls => {
+                let mut stream = secure(with_room(to[1]).await, b"h2").await;
+                crawl(&mut stream, digest, || larder.terminate()).await
+            }
+            _ => crawl(&mut with_room(to[0]).await, digest, || larder.terminate()).await,
+        };
+        assert!(
+            read.is_ok() && Digest::of(digest.algorithm(), &body) == digest,
+            "{speaks:?}: {read:?} after {} of {LEN} bytes\n{}",
+            body.len(),
+            larder.logs()
+        );
+        assert_eq!(larder.stop().await, Some(0));
+        assert_eq!((logged(&larder, true), logged(&larder, false)), (2, 0));
+    }
+}
+
+/// A client that has read all, says nothing and does not close keeps nobody; the limit is about time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_client_of_http2_holds_up_no_stop() {
+    let (upstream, keys) = (Upstream::start().await, keys());
+    let (mut larder, to, _) = holding(&upstream, keys.path(), "60s").await;
+    let mut stream = with_room(to[0]).await;
+    stream.write_all(&opening("/v2/")).await.unwrap();
+    let mut some = [0; 1024];
+    assert!(within("an answer", stream.read(&mut some)).await.unwrap() > 0);
+    let begin = Instant::now();
+    assert_eq!(larder.stop().await, Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+}

@@ -36,6 +36,9 @@ const BUFFER_BYTES: usize = 128 * 1024;
 /// Requests that an HTTP/2 connection may have open. Each may hold a small chunk of memory for as long as its client does not read.
 const STREAMS: u32 = 100;
 
+/// A client of HTTP/2 that was sent no more than this, the window that each begins with, need not open one while it reads.
+const UNNOTICED: u64 = 65_535;
+
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Go's servers answer HTTP with these very words, and clients know them (R-C25).
@@ -200,12 +203,19 @@ async fn speak<S: Transport>(
         drive(connection.as_mut(), &pulse, client, way, shared).await
     };
     if let Ok(stream) = back.await {
-        if ended == Ended::InOrder && pulse.broken() != Some(Break::Reset) {
+        if ended != Ended::Cut && pulse.broken() != Some(Break::Reset) {
             tokio::select! {
                 () = wire::until_taken(&stream) => {}
                 () = shared.cut.cancelled() => {}
                 () = tokio::time::sleep(STALLED) => {}
             }
+        }
+        if http2 && ended == Ended::InOrder && pulse.broken() != Some(Break::Reset) && pulse.has_sent() > UNNOTICED {
+            return tokio::select! {
+                () = wire::linger_while_it_reads(stream) => {}
+                () = shared.cut.cancelled() => {}
+                () = tokio::time::sleep(STALLED) => {}
+            };
         }
         tokio::select! {
             () = wire::end(stream, &pulse) => {}
@@ -225,6 +235,8 @@ async fn hurry(way: &Way) {
 enum Ended {
     /// What was to be sent is with the socket.
     InOrder,
+    /// The same, and it has been for so long that the client has read it.
+    Idle,
     /// The client had its time, or the grace period is over.
     Cut,
 }
@@ -252,10 +264,17 @@ async fn drive<C: GracefulConnection, H>(
             return Ended::Cut;
         }
     }
+    let idle_for = pulse.idle_since().map(|since| since.elapsed());
+    let sent = pulse.has_sent();
+    // A stream may still have been opened before the client heard of the end.
+    let in_order = || match idle_for {
+        Some(idle) if idle >= wire::SILENCE && pulse.has_sent() == sent => Ended::Idle,
+        _ => Ended::InOrder,
+    };
     connection.as_mut().graceful_shutdown();
     tokio::select! {
-        _ended = connection.as_mut() => Ended::InOrder,
-        _still_idle = still_idle(pulse) => Ended::InOrder,
+        _ended = connection.as_mut() => in_order(),
+        _still_idle = still_idle(pulse) => in_order(),
         _overdue = pulse.overdue(&limits), if overdue.is_none() => Ended::Cut,
         () = shared.cut.cancelled() => Ended::Cut,
     }

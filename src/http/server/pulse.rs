@@ -127,6 +127,11 @@ impl Pulse {
         self.unsent.fetch_sub(bytes, Ordering::Relaxed);
     }
 
+    /// Bytes of bodies that the socket has taken since the beginning.
+    pub(super) fn has_sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
     /// Bytes were offered to the client; whether it took some.
     pub(super) fn wrote(&self, some: bool) {
         let mut state = self.state();

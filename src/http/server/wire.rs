@@ -5,7 +5,8 @@
 //! closed with unread bytes in it is reset; and so is one that is closed when more comes, as it does from a slow HTTP/2 client, which
 //! gives us more window with every piece it reads of what our kernel still holds. A reset throws that away. So the wire ends the
 //! connection itself once a broken response is flushed, sends no FIN for hyper, and hands the stream back when hyper is done with it:
-//! [`until_taken`] waits for the client to have all, [`end`] closes.
+//! [`until_taken`] waits for the client's kernel to have all, [`end`] closes; a client of HTTP/2 gets the time to read it before
+//! ([`linger_while_it_reads`]).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -27,6 +28,9 @@ use crate::http::outbox::{FileRun, Outbox};
 /// How long, and for how many bytes, a closing socket listens to a client that is still talking.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 4 * 1024 * 1024;
+/// How long a client of HTTP/2 that is not known to have read all may say nothing. Clients open a window again when they have read
+/// a part of it.
+pub(super) const SILENCE: Duration = Duration::from_secs(10);
 
 /// Bytes of files that a connection sends before others have their turn. A client that reads as fast as we send would else keep
 /// us at its socket, which then both want at every moment: with eight such clients a byte cost 1.4 times as much
@@ -357,20 +361,41 @@ pub(super) async fn end<S: Transport>(stream: S, pulse: &Pulse) {
 
 /// Sends FIN, then reads what the client is still sending until it closes too, within bounds: closing with unread
 /// bytes would be a reset, which can overtake the response.
-pub(super) async fn linger<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) {
-    let farewell = async {
-        stream.shutdown().await?;
-        let mut sink = vec![0; 16 * 1024];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match stream.read(&mut sink).await? {
-                0 => break,
-                n => left = left.saturating_sub(n),
-            }
+pub(super) async fn linger<S: Transport>(stream: S) {
+    let _ = tokio::time::timeout(LINGER, farewell(stream, LINGER)).await;
+}
+
+/// The same for a slow client of HTTP/2. Its kernel has acknowledged all, but it has read only some, and answers each piece that it
+/// reads with more window. So the socket stays for as long as it talks, and for [`SILENCE`] since; FIN from it says that it has all.
+pub(super) async fn linger_while_it_reads<S: Transport>(stream: S) {
+    farewell(stream, SILENCE).await;
+}
+
+async fn farewell<S: Transport>(mut stream: S, silence: Duration) {
+    if !matches!(tokio::time::timeout(silence, stream.shutdown()).await, Ok(Ok(()))) {
+        return;
+    }
+    let (mut sink, mut left) = (vec![0; 16 * 1024], LINGER_BYTES);
+    while left > 0 {
+        match tokio::time::timeout(silence, hear(&mut stream, &mut sink)).await {
+            Ok(Ok(n @ 1..)) => left = left.saturating_sub(n),
+            Ok(Ok(0) | Err(_)) | Err(_) => return,
         }
-        io::Result::Ok(())
+    }
+}
+
+/// Reads below TLS: [`until_taken`] has thrown away bytes without which the rest cannot be decrypted.
+async fn hear(stream: &mut impl Transport, sink: &mut [u8]) -> io::Result<usize> {
+    let Some(tcp) = stream.tcp() else {
+        return stream.read(sink).await;
     };
-    let _ = tokio::time::timeout(LINGER, farewell).await;
+    loop {
+        tcp.readable().await?;
+        match tcp.try_read(sink) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            read => return read,
+        }
+    }
 }
 
 #[cfg(test)]
