@@ -232,7 +232,8 @@ mod tests {
         );
         turn.note(PACE_BYTES * 3600);
         let begun = Instant::now();
-        let (other, ()) = tokio::join!(turns.turn(&of("b.example")), async {
+        let other = of("b.example");
+        let (other, ()) = tokio::join!(turns.turn(&other), async {
             turn.is_over().await;
             drop(turn);
         });
