@@ -92,7 +92,8 @@ impl<'a> Relief<'a> {
     fn take(&self, step: Step) -> u64 {
         let tree = self.tree;
         let (what, bytes) = match step {
-            Step::Leftovers => ("leftovers", delete(&tree.new_index()) + delete(&tree.new_copy())),
+            // What is left of an index, each attempt deletes itself.
+            Step::Leftovers => ("leftovers", delete(&tree.new_copy())),
             Step::Staging => ("unfinished transfers", delete_in(&tree.staging())),
             Step::Aside => {
                 let indexes = recovery::put_aside(tree).into_iter().map(|(_, path, _)| path);
