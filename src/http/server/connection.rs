@@ -15,6 +15,7 @@ use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Connection};
 use super::handler::{Caller, Handler, Peer};
@@ -213,20 +214,20 @@ async fn speak<S: Transport>(
         if http2 && ended == Ended::InOrder && pulse.broken() != Some(Break::Reset) && pulse.has_sent() > UNNOTICED {
             return tokio::select! {
                 () = wire::linger_while_it_reads(stream) => {}
-                () = shared.cut.cancelled() => {}
+                () = hurry(&shared.cut) => {}
                 () = tokio::time::sleep(STALLED) => {}
             };
         }
         tokio::select! {
             () = wire::end(stream, &pulse) => {}
-            () = hurry(way) => {}
+            () = hurry(&way.turn) => {}
         }
     }
 }
 
 /// While a server stops, no client may keep it by not closing its side.
-async fn hurry(way: &Way) {
-    way.turn.cancelled().await;
+async fn hurry(end: &CancellationToken) {
+    end.cancelled().await;
     tokio::time::sleep(LAST_WORDS / 4).await;
 }
 
