@@ -316,7 +316,7 @@ async fn tokens_are_bound_to_certificates() {
             .await;
         let basic = STANDARD.encode(format!("x:{token}"));
         let basic = gate.recognise(Some(&format!("Basic {basic}")), from(certificate)).await;
-        assert_eq!(bearer, basic);
+        assert_eq!((&bearer.who, bearer.claim), (&basic.who, basic.claim));
         let logged_in = gate.log_in("x", &token, from(certificate)).await;
         assert_eq!(logged_in.is_ok(), bearer.claim == Claim::Good);
         (bearer.who, bearer.claim)

@@ -357,7 +357,7 @@ impl LoginQueue {
                 Some((before, _)) if before == rank => equals += 1,
                 _ => equals = 1,
             }
-            if draw(&mut lots) % equals == 0 {
+            if draw(&mut lots).is_multiple_of(equals) {
                 best = Some((rank, *client));
             }
         }

@@ -28,12 +28,21 @@ const LEASED_IN_ALL: usize = 64 * 1024 * 1024;
 /// How soon a quick reader comes back for more.
 const QUICK: Duration = Duration::from_millis(20);
 
-static LEASED: AtomicUsize = AtomicUsize::new(0);
-static BUFFERED: AtomicUsize = AtomicUsize::new(0);
+/// What all connections together take.
+static ALL: Total = Total {
+    leased: AtomicUsize::new(0),
+    buffered: AtomicUsize::new(0),
+};
+
+#[derive(Debug)]
+struct Total {
+    leased: AtomicUsize,
+    buffered: AtomicUsize,
+}
 
 /// Bytes of memory that chunks take now, those in waiting for the next read included.
 pub fn buffered_bytes() -> usize {
-    BUFFERED.load(Ordering::Relaxed)
+    ALL.buffered.load(Ordering::Relaxed)
 }
 
 /// The memory of one connection.
@@ -43,8 +52,9 @@ pub struct ChunkMemory {
     account: Arc<Account>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Account {
+    total: &'static Total,
     leased: AtomicUsize,
     /// Responses that have chunks.
     readers: AtomicUsize,
@@ -54,9 +64,18 @@ impl ChunkMemory {
     /// `first_bytes` is the length of a response's first chunk, at most. hyper takes that one before it knows whether an HTTP/2 stream
     /// has a window.
     pub fn new(first_bytes: usize) -> ChunkMemory {
+        ChunkMemory::of(&ALL, first_bytes)
+    }
+
+    fn of(total: &'static Total, first_bytes: usize) -> ChunkMemory {
+        let account = Account {
+            total,
+            leased: AtomicUsize::new(0),
+            readers: AtomicUsize::new(0),
+        };
         ChunkMemory {
             first_bytes: first_bytes.min(SMALL_BYTES),
-            account: Arc::default(),
+            account: Arc::new(account),
         }
     }
 
@@ -71,9 +90,11 @@ impl ChunkMemory {
         }
         let is_leased = bytes > SMALL_BYTES;
         let bytes = if is_leased { bytes } else { want.min(SMALL_BYTES) };
-        BUFFERED.fetch_add(bytes, Ordering::Relaxed);
+        let total = self.account.total;
+        total.buffered.fetch_add(bytes, Ordering::Relaxed);
         Lease {
             bytes,
+            total,
             account: is_leased.then(|| self.account.clone()),
         }
     }
@@ -84,7 +105,7 @@ impl Account {
         if !take(&self.leased, bytes, LEASED_A_CONNECTION) {
             return false;
         }
-        let is_granted = take(&LEASED, bytes, LEASED_IN_ALL);
+        let is_granted = take(&self.total.leased, bytes, LEASED_IN_ALL);
         if !is_granted {
             self.leased.fetch_sub(bytes, Ordering::Relaxed);
         }
@@ -100,16 +121,17 @@ fn take(counter: &AtomicUsize, n: usize, limit: usize) -> bool {
 #[derive(Debug)]
 struct Lease {
     bytes: usize,
+    total: &'static Total,
     /// The connection's, if it is one above [`SMALL_BYTES`].
     account: Option<Arc<Account>>,
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        BUFFERED.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.total.buffered.fetch_sub(self.bytes, Ordering::Relaxed);
         if let Some(account) = &self.account {
             account.leased.fetch_sub(self.bytes, Ordering::Relaxed);
-            LEASED.fetch_sub(self.bytes, Ordering::Relaxed);
+            self.total.leased.fetch_sub(self.bytes, Ordering::Relaxed);
         }
     }
 }
@@ -297,6 +319,20 @@ mod tests {
 
     const LATER: Duration = Duration::from_secs(1);
 
+    /// A total of its own for each test: they run side by side in one process.
+    fn total() -> &'static Total {
+        Box::leak(Box::new(Total {
+            leased: AtomicUsize::new(0),
+            buffered: AtomicUsize::new(0),
+        }))
+    }
+
+    /// Bytes buffered, and of these leased.
+    fn taken(total: &Total) -> (usize, usize) {
+        let load = |count: &AtomicUsize| count.load(Ordering::Relaxed);
+        (load(&total.buffered), load(&total.leased))
+    }
+
     /// The lengths of chunks for a reader that comes back after `pause` each time, each chunk gone before the next.
     fn lengths(memory: &ChunkMemory, pause: Duration, n: usize) -> Vec<usize> {
         let mut chunks = Chunks::default();
@@ -313,32 +349,33 @@ mod tests {
 
     #[test]
     fn chunks_grow_for_a_quick_reader_and_stay_small_for_a_slow_one() {
-        let memory = ChunkMemory::new(1024);
+        let total = total();
+        let memory = ChunkMemory::of(total, 1024);
         assert_eq!(lengths(&memory, Duration::ZERO, 8), [1, 8, 16, 32, 64, 128, 256, 256]);
         assert_eq!(lengths(&memory, QUICK, 4), [1, 8, 8, 8]);
-        assert_eq!(lengths(&ChunkMemory::new(usize::MAX), Duration::ZERO, 2), [8, 16]);
+        assert_eq!(lengths(&ChunkMemory::of(total, usize::MAX), Duration::ZERO, 2), [8, 16]);
         let mut chunks = Chunks::default();
         assert_eq!(
             chunks.next(&memory, Instant::now(), 77).memory().len(),
             77,
             "all there is"
         );
-        let all = (buffered_bytes(), LEASED.load(Ordering::Relaxed));
-        assert_eq!(all, (0, 0), "all is given back");
+        assert_eq!(taken(total), (0, 0), "all is given back");
     }
 
     #[test]
     fn a_reader_that_slows_down_gives_its_memory_back() {
-        let memory = ChunkMemory::new(SMALL_BYTES);
+        let total = total();
+        let memory = ChunkMemory::of(total, SMALL_BYTES);
         let mut chunks = Chunks::default();
         chunks.handed_out(LARGE_BYTES);
         let large = chunks.next(&memory, Instant::now(), usize::MAX).filled(LARGE_BYTES);
         drop(large);
-        assert_eq!(buffered_bytes(), LARGE_BYTES, "for the next one");
+        assert_eq!(taken(total).0, LARGE_BYTES, "for the next one");
         let small = chunks.next(&memory, Instant::now() + LATER, usize::MAX);
-        assert_eq!(buffered_bytes(), SMALL_BYTES);
+        assert_eq!(taken(total).0, SMALL_BYTES);
         drop((small, chunks));
-        assert_eq!(buffered_bytes(), 0);
+        assert_eq!(taken(total).0, 0);
     }
 
     /// A chunk for each of so many quick readers of one connection.
@@ -359,23 +396,25 @@ mod tests {
 
     #[test]
     fn streams_of_a_connection_share_what_it_may_lease() {
+        let total = total();
         for (streams, each) in [(1, 256), (2, 256), (3, 128), (8, 64), (9, 32), (64, 8), (100, 8)] {
-            let memory = ChunkMemory::new(SMALL_BYTES);
+            let memory = ChunkMemory::of(total, SMALL_BYTES);
             let held = held(&memory, streams);
             assert!(held.iter().all(|(chunk, _)| chunk.len() == each << 10), "{streams}");
         }
-        assert_eq!((buffered_bytes(), LEASED.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!(taken(total), (0, 0));
     }
 
     #[test]
     fn large_chunks_are_leased_and_small_ones_are_always_there() {
-        let memories: Vec<ChunkMemory> = (0..1000).map(|_| ChunkMemory::new(SMALL_BYTES)).collect();
+        let total = total();
+        let memories: Vec<ChunkMemory> = (0..1000).map(|_| ChunkMemory::of(total, SMALL_BYTES)).collect();
         let all: Vec<_> = memories.iter().flat_map(|memory| held(memory, 2)).collect();
-        assert_eq!(LEASED.load(Ordering::Relaxed), LEASED_IN_ALL);
-        assert!(buffered_bytes() <= LEASED_IN_ALL + all.len() * SMALL_BYTES);
+        assert_eq!(taken(total).1, LEASED_IN_ALL);
+        assert!(taken(total).0 <= LEASED_IN_ALL + all.len() * SMALL_BYTES);
         assert!(all.iter().all(|(chunk, _)| chunk.len() >= SMALL_BYTES));
         drop(all);
-        assert_eq!((buffered_bytes(), LEASED.load(Ordering::Relaxed)), (0, 0));
+        assert_eq!(taken(total), (0, 0));
         assert!(memories.iter().all(|m| m.account.leased.load(Ordering::Relaxed) == 0));
     }
 

@@ -210,7 +210,7 @@ impl Intake {
         let spool = self.spool.into_inner().unwrap_or_else(PoisonError::into_inner);
         let spool = spool.ok_or(PullError::Internal("a list was dropped"))?;
         let (store, turn) = (self.store, self.turn);
-        let record = blocking(move || Ok(store.put_list(&key, &which, spool, unix_ms())?)).await?;
+        let record = blocking(move || store.put_list(&key, &which, spool, unix_ms())).await?;
         let lent = match record.is_kept() || record.len() <= SMALL_LIST_BYTES {
             true => Some(record),
             false => {
