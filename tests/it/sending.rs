@@ -97,7 +97,13 @@ async fn a_slow_reader_holds_up_nobody_and_gets_everything() {
         assert!(larder.store().is_being_sent(&digest), "it has not been sent yet");
         slow.rest().await.expect_content(&digest);
         until_let_go(&larder, &digest).await;
-        assert!(handles(&file) <= 1, "one for those who ask next");
+        // One for those who ask next; what was read ahead for others may take a moment longer.
+        within("other handles to be closed", async {
+            while handles(&file) > 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
     }
 }
 
@@ -168,14 +174,24 @@ async fn what_is_asked_again_is_the_same_and_still_right() {
     // L2, L5: removed behind its back.
     std::fs::remove_file(&file).unwrap();
     larder.get(&path).await.expect_content(&digest);
-    assert_eq!(upstream.count(On::Blob(digest).get()), 2, "{}", upstream.print());
+    assert_eq!(
+        upstream.count(On::Blob(digest).get().repo(REPO)),
+        2,
+        "{}",
+        upstream.print()
+    );
     larder.until_held(&path).await;
     larder.get(&path).await.expect_content(&digest);
     larder.get(&path).await.expect_content(&digest);
     let writable = std::fs::File::options().write(true).open(&file).unwrap();
     writable.set_len(1000).unwrap();
     larder.get(&path).await.expect_content(&digest);
-    assert_eq!(upstream.count(On::Blob(digest).get()), 3, "{}", upstream.print());
+    assert_eq!(
+        upstream.count(On::Blob(digest).get().repo(REPO)),
+        3,
+        "{}",
+        upstream.print()
+    );
 }
 
 /// A large manifest goes out as a file does, from memory: what becomes of the one on the disk changes nothing (L2).
@@ -341,6 +357,8 @@ async fn more_than_four_gib() {
         }
     })
     .await;
+    // Whose it is nobody knows any more (L11), and it is too large to come here again.
+    larder.store().link(&[format!("docker.io/{REPO}").into()], &digest);
     let path = blob(REPO, digest);
     let head = larder.head(&path).await.expect(200);
     assert_eq!(head.header("content-length"), Some(&*SIZE.to_string()));
