@@ -207,7 +207,7 @@ impl TokenFile {
         &self.path
     }
 
-    /// Whether its path still leads to it: folders of a session go with the session, and old files in `/tmp` are removed.
+    /// True if its path still leads to it: folders of a session go with the session, and old files in `/tmp` are removed.
     pub fn is_there(&self) -> bool {
         let own = fstat(&self.file);
         let named = statat(CWD, &self.path, AtFlags::SYMLINK_NOFOLLOW);

@@ -177,7 +177,7 @@ pub struct ApiView {
     pub token_files: Vec<String>,
     /// Sockets in the file system, where the proxy's own user and root need no token.
     pub sockets: Vec<String>,
-    /// Whether the addresses speak TLS.
+    /// True if the addresses speak TLS.
     pub tls: bool,
     /// Why there is no token, where one was wanted.
     pub closed: Option<String>,

@@ -143,7 +143,7 @@ impl AdminAddress {
         }
     }
 
-    /// Whether what is sent there stays on this machine, so that nobody on a network can read it.
+    /// True if what is sent there stays on this machine, so that nobody on a network can read it.
     pub fn is_local(&self) -> bool {
         let ip = match (self.ip, self.url.host()) {
             _ if self.socket.is_some() => return true,
@@ -166,7 +166,7 @@ impl AdminAddress {
         }
     }
 
-    /// Whether a token would cross a network unencrypted.
+    /// True if a token would cross a network unencrypted.
     pub fn is_clear(&self) -> bool {
         self.url.scheme() == "http" && !self.is_local()
     }

@@ -8,7 +8,7 @@ use crate::pull::Names;
 pub struct AccessCheck {
     /// `docker.io/library/alpine`
     pub image: String,
-    /// Whether the upstream has credentials or a client certificate in the configuration, or somebody who lends them: else everything there is public.
+    /// True if the upstream has credentials or a client certificate in the configuration, or somebody who lends them: else everything there is public.
     pub has_credentials: bool,
     pub public: Explanation,
     /// If the repository needs those credentials.

@@ -73,7 +73,7 @@ fn resident_bytes() -> Option<usize> {
     kibibytes.checked_mul(1024)
 }
 
-/// Whether anything was given back.
+/// True if anything was given back.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn trim() -> bool {
     #[expect(unsafe_code, reason = "a function of the C library")]

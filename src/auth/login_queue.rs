@@ -171,7 +171,7 @@ struct Running {
     /// Seconds that were charged at the start.
     charged: f64,
     is_failing: bool,
-    /// Whether a wrong one is held against the client.
+    /// True if a wrong one is held against the client.
     counts: bool,
 }
 

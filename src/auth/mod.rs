@@ -68,7 +68,7 @@ pub struct Origin<'a> {
 pub struct Recognised {
     pub who: Identity,
     pub claim: Claim,
-    /// Whether what was judged was a password: refusals of those keep a pace.
+    /// True if what was judged was a password: refusals of those keep a pace.
     pub by_password: bool,
 }
 
@@ -266,7 +266,7 @@ impl Gate {
         }
     }
 
-    /// Whether what stands in place of a password is the token of an issuer.
+    /// True if what stands in place of a password is the token of an issuer.
     fn is_token(&self, password: &str) -> bool {
         !self.issuers.is_empty() && Token::parse(password).is_ok()
     }

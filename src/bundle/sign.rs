@@ -105,7 +105,7 @@ pub fn verify(catalog: &[u8], signature: &[u8], trusted: &[PublicKey]) -> Result
     })
 }
 
-/// Whether the second signature, over the trusted comment, has its 64 bytes. The library takes that for granted and panics where
+/// True if the second signature, over the trusted comment, has its 64 bytes. The library takes that for granted and panics where
 /// the first one is right and this one was cut.
 fn is_whole(text: &str) -> bool {
     let line = text.lines().nth(3).unwrap_or_default();

@@ -55,7 +55,7 @@ pub(super) async fn guard(State(token): State<Token>, request: Request, next: Ne
     }
 }
 
-/// Whether the kernel vouches that the caller is this process's user, or root.
+/// True if the kernel vouches that the caller is this process's user, or root.
 fn is_own(UnixPeer(uid): UnixPeer) -> bool {
     uid.is_some_and(|uid| uid == 0 || uid == rustix::process::geteuid().as_raw())
 }

@@ -126,7 +126,7 @@ impl Outbox {
         }
     }
 
-    /// Whether the connection sends files by itself; only then there may be tickets.
+    /// True if the connection sends files by itself; only then there may be tickets.
     pub fn sends_files(&self) -> bool {
         self.sends_files
     }

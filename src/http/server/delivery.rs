@@ -86,7 +86,7 @@ impl Delivery {
         self.pass = Some(pass);
     }
 
-    /// Whether a body in memory may give another piece, now that the last had `last` bytes; else its task is woken when it may. The
+    /// True if a body in memory may give another piece, now that the last had `last` bytes; else its task is woken when it may. The
     /// small pieces of a slow reader follow one another in the same memory; a quick one is read ahead for while half a piece is
     /// on its way.
     pub(super) fn has_room(&self, cx: &Context<'_>, last: u64) -> bool {

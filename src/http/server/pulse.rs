@@ -67,7 +67,7 @@ struct State {
 }
 
 impl State {
-    /// Whether bytes of responses that have left may still be on this side of the socket.
+    /// True if bytes of responses that have left may still be on this side of the socket.
     fn is_holding(&self) -> bool {
         self.unflushed || self.blocked
     }

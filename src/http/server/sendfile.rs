@@ -105,7 +105,7 @@ fn through_memory(tcp: &TcpStream, run: &FileRun) -> io::Result<usize> {
     }
 }
 
-/// Whether the socket has room now.
+/// True if the socket has room now.
 pub(super) fn is_writable(tcp: &TcpStream) -> bool {
     // In doubt we try again.
     !matches!(poll(&mut [PollFd::new(tcp, PollFlags::OUT)], Some(&AT_ONCE)), Ok(0))

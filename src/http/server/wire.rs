@@ -54,7 +54,7 @@ pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin + Send + 'static {
         None
     }
 
-    /// Whether what is written here goes out encrypted.
+    /// True if what is written here goes out encrypted.
     fn is_tls(&self) -> bool {
         false
     }

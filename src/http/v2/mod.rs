@@ -253,7 +253,7 @@ impl Registry {
         }
     }
 
-    /// Whether all that is asked for may be had without the login that came with it, as far as is known now. Not so of
+    /// True if all that is asked for may be had without the login that came with it, as far as is known now. Not so of
     /// `/v2/`, which says whether a login is right, nor of the catalogue, which shows more to some than to others.
     fn takes_no_login(&self, door: &Door, parts: &Parts, caller: &Caller) -> bool {
         let name = match route::parse(parts.uri.path()) {

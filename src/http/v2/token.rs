@@ -101,7 +101,7 @@ pub(super) async fn answer(
     (answer, visitor.who)
 }
 
-/// Whether every scope that is asked for may be had without a login, as far as is known now. Without scope it is the
+/// True if every scope that is asked for may be had without a login, as far as is known now. Without scope it is the
 /// login itself that is asked about. The form's is a login that somebody made on purpose.
 fn takes_no_login(door: &Door, pull: &Pull, request: &Request, caller: &Caller) -> bool {
     let nobody = door.visitor_without_login(caller);
