@@ -187,7 +187,7 @@ impl Admin {
     async fn ask_as_nobody(&self, names: &[ImageName]) {
         let store = self.store();
         let pull = &self.inner.pull;
-        // What was public a while ago may have been closed since.
+        // A repository that was public a while ago may have been closed since.
         let was_public = |repository: &str| store.shown_to_nobody(repository).is_none_or(|shown| shown.is_public);
         let is_unknown = |repository: &str| store.is_private(repository) && was_public(repository);
         let unknown = names.iter().filter(|name| is_unknown(&name.repository));
@@ -253,7 +253,7 @@ impl Admin {
         let report = self
             .work(move |admin| {
                 let mut input = input;
-                // What is here and not public has to be shown by an archive that nobody signed.
+                // An unsigned archive has to bring the bytes of content that is cached here and not public.
                 admin.inner.pull.mark_certified();
                 let outcome = import::import(admin.store(), &mut *input, &options, &mut |_| {});
                 if let Ok(report) = &outcome

@@ -1,4 +1,4 @@
-//! Whose process listens at a port of this machine, as the kernel's table says it.
+//! Finds the user whose process listens at a port of this machine, in the kernel's table.
 //!
 //! A token that lies in a file of one user's proxy must not be sent to a port that another user's process has taken:
 //! `localhost` may be two addresses, and the proxy may listen at a third.
