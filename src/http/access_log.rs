@@ -216,13 +216,12 @@ impl Line {
         if bodiless || response.body().is_end_stream() {
             self.ended = Ended::Complete;
         } else {
-            self.declared = response
-                .headers()
-                .get(CONTENT_LENGTH)
-                .and_then(|v| v.to_str().ok()?.parse().ok());
+            let declared = || response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+            self.declared = response.body().size_hint().exact().or_else(declared);
         }
         self.count(labels.route, now);
-        response.map(|body| Logged { body, line: Some(self) })
+        let line = Some(Box::new(self));
+        response.map(|body| Logged { body, line })
     }
 
     fn length(&self, data: &Bytes) -> u64 {
@@ -401,8 +400,8 @@ impl DeliveryReport for Line {
 /// The response's body, watched.
 pub struct Logged<B> {
     body: B,
-    /// `None` for an answer that is no handler's.
-    line: Option<Line>,
+    /// `None` for an answer that is no handler's. In a box, as hyper moves a body about, and the report of its end is one.
+    line: Option<Box<Line>>,
 }
 
 impl<B: From<Body>> From<Body> for Logged<B> {
@@ -416,7 +415,7 @@ impl<B: From<Body>> From<Body> for Logged<B> {
 
 impl<B> Reported for Logged<B> {
     fn take_report(&mut self) -> Option<Box<dyn DeliveryReport>> {
-        Some(Box::new(self.line.take()?))
+        Some(self.line.take()?)
     }
 }
 

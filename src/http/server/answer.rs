@@ -15,7 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
-use super::delivery::{Delivery, Reported, Tracked};
+use super::delivery::{Delivery, Reported, Running, Tracked};
 use super::gate::{Gate, Pass};
 use super::handler::{Caller, Handler};
 use super::pulse::{Break, Pulse};
@@ -103,18 +103,18 @@ pub(super) async fn answer<H: Handler>(
         }
         _ => Body::new(body),
     };
-    let (mut delivery, others) = Delivery::begin(pulse);
+    let (mut running, others) = Running::begin(pulse);
     let mut is_bodiless = false;
     let refused = match refused {
         None if http2 && others > 0 => match connection.admit() {
             Ok(pass) => {
-                delivery.hold(pass);
+                running.hold(pass);
                 None
             }
             Err(error) => {
                 // A client that reads nothing is not to hold the words either.
                 match connection.refusals.enter(connection.client(), REFUSALS, REFUSALS) {
-                    Ok(pass) => delivery.hold(pass),
+                    Ok(pass) => running.hold(pass),
                     Err(_) => is_bodiless = true,
                 }
                 Some(error)
@@ -122,7 +122,6 @@ pub(super) async fn answer<H: Handler>(
         },
         refused => refused,
     };
-    let delivery = Arc::new(delivery);
     let version = parts.version;
     let mut response = match refused {
         Some(error) => {
@@ -150,7 +149,8 @@ pub(super) async fn answer<H: Handler>(
     let bodiless = head || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let left = match bodiless {
         true => None,
-        false => declared(&parts.headers).or_else(|| body.size_hint().exact()),
+        // Of bytes in memory nobody has to read the header.
+        false => body.size_hint().exact().or_else(|| declared(&parts.headers)),
     };
     let on_break = match version {
         Version::HTTP_2 => OnBreak::EndStream,
@@ -167,7 +167,7 @@ pub(super) async fn answer<H: Handler>(
             broken: false,
             last: 0,
             outbox: caller.outbox.clone().filter(|outbox| outbox.sends_files()),
-            delivery,
+            delivery: Delivery::Begun(running),
         },
     ))
 }
@@ -249,14 +249,15 @@ pub(super) struct Watched<B: Reported> {
     last: u64,
     /// Where files are sent: hyper may take of those what it likes.
     outbox: Option<Arc<Outbox>>,
-    delivery: Arc<Delivery>,
+    delivery: Delivery,
 }
 
 /// hyper has all of the body, or wants no more of it: what is to be recorded waits for its pieces.
 impl<B: Reported> Drop for Watched<B> {
     fn drop(&mut self) {
-        if let Some(report) = self.body.take_report() {
-            self.delivery.report(report);
+        if !matches!(self.delivery, Delivery::Given) {
+            let report = self.body.take_report();
+            self.delivery.end(report);
         }
     }
 }
@@ -286,13 +287,21 @@ impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Reported + Unpin> h
         if self.broken || (self.outbox.is_none() && !self.delivery.has_room(cx, self.last)) {
             return Poll::Pending;
         }
-        match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+        let this = &mut *self;
+        match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
             Some(Ok(frame)) => {
-                let most = self.left.unwrap_or(u64::MAX);
-                let frame = frame.map_data(|data| self.delivery.track(Piece::of(data, self.outbox.as_deref(), most)));
-                let length = frame.data_ref().map_or(0, |piece| piece.remaining() as u64);
-                self.left = self.left.map(|left| left.saturating_sub(length));
-                self.last = length;
+                let most = this.left.unwrap_or(u64::MAX);
+                let frame = frame.map_data(|data| {
+                    let piece = Piece::of(data, this.outbox.as_deref(), most);
+                    this.last = piece.remaining() as u64;
+                    this.left = this.left.map(|left| left.saturating_sub(this.last));
+                    match this.left {
+                        Some(0) if this.body.is_end_stream() => {
+                            this.delivery.track_last(piece, || this.body.take_report())
+                        }
+                        _ => this.delivery.track(piece),
+                    }
+                });
                 Poll::Ready(Some(Ok(frame)))
             }
             Some(Err(error)) => self.broke(error),

@@ -39,7 +39,7 @@ impl Overdue {
 pub(super) struct Pulse {
     /// In HTTP/2 bytes come without a request being begun (pings, window updates), so reads tell nothing.
     reads_begin_requests: bool,
-    /// Bytes of bodies that hyper has and the socket has not.
+    /// Bytes of bodies that hyper has and the socket has not. Counted for HTTP/2 only, as is the next.
     unsent: AtomicU64,
     /// Bytes of bodies that the socket has taken since the beginning.
     sent: AtomicU64,
@@ -118,16 +118,20 @@ impl Pulse {
 
     /// So many bytes of a body are to be sent.
     pub(super) fn queued(&self, bytes: u64) {
-        self.unsent.fetch_add(bytes, Ordering::Relaxed);
+        if !self.reads_begin_requests {
+            self.unsent.fetch_add(bytes, Ordering::Relaxed);
+        }
     }
 
     /// The socket took so many of them.
     pub(super) fn sent(&self, bytes: u64) {
-        self.sent.fetch_add(bytes, Ordering::Relaxed);
-        self.unsent.fetch_sub(bytes, Ordering::Relaxed);
+        if !self.reads_begin_requests {
+            self.sent.fetch_add(bytes, Ordering::Relaxed);
+            self.unsent.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 
-    /// Bytes of bodies that the socket has taken since the beginning.
+    /// Bytes of bodies that the socket of an HTTP/2 connection has taken since the beginning.
     pub(super) fn has_sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
@@ -186,7 +190,9 @@ impl Pulse {
 
     /// A response is over: hyper has let go of its body and of each piece, of which `unsent` bytes were not written.
     pub(super) fn left(&self, unsent: u64, report: Option<Box<dyn DeliveryReport>>) {
-        self.unsent.fetch_sub(unsent, Ordering::Relaxed);
+        if unsent > 0 && !self.reads_begin_requests {
+            self.unsent.fetch_sub(unsent, Ordering::Relaxed);
+        }
         let mut state = self.state();
         state.running -= 1;
         if state.running == 0 {
