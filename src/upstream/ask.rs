@@ -220,7 +220,7 @@ impl Client {
     }
 
     async fn document(&self, answer: Answer, cap: usize) -> Result<Bytes, ErrorKind> {
-        let reading = body::whole(answer.response, cap, self.read_timeout);
+        let reading = body::document(answer.response, cap, self.read_timeout);
         let timeout = self.tuning.document;
         let bytes = tokio::time::timeout(timeout, reading)
             .await

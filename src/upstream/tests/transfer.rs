@@ -51,7 +51,7 @@ async fn the_digest_is_the_first_hops() {
     })
     .await;
     let client = client(upstream(&server.url()));
-    let body = client.get_manifest(&repository("a"), &tag("x")).await.unwrap();
+    let body = client.get_manifest(&repository("a"), &tag("x"), MAX_MANIFEST_BYTES).await.unwrap();
     assert_eq!(body.digest, Some(want));
     let head = client.head_manifest(&repository("a"), &tag("x")).await.unwrap();
     assert_eq!(head.digest, Some(want));
@@ -171,7 +171,7 @@ fn futures_are_send() {
         unreachable!("never called")
     }
     check(|c| async { c.head_manifest(name(), &tag("x")).await });
-    check(|c| async { c.get_manifest(name(), &tag("x")).await });
+    check(|c| async { c.get_manifest(name(), &tag("x"), MAX_MANIFEST_BYTES).await });
     check(|c| async { c.get_blob(name(), &digest(), 0).await?.next().await });
     check(|c| async { c.tags(name(), &Gather::default()).await });
     check(|c| async { c.referrers(name(), &digest(), &Gather::default()).await });
@@ -267,7 +267,8 @@ async fn documents_that_are_none() {
     ];
     for make in wrong {
         let error = answer(make).await;
-        assert!(matches!(error.kind, ErrorKind::Protocol(_)), "{error}");
+        let is_refused = matches!(error.kind, ErrorKind::Protocol(_) | ErrorKind::TooLarge { .. });
+        assert!(is_refused, "{error}");
     }
     let redirect = answer(|| say(307, "")).await;
     assert!(matches!(redirect.kind, ErrorKind::Refused(_)), "{redirect}");
@@ -282,7 +283,7 @@ async fn quick_repeats_are_few() {
     })
     .await;
     let client = client(upstream(&server.url()));
-    client.get_manifest(&repository("flaky"), &tag("x")).await.unwrap();
+    client.get_manifest(&repository("flaky"), &tag("x"), MAX_MANIFEST_BYTES).await.unwrap();
     assert_eq!(server.seen().len(), 3);
     let error = get(&client).await.unwrap_err();
     assert!(matches!(error.kind, ErrorKind::Status { status: 503, .. }), "{error}");
@@ -472,7 +473,7 @@ async fn mirrors() {
     with.mirrors = vec!["http://127.0.0.1:1/".parse().unwrap(), mirror.url().parse().unwrap()];
     with.credentials = login("user", "hunter2");
     let client = client(with);
-    client.get_manifest(&repository("held"), &tag("x")).await.unwrap();
+    client.get_manifest(&repository("held"), &tag("x"), MAX_MANIFEST_BYTES).await.unwrap();
     assert_eq!(server.seen().len(), 0);
     assert_eq!(
         client.has_credentials(&repository("held")),
@@ -480,7 +481,7 @@ async fn mirrors() {
         "a mirror has no say in that (L8)"
     );
     for name in ["gone", "private"] {
-        client.get_manifest(&repository(name), &tag("x")).await.unwrap();
+        client.get_manifest(&repository(name), &tag("x"), MAX_MANIFEST_BYTES).await.unwrap();
         assert_eq!(client.has_credentials(&repository(name)), Some(true));
     }
     assert!(mirror.seen().iter().all(|s| s.authorization().is_none()));
