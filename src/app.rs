@@ -456,6 +456,7 @@ fn limits(config: &Config) -> Limits {
         max_bytes: config.cache.max_size,
         upstreams: config.upstreams.iter().filter_map(own).collect(),
         bundle_keys: config.bundle.trusted_keys.clone(),
+        manifest_size: Some(config.limits.manifest_size),
         manifest_descriptors: Some(config.limits.manifest_descriptors),
     }
 }

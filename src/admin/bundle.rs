@@ -248,6 +248,7 @@ impl Admin {
             unsigned: order.unsigned,
             older: order.older,
             max_size: Some(limits.max_bytes),
+            manifest_size: limits.manifest_size,
             manifest_descriptors: limits.manifest_descriptors,
         };
         let report = self

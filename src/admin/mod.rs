@@ -50,6 +50,8 @@ pub struct Limits {
     pub upstreams: BTreeMap<String, u64>,
     /// Public keys, as texts.
     pub bundle_keys: Vec<String>,
+    /// Bytes that a manifest of a bundle may have; `None`: as many as any may.
+    pub manifest_size: Option<usize>,
     /// Descriptors that a manifest of a bundle may have; `None`: any number.
     pub manifest_descriptors: Option<usize>,
 }

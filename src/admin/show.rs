@@ -10,8 +10,8 @@ use super::views::{
 };
 use crate::jobs::webhook::HookStatus;
 use crate::jobs::{Found, Idle, Phase, Progress, Repair};
-use crate::oci::Digest;
 use crate::oci::manifest::Manifest;
+use crate::oci::{Digest, media_type};
 use crate::pull::Budget;
 use crate::store::{Image, Row, Store, Survey, Usage};
 
@@ -109,8 +109,10 @@ struct Index {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Entry {
     digest: String,
+    media_type: Option<String>,
     platform: Option<Platform>,
 }
 
@@ -147,7 +149,17 @@ fn platforms(store: &Store, bytes: &[u8]) -> Vec<PlatformView> {
             layers: document.map(|bytes| layers(store, &bytes)).unwrap_or_default(),
         })
     };
-    index.manifests.into_iter().filter_map(view).collect()
+    // BuildKit's cache is an index of layers.
+    let is_manifest = |entry: &Entry| {
+        let named = entry.media_type.as_deref().and_then(media_type::essence);
+        named.is_none_or(|named| media_type::is_manifest(&named) || media_type::says_nothing(&named))
+    };
+    index
+        .manifests
+        .into_iter()
+        .filter(is_manifest)
+        .filter_map(view)
+        .collect()
 }
 
 fn layers(store: &Store, bytes: &[u8]) -> Vec<LayerView> {

@@ -32,6 +32,7 @@ pub(super) fn between(old: &Config, new: &Config) -> Vec<String> {
         "cache.max_size": cache.max_size,
         "cache.min_free": cache.min_free,
         "cache.tag_ttl": cache.tag_ttl,
+        "cache.negative_ttl": cache.negative_ttl,
         "cache.stale_if_error": cache.stale_if_error,
         "cache.default_upstream": cache.default_upstream,
         "cache.offline": cache.offline,

@@ -418,7 +418,7 @@ mod tests {
             ("more bytes", |c| (c.blobs[0].size, c.blobs[1].size) = (u64::MAX, 1)),
             ("more bytes", |c| c.blobs[0].size = u64::MAX - 4096),
             ("more bytes", |c| c.blobs[0].size = 1 << 62),
-            ("manifest of", |c| c.blobs[1].size = 5 << 20),
+            ("manifest of", |c| c.blobs[1].size = 17 << 20),
             ("volume", |c| c.blobs[0].volume = 2),
             ("volume", |c| c.blobs[0].volume = 0),
             ("image", |c| c.blobs[0].image = 1),

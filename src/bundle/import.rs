@@ -22,7 +22,7 @@ use super::report::{ImageRow, Outcome, Report};
 use super::sign::{self, PublicKey};
 use super::walk::reach;
 use crate::oci::Digest;
-use crate::oci::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use crate::oci::manifest::{MAX_MANIFEST_BYTES, Manifest, ManifestError};
 use crate::store::{Hashing, Keep, ListRecord, Reveal, RevealError, Store, StoreError, TagRecord, Writer, unix_ms};
 
 /// How far a sender's clock may be ahead of this one, milliseconds. A date beyond that is nobody's honest date.
@@ -57,6 +57,8 @@ pub struct Options {
     pub older: bool,
     /// In place of the store's own limit, bytes; for a folder at rest.
     pub max_size: Option<u64>,
+    /// Bytes that a manifest may have (`limits.manifest_size`); `None`: as many as any may.
+    pub manifest_size: Option<usize>,
     /// Descriptors that a manifest may have (`limits.manifest_descriptors`); `None`: any number.
     pub manifest_descriptors: Option<usize>,
 }
@@ -78,6 +80,7 @@ pub fn import(
     let catalog = Catalog::from_bytes(&head.catalog)?;
     let id = Catalog::id(&head.catalog);
     let mut run = Run::new(store, catalog, id, signer.is_some(), options)?;
+    run.check_manifests(options)?;
     run.check_room(options)?;
     let private = run.catalog.images.iter().filter(|image| image.private);
     let marked = store.announce_private(private.map(|image| image.repository.as_str()));
@@ -178,6 +181,30 @@ impl<'a> Run<'a> {
             held_bytes: 0,
             buffer: vec![0; BUFFER],
         })
+    }
+
+    /// Before a byte is written: what the catalogue says of a manifest's size is what comes, or it is refused.
+    fn check_manifests(&self, options: &Options) -> Result<(), BundleError> {
+        let limit = options.manifest_size.unwrap_or(MAX_MANIFEST_BYTES) as u64;
+        let mut large = self
+            .catalog
+            .blobs
+            .iter()
+            .filter(|blob| blob.is_manifest() && blob.size > limit);
+        match large.find(|blob| !self.is_held(blob)) {
+            Some(blob) => {
+                let error = ManifestError::TooLarge {
+                    found: blob.size,
+                    is_exact: true,
+                    limit,
+                };
+                Err(BundleError::hostile(format!(
+                    "{} is a manifest, but {error}",
+                    blob.digest
+                )))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Before a byte is written.

@@ -156,6 +156,7 @@ const CACHE: &[Key] = &[
     key("max_size", Kind::Size),
     key("min_free", Kind::Size),
     key("tag_ttl", Kind::Duration),
+    key("negative_ttl", Kind::Duration),
     key("stale_if_error", Kind::Duration),
     key("default_upstream", Kind::Text),
     key("offline", Kind::Flag),
@@ -170,6 +171,7 @@ const LIMITS: &[Key] = &[
     key("headers", Kind::Count),
     key("header_timeout", Kind::Duration),
     key("idle_timeout", Kind::Duration),
+    key("manifest_size", Kind::Size),
     key("manifest_descriptors", Kind::Count),
 ];
 

@@ -149,6 +149,8 @@ pub struct Cache {
     /// Bytes of the file system that stay free.
     pub min_free: u64,
     pub tag_ttl: Duration,
+    /// How long an upstream's "it is not there" is believed; never longer than that upstream's `tag_ttl`.
+    pub negative_ttl: Duration,
     pub stale_if_error: Duration,
     /// The name of one of [`Config::upstreams`].
     pub default_upstream: HostPort,
@@ -190,6 +192,9 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// A kept-alive connection without a request.
     pub idle_timeout: Duration,
+    /// Bytes that a manifest may have when it comes, by pull or in a bundle; at most
+    /// [`MAX_MANIFEST_BYTES`](crate::oci::manifest::MAX_MANIFEST_BYTES).
+    pub manifest_size: usize,
     /// Descriptors that a manifest may have when it comes, by pull or in a bundle.
     pub manifest_descriptors: usize,
 }

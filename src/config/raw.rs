@@ -138,6 +138,7 @@ pub struct RawCache {
     pub max_size: Figure,
     pub min_free: Figure,
     pub tag_ttl: Figure,
+    pub negative_ttl: Figure,
     pub stale_if_error: Figure,
     pub default_upstream: String,
     pub offline: bool,
@@ -159,6 +160,7 @@ pub struct RawLimits {
     pub headers: usize,
     pub header_timeout: Figure,
     pub idle_timeout: Figure,
+    pub manifest_size: Figure,
     pub manifest_descriptors: usize,
 }
 
@@ -359,6 +361,7 @@ impl Default for Raw {
                 max_size: text("50GiB"),
                 min_free: text("1GiB"),
                 tag_ttl: text("5m"),
+                negative_ttl: text("5s"),
                 stale_if_error: text("30d"),
                 default_upstream: "docker.io".to_owned(),
                 offline: false,
@@ -374,6 +377,7 @@ impl Default for Raw {
                 headers: 100,
                 header_timeout: text("10s"),
                 idle_timeout: text("75s"),
+                manifest_size: text("4MiB"),
                 manifest_descriptors: 10_000,
             },
             audit: RawAudit {

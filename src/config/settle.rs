@@ -13,15 +13,19 @@ use super::listen::{addresses, clash};
 use super::raw::{Raw, RawAudit, RawBundle, RawLimits, RawLog, RawServer};
 use super::settle_access::{places, tcp_of};
 use super::token_places::TokenPlaces;
+use super::units::show_size;
 use super::{
     Admin, Audit, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, check_token, settle_access,
 };
 use crate::oci::HostPort;
+use crate::oci::manifest::MAX_MANIFEST_BYTES;
 
 const MIB: u64 = 1 << 20;
 const DAY: Duration = Duration::from_secs(86_400);
 const MAX_CONNECTIONS: usize = 1_000_000;
 const MAX_KEPT: usize = 1000;
+/// Smaller manifests than this are those of every image.
+const MIN_MANIFEST_SIZE: u64 = 1 << 10;
 
 pub fn server(findings: &mut Findings<'_>, raw: &RawServer) -> Server {
     let tls = settle_access::tls(findings, &["server", "tls"], raw.tls.as_ref());
@@ -125,6 +129,7 @@ pub fn cache(findings: &mut Findings<'_>, raw: &Raw, default_upstream: HostPort)
         max_size: findings.size(&["cache", "max_size"], &raw.max_size, MIB),
         min_free: findings.size(&["cache", "min_free"], &raw.min_free, 0),
         tag_ttl: findings.term(&["cache", "tag_ttl"], &raw.tag_ttl),
+        negative_ttl: findings.term(&["cache", "negative_ttl"], &raw.negative_ttl),
         stale_if_error: findings.term(&["cache", "stale_if_error"], &raw.stale_if_error),
         default_upstream,
         offline: raw.offline,
@@ -179,7 +184,7 @@ fn is_directive(text: &str) -> bool {
     }
 }
 
-/// No manifest of the size that is taken has more.
+/// No manifest of the largest size that can be allowed has more that anybody could ask for.
 const MOST_DESCRIPTORS: usize = 2_000_000;
 
 pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
@@ -187,6 +192,17 @@ pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
     let header_bytes = findings.size(&["limits", "header_bytes"], &raw.header_bytes, 8 << 10);
     if header_bytes > 16 * MIB {
         findings.refuse(&["limits", "header_bytes"], "expected at most 16MiB");
+    }
+    // A manifest is in memory as a whole while it comes, and while it is read.
+    let key = ["limits", "manifest_size"];
+    let manifest_size = findings.size(&key, &raw.manifest_size, MIN_MANIFEST_SIZE);
+    if manifest_size > MAX_MANIFEST_BYTES as u64 {
+        let message = format!(
+            "found {}, expected at most {}",
+            show_size(manifest_size),
+            show_size(MAX_MANIFEST_BYTES as u64)
+        );
+        findings.refuse(&key, message);
     }
     Limits {
         max_connections: findings.count(&["limits", "max_connections"], raw.max_connections, MAX_CONNECTIONS),
@@ -199,6 +215,7 @@ pub fn limits(findings: &mut Findings<'_>, raw: &RawLimits) -> Limits {
         headers: findings.count(&["limits", "headers"], raw.headers, 10_000),
         header_timeout: findings.timeout(&["limits", "header_timeout"], &raw.header_timeout),
         idle_timeout: findings.duration(&["limits", "idle_timeout"], &raw.idle_timeout, (MOMENT, DAY)),
+        manifest_size: usize::try_from(manifest_size).unwrap_or(MAX_MANIFEST_BYTES),
         manifest_descriptors: findings.count(
             &["limits", "manifest_descriptors"],
             raw.manifest_descriptors,

@@ -82,6 +82,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.cache.max_size, 50 << 30);
     assert_eq!(config.cache.min_free, 1 << 30);
     assert_eq!(config.cache.tag_ttl, Duration::from_secs(300));
+    assert_eq!(config.cache.negative_ttl, Duration::from_secs(5));
+    assert_eq!(config.limits.manifest_size, 4 << 20);
     assert_eq!(config.cache.stale_if_error, Duration::from_secs(30 * 86_400));
     assert_eq!(config.cache.default_upstream.as_str(), "docker.io");
     assert!(!config.cache.offline && config.server.tls.is_none());
@@ -102,6 +104,8 @@ fn variables_win_over_the_file_and_the_file_over_defaults() {
             ("LARDER_CACHE__MAX_SIZE", "200GiB"),
             ("larder_server__listen", "[::]:0, 127.0.0.1:0"),
             ("LARDER_UPSTREAM__DOCKER_IO__ALIASES", "[\"dh\"]"),
+            ("LARDER_CACHE__NEGATIVE_TTL", "0s"),
+            ("LARDER_LIMITS__MANIFEST_SIZE", "16MiB"),
             ("LARDER_UPSTREAM__REGISTRY_EXAMPLE_5000__TAG_TTL", "0s"),
             ("LARDER_SERVICE_PORT_HTTP", "5000"),
             ("OTHER", "x"),
@@ -115,7 +119,9 @@ fn variables_win_over_the_file_and_the_file_over_defaults() {
     let own = upstream(&config, "registry.example:5000");
     assert_eq!(own.tag_ttl, Duration::ZERO);
     assert_eq!(upstream(&config, "ghcr.io").tag_ttl, Duration::from_secs(3600));
-    assert_eq!(config.sources.len(), 5);
+    assert_eq!(config.cache.negative_ttl, Duration::ZERO);
+    assert_eq!(config.limits.manifest_size, 16 << 20);
+    assert_eq!(config.sources.len(), 7);
     assert_eq!(config.sources[0], "proxy.toml");
     assert_eq!(config.origins["cache.max_size"], "LARDER_CACHE__MAX_SIZE");
     assert_eq!(config.origins["cache.min_free"], "proxy.toml:3");
@@ -247,6 +253,18 @@ fn each_impossible_value_names_line_and_key() {
         (
             "[limits]\nheader_timeout = \"0s\"",
             "found \"0s\", expected something from 1ms to 1h",
+        ),
+        (
+            "[limits]\nmanifest_size = \"16777217B\"",
+            ":2: limits.manifest_size: found 16777217B, expected at most 16MiB",
+        ),
+        (
+            "[limits]\nmanifest_size = 4",
+            ":2: limits.manifest_size: found 4, expected at least 1KiB",
+        ),
+        (
+            "[cache]\nnegative_ttl = \"-1s\"",
+            ":2: cache.negative_ttl: found \"-1s\", expected a duration",
         ),
         (
             "[limits]\nmax_connections = 9223372036854775807",

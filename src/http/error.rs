@@ -6,7 +6,7 @@ pub mod operators;
 
 use axum::body::Body;
 use axum::http::header::{
-    ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
+    AGE, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE,
 };
 use axum::http::{HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::oci::ErrorCode;
 use crate::oci::digest::DigestError;
+use crate::oci::manifest::ManifestError;
 use crate::oci::reference::TagError;
 use crate::pull::{PullError, Target};
 use crate::store::StoreError;
@@ -161,7 +162,9 @@ impl ApiError {
 
     /// 416 with the size that would have been (R-S13).
     pub fn unsatisfiable(total: u64) -> Response<Body> {
-        let message = format!("the blob has {total} bytes: nothing of it lies in the range that was asked for");
+        let message = format!(
+            "the blob has {total} bytes: nothing of it lies in the Range that was asked for, or that is no range at all"
+        );
         let error = ApiError::new(StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::Unsupported, message);
         let mut response = error.into_response();
         if let Ok(value) = HeaderValue::from_str(&format!("bytes */{total}")) {
@@ -251,9 +254,21 @@ impl ApiError {
             }
             PullError::NotHeld(_) => plain(StatusCode::NOT_FOUND, subject.unknown())
                 .detail("you may pull what this proxy holds; fetching what it does not hold takes another right"),
-            PullError::Upstream(upstream) => ApiError::of_upstream(upstream, subject, message),
+            PullError::Upstream(upstream) => {
+                let error = ApiError::of_upstream(upstream, subject, message);
+                // A HEAD has no message to say so in.
+                match upstream.age {
+                    Some(age) => error.header(AGE, HeaderValue::from(age.as_secs())),
+                    None => error,
+                }
+            }
             // Only where what was to be served instead is gone in the same moment.
             PullError::Spared(_) => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
+            PullError::Manifest {
+                error: ManifestError::TooLarge { .. } | ManifestError::TooManyDescriptors { .. },
+                ..
+            } => plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
+                .detail("nothing of it was kept; the operator of this proxy may raise the limit"),
             PullError::Manifest { .. } => plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
                 .detail("nothing of it was kept; the manifest has to be repaired where it was pushed"),
             PullError::Upset { .. } | PullError::Store(StoreError::Mismatch(_)) => {
@@ -312,10 +327,11 @@ impl ApiError {
                 plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
             }
             // A manifest too large, or no manifest at all (R-S9).
-            ErrorKind::Protocol(_) if subject == Subject::Manifest => {
+            ErrorKind::Protocol(_) | ErrorKind::TooLarge { .. } if subject == Subject::Manifest => {
                 plain(StatusCode::BAD_GATEWAY, ErrorCode::ManifestInvalid)
             }
-            ErrorKind::Status { .. } | ErrorKind::Unwanted | ErrorKind::Refused(_) | ErrorKind::Protocol(_) | ErrorKind::Auth(_) => {
+            ErrorKind::Status { .. } | ErrorKind::Unwanted | ErrorKind::Refused(_) | ErrorKind::Protocol(_)
+            | ErrorKind::TooLarge { .. } | ErrorKind::Auth(_) => {
                 plain(StatusCode::BAD_GATEWAY, ErrorCode::Unknown)
             }
         }

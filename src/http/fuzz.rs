@@ -18,6 +18,7 @@ pub(crate) const HARNESSES: &[Harness] = &[Harness {
             "7\nBytes=1-99999999999999999999999\nW/\"sha256:ab\"",
             "100\nbytes=50-59, 0-9\n\"x,y\", \"sha256:ab\"",
             "0\nbytes=-5\n",
+            "2048\nbytes=500-0, 1-2\n",
             "18446744073709551615\nbytes=0-18446744073709551615, 5-\nsha256:ab",
         ])
     },
@@ -54,6 +55,7 @@ fn ranges(data: &[u8]) {
                 Spec::Between(a, b) => format!("bytes={a}-{b}"),
                 Spec::From(a) => format!("bytes={a}-"),
                 Spec::Last(n) => format!("bytes=-{n}"),
+                Spec::Backwards(a) => format!("bytes={a}-0"),
             };
             assert_eq!(range::parse_unknown(Some(&written)).unwrap().only(), Some(*spec));
         }

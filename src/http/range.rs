@@ -1,7 +1,8 @@
 //! Which bytes a request wants: `Range`, `If-Range` and `If-None-Match` (RFC 9110 §13, §14; R-S13, R-C42, R-C95).
 //!
 //! Pure. What is malformed is ignored, as the RFC asks: a client that sent nonsense gets the whole blob, which
-//! every client can use (R-C67). Only a well-formed range that lies wholly outside the blob is unsatisfiable.
+//! every client can use (R-C67). A range that lies wholly outside the blob is unsatisfiable, and so is a list with one
+//! that ends before it begins (`500-0`): the RFC allows either, and the reference registry answers 416.
 
 use std::ops::Range;
 
@@ -33,6 +34,8 @@ pub enum Spec {
     From(u64),
     /// `-n`: the last n bytes.
     Last(u64),
+    /// `a-b`, a > b.
+    Backwards(u64),
 }
 
 /// A well-formed `Range: bytes=…` header; 1 to [`MAX_RANGES`] ranges in the order of the request.
@@ -71,8 +74,11 @@ impl Spec {
             (a, "") => Some(Spec::From(number(a)?)),
             (a, b) => {
                 let (a, b) = (number(a)?, number(b)?);
-                // `500-0` is not a range at all (RFC 9110 §14.1.1).
-                (a <= b).then_some(Spec::Between(a, b))
+                Some(if a <= b {
+                    Spec::Between(a, b)
+                } else {
+                    Spec::Backwards(a)
+                })
             }
         }
     }
@@ -84,6 +90,7 @@ impl Spec {
             Spec::Between(a, b) => a..b.saturating_add(1).min(total),
             Spec::From(a) => a..total,
             Spec::Last(n) => total.saturating_sub(n)..total,
+            Spec::Backwards(_) => return None,
         };
         (range.start < range.end).then_some(range)
     }
@@ -113,6 +120,15 @@ impl RangeSpec {
         if total == 0 {
             // 200 with nothing; a 416 would make Go clients fail (R-S15).
             return Wanted::Whole;
+        }
+        // Not a range at all (RFC 9110 §14.1.1), and the header is none with it. One that begins beyond the end is like any
+        // other that lies there, as the reference registry has it.
+        if self
+            .0
+            .iter()
+            .any(|spec| matches!(spec, Spec::Backwards(first) if *first < total))
+        {
+            return Wanted::Unsatisfiable;
         }
         let mut ranges: Vec<_> = self.0.iter().filter_map(|spec| spec.within(total)).collect();
         match ranges.len() {
@@ -177,7 +193,7 @@ mod tests {
         assert_eq!(wanted("bytes=-500", 2048), Wanted::One(1548..2048));
         assert_eq!(wanted("bytes=2000-5000", 2048), Wanted::One(2000..2048));
         assert_eq!(wanted("bytes=5000-10000", 2048), Wanted::Unsatisfiable);
-        assert_eq!(wanted("bytes=500-0", 2048), Wanted::Whole);
+        assert_eq!(wanted("bytes=500-0", 2048), Wanted::Unsatisfiable);
     }
 
     #[test]
@@ -199,7 +215,7 @@ mod tests {
 
     #[test]
     fn nothing_of_an_empty_blob_is_the_whole_of_it() {
-        for header in ["bytes=0-", "bytes=-5", "bytes=0-0", "bytes=3-"] {
+        for header in ["bytes=0-", "bytes=-5", "bytes=0-0", "bytes=3-", "bytes=3-0"] {
             assert_eq!(wanted(header, 0), Wanted::Whole, "{header}");
         }
         assert_eq!(parse(None, 0), Wanted::Whole);
@@ -228,6 +244,24 @@ mod tests {
             assert_eq!(wanted(header, 100), Wanted::Whole, "{header}");
             assert_eq!(parse_unknown(Some(header)), None, "{header}");
         }
+    }
+
+    /// It makes the whole header none, wherever it stands and whatever the others are.
+    #[test]
+    fn a_range_that_ends_before_it_begins() {
+        for header in [
+            "bytes=5-4",
+            "bytes=99-0",
+            "bytes=0-9,50-40",
+            "bytes=50-40,0-9,-5",
+            "bytes=200-,7-3",
+        ] {
+            assert_eq!(wanted(header, 100), Wanted::Unsatisfiable, "{header}");
+        }
+        assert_eq!(wanted("bytes=100-0", 100), Wanted::Unsatisfiable);
+        assert_eq!(wanted("bytes=100-0,0-9", 100), Wanted::One(0..10));
+        assert_eq!(wanted("bytes=99999999999999999999999-1,0-9", 100), Wanted::One(0..10));
+        assert_eq!(wanted("bytes=5-4,x", 100), Wanted::Whole, "nonsense is ignored");
     }
 
     #[test]
@@ -304,7 +338,64 @@ mod tests {
         assert!(!if_none_match(None, ETAG));
     }
 
+    /// What Go's `http.ServeContent` answers, which sends the reference registry's blobs: 416, or the ranges; none of them
+    /// is the whole.
+    fn by_the_reference_registry(specs: &[String], size: i64) -> Result<Vec<(i64, i64)>, ()> {
+        let number = |text: &str| text.parse::<i64>().map_err(|_| ());
+        let mut ranges = Vec::new();
+        let mut is_outside = false;
+        for range in specs {
+            let (start, end) = range.split_once('-').ok_or(())?;
+            if start.is_empty() {
+                let last = number(end)?.min(size);
+                ranges.push((size - last, last));
+                continue;
+            }
+            let start = number(start)?;
+            if start >= size {
+                is_outside = true;
+                continue;
+            }
+            let end = if end.is_empty() { size - 1 } else { number(end)? };
+            if start > end {
+                return Err(());
+            }
+            ranges.push((start, end.min(size - 1) - start + 1));
+        }
+        match is_outside && ranges.is_empty() {
+            true if size > 0 => Err(()),
+            _ if ranges.iter().map(|(_, length)| *length).sum::<i64>() > size => Ok(Vec::new()),
+            _ => Ok(ranges),
+        }
+    }
+
     proptest! {
+        #[test]
+        fn ranges_are_those_of_the_reference_registry(
+            specs in prop::collection::vec("[0-9]{1,3}-[0-9]{0,3}|-[0-9]{1,3}", 1..5),
+            size in 0i64..1200,
+        ) {
+            let ours = wanted(&format!("bytes={}", specs.join(", ")), size as u64);
+            // It sends a suffix of no bytes as a part of none, which no Content-Range can say.
+            let is_empty = |(_, length): &(i64, i64)| *length == 0;
+            match by_the_reference_registry(&specs, size) {
+                Err(()) => prop_assert_eq!(ours, Wanted::Unsatisfiable),
+                Ok(ranges) if size > 0 && !ranges.is_empty() && ranges.iter().all(is_empty) => {
+                    prop_assert_eq!(ours, Wanted::Unsatisfiable);
+                }
+                Ok(ranges) => {
+                    let ranges = ranges.into_iter().filter(|range| !is_empty(range));
+                    let ranges = ranges.map(|(start, length)| start as u64..(start + length) as u64);
+                    let ranges: Vec<Range<u64>> = ranges.collect();
+                    prop_assert_eq!(ours, match ranges.as_slice() {
+                        [] => Wanted::Whole,
+                        [one] => Wanted::One(one.clone()),
+                        _ => Wanted::Many(ranges),
+                    });
+                }
+            }
+        }
+
         #[test]
         fn whatever_is_asked_the_answer_lies_within(header in "(bytes=)?[0-9,\\- a]{0,40}", total in 0u64..200) {
             match wanted(&header, total) {

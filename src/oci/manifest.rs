@@ -1,29 +1,37 @@
 //! A manifest or index, read only as far as Larder needs it: its type and what it points at.
 //!
-//! Unknown and missing fields are tolerated (R-S29); what two clients could read as two different
-//! documents is refused (CVE-2021-41190, R-X10). Bytes are never re-encoded: this reads, the store keeps
-//! the original (L9).
+//! Unknown, missing and odd fields are tolerated (R-S29): what clients take directly they get here too. Refused is a
+//! document that two readers could take to *name* two different things (CVE-2021-41190, R-X10): one with both `manifests`
+//! and `layers`, or with one of these keys, `config`, or a descriptor's `digest` twice. Bytes are never re-encoded: this
+//! reads, the store keeps the original (L9).
+//!
+//! Clients are written in Go, whose decoder takes a key in any case for the field of that name: `"Layers"` is `layers`
+//! here as well.
 
 use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::digest::Digest;
 use super::media_type;
 use super::platform::Platform;
 use crate::text::excerpt;
 
-/// Largest manifest taken from an upstream, in bytes (R-S9).
-pub const MAX_MANIFEST_BYTES: usize = 4 * 1024 * 1024;
+/// Largest manifest that is taken at all, in bytes (R-S9); `limits.manifest_size` sets a lower limit.
+pub const MAX_MANIFEST_BYTES: usize = 16 * 1024 * 1024;
 const MAX_DEPTH: usize = 64;
+/// Longest key that is compared; a longer one is none that is read.
+const MAX_KEY_BYTES: usize = 64;
 
 /// What a manifest points at: digest and size in bytes, as the manifest claims them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Descriptor {
     pub digest: Digest,
+    /// `None` where none is named, or none that a file can have: clients take `-1` and the like for "unknown".
     pub size: Option<u64>,
     pub media_type: Option<String>,
+    /// Whether it is asked for as a manifest: what an index lists, unless its media type says that it is a blob. BuildKit's
+    /// cache indexes list layers.
     pub is_manifest: bool,
     /// Of a manifest in an index. `None` where none is named, or an unknown one.
     pub platform: Option<Platform>,
@@ -35,6 +43,9 @@ pub struct Descriptor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     pub media_type: String,
+    /// Set if the document's `mediaType` field names another type. Clients get the Content-Type, as they would directly;
+    /// other repositories' copies of the document are not called so.
+    pub is_disputed: bool,
     /// Children: manifests of an index; config, layers and blobs of a manifest. In document order.
     pub descriptors: Vec<Descriptor>,
     pub subject: Option<Digest>,
@@ -45,12 +56,10 @@ pub struct Manifest {
 pub enum ManifestError {
     #[error("it is not a JSON object: {0}")]
     NotJson(String),
-    #[error("its Content-Type is {header} but its mediaType field says {field}")]
-    Contradiction { header: String, field: String },
     #[error("it has both `manifests` and `layers`, so that clients could read it as two different things")]
     Ambiguous,
-    #[error("the key {0:?} occurs twice")]
-    DuplicateKey(String),
+    #[error("it has {0:?} twice, so that clients could read it as two different things")]
+    DuplicateKey(&'static str),
     #[error("it is nested deeper than 64 levels")]
     TooDeep,
     #[error("it came without a Content-Type, and no mediaType field says what it is")]
@@ -59,43 +68,15 @@ pub enum ManifestError {
     Schema1,
     #[error("it has {found} descriptors, more than the {limit} that limits.manifest_descriptors allows")]
     TooManyDescriptors { found: usize, limit: usize },
+    /// Not read at all.
+    #[error("it has {found} bytes{}, more than the {limit} that limits.manifest_size allows", or_more(*.is_exact))]
+    TooLarge { found: u64, is_exact: bool, limit: u64 },
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Raw {
-    media_type: Option<String>,
-    schema_version: Option<serde_json::Value>,
-    manifests: Option<Vec<RawDescriptor>>,
-    layers: Option<Vec<RawDescriptor>>,
-    blobs: Option<Vec<RawDescriptor>>,
-    config: Option<RawDescriptor>,
-    subject: Option<RawDescriptor>,
-    fs_layers: Option<IgnoredAny>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawDescriptor {
-    digest: Option<String>,
-    size: Option<u64>,
-    media_type: Option<String>,
-    // What is odd about these is no reason to refuse a manifest that clients take.
-    platform: Option<serde_json::Value>,
-    annotations: Option<serde_json::Value>,
-}
-
-impl RawDescriptor {
-    fn platform(&self) -> Option<Platform> {
-        let platform = self.platform.as_ref()?;
-        let text = |key: &str| platform.get(key).and_then(serde_json::Value::as_str);
-        Platform::new(text("os")?, text("architecture")?, text("variant"))
-    }
-
-    fn describes(&self) -> Option<Digest> {
-        let annotations = self.annotations.as_ref()?;
-        let text = annotations.get("vnd.docker.reference.digest")?.as_str()?;
-        text.parse().ok()
+fn or_more(is_exact: bool) -> &'static str {
+    match is_exact {
+        true => "",
+        false => " or more",
     }
 }
 
@@ -111,77 +92,535 @@ impl Manifest {
     /// [`Manifest::parse`] for a manifest that comes from elsewhere: one with more than `most` descriptors is
     /// refused, because what a manifest names is kept in memory.
     pub fn parse_within(bytes: &[u8], content_type: Option<&str>, most: usize) -> Result<Manifest, ManifestError> {
-        check_json(bytes)?;
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|e| ManifestError::NotJson(excerpt(&e)))?;
-        if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
+        check_depth(bytes)?;
+        let mut document = Document::new(most);
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let read = Fields(&mut document).deserialize(&mut json).and_then(|()| json.end());
+        if let Some(key) = document.doubled {
+            return Err(ManifestError::DuplicateKey(key));
+        }
+        read.map_err(|error| ManifestError::NotJson(excerpt(&error)))?;
+        document.settle(content_type)
+    }
+}
+
+/// A document while it is read.
+#[derive(Debug, Default)]
+struct Document {
+    media_type: Option<String>,
+    is_version_1: bool,
+    has_fs_layers: bool,
+    manifests: Option<Vec<Descriptor>>,
+    config: Option<Vec<Descriptor>>,
+    layers: Option<Vec<Descriptor>>,
+    blobs: Option<Vec<Descriptor>>,
+    subject: Option<Digest>,
+    /// Top-level keys that came already.
+    seen: Vec<&'static str>,
+    /// A key that came twice and may not.
+    doubled: Option<&'static str>,
+    /// Descriptors so far, also those that nobody can ask for; beyond `most` they are only counted.
+    found: usize,
+    most: usize,
+}
+
+impl Document {
+    fn new(most: usize) -> Document {
+        Document {
+            most,
+            ..Document::default()
+        }
+    }
+
+    fn settle(self, content_type: Option<&str>) -> Result<Manifest, ManifestError> {
+        if self.manifests.is_some() && (self.layers.is_some() || self.config.is_some()) {
             return Err(ManifestError::Ambiguous);
         }
-        let media_type = settle_type(&raw, content_type)?;
-        let lists = [&raw.manifests, &raw.layers, &raw.blobs];
-        let listed: usize = lists.iter().filter_map(|list| Some(list.as_ref()?.len())).sum();
-        let found = listed + usize::from(raw.config.is_some());
-        if found > most {
-            return Err(ManifestError::TooManyDescriptors { found, limit: most });
+        let (media_type, is_disputed) = self.media_type(content_type)?;
+        if self.found > self.most {
+            return Err(ManifestError::TooManyDescriptors {
+                found: self.found,
+                limit: self.most,
+            });
         }
-        let mut descriptors = Vec::new();
-        let mut take = |list: Option<Vec<RawDescriptor>>, is_manifest: bool| {
-            for item in list.into_iter().flatten() {
-                // A digest we cannot parse is one that nobody can ask us for.
-                let Some(Ok(digest)) = item.digest.as_deref().map(str::parse) else {
-                    continue;
-                };
-                descriptors.push(Descriptor {
-                    digest,
-                    size: item.size,
-                    platform: item.platform(),
-                    describes: item.describes(),
-                    media_type: item.media_type,
-                    is_manifest,
-                });
-            }
-        };
-        take(raw.manifests, true);
-        take(raw.config.map(|c| vec![c]), false);
-        take(raw.layers, false);
-        take(raw.blobs, false);
-        let subject = raw.subject.and_then(|s| s.digest).and_then(|d| d.parse().ok());
+        let lists = [self.manifests, self.config, self.layers, self.blobs];
         Ok(Manifest {
             media_type,
-            descriptors,
-            subject,
+            is_disputed,
+            descriptors: lists.into_iter().flatten().flatten().collect(),
+            subject: self.subject,
+        })
+    }
+
+    /// The type, and whether the document itself names another.
+    fn media_type(&self, content_type: Option<&str>) -> Result<(String, bool), ManifestError> {
+        let field = self.media_type.as_deref().and_then(media_type::essence);
+        let header = content_type
+            .and_then(media_type::essence)
+            .filter(|h| !media_type::says_nothing(h));
+        let is_disputed = header.is_some() && field.is_some() && header != field;
+        let settled = match header.or(field) {
+            Some(known) => known,
+            None if self.manifests.is_some() => media_type::OCI_INDEX.to_owned(),
+            None if self.layers.is_some() && self.config.is_some() => media_type::OCI_MANIFEST.to_owned(),
+            None => return Err(ManifestError::NoType),
+        };
+        let schema1 = matches!(
+            settled.as_str(),
+            media_type::DOCKER_SCHEMA1 | media_type::DOCKER_SCHEMA1_SIGNED
+        );
+        if schema1 || (self.is_version_1 && self.has_fs_layers) {
+            return Err(ManifestError::Schema1);
+        }
+        Ok((settled, is_disputed))
+    }
+
+    /// Notes a key. Errors: it came before, and what the document names would depend on who reads it.
+    fn note<E: serde::de::Error>(&mut self, key: &'static str) -> Result<(), E> {
+        if self.seen.contains(&key) {
+            self.doubled = Some(key);
+            return Err(E::custom("a key twice"));
+        }
+        self.seen.push(key);
+        Ok(())
+    }
+}
+
+/// The keys that are read, as they are written. Each of them once in an object, where that decides what is named.
+const TOP: &[&str] = &[
+    "mediaType",
+    "schemaVersion",
+    "manifests",
+    "config",
+    "layers",
+    "blobs",
+    "subject",
+    "fsLayers",
+];
+const DESCRIPTOR: &[&str] = &["digest", "size", "mediaType", "platform", "annotations"];
+const PLATFORM: &[&str] = &["os", "architecture", "variant"];
+const DESCRIBES: &str = "vnd.docker.reference.digest";
+
+/// The key among `known` that Go's decoder takes `key` for: it folds case, by which the long s and the Kelvin sign are
+/// letters too.
+fn fold(key: &[u8], known: &[&'static str]) -> Option<&'static str> {
+    let key = std::str::from_utf8(key).ok().filter(|key| key.len() <= MAX_KEY_BYTES)?;
+    let folded = |c: char| match c {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    };
+    let is_same = |name: &&&str| key.chars().map(folded).eq(name.chars().map(folded));
+    known.iter().find(is_same).copied()
+}
+
+/// A key of an object, folded to one that is known. Read as bytes: nobody else's key is a reason to refuse a document.
+struct Key(&'static [&'static str]);
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Option<&'static str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Key {
+    type Value = Option<&'static str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<Self::Value, E> {
+        Ok(fold(key, self.0))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(fold(key.as_bytes(), self.0))
+    }
+}
+
+/// Visits values of another shape than the one that is read: they are as if they were not there.
+macro_rules! odd {
+    (scalars) => {
+        odd!(numbers);
+        fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+    };
+    (numbers) => {
+        fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        odd!(no_size);
+    };
+    (no_size) => {
+        fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(Default::default())
+        }
+    };
+    (seq) => {
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(Default::default())
+        }
+    };
+    (map) => {
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+            Ok(Default::default())
+        }
+    };
+}
+
+/// The document's own fields.
+struct Fields<'a>(&'a mut Document);
+
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let document = self.0;
+        while let Some(key) = map.next_key_seed(Key(TOP))? {
+            match key {
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+                // Who reads these twice is no client of today.
+                Some("fsLayers") => {
+                    map.next_value::<IgnoredAny>()?;
+                    document.has_fs_layers = true;
+                }
+                Some("schemaVersion") => document.is_version_1 = map.next_value_seed(Number)? == Some(1),
+                Some(key) => {
+                    document.note::<A::Error>(key)?;
+                    match key {
+                        "mediaType" => document.media_type = map.next_value_seed(Text)?,
+                        "subject" => {
+                            let named = map.next_value_seed(One(document))?;
+                            document.subject = named.and_then(|raw| raw.digest?.parse().ok());
+                        }
+                        "config" => {
+                            let config = map.next_value_seed(One(document))?;
+                            document.found += usize::from(config.is_some());
+                            document.config = config.map(|raw| raw.descriptor(false).into_iter().collect());
+                        }
+                        list => {
+                            let is_index = list == "manifests";
+                            let items = map.next_value_seed(List { document, is_index })?;
+                            match list {
+                                "manifests" => document.manifests = items,
+                                "layers" => document.layers = items,
+                                _ => document.blobs = items,
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A list of descriptors. `None` for null, and for what is no list.
+struct List<'a> {
+    document: &'a mut Document,
+    is_index: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for List<'_> {
+    type Value = Option<Vec<Descriptor>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for List<'_> {
+    type Value = Option<Vec<Descriptor>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of descriptors")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(raw) = seq.next_element_seed(One(self.document))? {
+            self.document.found += 1;
+            // A digest that cannot be parsed is one that nobody can ask for.
+            let descriptor = raw.and_then(|raw| raw.descriptor(self.is_index));
+            if self.document.found <= self.document.most {
+                list.extend(descriptor);
+            }
+        }
+        Ok(Some(list))
+    }
+
+    odd!(scalars);
+    odd!(map);
+}
+
+/// A descriptor as it is written.
+#[derive(Debug, Default)]
+struct Raw {
+    digest: Option<String>,
+    size: Option<u64>,
+    media_type: Option<String>,
+    platform: Option<Platform>,
+    describes: Option<Digest>,
+}
+
+impl Raw {
+    fn descriptor(self, is_index: bool) -> Option<Descriptor> {
+        let named = self.media_type.as_deref().and_then(media_type::essence);
+        Some(Descriptor {
+            digest: self.digest?.parse().ok()?,
+            size: self.size,
+            is_manifest: is_index
+                && named.is_none_or(|named| media_type::is_manifest(&named) || media_type::says_nothing(&named)),
+            media_type: self.media_type,
+            platform: self.platform,
+            describes: self.describes,
         })
     }
 }
 
-fn settle_type(raw: &Raw, content_type: Option<&str>) -> Result<String, ManifestError> {
-    let field = raw.media_type.as_deref().and_then(media_type::essence);
-    let header = content_type
-        .and_then(media_type::essence)
-        .filter(|h| !media_type::says_nothing(h));
-    let settled = match (header, field) {
-        (Some(header), Some(field)) if header != field => {
-            return Err(ManifestError::Contradiction { header, field });
-        }
-        (Some(known), _) | (None, Some(known)) => known,
-        (None, None) if raw.manifests.is_some() => media_type::OCI_INDEX.to_owned(),
-        (None, None) if raw.layers.is_some() && raw.config.is_some() => media_type::OCI_MANIFEST.to_owned(),
-        (None, None) => return Err(ManifestError::NoType),
-    };
-    let version_1 = raw.schema_version.as_ref().and_then(serde_json::Value::as_u64) == Some(1);
-    let schema1 = matches!(
-        settled.as_str(),
-        media_type::DOCKER_SCHEMA1 | media_type::DOCKER_SCHEMA1_SIGNED
-    );
-    if schema1 || (version_1 && raw.fs_layers.is_some()) {
-        return Err(ManifestError::Schema1);
+/// One descriptor. `None` for null, and for what is no object.
+struct One<'a>(&'a mut Document);
+
+impl<'de> DeserializeSeed<'de> for One<'_> {
+    type Value = Option<Raw>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
     }
-    Ok(settled)
 }
 
-/// One pass over the JSON for what serde forgives: a key twice in one object, and depth (R-X10).
-fn check_json(bytes: &[u8]) -> Result<(), ManifestError> {
+impl<'de> Visitor<'de> for One<'_> {
+    type Value = Option<Raw>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a descriptor")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut raw = Raw::default();
+        let mut seen = [false; DESCRIPTOR.len()];
+        while let Some(key) = map.next_key_seed(Key(DESCRIPTOR))? {
+            let Some(key) = key else {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            };
+            let at = DESCRIPTOR.iter().position(|known| *known == key).unwrap_or(0);
+            let is_second = std::mem::replace(&mut seen[at], true);
+            match key {
+                // Of two, clients would ask for different ones, or at different places.
+                "digest" | "mediaType" if is_second => {
+                    self.0.doubled = Some(key);
+                    return Err(serde::de::Error::custom("a key twice"));
+                }
+                "digest" => raw.digest = map.next_value_seed(Text)?,
+                "mediaType" => raw.media_type = map.next_value_seed(Text)?,
+                // What is told twice about it is unknown.
+                "size" => raw.size = map.next_value_seed(Number)?.filter(|_| !is_second),
+                "platform" => raw.platform = map.next_value_seed(OfPlatform)?.filter(|_| !is_second),
+                _ => raw.describes = map.next_value_seed(OfAnnotations)?,
+            }
+        }
+        Ok(Some(raw))
+    }
+
+    odd!(scalars);
+    odd!(seq);
+}
+
+/// What is odd about a platform is no reason to refuse a manifest that clients take.
+struct OfPlatform;
+
+impl<'de> DeserializeSeed<'de> for OfPlatform {
+    type Value = Option<Platform>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OfPlatform {
+    type Value = Option<Platform>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a platform")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut os, mut architecture, mut variant) = (None, None, None);
+        while let Some(key) = map.next_key_seed(Key(PLATFORM))? {
+            match key {
+                Some("os") => os = map.next_value_seed(Text)?,
+                Some("architecture") => architecture = map.next_value_seed(Text)?,
+                Some("variant") => variant = map.next_value_seed(Text)?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        let named = os.zip(architecture);
+        Ok(named.and_then(|(os, architecture)| Platform::new(&os, &architecture, variant.as_deref())))
+    }
+
+    odd!(scalars);
+    odd!(seq);
+}
+
+/// The one annotation that is read. Annotations are a map to every reader: of two the last counts.
+struct OfAnnotations;
+
+impl<'de> DeserializeSeed<'de> for OfAnnotations {
+    type Value = Option<Digest>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OfAnnotations {
+    type Value = Option<Digest>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("annotations")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut describes = None;
+        while let Some(key) = map.next_key_seed(Exact(DESCRIBES))? {
+            match key {
+                true => describes = map.next_value_seed(Text)?.and_then(|text| text.parse().ok()),
+                false => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(describes)
+    }
+
+    odd!(scalars);
+    odd!(seq);
+}
+
+/// Whether a key is this one.
+struct Exact(&'static str);
+
+impl<'de> DeserializeSeed<'de> for Exact {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Exact {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_bytes<E: serde::de::Error>(self, key: &[u8]) -> Result<bool, E> {
+        Ok(key == self.0.as_bytes())
+    }
+
+    fn visit_str<E: serde::de::Error>(self, key: &str) -> Result<bool, E> {
+        Ok(key == self.0)
+    }
+}
+
+/// A text. `None` for anything else.
+struct Text;
+
+impl<'de> DeserializeSeed<'de> for Text {
+    type Value = Option<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Text {
+    type Value = Option<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(Some(text.to_owned()))
+    }
+
+    odd!(numbers);
+    odd!(seq);
+    odd!(map);
+}
+
+/// A whole number that is not negative. `None` for anything else.
+struct Number;
+
+impl<'de> DeserializeSeed<'de> for Number {
+    type Value = Option<u64>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Number {
+    type Value = Option<u64>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number")
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(Some(number))
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    odd!(no_size);
+    odd!(seq);
+    odd!(map);
+}
+
+/// One pass over the bytes for how deep they are nested (R-X10).
+fn check_depth(bytes: &[u8]) -> Result<(), ManifestError> {
     let mut depth = 0usize;
-    let mut deepest = 0usize;
     let mut in_string = false;
     let mut escaped = false;
     for byte in bytes {
@@ -193,95 +632,15 @@ fn check_json(bytes: &[u8]) -> Result<(), ManifestError> {
             (false, b'"') => in_string = true,
             (false, b'{' | b'[') => {
                 depth += 1;
-                deepest = deepest.max(depth);
+                if depth > MAX_DEPTH {
+                    return Err(ManifestError::TooDeep);
+                }
             }
             (false, b'}' | b']') => depth = depth.saturating_sub(1),
             _ => {}
         }
     }
-    if deepest > MAX_DEPTH {
-        return Err(ManifestError::TooDeep);
-    }
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let outcome = json.deserialize_any(Unique { top: true }).and_then(|()| json.end());
-    outcome.map_err(|error| {
-        let text = error.to_string();
-        match text.strip_prefix(DUPLICATE) {
-            Some(rest) => ManifestError::DuplicateKey(excerpt(rest.split('\u{1}').next().unwrap_or(""))),
-            None => ManifestError::NotJson(excerpt(&text)),
-        }
-    })
-}
-
-const DUPLICATE: &str = "duplicate key\u{1}";
-
-/// Visits everything, keeps nothing, fails on a key that one object has twice.
-struct Unique {
-    top: bool,
-}
-
-impl<'de> serde::de::DeserializeSeed<'de> for Unique {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Unique {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.top { "a JSON object" } else { "a JSON value" })
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut seen = std::collections::HashSet::new();
-        while let Some(key) = map.next_key::<String>()? {
-            if !seen.insert(key.clone()) {
-                return Err(serde::de::Error::custom(format!("{DUPLICATE}{key}\u{1}")));
-            }
-            map.next_value_seed(Unique { top: false })?;
-        }
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        if self.top {
-            return Err(serde::de::Error::invalid_type(serde::de::Unexpected::Seq, &self));
-        }
-        while seq.next_element_seed(Unique { top: false })?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<(), E> {
-        self.scalar(serde::de::Unexpected::Bool(value))
-    }
-    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<(), E> {
-        self.scalar(serde::de::Unexpected::Signed(value))
-    }
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<(), E> {
-        self.scalar(serde::de::Unexpected::Unsigned(value))
-    }
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<(), E> {
-        self.scalar(serde::de::Unexpected::Float(value))
-    }
-    fn visit_str<E: serde::de::Error>(self, _: &str) -> Result<(), E> {
-        self.scalar(serde::de::Unexpected::Other("string"))
-    }
-    fn visit_unit<E: serde::de::Error>(self) -> Result<(), E> {
-        self.scalar(serde::de::Unexpected::Unit)
-    }
-}
-
-impl Unique {
-    fn scalar<E: serde::de::Error>(self, found: serde::de::Unexpected<'_>) -> Result<(), E> {
-        if self.top {
-            Err(E::invalid_type(found, &self))
-        } else {
-            Ok(())
-        }
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -335,24 +694,31 @@ mod tests {
             Manifest::parse(both, Some(media_type::OCI_INDEX)),
             Err(ManifestError::Ambiguous)
         );
-        let lie = format!(r#"{{"mediaType":"{}"}}"#, media_type::OCI_INDEX);
-        assert!(matches!(
-            Manifest::parse(lie.as_bytes(), Some(media_type::OCI_MANIFEST)),
-            Err(ManifestError::Contradiction { .. })
-        ));
+        for (document, key) in [
+            (r#"{"layers":[],"layers":[]}"#, "layers"),
+            (r#"{"config":null,"config":{}}"#, "config"),
+            (r#"{"manifests":[],"x":1,"manifests":[]}"#, "manifests"),
+            (r#"{"subject":{},"subject":{}}"#, "subject"),
+            // To Go these are the same key, to others two.
+            (r#"{"layers":[],"Layers":[]}"#, "layers"),
+            ("{\"layers\":[],\"layer\u{17f}\":[]}", "layers"),
+            (r#"{"layers":[],"\u006cayers":[]}"#, "layers"),
+            (r#"{"layers":[{"digest":"a","digest":"b"}]}"#, "digest"),
+            (r#"{"manifests":[{"mediaType":"a/b","MediaType":"c/d"}]}"#, "mediaType"),
+            (r#"{"subject":{"digest":"a","DIGEST":"b"}}"#, "digest"),
+        ] {
+            let error = Manifest::parse(document.as_bytes(), Some(media_type::OCI_MANIFEST)).unwrap_err();
+            assert_eq!(error, ManifestError::DuplicateKey(key), "{document}");
+        }
         assert_eq!(
-            Manifest::parse(br#"{"layers":[{"a":1,"a":2}]}"#, Some(media_type::OCI_MANIFEST)),
-            Err(ManifestError::DuplicateKey("a".to_owned()))
+            Manifest::parse(br#"{"manifests":[],"Layers":[]}"#, Some(media_type::OCI_INDEX)),
+            Err(ManifestError::Ambiguous)
         );
         // An error repeats no more than an excerpt.
         let long = "x".repeat(4 << 20);
-        for document in [
-            format!(r#"{{"layers":[{{"{long}":1,"{long}":2}}]}}"#),
-            format!(r#"{{"layers":"{long}"}}"#),
-        ] {
-            let error = Manifest::parse(document.as_bytes(), Some(media_type::OCI_MANIFEST)).unwrap_err();
-            assert!(error.to_string().len() < 1000, "{}", error.to_string().len());
-        }
+        let document = format!(r#""{long}""#);
+        let error = Manifest::parse(document.as_bytes(), Some(media_type::OCI_MANIFEST)).unwrap_err();
+        assert!(error.to_string().len() < 1000, "{}", error.to_string().len());
         let deep = format!("{{\"a\":{}{}}}", "[".repeat(70), "]".repeat(70));
         assert_eq!(
             Manifest::parse(deep.as_bytes(), Some(media_type::OCI_INDEX)),
@@ -374,6 +740,106 @@ mod tests {
             ),
             Err(ManifestError::Schema1)
         );
+    }
+
+    /// What clients take directly is taken: nothing of it changes what the document names.
+    #[test]
+    fn takes_what_is_merely_odd() {
+        let with = |fields: &str| {
+            let text = format!(r#"{{"schemaVersion":2,{fields},"config":{{"digest":"{D}","size":2}}}}"#);
+            let read = Manifest::parse(text.as_bytes(), Some(media_type::OCI_MANIFEST));
+            read.unwrap_or_else(|error| panic!("{text}: {error}"))
+        };
+        for odd in [
+            r#""annotations":{"a":"1","a":"2","b":"\ud800"},"layers":[]"#,
+            r#""x":1,"x":2,"schemaVersion":2,"layers":[]"#,
+            r#""layers":[{"annotations":{"a":1,"a":2}},{"urls":[],"urls":[]},null,7]"#,
+            r#""layers":null,"blobs":"none","subject":[]"#,
+            r#""artifactType":{"a":[1e999]},"layers":{"a":"b"}"#,
+        ] {
+            let read = with(odd);
+            assert_eq!((read.descriptors.len(), read.subject), (1, None), "{odd}");
+        }
+        // Other clients' spelling is read as Go reads it.
+        let read = with(&format!(r#""LAYERS":[{{"Digest":"{D}"}}]"#));
+        assert_eq!(read.descriptors.len(), 2);
+
+        // A size that no file has is unknown, as it is to clients.
+        for size in [
+            "-1",
+            "-9223372036854775808",
+            "1.5",
+            "\"7\"",
+            "null",
+            "1e30",
+            "7,\"size\":8",
+        ] {
+            let read = with(&format!(r#""layers":[{{"digest":"{D}","size":{size}}}]"#));
+            assert_eq!(read.descriptors[1].size, None, "{size}");
+        }
+    }
+
+    /// The Content-Type is what clients get and go by; that the document says otherwise is noted.
+    #[test]
+    fn the_header_counts_where_the_field_differs() {
+        for (header, field, want, is_disputed) in [
+            (
+                media_type::OCI_MANIFEST,
+                media_type::DOCKER_MANIFEST,
+                media_type::OCI_MANIFEST,
+                true,
+            ),
+            (
+                media_type::OCI_MANIFEST,
+                media_type::OCI_INDEX,
+                media_type::OCI_MANIFEST,
+                true,
+            ),
+            (
+                media_type::OCI_MANIFEST,
+                media_type::OCI_MANIFEST,
+                media_type::OCI_MANIFEST,
+                false,
+            ),
+            ("application/json", media_type::OCI_INDEX, media_type::OCI_INDEX, false),
+            (media_type::OCI_INDEX, "nonsense", media_type::OCI_INDEX, false),
+        ] {
+            let text = format!(r#"{{"mediaType":"{field}","layers":[{{"digest":"{D}"}}]}}"#);
+            let read = Manifest::parse(text.as_bytes(), Some(header)).unwrap();
+            assert_eq!(
+                (&*read.media_type, read.is_disputed),
+                (want, is_disputed),
+                "{header} {field}"
+            );
+            assert_eq!(read.descriptors.len(), 1);
+        }
+    }
+
+    /// BuildKit writes its cache as an index of layers.
+    #[test]
+    fn children_are_what_their_media_type_says() {
+        let entry = |media_type: &str| format!(r#"{{"mediaType":{media_type},"digest":"{D}","size":1}}"#);
+        for (media_type, is_manifest) in [
+            ("\"application/vnd.oci.image.layer.v1.tar+gzip\"", false),
+            ("\"application/vnd.docker.image.rootfs.diff.tar.gzip\"", false),
+            ("\"application/vnd.buildkit.cacheconfig.v0\"", false),
+            ("\"application/vnd.oci.image.config.v1+json\"", false),
+            ("\"application/vnd.oci.image.manifest.v1+json\"", true),
+            ("\"Application/vnd.OCI.image.index.v1+json; a=b\"", true),
+            ("\"application/vnd.oci.artifact.manifest.v1+json\"", true),
+            ("\"application/vnd.docker.distribution.manifest.v1+prettyjws\"", true),
+            ("\"application/json\"", true),
+            ("\"\"", true),
+            ("null", true),
+        ] {
+            let text = format!(r#"{{"manifests":[{}]}}"#, entry(media_type));
+            let read = Manifest::parse(text.as_bytes(), None).unwrap();
+            assert_eq!(read.descriptors[0].is_manifest, is_manifest, "{media_type}");
+            // What a manifest lists is asked for as a blob, whatever it is.
+            let text = format!(r#"{{"layers":[{}]}}"#, entry(media_type));
+            let read = Manifest::parse(text.as_bytes(), Some(media_type::OCI_MANIFEST)).unwrap();
+            assert!(!read.descriptors[0].is_manifest);
+        }
     }
 
     /// Every descriptor counts, also one that nobody can ask for.
@@ -398,6 +864,123 @@ mod tests {
         #[test]
         fn parsing_never_panics(bytes: Vec<u8>) {
             let _ = Manifest::parse(&bytes, None);
+        }
+
+        /// What is accepted names the same to every reader: to those who take the first of two equal keys or the last, and
+        /// to Go's, which folds their case. What no reader could take for two things is accepted.
+        #[test]
+        fn what_is_accepted_names_one_thing_to_all_readers(document in document()) {
+            let text = written(&document);
+            let named = |folds, takes_last| Reader { folds, takes_last }.named(&document);
+            let read = Manifest::parse(text.as_bytes(), Some(media_type::OCI_MANIFEST));
+            let go = named(true, true);
+            if let Ok(read) = &read {
+                let found: Vec<String> = read.descriptors.iter().map(|child| child.digest.to_string()).collect();
+                prop_assert_eq!(&found, &go.0, "{}", text);
+                prop_assert_eq!(read.subject.map(|subject| subject.to_string()), go.1.clone(), "{}", text);
+                prop_assert_eq!(named(true, false), go.clone(), "{}", text);
+                let is_plain = document.iter().all(|(key, value)| {
+                    let inner = value.iter().flatten().map(|(key, _)| key);
+                    inner.chain([key]).all(|key| TOP.contains(key) || DESCRIPTOR.contains(key) || key == &"x")
+                });
+                if is_plain {
+                    prop_assert_eq!(named(false, true), go.clone(), "{}", text);
+                    prop_assert_eq!(named(false, false), go, "{}", text);
+                }
+            } else {
+                let has = |key: &str| document.iter().any(|(k, _)| fold(k.as_bytes(), TOP) == Some(key));
+                let is_both = has("manifests") && (has("layers") || has("config"));
+                let is_doubled = |keys: Vec<Option<&str>>| {
+                    let named: Vec<&str> = keys.into_iter().flatten().collect();
+                    (1..named.len()).any(|at| named[..at].contains(&named[at]))
+                };
+                let top = document.iter().map(|(key, _)| fold(key.as_bytes(), TOP)).collect();
+                let naming = |key: &str| fold(key.as_bytes(), &["digest", "mediaType"]);
+                let inner = document.iter().flat_map(|(_, value)| value);
+                let mut inner = inner.map(|item| item.iter().map(|(key, _)| naming(key)).collect());
+                prop_assert!(is_both || is_doubled(top) || inner.any(is_doubled), "{}: {:?}", text, read);
+            }
+        }
+    }
+
+    /// Keys of a document, each with descriptors, which have keys and texts. As they are written: a key may come twice.
+    type Written = Vec<(&'static str, Vec<Vec<(&'static str, &'static str)>>)>;
+
+    const DIGESTS: [&str; 3] = [
+        D,
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "sha256:cb00753f45a35e8bb5a03d699ac65007272c32ab0eded1631a8b605a43ff5bed",
+    ];
+
+    fn document() -> impl Strategy<Value = Written> {
+        let key = prop::sample::select(vec![
+            "layers",
+            "layers",
+            "layers",
+            "config",
+            "config",
+            "manifests",
+            "blobs",
+            "subject",
+            "x",
+            "x",
+            "Layers",
+            "CONFIG",
+            "layer\u{17f}",
+            "Subject",
+        ]);
+        let inner = prop::sample::select(vec!["digest", "digest", "digest", "x", "annotations", "Digest"]);
+        let item = prop::collection::vec((inner, prop::sample::select(DIGESTS.to_vec())), 0..3);
+        prop::collection::vec((key, prop::collection::vec(item, 1..3)), 0..5)
+    }
+
+    fn written(document: &Written) -> String {
+        let item = |item: &Vec<(&str, &str)>| {
+            let fields: Vec<String> = item.iter().map(|(key, text)| format!("{key:?}:{text:?}")).collect();
+            format!("{{{}}}", fields.join(","))
+        };
+        let field = |(key, items): &(&str, Vec<Vec<(&str, &str)>>)| match is_one(key) {
+            true => format!("\"{key}\":{}", item(&items[0])),
+            false => format!("\"{key}\":[{}]", items.iter().map(item).collect::<Vec<_>>().join(",")),
+        };
+        format!("{{{}}}", document.iter().map(field).collect::<Vec<_>>().join(","))
+    }
+
+    fn is_one(key: &str) -> bool {
+        matches!(key.to_lowercase().as_str(), "config" | "subject")
+    }
+
+    /// Another reader of JSON, by its rules for keys.
+    struct Reader {
+        folds: bool,
+        takes_last: bool,
+    }
+
+    impl Reader {
+        fn get<'a, T>(&self, object: &'a [(&str, T)], wanted: &str) -> Option<&'a T> {
+            // Said in another way than `fold` does.
+            let plain = |key: &str| key.replace('\u{17f}', "s").to_lowercase();
+            let is = |key: &str| key == wanted || (self.folds && plain(key) == wanted.to_lowercase());
+            let mut found = object.iter().filter(|(key, _)| is(key)).map(|(_, value)| value);
+            match self.takes_last {
+                true => found.next_back(),
+                false => found.next(),
+            }
+        }
+
+        /// Digests of children, in the order in which Larder has them, and of the subject.
+        fn named(&self, document: &Written) -> (Vec<String>, Option<String>) {
+            let digest = |item: &Vec<(&'static str, &'static str)>| Some((*self.get(item, "digest")?).to_owned());
+            let list = |key: &str| {
+                let items = self.get(document, key).map(Vec::as_slice).unwrap_or_default();
+                let most = if is_one(key) { 1 } else { items.len() };
+                items[..most.min(items.len())]
+                    .iter()
+                    .filter_map(digest)
+                    .collect::<Vec<_>>()
+            };
+            let children = ["manifests", "config", "layers", "blobs"].map(list).concat();
+            (children, list("subject").pop())
         }
     }
 }

@@ -34,6 +34,13 @@ pub fn says_nothing(essence: &str) -> bool {
     )
 }
 
+/// Whether an essence is that of a manifest or an index: what clients ask for as one. They know the types of today by name;
+/// another one is known by how all of them are called.
+pub fn is_manifest(essence: &str) -> bool {
+    let is_document = essence.ends_with("+json") || essence == DOCKER_SCHEMA1_SIGNED;
+    is_document && (essence.contains("manifest") || essence.contains("index"))
+}
+
 /// Types that say "this is not a registry's object": a login page, a captive portal (L2).
 pub fn is_web_page(content_type: &str) -> bool {
     matches!(

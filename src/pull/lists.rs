@@ -465,7 +465,7 @@ impl Pull {
         }
         let index = answer.bytes.unwrap_or_default();
         let lines = blocking(move || {
-            let mut items = Items::new("manifests", ItemKind::Documents);
+            let mut items = Items::new("manifests", ItemKind::Documents).required();
             let mut lines = Vec::new();
             let read = items.feed(&index, &mut lines).and_then(|()| items.finish());
             Ok(read.map(|()| lines))

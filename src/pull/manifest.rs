@@ -23,7 +23,7 @@ use crate::oci::manifest::{Manifest, ManifestError};
 use crate::oci::{Algorithm, Digest, Reference, Tag, media_type};
 use crate::store::{self, StoreError, TagRecord, unix_ms};
 use crate::telemetry::trace::{self, Kind};
-use crate::upstream::{ErrorKind, ManifestBody, ManifestHead, UpstreamError};
+use crate::upstream::{Client, ErrorKind, ManifestBody, ManifestHead, UpstreamError};
 
 /// Manifests from so many bytes on are read off the async threads, and so many of them at once: what is read takes a
 /// multiple of its bytes meanwhile.
@@ -218,7 +218,7 @@ impl Pull {
             return self.serve(target, &record, want, Outcome::Revalidated).await;
         }
         let here = || Some((self.store.media_type(&digest)?, self.store.size(&digest)?));
-        match here().filter(|_| is_here).or_else(|| said_of(&head)) {
+        match here().filter(|_| is_here).or_else(|| self.said_of(&head)) {
             Some((media_type, size)) => {
                 let record = TagRecord {
                     digest,
@@ -257,6 +257,7 @@ impl Pull {
             return true;
         }
         let is_shown = match self.proof_of_manifest(target, digest).await {
+            _ if !self.is_called_so(digest, head) => false,
             Proof::Claim => true,
             Proof::Registry => head.by_itself,
             Proof::Bytes => false,
@@ -291,9 +292,7 @@ impl Pull {
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
         let client = self.client(target)?;
-        let body = client
-            .get_manifest(&target.repository, &Reference::Tag(tag.clone()))
-            .await?;
+        let body = self.get_manifest(&client, target, &Reference::Tag(tag.clone())).await?;
         // sha256, unless the upstream says that it is known by another algorithm (R-S16).
         let algorithm = body.digest.map_or(Algorithm::Sha256, |d| d.algorithm());
         let digest = Digest::of(algorithm, &body.bytes);
@@ -345,14 +344,16 @@ impl Pull {
                 .media_type(digest)
                 .zip(self.store.size(digest))
                 .filter(|_| linked);
-            let (media_type, size) = held.unwrap_or_else(|| (record.media_type.clone(), record.size));
-            return Ok(ManifestAnswer {
-                digest: *digest,
-                media_type,
-                size,
-                bytes: None,
-                outcome,
-            });
+            let said = || Some((record.media_type.clone(), record.size)).filter(|(_, size)| self.is_taken(*size));
+            if let Some((media_type, size)) = held.or_else(said) {
+                return Ok(ManifestAnswer {
+                    digest: *digest,
+                    media_type,
+                    size,
+                    bytes: None,
+                    outcome,
+                });
+            }
         }
         match self.held(target, &record.digest, want).await {
             Ok(Some(held)) => return Ok(ManifestAnswer { outcome, ..held }),
@@ -493,7 +494,7 @@ impl Pull {
                 what: format!("a manifest {said}, where {digest} was asked for"),
             });
         }
-        if proof != Proof::Bytes && self.store.media_type(digest).is_some() {
+        if proof != Proof::Bytes && self.store.media_type(digest).is_some() && self.is_called_so(digest, &head) {
             self.note_link(target, digest).await;
             match self.held(target, digest, want).await {
                 Ok(Some(held)) => {
@@ -507,7 +508,7 @@ impl Pull {
                 Err(error) => return Err(error),
             }
         }
-        match said_of(&head) {
+        match self.said_of(&head) {
             Some((media_type, size)) if want == Want::Head => Ok(ManifestAnswer {
                 digest: *digest,
                 media_type,
@@ -550,7 +551,8 @@ impl Pull {
             };
             let is_held = unreadable.is_some();
             let fetch = async {
-                let body = client?.get_manifest(&to.repository, &Reference::Digest(digest)).await?;
+                let client = client?;
+                let body = pull.get_manifest(&client, &to, &Reference::Digest(digest)).await?;
                 pull.accept(&to, digest, body, Outcome::Stored, !is_held).await
             };
             fetch.await.map_err(|error| unreadable.unwrap_or(error))
@@ -643,7 +645,11 @@ impl Pull {
                 outcome: Outcome::Passed,
             });
         }
-        let (store, key, kind) = (self.store.clone(), target.key.clone(), media_type.clone());
+        // What is stored is shared by repositories. A type that the document itself contradicts is this upstream's word, and
+        // does not take the place of the one that another has shown.
+        let shared = self.store.media_type(&digest).filter(|_| manifest.is_disputed);
+        let kind = shared.unwrap_or_else(|| media_type.clone());
+        let (store, key) = (self.store.clone(), target.key.clone());
         let span = trace::start("commit", Kind::Internal);
         let kept = blocking(move || store.put_manifest(&key, &digest, &kind, &children, &body.bytes)).await;
         if let Err(error) = kept {
@@ -662,6 +668,45 @@ impl Pull {
 }
 
 impl Pull {
+    /// GET of a manifest within `limits.manifest_size`.
+    async fn get_manifest(
+        &self,
+        client: &Client,
+        target: &Target,
+        reference: &Reference,
+    ) -> Result<ManifestBody, PullError> {
+        let most = self.policy.load().manifest_size;
+        let body = client.get_manifest(&target.repository, reference, most).await;
+        body.map_err(|error| match error.kind {
+            ErrorKind::TooLarge { found, is_exact, limit } => PullError::Manifest {
+                upstream: target.upstream.name.to_string(),
+                error: ManifestError::TooLarge { found, is_exact, limit },
+            },
+            _ => error.into(),
+        })
+    }
+
+    /// Returns whether a manifest of so many bytes would be taken.
+    fn is_taken(&self, size: u64) -> bool {
+        size <= self.policy.load().manifest_size as u64
+    }
+
+    /// Returns type and size of a manifest from a HEAD that tells both. Not of one that a GET would refuse for its size: a HEAD
+    /// promises what a GET keeps, and may be wrong about the size, so the GET has to say so.
+    fn said_of(&self, head: &ManifestHead) -> Option<(Arc<str>, u64)> {
+        let media_type = head.media_type.as_deref().filter(|t| !media_type::says_nothing(t))?;
+        let size = head.size.filter(|size| self.is_taken(*size))?;
+        Some((media_type.into(), size))
+    }
+
+    /// Returns false if a HEAD calls a cached manifest by another type than it is stored with. Clients go by the type, and the
+    /// stored one may be another upstream's invention: then the bytes have to come from here, with the type that is right here.
+    fn is_called_so(&self, digest: &Digest, head: &ManifestHead) -> bool {
+        let said = head.media_type.as_deref().filter(|t| !media_type::says_nothing(t));
+        let stored = self.store.media_type(digest);
+        said.zip(stored).is_none_or(|(said, stored)| *said == *stored)
+    }
+
     /// Verifies and reads a manifest.
     async fn read_manifest(
         &self,
@@ -690,12 +735,6 @@ fn collapsed(answer: ManifestAnswer) -> ManifestAnswer {
         other => other,
     };
     ManifestAnswer { outcome, ..answer }
-}
-
-/// Returns type and size of a manifest from a HEAD that tells both.
-fn said_of(head: &ManifestHead) -> Option<(Arc<str>, u64)> {
-    let media_type = head.media_type.as_deref().filter(|t| !media_type::says_nothing(t))?;
-    Some((media_type.into(), head.size?))
 }
 
 /// Whether a failed HEAD has to be repeated as a GET before it is believed (R-U27).

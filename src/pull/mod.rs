@@ -63,13 +63,12 @@ pub use crate::store::{LARGE_MANIFEST_BYTES, Page};
 use crate::store::{ListKey, ListRecord, Store};
 use crate::upstream::client::BuildError;
 pub use crate::upstream::{Budget, Probe};
-use crate::upstream::{Client, Clients, ErrorKind, ManifestHead};
+use crate::upstream::{Client, Clients, ManifestHead, UpstreamError};
 use flight::Flights;
 use single::Single;
 
-/// How long "it is not there" is believed (R-C81, R-U12). Never longer than the tag's own time.
-const NOT_FOUND_FOR: Duration = Duration::from_secs(10);
-const DENIED_FOR: Duration = Duration::from_secs(5);
+/// Answers "it is not there" that are remembered at most.
+const MOST_NEGATIVES: u64 = 20_000;
 /// Memory for the sizes that manifests claim, and what one of them takes of it beside its repository's name.
 const HINTS_BYTES: u64 = 16 << 20;
 const HINT_BYTES: u32 = 256;
@@ -93,8 +92,8 @@ pub struct Pull {
     long_lists: Arc<Turns>,
     /// For manifests that are large, while they are read.
     large_manifests: Arc<Semaphore>,
-    /// "It is not there", each until when.
-    negatives: moka::sync::Cache<(Arc<str>, Question), (PullError, Instant)>,
+    /// "It is not there", as upstreams said it lately.
+    negatives: moka::sync::Cache<(Arc<str>, Question), Negative>,
     /// Sizes that a repository's manifests claim for its blobs. Anybody may write a manifest somewhere that claims
     /// anything of any digest: what it says counts in its own repository only.
     hints: moka::sync::Cache<(Arc<str>, Digest), u64>,
@@ -121,8 +120,25 @@ struct Policy {
     names: Names,
     clients: Clients,
     offline: bool,
+    /// How long "it is not there" is believed.
+    negative_ttl: Duration,
+    /// Bytes that a manifest may have.
+    manifest_size: usize,
     /// Descriptors that a manifest may have.
     manifest_descriptors: usize,
+}
+
+impl Policy {
+    fn new(config: &Config, names: Names, clients: Clients) -> Policy {
+        Policy {
+            names,
+            clients,
+            offline: config.cache.offline,
+            negative_ttl: config.cache.negative_ttl,
+            manifest_size: config.limits.manifest_size,
+            manifest_descriptors: config.limits.manifest_descriptors,
+        }
+    }
 }
 
 /// What one configuration means by names and whom it asks. A request goes by one from its beginning to its end, whatever
@@ -159,6 +175,34 @@ impl View {
     }
 }
 
+/// An upstream's answer that it does not have something, or does not give it.
+#[derive(Clone, Debug)]
+struct Negative {
+    error: UpstreamError,
+    answered: Instant,
+    /// How long it is believed.
+    ttl: Duration,
+}
+
+/// Removes each negative answer from memory when its own time is over.
+struct NegativeExpiry;
+
+impl moka::Expiry<(Arc<str>, Question), Negative> for NegativeExpiry {
+    fn expire_after_create(&self, _: &(Arc<str>, Question), negative: &Negative, _: Instant) -> Option<Duration> {
+        Some(negative.ttl)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &(Arc<str>, Question),
+        negative: &Negative,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(negative.ttl)
+    }
+}
+
 /// What was asked, as the key of a negative answer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Question {
@@ -192,12 +236,7 @@ impl Pull {
         stop: CancellationToken,
     ) -> Option<Arc<Pull>> {
         Some(Arc::new(Pull {
-            policy: ArcSwap::from_pointee(Policy {
-                names: Names::new(config)?,
-                clients,
-                offline: config.cache.offline,
-                manifest_descriptors: config.limits.manifest_descriptors,
-            }),
+            policy: ArcSwap::from_pointee(Policy::new(config, Names::new(config)?, clients)),
             flights: Flights::new(store.clone(), timing.clone(), tasks, stop),
             long_lists: Arc::new(Turns::new(store.large_lists_at_once())),
             large_manifests: Arc::new(Semaphore::new(manifest::LARGE_AT_ONCE)),
@@ -210,8 +249,8 @@ impl Pull {
             blob_heads: Single::default(),
             list_questions: Single::default(),
             negatives: moka::sync::Cache::builder()
-                .max_capacity(20_000)
-                .time_to_live(NOT_FOUND_FOR)
+                .max_capacity(MOST_NEGATIVES)
+                .expire_after(NegativeExpiry)
                 .build(),
             hints: moka::sync::Cache::builder()
                 .weigher(|(key, _): &(Arc<str>, Digest), _: &u64| {
@@ -255,12 +294,7 @@ impl Pull {
             upstream: config.cache.default_upstream.to_string(),
             what: "it is the default upstream, but not among the upstreams".to_owned(),
         })?;
-        Ok(View(Arc::new(Policy {
-            names,
-            clients,
-            offline: config.cache.offline,
-            manifest_descriptors: config.limits.manifest_descriptors,
-        })))
+        Ok(View(Arc::new(Policy::new(config, names, clients))))
     }
 
     /// Goes by another configuration from now on. Transfers and questions under way go on as they began.
@@ -337,24 +371,33 @@ impl Pull {
 
     fn check_negative(&self, target: &Target, question: &Question) -> Result<(), PullError> {
         match self.negatives.get(&(target.key.clone(), question.clone())) {
-            Some((error, until)) if Instant::now() < until => Err(error),
+            Some(negative) if negative.answered.elapsed() < negative.ttl => {
+                let age = Some(negative.answered.elapsed());
+                Err(UpstreamError { age, ..negative.error }.into())
+            }
             _ => Ok(()),
         }
     }
 
-    /// Remembers for a short while that something is not there. Only an upstream that works can say so (R-C81).
+    /// Remembers for `cache.negative_ttl` that something is not there, or is not given out. Only an upstream that works can
+    /// say so (R-C81). Never for longer than a tag is trusted, whatever was asked for: a digest, too, may be pushed a
+    /// moment later, and an operator who has every tag asked for anew wants to see that at once.
     fn note_negative(&self, target: &Target, question: Question, error: &PullError) {
-        let PullError::Upstream(upstream) = error else { return };
-        let mut time = match upstream.kind {
-            ErrorKind::NotFound { .. } => NOT_FOUND_FOR,
-            ErrorKind::Denied { .. } => DENIED_FOR,
-            _ => return,
-        };
-        if matches!(question, Question::Tag(_) | Question::List(_)) {
-            time = time.min(target.upstream.tag_ttl);
+        let PullError::Upstream(error) = error else { return };
+        // What is remembered already grows older, however often it is told again.
+        if !error.is_definite() || error.age.is_some() {
+            return;
         }
-        self.negatives
-            .insert((target.key.clone(), question), (error.clone(), Instant::now() + time));
+        let ttl = self.policy.load().negative_ttl.min(target.upstream.tag_ttl);
+        if ttl.is_zero() {
+            return;
+        }
+        let negative = Negative {
+            error: error.clone(),
+            answered: Instant::now(),
+            ttl,
+        };
+        self.negatives.insert((target.key.clone(), question), negative);
     }
 
     /// After an answer: whether the repository gave it to these credentials only is kept with it (R-X7). An answer that does

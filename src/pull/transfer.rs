@@ -72,6 +72,7 @@ impl Ranges {
             | ErrorKind::Auth(_)
             | ErrorKind::Unwanted
             | ErrorKind::Offline => return false,
+            ErrorKind::TooLarge { .. } => return false,
             ErrorKind::NotFound { .. } | ErrorKind::Denied { .. } | ErrorKind::Protocol(_) => false,
             ErrorKind::Status { status, .. } => *status >= 500 && *status != 501,
             ErrorKind::Timeout(_) | ErrorKind::TooSlow | ErrorKind::Cut(_) => true,

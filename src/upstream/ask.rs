@@ -15,7 +15,7 @@ use super::client::Client;
 use super::dance::Answer;
 use super::endpoint::{Ask, Endpoint};
 use super::error::{ErrorKind, UpstreamError};
-use super::items::Items;
+use super::items::{Items, Pages};
 use super::question::{List, Question, Take, check};
 use super::{body, link};
 use crate::oci::Digest;
@@ -220,7 +220,7 @@ impl Client {
     }
 
     async fn document(&self, answer: Answer, cap: usize) -> Result<Bytes, ErrorKind> {
-        let reading = body::whole(answer.response, cap, self.read_timeout);
+        let reading = body::document(answer.response, cap, self.read_timeout);
         let timeout = self.tuning.document;
         let bytes = tokio::time::timeout(timeout, reading)
             .await
@@ -230,8 +230,9 @@ impl Client {
         Ok(bytes)
     }
 
-    /// Reads every page's items into the sink. The first page is here, the others are asked for at the same endpoint
-    /// (R-X2).
+    /// Reads every page's items into the sink. The first page is here, the others are asked for at the same address, as its
+    /// Link says (R-X2). A page that brings nothing new, or leads to one that was asked for before, is the last one: the
+    /// registry did not understand the question, and what came is the list.
     async fn pages(
         &self,
         endpoint: &Endpoint,
@@ -244,38 +245,45 @@ impl Client {
         list.sink.restart();
         // One page within its deadline is fine; a thousand of them are not.
         let mut deadline = Instant::now() + self.tuning.document;
+        let asked = url.clone();
         let mut seen = HashSet::from([url.clone()]);
+        let mut pages = Pages::new(list.items);
         let mut left = cap;
         let mut answer = first;
         loop {
-            let next = link::next(&endpoint.base, &url, answer.response.headers())
+            let next = link::next(&endpoint.base, &asked, &url, answer.response.headers())
                 .map_err(|what| ErrorKind::Refused(what.into()))?;
-            left -= self.page(answer.response, list, left, &mut deadline).await?;
-            let Some(next) = next else { return Ok(()) };
+            let came;
+            (came, pages) = self.page(answer.response, list, pages, left, &mut deadline).await?;
+            left -= came;
+            let Some(next) = next.filter(|_| pages.end_page()) else {
+                return Ok(());
+            };
             if !seen.insert(next.clone()) {
-                return Err(ErrorKind::Protocol("its pages lead in a circle".into()));
+                return Ok(());
             }
             if seen.len() > MAX_PAGES {
                 return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
             }
             let asking = self.answer(endpoint, question, &next, Instant::now() + self.tuning.headers);
             answer = match tokio::time::timeout_at(deadline, in_time(list, asking)).await {
-                Ok(answer) => answer?,
+                Ok(answer) => answer.map_err(of_later_page)?,
                 Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),
             };
             url = next;
         }
     }
 
-    /// Reads one page's items into the sink as they come. Returns the bytes of its document. `deadline` moves by what
-    /// the sink waits for.
+    /// Reads one page's items into the sink as they come, through `pages`. Returns the bytes of its document. `deadline`
+    /// moves by what the sink waits for.
     async fn page(
         &self,
         mut response: reqwest::Response,
         list: List<'_>,
+        mut pages: Pages,
         cap: usize,
         deadline: &mut Instant,
-    ) -> Result<usize, ErrorKind> {
+    ) -> Result<(usize, Pages), ErrorKind> {
         let too_long = |size: u64| ErrorKind::Protocol(format!("{size} bytes or more, where {cap} are allowed").into());
         let declared = body::content_length(response.headers());
         if let Some(size) = declared.filter(|size| *size > cap as u64) {
@@ -297,7 +305,7 @@ impl Client {
             while !piece.is_empty() {
                 let part = piece.split_to(piece.len().min(SCAN_BYTES));
                 let lines;
-                (items, lines) = scan(items, part).await?;
+                (items, pages, lines) = scan(items, pages, part).await?;
                 let begun = Instant::now();
                 if !list.sink.take(lines).await {
                     return Err(ErrorKind::Unwanted);
@@ -310,7 +318,7 @@ impl Client {
         }
         metrics::counter!("larder_upstream_bytes_total", "upstream" => self.name.to_string()).increment(came as u64);
         items.finish().map_err(|what| ErrorKind::Protocol(what.into()))?;
-        Ok(came)
+        Ok((came, pages))
     }
 }
 
@@ -323,12 +331,25 @@ async fn in_time<T>(list: List<'_>, waiting: impl Future<Output = Result<T, Erro
     }
 }
 
+/// "It is not there", said of a page that the registry itself has announced, says nothing about the list.
+fn of_later_page(error: ErrorKind) -> ErrorKind {
+    match error {
+        ErrorKind::NotFound { .. } | ErrorKind::Denied { .. } => {
+            ErrorKind::Protocol(format!("to the next page of a list: it {error}").into())
+        }
+        other => other,
+    }
+}
+
 /// Reads the items in `part`, off the async threads unless it is quick.
-async fn scan(mut items: Items, part: Bytes) -> Result<(Items, Vec<u8>), ErrorKind> {
+async fn scan(mut items: Items, mut pages: Pages, part: Bytes) -> Result<(Items, Pages, Vec<u8>), ErrorKind> {
     let is_quick = part.len() <= QUICK_BYTES;
     let read = move || {
         let mut lines = Vec::with_capacity(part.len());
-        items.feed(&part, &mut lines).map(|()| (items, lines))
+        items.feed(&part, &mut lines).map(|()| {
+            let lines = pages.sift(lines);
+            (items, pages, lines)
+        })
     };
     let read = match is_quick {
         true => read(),

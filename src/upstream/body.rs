@@ -22,17 +22,34 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest part of an upstream's message that is passed on.
 const MAX_DETAIL_CHARS: usize = 300;
 
-/// A whole body of at most `cap` bytes, whatever its Content-Length claims. `pause` bounds the time between two pieces.
-pub async fn whole(mut response: Response, cap: usize, pause: Duration) -> Result<Bytes, ErrorKind> {
-    let too_long = |size: u64| ErrorKind::Protocol(format!("{size} bytes or more, where {cap} are allowed").into());
+/// A whole body of at most `cap` bytes. `pause` bounds the time between two pieces.
+pub async fn whole(response: Response, cap: usize, pause: Duration) -> Result<Bytes, ErrorKind> {
+    let read = document(response, cap, pause).await;
+    read.map_err(|error| match error {
+        ErrorKind::TooLarge { found, limit, .. } => {
+            ErrorKind::Protocol(format!("{found} bytes or more, where {limit} are allowed").into())
+        }
+        other => other,
+    })
+}
+
+/// A whole document of at most `cap` bytes, whatever its Content-Length claims; a larger one is `TooLarge`. `pause` bounds
+/// the time between two pieces.
+pub async fn document(mut response: Response, cap: usize, pause: Duration) -> Result<Bytes, ErrorKind> {
+    let too_large = |found: u64, is_exact| ErrorKind::TooLarge {
+        found,
+        is_exact,
+        limit: cap as u64,
+    };
     let declared = content_length(response.headers());
     if let Some(size) = declared.filter(|size| *size > cap as u64) {
-        return Err(too_long(size));
+        return Err(too_large(size, true));
     }
-    let mut all = BytesMut::new();
+    // What is announced is within `cap`, and costs nothing before it comes.
+    let mut all = BytesMut::with_capacity(declared.and_then(|size| usize::try_from(size).ok()).unwrap_or(0));
     while let Some(piece) = piece(&mut response, pause).await? {
         if all.len() + piece.len() > cap {
-            return Err(too_long((all.len() + piece.len()) as u64));
+            return Err(too_large((all.len() + piece.len()) as u64, false));
         }
         all.extend_from_slice(&piece);
     }

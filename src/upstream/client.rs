@@ -28,7 +28,6 @@ use super::pacer::Pacer;
 use super::question::{Kind, List, Question, Take, blob, manifest};
 use super::transport::Transport;
 use crate::config::{Config, Lender, Upstream};
-use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, HostPort, Reference, Repository, media_type};
 
 /// Most bytes of a tag list, in all its pages.
@@ -191,7 +190,7 @@ pub struct ManifestHead {
     pub by_itself: bool,
 }
 
-/// A manifest's bytes, at most `MAX_MANIFEST_BYTES`, unverified.
+/// A manifest's bytes, unverified.
 #[derive(Clone, Debug)]
 pub struct ManifestBody {
     pub bytes: Bytes,
@@ -379,12 +378,14 @@ impl Client {
         Ok(head_of(&self.ask_to_confirm(&question).await?))
     }
 
+    /// A manifest of at most `most` bytes. A larger one is `TooLarge`.
     pub async fn get_manifest(
         &self,
         repository: &Repository,
         reference: &Reference,
+        most: usize,
     ) -> Result<ManifestBody, UpstreamError> {
-        let question = manifest(Method::GET, repository, reference, Take::Whole(MAX_MANIFEST_BYTES));
+        let question = manifest(Method::GET, repository, reference, Take::Whole(most));
         let (reply, _) = self.ask(&question).await?;
         let Body::Document(bytes) = reply.body else {
             return Err(self.error(ErrorKind::Protocol("no document".into())));

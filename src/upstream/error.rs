@@ -5,11 +5,19 @@ use std::time::Duration;
 
 /// Clonable, because every waiter of a shared flight gets the same result.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{upstream}: {kind}")]
+#[error("{upstream}: {kind}{}", since(*age))]
 pub struct UpstreamError {
     /// The upstream's name, as images name it.
     pub upstream: Arc<str>,
     pub kind: ErrorKind,
+    /// Set if the upstream was not asked now: how long ago it gave this answer (`cache.negative_ttl`).
+    pub age: Option<Duration>,
+}
+
+/// Ends the message of an answer that is remembered.
+fn since(age: Option<Duration>) -> String {
+    age.map(|age| format!("; it said so {} s ago", age.as_secs()))
+        .unwrap_or_default()
 }
 
 /// Texts carry no secrets: URLs are cut to scheme, host and path before they come here (R-X17).
@@ -40,6 +48,9 @@ pub enum ErrorKind {
     /// The body ended or the connection broke before all was there.
     #[error("the answer broke off: {0}")]
     Cut(Arc<str>),
+    /// A document that is larger than it may be; not read any further. `found`: its bytes, or only those that came.
+    #[error("sent {found} bytes or more, where {limit} are allowed")]
+    TooLarge { found: u64, is_exact: bool, limit: u64 },
     /// A redirect, realm or link that Larder refuses to follow (R-X1 to R-X3).
     #[error("refused to follow it: {0}")]
     Refused(Arc<str>),
@@ -59,6 +70,7 @@ impl UpstreamError {
         UpstreamError {
             upstream: upstream.clone(),
             kind,
+            age: None,
         }
     }
 
@@ -96,6 +108,7 @@ impl ErrorKind {
             ErrorKind::Unwanted => "unwanted",
             ErrorKind::Cut(_) => "cut",
             ErrorKind::Refused(_) => "refused",
+            ErrorKind::TooLarge { .. } => "too-large",
             ErrorKind::Protocol(_) => "protocol",
             ErrorKind::Offline => "offline",
             ErrorKind::Auth(_) => "auth",

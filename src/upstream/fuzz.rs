@@ -58,6 +58,8 @@ pub(crate) const HARNESSES: &[Harness] = &[
                 "0\n<https://r.example/v2/a/tags/list?n=2>; rel=next",
                 "2\n</first>; rel=first, </v2/a/tags/list?n=2>; rel=next",
                 "1\n<//evil.example/>; rel=next",
+                "1\n/v2/a/tags/list?last=x; rel=\"next\"",
+                "1\n</v2/a/tags/list/2>",
                 "0\n<https://u:p@r.example/v2/>; rel=next",
             ])
         },
@@ -258,9 +260,11 @@ fn links(data: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(value) else {
         return;
     };
-    match link::next(&base, &from, &HeaderMap::from_iter([(LINK, value)])) {
+    match link::next(&base, &from, &from, &HeaderMap::from_iter([(LINK, value)])) {
         Ok(None) => {}
         Ok(Some(next)) => {
+            let below = next.path().strip_prefix(from.path()).expect("at the address asked");
+            assert!(below.is_empty() || below.starts_with('/'), "{below:?}");
             assert_eq!(next.origin(), base.origin(), "never to another host");
             assert!(next.username().is_empty() && next.password().is_none() && next.fragment().is_none());
         }

@@ -5,6 +5,8 @@
 //! after page.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::hash::{BuildHasher as _, RandomState};
 
 use futures_util::future::BoxFuture;
 use serde::de::IgnoredAny;
@@ -15,6 +17,10 @@ use crate::oci::Tag;
 const MAX_ITEM_BYTES: usize = 1 << 20;
 /// Longest key that is compared; a longer one is not the list's.
 const MAX_KEY_BYTES: usize = 256;
+/// A shorter document names no digest, and there may be very many of them.
+const MIN_DOCUMENT_BYTES: usize = 32;
+/// Pages without an item, one behind the other, until a list is taken to be at its end.
+const MOST_EMPTY_PAGES: u32 = 5;
 
 /// Takes the items of a list while it is fetched.
 pub trait ListSink: Send + Sync {
@@ -50,6 +56,9 @@ pub struct Items {
     text: Vec<u8>,
     value: Value,
     found: bool,
+    /// Set if another key says that this is a list: one of nothing may have been left out.
+    is_such: bool,
+    is_required: bool,
 }
 
 /// Where in the document the next byte stands.
@@ -137,6 +146,25 @@ impl Items {
             text: Vec::new(),
             value: Value::default(),
             found: false,
+            is_such: false,
+            is_required: false,
+        }
+    }
+
+    /// Of a document that may be something else: without the list it is none.
+    #[must_use]
+    pub fn required(self) -> Items {
+        Items {
+            is_required: true,
+            ..self
+        }
+    }
+
+    /// The key that the specification puts beside the list.
+    fn mark(&self) -> &'static str {
+        match self.kind {
+            ItemKind::Tags => "name",
+            ItemKind::Documents => "schemaVersion",
         }
     }
 
@@ -163,6 +191,7 @@ impl Items {
     pub fn finish(&self) -> Result<(), String> {
         match (self.at, self.found) {
             (At::Done, true) => Ok(()),
+            (At::Done, false) if self.is_such && !self.is_required => Ok(()),
             (At::Done, false) => Err(self.missing()),
             _ => Err(format!("a list of `{}` that ends in the middle", self.field)),
         }
@@ -245,6 +274,7 @@ impl Items {
             if matches!(byte, b',' | b']' | b'}' | b':') {
                 return Err(self.odd("a value", byte));
             }
+            self.is_such |= self.text == self.mark().as_bytes();
             self.at = At::Skipped;
             return Ok(false);
         }
@@ -333,6 +363,75 @@ impl Items {
     }
 }
 
+/// What the pages of a list have brought so far: a registry that does not understand how the next page is asked for
+/// gives the first one again.
+#[derive(Debug)]
+pub(super) struct Pages {
+    kind: ItemKind,
+    hasher: RandomState,
+    /// Of tags, the pages: the sum of their items' hashes, and how many there are. An upstream may put them in any order.
+    pages: HashSet<(u64, u64)>,
+    /// Of documents, each: there are fewer, and nobody takes doubles out behind this.
+    documents: HashSet<u64>,
+    /// Of the page that is coming.
+    page: (u64, u64),
+    has_news: bool,
+    /// Pages without an item since the last one with any.
+    empty: u32,
+}
+
+impl Pages {
+    pub(super) fn new(kind: ItemKind) -> Pages {
+        Pages {
+            kind,
+            hasher: RandomState::new(),
+            pages: HashSet::new(),
+            documents: HashSet::new(),
+            page: (0, 0),
+            has_news: false,
+            empty: 0,
+        }
+    }
+
+    /// Looks at items of the page, lines that end in `\n`. Returns those that are passed on.
+    pub(super) fn sift(&mut self, mut lines: Vec<u8>) -> Vec<u8> {
+        let mut kept = Vec::new();
+        let mut is_less = false;
+        for line in lines.split_inclusive(|byte| *byte == b'\n') {
+            let hash = self.hasher.hash_one(line);
+            self.page = (self.page.0.wrapping_add(hash), self.page.1 + 1);
+            if self.kind == ItemKind::Documents {
+                let is_double = line.len() >= MIN_DOCUMENT_BYTES && !self.documents.insert(hash);
+                is_less |= is_double;
+                self.has_news |= !is_double;
+                if !is_double {
+                    kept.extend_from_slice(line);
+                }
+            }
+        }
+        if is_less {
+            lines = kept;
+        }
+        lines
+    }
+
+    /// Called at the end of a page. Returns false if there is no reason to ask for another: it brought nothing new, or it
+    /// was one of several without any item.
+    pub(super) fn end_page(&mut self) -> bool {
+        let page = std::mem::take(&mut self.page);
+        let has_news = std::mem::take(&mut self.has_news);
+        if page.1 == 0 {
+            self.empty += 1;
+            return self.empty < MOST_EMPTY_PAGES;
+        }
+        self.empty = 0;
+        match self.kind {
+            ItemKind::Tags => self.pages.insert(page),
+            ItemKind::Documents => has_news,
+        }
+    }
+}
+
 fn is_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
@@ -373,6 +472,9 @@ mod tests {
                 &["ab", "c"],
             ),
             (r#"{"n":-1.5e3,"b":true,"s":"\\","tags":["z"]}"#, &["z"]),
+            // As encoders write it that leave out what is empty.
+            (r#"{"name":"a/b"}"#, &[]),
+            (r#"{"x":{"tags":["1"]},"name":"a/b","tags":null}"#, &[]),
         ] {
             assert_eq!(
                 tags(document).as_deref(),
@@ -391,7 +493,9 @@ mod tests {
     fn what_is_no_list_is_named() {
         for (document, want) in [
             (r#"{"tags":"a"}"#, "without `tags`"),
-            (r#"{"name":"a"}"#, "without `tags`"),
+            (r#"{"x":{"name":"a"}}"#, "without `tags`"),
+            (r#"{"errors":[{"code":"UNKNOWN"}]}"#, "without `tags`"),
+            ("{}", "without `tags`"),
             ("<html>", "without `tags`"),
             (r#"["a"]"#, "without `tags`"),
             ("", "ends in the middle"),
@@ -412,6 +516,52 @@ mod tests {
         let long = format!(r#"{{"manifests":["{}"]}}"#, "x".repeat(MAX_ITEM_BYTES));
         let error = read("manifests", ItemKind::Documents, &[long.as_bytes()]).unwrap_err();
         assert!(error.contains("more than 1048576 bytes"), "{error}");
+    }
+
+    #[test]
+    fn an_index_of_nothing_is_a_list() {
+        let of = |document: &str| read("manifests", ItemKind::Documents, &[document.as_bytes()]);
+        assert_eq!(of(r#"{"schemaVersion":2,"mediaType":"x"}"#), Ok(Vec::new()));
+        assert!(of(r#"{"name":"a"}"#).is_err());
+        let mut required = Items::new("manifests", ItemKind::Documents).required();
+        required
+            .feed(br#"{"schemaVersion":2,"layers":[]}"#, &mut Vec::new())
+            .unwrap();
+        assert!(required.finish().is_err());
+    }
+
+    #[test]
+    fn a_page_that_was_there_before_ends_the_list() {
+        let mut tags = Pages::new(ItemKind::Tags);
+        let mut page = |parts: &[&str]| {
+            for part in parts {
+                assert_eq!(tags.sift(part.as_bytes().to_vec()), part.as_bytes());
+            }
+            tags.end_page()
+        };
+        assert!(page(&["a\nb\n", "c\n"]));
+        assert!(page(&["d\n"]));
+        assert!(page(&["a\nb\n"]), "not the same page");
+        assert!(!page(&["c\n", "a\n", "b\n"]), "in another order");
+        assert!(page(&["a\nb\nc\ne\n"]));
+        // Some registries count what has no tag.
+        for _ in 1..MOST_EMPTY_PAGES {
+            assert!(page(&[]));
+        }
+        assert!(page(&["f\n"]));
+        let empty = (0..MOST_EMPTY_PAGES).filter(|_| page(&[])).count();
+        assert_eq!(empty, MOST_EMPTY_PAGES as usize - 1);
+
+        let mut documents = Pages::new(ItemKind::Documents);
+        let [one, two, three] = ["1", "2", "3"].map(|n| format!("{{\"digest\":\"{}\"}}\n", n.repeat(64)));
+        let mut page = |items: &[&String]| {
+            let lines: String = items.iter().map(|item| item.as_str()).collect();
+            let kept = documents.sift(lines.into_bytes());
+            (String::from_utf8(kept).unwrap(), documents.end_page())
+        };
+        assert_eq!(page(&[&one, &two]), (format!("{one}{two}"), true));
+        assert_eq!(page(&[&two, &three]), (three.clone(), true));
+        assert_eq!(page(&[&three, &one]), (String::new(), false));
     }
 
     fn json() -> impl Strategy<Value = Json> {

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use larder::oci::Digest;
+use larder::oci::{Digest, media_type};
 use serde_json::{Value, json};
 
 use crate::support::client::Ask;
 use crate::support::process::LarderProcess;
 use crate::support::ran::{Ran, ask, pull, run, settle};
 use crate::support::toml::Toml;
-use crate::support::upstream::{Image, TokenPolicy, Upstream};
+use crate::support::upstream::{Image, On, TokenPolicy, Upstream};
 use crate::support::{blob, manifest, within};
 
 const REPO: &str = "library/alpine";
@@ -95,6 +95,66 @@ async fn only_private_images_are_marked() {
         marks,
         [("docker.io/team/closed:1", true), ("docker.io/team/open:1", false)]
     );
+}
+
+/// BuildKit writes its cache as an index whose `manifests` are layers: they are fetched as blobs, and cross as blobs.
+#[tokio::test]
+async fn a_build_cache_crosses() {
+    let upstream = Upstream::start().await;
+    let layers = [upstream.blob(REPO, 1_000), upstream.blob(REPO, 2_000)];
+    let config = upstream.put_blob(REPO, r#"{"layers":[{"blob":"sha256:x"}],"records":[]}"#);
+    let layer = |digest: &Digest| {
+        json!({
+            "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "digest": digest,
+            "size": upstream.bytes(digest).len(),
+            "annotations": {"buildkit/createdat": "2026-01-01T00:00:00Z"},
+        })
+    };
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": media_type::OCI_INDEX,
+        "manifests": [
+            layer(&layers[0]),
+            layer(&layers[1]),
+            {"mediaType": "application/vnd.buildkit.cacheconfig.v0", "digest": config, "size": 45},
+        ],
+    });
+    let index = upstream.put_manifest(REPO, Some("cache"), media_type::OCI_INDEX, index.to_string());
+    let open = LarderProcess::start(&upstream, |_| {}).await;
+    let fetched = ask(&open, &["prefetch", "alpine:cache", "--json"])
+        .await
+        .expect(0)
+        .json();
+    assert_eq!(fetched["images"][0]["state"], "held", "{fetched:#}");
+    for digest in layers.iter().chain([&config]) {
+        assert_eq!(upstream.count(On::Blob(*digest).get()), 1, "{}", upstream.print());
+        assert_eq!(upstream.count(On::Manifest(digest.to_string())), 0);
+    }
+    let shown = ask(&open, &["inspect", "alpine:cache", "--json"])
+        .await
+        .expect(0)
+        .json();
+    assert_eq!(
+        (&shown["platforms"], shown["layers"].as_array().unwrap().len()),
+        (&json!([]), 3),
+        "{shown:#}"
+    );
+    let disk = tempfile::tempdir().unwrap();
+    let bundle = disk.path().join("cache.tar");
+    ask(&open, &["bundle", "create", path(&bundle)]).await.expect(0);
+
+    let closed = Closed::new(|_| {}).await;
+    let imported = closed
+        .run(&["bundle", "import", path(&bundle), "--unsigned"])
+        .await
+        .expect(0);
+    assert!(imported.out.contains(&format!("{NAME}:cache: new")), "{}", imported.out);
+    let closed = closed.serve().await;
+    closed.larder.get(manifest(REPO, "cache")).await.expect_content(&index);
+    for digest in layers.iter().chain([&config]) {
+        closed.larder.get(blob(REPO, digest)).await.expect_content(digest);
+    }
 }
 
 /// L8: what a client certificate of Larder's own got is private, also what came before there was one.

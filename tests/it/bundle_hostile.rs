@@ -153,6 +153,31 @@ fn a_manifest_that_names_too_much() {
     assert_eq!(take(2).unwrap().count(Outcome::New), 1);
 }
 
+/// A manifest that is larger than is allowed ends it before a byte is kept; one that is cached is not looked at.
+#[test]
+fn a_manifest_that_is_too_large() {
+    let (made, (folder, store)) = (made(), store());
+    let bundle = made.whole();
+    let size = made.manifest.len();
+    let take = |most| {
+        let options = Options {
+            unsigned: true,
+            manifest_size: Some(most),
+            ..Options::default()
+        };
+        import(&store, &mut &bundle[..], &options, &mut |_| {})
+    };
+    let error = take(size - 1).unwrap_err().to_string();
+    let want = format!(
+        "it has {size} bytes, more than the {} that limits.manifest_size allows",
+        size - 1
+    );
+    assert!(error.contains(&want), "{error}");
+    assert_eq!(kept(&folder), 0);
+    assert_eq!(take(size).unwrap().count(Outcome::New), 1);
+    assert_eq!(take(size - 1).unwrap().count(Outcome::Unchanged), 1);
+}
+
 /// Another image under the same tag, with this date.
 fn dated(checked_ms: Option<u64>, content: &str) -> Made {
     let mut other = made();

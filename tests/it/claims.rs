@@ -324,11 +324,21 @@ fn questions(repo: &str, image: &Image) -> Vec<(&'static str, Ask)> {
 fn shape(response: &Response) -> String {
     let mut text = format!("{} {:?}\n", response.status, response.end);
     for (name, value) in &response.headers.0 {
-        if !["date", "server-timing"].contains(&name.to_ascii_lowercase().as_str()) {
-            text += &format!("{name}: {value}\n");
+        match name.to_ascii_lowercase().as_str() {
+            "date" | "server-timing" => {}
+            "age" => text += "age: some\n",
+            _ => text += &format!("{name}: {value}\n"),
         }
     }
-    text + &String::from_utf8_lossy(&response.body)
+    let body = String::from_utf8_lossy(&response.body).into_owned();
+    // How old a remembered answer is.
+    text + &match body.split_once("; it said so ") {
+        Some((before, after)) => {
+            let after = after.trim_start_matches(|c: char| c.is_ascii_digit());
+            format!("{before}; it said so{after}")
+        }
+        None => body,
+    }
 }
 
 /// The names in Server-Timing: the times are different each time.

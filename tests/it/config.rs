@@ -68,6 +68,7 @@ fn a_good_one_is_0_and_said_in_words() {
         "registry    127.0.0.1:5000, without TLS",
         "at most     50GiB",
         "A tag is trusted for 5 minutes, then asked for by HEAD.",
+        "What a registry does not have is asked for again after 5 seconds.",
         "me, password from LARDER_UPSTREAM__OWN_EXAMPLE_5000__PASSWORD",
         "a tag is trusted for: 1 hour",
     ] {
@@ -76,6 +77,8 @@ fn a_good_one_is_0_and_said_in_words() {
     let output = check_config(dir.path(), &["--json"], &secret);
     let data: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(data["cache"]["max_size_bytes"], 50u64 << 30);
+    assert_eq!(data["cache"]["negative_ttl_seconds"], 5.0);
+    assert_eq!(data["limits"]["manifest_size_bytes"], 4 << 20);
     assert_eq!(data["upstreams"].as_array().unwrap().len(), 14);
     assert!(!(text + &out(&output)).contains("hunter2"));
     // Looking is not touching: the cache folder was not made.

@@ -253,6 +253,101 @@ async fn negative_answers() {
     larder.get(manifest(REPO, "1")).await.expect(200);
 }
 
+/// `cache.negative_ttl`: what was not there is asked for again after it, and the message says how old the answer is.
+#[tokio::test]
+async fn how_long_a_404_is_believed() {
+    let upstream = Upstream::start().await;
+    let ttl = |text: &'static str| {
+        move |t: &mut crate::support::toml::Toml| {
+            t.cache("negative_ttl", text);
+        }
+    };
+    let mut larder = Larder::start(&upstream, ttl("1h")).await;
+    let is_old = |response: &crate::support::client::Response| {
+        let text = response.json().to_string();
+        text.contains("; it said so ") && text.contains(" s ago")
+    };
+    let missing = Digest::sha256(b"missing");
+    let paths = [
+        manifest(REPO, "late"),
+        manifest(REPO, missing),
+        blob(REPO, missing),
+        format!("/v2/{REPO}/tags/list"),
+    ];
+    for path in &paths {
+        let now = larder.get(path).await.expect(404);
+        assert!(!now.json().to_string().contains(" ago"), "{now:?}");
+        assert_eq!(now.header("age"), None);
+        let asked = upstream.requests().len();
+        let later = larder.get(path).await.expect(404);
+        assert!(is_old(&later), "{later:?}");
+        assert!(larder.head(path).await.expect(404).header("age").is_some(), "{path}");
+        assert_eq!(upstream.requests().len(), asked, "{}", upstream.print());
+    }
+    // A refusal is remembered for as long.
+    upstream.on(On::Manifest("private".into())).next(1).status(403);
+    larder.get(manifest(REPO, "private")).await.expect(404);
+    let later = larder.get(manifest(REPO, "private")).await.expect(404);
+    let text = later.json().to_string();
+    assert!(text.contains("answered 403") && is_old(&later), "{text}");
+
+    let image = upstream.image(REPO, "late", &[]);
+    larder.get(manifest(REPO, "late")).await.expect(404);
+    larder.reload(ttl("0s")).expect("a reload");
+    larder.get(manifest(REPO, "late")).await.expect_content(&image.manifest);
+    for _ in 0..2 {
+        let asked = upstream.requests().len();
+        larder.get(manifest(REPO, missing)).await.expect(404);
+        assert!(upstream.requests().len() > asked);
+    }
+}
+
+/// Push, and pull at once: nothing is believed for longer than a tag is trusted.
+#[tokio::test]
+async fn what_is_pushed_after_a_404_is_there() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |t| {
+        t.cache("tag_ttl", "0s");
+    })
+    .await;
+    upstream.blob(REPO, 1);
+    // The same bytes, pushed elsewhere first: their names are known.
+    let image = upstream.oci_image("other/image", "1", &[100]);
+    let ask = async |wanted: u16| {
+        for reference in ["1".to_owned(), image.manifest.to_string()] {
+            larder.head(manifest(REPO, &reference)).await.expect(wanted);
+            larder.get(manifest(REPO, &reference)).await.expect(wanted);
+        }
+        larder.head(blob(REPO, image.layers[0])).await.expect(wanted);
+        larder.get(blob(REPO, image.layers[0])).await.expect(wanted);
+    };
+    ask(404).await;
+    upstream.put_manifest(REPO, Some("1"), image.media_type, image.bytes.clone());
+    upstream.mount(&image.layers[0], REPO);
+    ask(200).await;
+}
+
+/// Whoever asks again and again does not prolong it.
+#[tokio::test]
+async fn asking_does_not_make_a_404_younger() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |t| {
+        t.cache("negative_ttl", "400ms");
+    })
+    .await;
+    let layer = upstream.blob("other/image", 100);
+    upstream.blob(REPO, 1);
+    let path = blob(REPO, layer);
+    larder.head(&path).await.expect(404);
+    upstream.mount(&layer, REPO);
+    let found = async {
+        while larder.head(&path).await.status != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    crate::support::within("the blob to be found", found).await;
+}
+
 /// R-S9: 4 MiB goes through, more is refused whole. No client's own limit is below that (R-C6, R-C68).
 #[tokio::test]
 async fn sizes() {
@@ -273,7 +368,98 @@ async fn sizes() {
         }
         let refused = larder.get(manifest(REPO, "large")).await.expect(502);
         assert_eq!(refused.error_code(), "MANIFEST_INVALID");
+        let text = refused.json().to_string();
+        assert!(
+            text.contains("more than the 4194304 that limits.manifest_size allows"),
+            "{text}"
+        );
     }
+}
+
+/// `limits.manifest_size`: HEAD and GET agree, by tag and by digest; what is cached stays (L3).
+#[tokio::test]
+async fn manifest_sizes() {
+    const MIB: usize = 1 << 20;
+    let upstream = Upstream::start().await;
+    let put = |tag: &str, size: usize| {
+        let frame = json!({"schemaVersion": 2, "manifests": [], "x": tag});
+        let frame = frame.to_string();
+        let text = format!("{}{}}}", &frame[..frame.len() - 1], " ".repeat(size - frame.len()));
+        upstream.put_manifest(REPO, Some(tag), media_type::OCI_INDEX, text)
+    };
+    let limit = |text: &'static str| {
+        move |t: &mut crate::support::toml::Toml| {
+            t.set(&["limits"], "manifest_size", text);
+        }
+    };
+    let most = put("most", MIB);
+    let large = put("large", MIB + 1);
+    let mut larder = Larder::start(&upstream, limit("1MiB")).await;
+    let refused = async |larder: &Larder, tag: &str, digest: &Digest| {
+        for reference in [tag, &digest.to_string()] {
+            for _ in 0..2 {
+                let head = larder.head(manifest(REPO, reference)).await.expect(502);
+                let get = larder.get(manifest(REPO, reference)).await.expect(502);
+                assert_eq!(get.error_code(), "MANIFEST_INVALID");
+                let text = get.json().to_string();
+                let want = "it has 1048577 bytes, more than the 1048576 that limits.manifest_size allows";
+                assert!(text.contains(want), "{text}");
+                assert_eq!(head.header("content-length"), get.header("content-length"));
+            }
+        }
+    };
+    refused(&larder, "large", &large).await;
+    assert_eq!(larder.store().usage().blobs, 0);
+    larder.head(manifest(REPO, "most")).await.expect(200);
+    larder.get(manifest(REPO, "most")).await.expect_content(&most);
+    let ahead = super::prefetch::run(&larder, json!({ "images": [format!("{REPO}:large")] })).await;
+    let why = ahead["images"][0]["error"].as_str().expect("a reason");
+    assert!(why.contains("that limits.manifest_size allows"), "{ahead:#}");
+
+    // What a HEAD has told under a higher limit is no more true under a lower one; what a GET has brought is.
+    larder.reload(limit("16MiB")).expect("a reload");
+    let brought = put("brought", 16 * MIB);
+    let told = put("told", MIB + 1);
+    larder.get(manifest(REPO, "brought")).await.expect_content(&brought);
+    let head = larder.head(manifest(REPO, "told")).await.expect(200);
+    assert_eq!(head.header("content-length"), Some("1048577"));
+    larder.until_idle().await;
+    larder.reload(limit("1MiB")).expect("a reload");
+    refused(&larder, "told", &told).await;
+    for _ in 0..2 {
+        for reference in ["brought", &brought.to_string()] {
+            larder.head(manifest(REPO, reference)).await.expect(200);
+            larder.get(manifest(REPO, reference)).await.expect_content(&brought);
+        }
+        larder = larder.restart().await;
+    }
+    // A tag that moves to what is too large stays where it was, for HEAD and GET.
+    upstream.move_tag(REPO, "most", &large);
+    larder
+        .reload(|t| {
+            t.cache("tag_ttl", "0s");
+        })
+        .expect("a reload");
+    for _ in 0..2 {
+        let head = larder.head(manifest(REPO, "most")).await.expect(200);
+        assert_eq!(head.header("docker-content-digest"), Some(&*most.to_string()));
+        larder.get(manifest(REPO, "most")).await.expect_content(&most);
+    }
+}
+
+/// A HEAD that is wrong about the size refuses nothing that a GET keeps (R-U27).
+#[tokio::test]
+async fn a_head_that_tells_a_wrong_size() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[]);
+    upstream
+        .on(On::Manifests.head())
+        .always()
+        .wrong_bytes(vec![b' '; 5 << 20]);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let head = larder.head(manifest(REPO, "1")).await.expect(200);
+    assert_eq!(head.header("content-length"), Some(&*image.bytes.len().to_string()));
+    larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
 }
 
 /// R-X10: what two clients could read as two documents reaches none.
@@ -282,12 +468,16 @@ async fn ambiguous_documents() {
     let upstream = Upstream::start().await;
     let larder = Larder::start(&upstream, |_| {}).await;
     let both = r#"{"schemaVersion":2,"manifests":[],"layers":[],"config":{}}"#;
-    let contradiction = format!(r#"{{"schemaVersion":2,"mediaType":"{}"}}"#, media_type::OCI_INDEX);
     let twice = r#"{"schemaVersion":2,"manifests":[],"manifests":[]}"#;
     let deep = format!(r#"{{"manifests":[],"x":{}{}}}"#, "[".repeat(100), "]".repeat(100));
     for (tag, media_type, text) in [
         ("both", media_type::OCI_INDEX, both),
-        ("contradiction", media_type::OCI_MANIFEST, &*contradiction),
+        ("layers", media_type::OCI_MANIFEST, r#"{"layers":[],"Layers":[]}"#),
+        (
+            "config",
+            media_type::OCI_MANIFEST,
+            r#"{"layers":[],"config":{},"config":{}}"#,
+        ),
         ("twice", media_type::OCI_INDEX, twice),
         ("deep", media_type::OCI_INDEX, &*deep),
         ("text", media_type::OCI_INDEX, "no json"),
@@ -297,6 +487,85 @@ async fn ambiguous_documents() {
             let response = larder.get(manifest(REPO, reference)).await.expect(502);
             assert_eq!(response.error_code(), "MANIFEST_INVALID", "{tag}");
         }
+    }
+}
+
+/// What clients take directly they get here too, under the type that they get directly.
+#[tokio::test]
+async fn odd_documents() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let layer = upstream.blob(REPO, 10);
+    let size = format!(r#"{{"schemaVersion":2,"layers":[{{"digest":"{layer}","size":-1}}],"config":{{"size":-7}}}}"#);
+    let differs = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","layers":[]}}"#,
+        media_type::DOCKER_MANIFEST
+    );
+    let other = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{}","layers":[]}}"#,
+        media_type::OCI_INDEX
+    );
+    for (tag, text) in [
+        ("size", &*size),
+        ("differs", &*differs),
+        ("other", &*other),
+        (
+            "annotations",
+            r#"{"layers":[{"annotations":{"a":"1","a":"2"}}],"annotations":{"b":"1","b":"2"}}"#,
+        ),
+        ("lone", r#"{"layers":[],"annotations":{"a":"\ud83d"}}"#),
+    ] {
+        let digest = upstream.put_manifest(REPO, Some(tag), media_type::OCI_MANIFEST, text.to_owned());
+        for reference in [tag, &digest.to_string()] {
+            for _ in 0..2 {
+                let get = larder.get(manifest(REPO, reference)).await;
+                assert_eq!(
+                    get.header("content-type"),
+                    Some(media_type::OCI_MANIFEST),
+                    "{tag}: {get:?}"
+                );
+                get.expect_content(&digest);
+                let head = larder.head(manifest(REPO, reference)).await.expect(200);
+                assert_eq!(head.header("content-type"), Some(media_type::OCI_MANIFEST), "{tag}");
+            }
+        }
+        let asked = upstream.count(On::Manifests.get());
+        larder.get(manifest(REPO, digest)).await.expect(200);
+        assert_eq!(upstream.count(On::Manifests.get()), asked, "{tag} is kept");
+    }
+    // A size that says nothing is no reason to doubt the layer.
+    larder.get(blob(REPO, layer)).await.expect_content(&layer);
+}
+
+/// CVE-2021-41190, across repositories: what one upstream calls a document is not what others' clients are told.
+#[tokio::test]
+async fn a_type_is_each_repositorys_own() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let by_type = async |repo: &str, reference: &str, want: &str| {
+        for _ in 0..2 {
+            let head = larder.head(manifest(repo, reference)).await.expect(200);
+            assert_eq!(head.header("content-type"), Some(want), "HEAD {repo} {reference}");
+            let get = larder.get(manifest(repo, reference)).await.expect(200);
+            assert_eq!(get.header("content-type"), Some(want), "GET {repo} {reference}");
+        }
+    };
+    for (nth, is_first) in [("1", true), ("2", false)] {
+        let image = upstream.oci_image("good/image", nth, &[]);
+        let digest = image.manifest.to_string();
+        upstream.put_manifest("bad/image", Some(nth), media_type::OCI_INDEX, image.bytes.clone());
+        if is_first {
+            by_type("bad/image", nth, media_type::OCI_INDEX).await;
+            by_type("bad/image", &digest, media_type::OCI_INDEX).await;
+        }
+        by_type("good/image", nth, media_type::OCI_MANIFEST).await;
+        by_type("good/image", &digest, media_type::OCI_MANIFEST).await;
+        larder
+            .get(manifest("bad/image", nth))
+            .await
+            .expect_content(&image.manifest);
+        by_type("good/image", nth, media_type::OCI_MANIFEST).await;
+        by_type("good/image", &digest, media_type::OCI_MANIFEST).await;
     }
 }
 

@@ -95,6 +95,29 @@ async fn pages_of_the_upstream() {
         assert_eq!(all.json()["tags"], json!(["a", "b", "c", "d", "e"]), "{style:?}");
         assert_eq!(upstream.count(On::Tags), 3);
     }
+    let lost = [
+        "/tags/list",
+        "/v2/alpine/tags/list",
+        "/other/v2/library/alpine/tags/list",
+        "/",
+    ];
+    let lost = lost.map(|path| LinkStyle::AtPath(path.to_owned()));
+    for style in lost.into_iter().chain([LinkStyle::Bare]) {
+        let upstream = five().await;
+        upstream.set_base_path("/artifactory/api/docker/hub");
+        upstream.set_listing(|listing| {
+            listing.page = Some(2);
+            listing.link = style.clone();
+        });
+        let larder = Larder::start(&upstream, |t| {
+            let url = format!("{}/artifactory/api/docker/hub", upstream.url());
+            t.upstream("docker.io", "url", url);
+        })
+        .await;
+        let all = larder.get(format!("/v2/{REPO}/tags/list")).await.expect(200);
+        assert_eq!(all.json()["tags"], json!(["a", "b", "c", "d", "e"]), "{style:?}");
+        assert_eq!(upstream.count(On::Tags), 3);
+    }
     let (upstream, other) = (five().await, Upstream::start_at([127, 0, 0, 2]).await);
     upstream.set_listing(|listing| {
         listing.page = Some(2);
@@ -103,6 +126,34 @@ async fn pages_of_the_upstream() {
     let larder = Larder::start(&upstream, |_| {}).await;
     larder.get(format!("/v2/{REPO}/tags/list")).await.expect(502);
     assert_eq!(other.connections(), 0);
+}
+
+/// An upstream that has never heard of `last` gives what it has, once.
+#[tokio::test]
+async fn an_upstream_without_pages() {
+    let upstream = five().await;
+    upstream.set_listing(|listing| {
+        listing.page = Some(3);
+        listing.ignores_last = true;
+    });
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let all = larder.get(format!("/v2/{REPO}/tags/list")).await.expect(200);
+    assert_eq!(all.json()["tags"], json!(["a", "b", "c"]));
+    assert_eq!(upstream.count(On::Tags), 2, "{}", upstream.print());
+    assert_eq!(all.header("link"), None);
+}
+
+/// A page that was announced and is not there is a failure of the upstream, not a repository that does not exist.
+#[tokio::test]
+async fn a_page_that_is_not_there() {
+    let upstream = five().await;
+    upstream.set_listing(|listing| listing.page = Some(2));
+    upstream.on(On::Tags).nth(2).status(404);
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let path = format!("/v2/{REPO}/tags/list");
+    let refused = larder.get(&path).await.expect(502);
+    assert!(refused.json().to_string().contains("next page"), "{refused:?}");
+    larder.get(&path).await.expect(200);
 }
 
 #[tokio::test]
@@ -115,6 +166,15 @@ async fn odd_lists() {
     assert_eq!(none.json()["tags"], json!([]));
     let unknown = larder.get("/v2/library/none/tags/list").await.expect(404);
     assert_eq!(unknown.error_code(), "NAME_UNKNOWN");
+    let json = [("Content-Type", "application/json")];
+    upstream
+        .on(On::Tags.repo("library/bare"))
+        .answer(200, &json, r#"{"name":"library/bare"}"#);
+    let bare = larder.get("/v2/library/bare/tags/list").await.expect(200);
+    assert_eq!(bare.json()["tags"], json!([]));
+    let error = r#"{"errors":[{"code":"UNKNOWN","message":"down"}]}"#;
+    upstream.on(On::Tags.repo("library/error")).answer(200, &json, error);
+    larder.get("/v2/library/error/tags/list").await.expect(502);
     upstream.on(On::Tags.repo("library/page")).html_page();
     let page = larder.get("/v2/library/page/tags/list").await;
     assert!(page.status >= 500, "{page:?}");

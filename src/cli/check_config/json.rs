@@ -37,6 +37,7 @@ pub fn meaning(config: &Config) -> String {
             "max_size_bytes": config.cache.max_size,
             "min_free_bytes": config.cache.min_free,
             "tag_ttl_seconds": config.cache.tag_ttl.as_secs_f64(),
+            "negative_ttl_seconds": config.cache.negative_ttl.as_secs_f64(),
             "stale_if_error_seconds": config.cache.stale_if_error.as_secs_f64(),
             "default_upstream": config.cache.default_upstream.as_str(),
             "offline": config.cache.offline,
@@ -55,6 +56,7 @@ pub fn meaning(config: &Config) -> String {
             "headers": config.limits.headers,
             "header_timeout_seconds": config.limits.header_timeout.as_secs_f64(),
             "idle_timeout_seconds": config.limits.idle_timeout.as_secs_f64(),
+            "manifest_size_bytes": config.limits.manifest_size,
             "manifest_descriptors": config.limits.manifest_descriptors,
         },
         "audit": config.audit.as_ref().map(|audit| json!({

@@ -238,12 +238,20 @@ fn policy(cache: &Cache) -> Vec<String> {
             in_words(age)
         ),
     };
+    let missing = match cache.negative_ttl.min(cache.tag_ttl) {
+        Duration::ZERO => "What a registry does not have is asked for again every time.".to_owned(),
+        ttl => format!(
+            "What a registry does not have is asked for again after {}.",
+            in_words(ttl)
+        ),
+    };
     let dialled = match cache.offline {
         true => "Offline: no upstream is dialled, unless its own settings say so.",
         false => "What is not held is fetched from its upstream; no other host is dialled.",
     };
     vec![
         trusted,
+        missing,
         stale,
         format!("A name that begins with no host means {}.", cache.default_upstream),
         dialled.to_owned(),
@@ -275,7 +283,14 @@ fn limits(config: &Config) -> Vec<String> {
                 in_words(limits.header_timeout)
             ),
         ),
-        row("manifests", format!("{} descriptors each", limits.manifest_descriptors)),
+        row(
+            "manifests",
+            format!(
+                "{} and {} descriptors each",
+                show_size(limits.manifest_size as u64),
+                limits.manifest_descriptors
+            ),
+        ),
         row("log", format!("{} as {format}", config.log.level)),
         row(
             "audit log",
@@ -561,6 +576,9 @@ mod tests {
             "signed: with the secret from proxy.toml:11",
             "headers: authorization",
             "A tag is asked for by HEAD every time.",
+            // Never for longer than a tag is trusted.
+            "What a registry does not have is asked for again every time.",
+            "manifests   4MiB and 10000 descriptors each",
             "me, password from proxy.toml:5",
             "only repositories: library/*",
             "through: http://proxy.example:3128/ (user and password not shown)",

@@ -275,6 +275,7 @@ mod tests {
             headers: 1,
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(75),
+            manifest_size: 1 << 20,
             manifest_descriptors: 1,
         }
     }

@@ -33,7 +33,10 @@ async fn forty_requests_cost_one_token() {
     get(&client).await.unwrap();
     assert_eq!(server.count("/v2/"), before + 1);
     // Another repository: a token of its own (R-X6), got without a 401 first.
-    client.get_manifest(&repository("c"), &tag("latest")).await.unwrap();
+    client
+        .get_manifest(&repository("c"), &tag("latest"), MAX_MANIFEST_BYTES)
+        .await
+        .unwrap();
     assert_eq!((server.count("/token"), server.count("/v2/")), (2, before + 2));
     assert_eq!(client.has_credentials(&repository("a/b")), Some(false));
 }
@@ -205,7 +208,10 @@ async fn where_post_is_not_known_get_is_tried_and_remembered() {
     .await;
     let client = build(upstream(&server.url()), &identity(&server), tuning());
     get(&client).await.unwrap();
-    client.get_manifest(&repository("c"), &tag("latest")).await.unwrap();
+    client
+        .get_manifest(&repository("c"), &tag("latest"), MAX_MANIFEST_BYTES)
+        .await
+        .unwrap();
     let methods: Vec<String> = server
         .seen()
         .into_iter()
@@ -343,7 +349,10 @@ async fn the_token_server_may_move() {
     let client = client(upstream(&server.url()));
     get(&client).await.unwrap();
     moved.store(1, Ordering::SeqCst);
-    client.get_manifest(&repository("c"), &tag("latest")).await.unwrap();
+    client
+        .get_manifest(&repository("c"), &tag("latest"), MAX_MANIFEST_BYTES)
+        .await
+        .unwrap();
 }
 
 /// R-U33.

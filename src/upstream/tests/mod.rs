@@ -18,6 +18,7 @@ use super::{BlobStream, Client, Clients, ErrorKind, Sources, Tuning, UpstreamErr
 use crate::config::{
     Admin, Cache, Config, Limits, Log, LogFormat, Password, Secret, Server as ServerConfig, StaticCredentials, Upstream,
 };
+use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, HostPort, Reference, Repository, media_type};
 use server::{Say, Seen, Server, say};
 
@@ -91,6 +92,7 @@ fn config(upstream: Upstream) -> Config {
             max_size: 0,
             min_free: 0,
             tag_ttl: Duration::ZERO,
+            negative_ttl: Duration::ZERO,
             stale_if_error: Duration::ZERO,
             default_upstream,
             offline: false,
@@ -106,6 +108,7 @@ fn config(upstream: Upstream) -> Config {
             headers: 1,
             header_timeout: Duration::ZERO,
             idle_timeout: Duration::ZERO,
+            manifest_size: 1 << 20,
             manifest_descriptors: 1,
         },
         audit: None,
@@ -157,7 +160,7 @@ fn manifest() -> Say {
 }
 
 async fn get(client: &Client) -> Result<(), UpstreamError> {
-    let body = client.get_manifest(&repository("a/b"), &tag("latest")).await?;
+    let body = client.get_manifest(&repository("a/b"), &tag("latest"), 4 << 20).await?;
     assert_eq!(body.bytes, BODY);
     Ok(())
 }

@@ -51,7 +51,10 @@ async fn the_digest_is_the_first_hops() {
     })
     .await;
     let client = client(upstream(&server.url()));
-    let body = client.get_manifest(&repository("a"), &tag("x")).await.unwrap();
+    let body = client
+        .get_manifest(&repository("a"), &tag("x"), MAX_MANIFEST_BYTES)
+        .await
+        .unwrap();
     assert_eq!(body.digest, Some(want));
     let head = client.head_manifest(&repository("a"), &tag("x")).await.unwrap();
     assert_eq!(head.digest, Some(want));
@@ -171,7 +174,7 @@ fn futures_are_send() {
         unreachable!("never called")
     }
     check(|c| async { c.head_manifest(name(), &tag("x")).await });
-    check(|c| async { c.get_manifest(name(), &tag("x")).await });
+    check(|c| async { c.get_manifest(name(), &tag("x"), MAX_MANIFEST_BYTES).await });
     check(|c| async { c.get_blob(name(), &digest(), 0).await?.next().await });
     check(|c| async { c.tags(name(), &Gather::default()).await });
     check(|c| async { c.referrers(name(), &digest(), &Gather::default()).await });
@@ -267,7 +270,8 @@ async fn documents_that_are_none() {
     ];
     for make in wrong {
         let error = answer(make).await;
-        assert!(matches!(error.kind, ErrorKind::Protocol(_)), "{error}");
+        let is_refused = matches!(error.kind, ErrorKind::Protocol(_) | ErrorKind::TooLarge { .. });
+        assert!(is_refused, "{error}");
     }
     let redirect = answer(|| say(307, "")).await;
     assert!(matches!(redirect.kind, ErrorKind::Refused(_)), "{redirect}");
@@ -282,7 +286,10 @@ async fn quick_repeats_are_few() {
     })
     .await;
     let client = client(upstream(&server.url()));
-    client.get_manifest(&repository("flaky"), &tag("x")).await.unwrap();
+    client
+        .get_manifest(&repository("flaky"), &tag("x"), MAX_MANIFEST_BYTES)
+        .await
+        .unwrap();
     assert_eq!(server.seen().len(), 3);
     let error = get(&client).await.unwrap_err();
     assert!(matches!(error.kind, ErrorKind::Status { status: 503, .. }), "{error}");
@@ -397,7 +404,28 @@ async fn tag_pages() {
         ("/v2/off/tags/list", _) => {
             say(200, r#"{"tags":["a"]}"#).with("link", "<https://evil.example/v2/>; rel=\"next\"")
         }
-        ("/v2/circle/tags/list", _) => say(200, r#"{"tags":["a"]}"#).with("link", "<list?last=a>; rel=next"),
+        // It knows nothing of `last`, and has said all at once.
+        ("/v2/deaf/tags/list", _) => say(200, r#"{"tags":["a","b"]}"#).with("link", "<list?last=b>; rel=next"),
+        ("/v2/counting/tags/list", page) => {
+            let next = page.map_or(1, |page| page.parse::<u32>().unwrap() + 1);
+            say(200, r#"{"tags":["a","b"]}"#).with("link", format!("<list?last={next}>; rel=next"))
+        }
+        ("/v2/empty/tags/list", page) => {
+            let next = page.map_or(1, |page| page.parse::<u32>().unwrap() + 1);
+            let tags = if next == 4 {
+                r#"{"tags":["a","b"]}"#
+            } else {
+                r#"{"name":"empty"}"#
+            };
+            say(200, tags).with("link", format!("<list?last={next}>; rel=next"))
+        }
+        // It names a path that is not its own, or its own without what is before it.
+        ("/v2/lost/tags/list", None) => {
+            say(200, r#"{"tags":["a"]}"#).with("link", "</v2/inner/name/tags/list?last=a&n=1>; rel=\"next\"")
+        }
+        ("/v2/lost/tags/list", _) => say(200, r#"{"tags":["b"]}"#).with("link", "?last=a; rel=\"next\""),
+        ("/v2/half/tags/list", None) => say(200, r#"{"tags":["a"]}"#).with("link", "<list?last=a>"),
+        ("/v2/half/tags/list", _) => say(404, ""),
         ("/v2/page/tags/list", _) => say(200, "<html>").kind("text/html"),
         ("/v2/odd/tags/list", _) => say(200, r#"{"tags":"a"}"#),
         _ => say(404, ""),
@@ -408,9 +436,18 @@ async fn tag_pages() {
     client.tags(&repository("ok"), &gather).await.unwrap();
     assert_eq!(gather.lines(), ["a", "b", "c"]);
     assert_eq!(server.seen()[0].param("n").as_deref(), Some("1000"));
+    for (name, asked) in [("deaf", 2), ("counting", 2), ("empty", 9), ("lost", 3)] {
+        let (gather, before) = (Gather::default(), server.seen().len());
+        client.tags(&repository(name), &gather).await.unwrap();
+        let mut lines = gather.lines();
+        lines.dedup();
+        lines.truncate(2);
+        assert_eq!(lines, ["a", "b"], "{name}");
+        assert_eq!(server.seen().len() - before, asked, "{name}");
+    }
     for (name, want) in [
         ("off", "refused"),
-        ("circle", "protocol"),
+        ("half", "protocol"),
         ("page", "protocol"),
         ("odd", "protocol"),
         ("none", "not-found"),
@@ -435,6 +472,21 @@ async fn referrers() {
             .kind(media_type::OCI_INDEX)
             .with("link", "<?page=2>; rel=next"),
         "listed" => say(200, r#"{"manifests":[{"digest":"y"}]}"#).kind(media_type::OCI_INDEX),
+        // It gives the first page again, and then another that it does not have.
+        "deaf" => say(
+            200,
+            format!(
+                "{{\"schemaVersion\":2,\"manifests\":[{{\"digest\":\"{}\"}}]}}",
+                digest()
+            ),
+        )
+        .kind(media_type::OCI_INDEX)
+        .with("link", format!("</referrers?page={}>; rel=next", seen.query.len())),
+        "none" => say(200, r#"{"schemaVersion":2}"#).kind(media_type::OCI_INDEX),
+        "half" if seen.query.is_empty() => say(200, r#"{"manifests":[]}"#)
+            .kind(media_type::OCI_INDEX)
+            .with("link", "<?page=2>; rel=next"),
+        "half" => say(404, ""),
         "front" => say(200, "<html>").kind("text/html"),
         "old" => say(404, "404 page not found"),
         "picky" => say(405, ""),
@@ -447,6 +499,14 @@ async fn referrers() {
     let ask = async |name: &str| client.referrers(&repository(name), &digest(), &gather).await;
     assert_eq!(ask("listed").await.unwrap(), Referrers::Listed);
     assert_eq!(gather.lines(), [r#"{"digest":"x"}"#, r#"{"digest":"y"}"#]);
+    gather.restart();
+    assert_eq!(ask("deaf").await.unwrap(), Referrers::Listed);
+    assert_eq!(gather.lines(), [format!("{{\"digest\":\"{}\"}}", digest())]);
+    gather.restart();
+    assert_eq!(ask("none").await.unwrap(), Referrers::Listed);
+    assert!(gather.lines().is_empty());
+    // What is missing of a list that is there does not make it one that is not (R-C81).
+    assert_eq!(ask("half").await.unwrap_err().as_str(), "protocol");
     for name in ["front", "old", "picky"] {
         assert!(matches!(ask(name).await, Ok(Referrers::Unsupported)), "{name}");
     }
@@ -472,7 +532,10 @@ async fn mirrors() {
     with.mirrors = vec!["http://127.0.0.1:1/".parse().unwrap(), mirror.url().parse().unwrap()];
     with.credentials = login("user", "hunter2");
     let client = client(with);
-    client.get_manifest(&repository("held"), &tag("x")).await.unwrap();
+    client
+        .get_manifest(&repository("held"), &tag("x"), MAX_MANIFEST_BYTES)
+        .await
+        .unwrap();
     assert_eq!(server.seen().len(), 0);
     assert_eq!(
         client.has_credentials(&repository("held")),
@@ -480,7 +543,10 @@ async fn mirrors() {
         "a mirror has no say in that (L8)"
     );
     for name in ["gone", "private"] {
-        client.get_manifest(&repository(name), &tag("x")).await.unwrap();
+        client
+            .get_manifest(&repository(name), &tag("x"), MAX_MANIFEST_BYTES)
+            .await
+            .unwrap();
         assert_eq!(client.has_credentials(&repository(name)), Some(true));
     }
     assert!(mirror.seen().iter().all(|s| s.authorization().is_none()));

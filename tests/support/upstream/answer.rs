@@ -191,7 +191,8 @@ fn tags(state: &State, base: &str, repo: &str, request: &Request) -> Reply {
     let Some(held) = state.repos.get(repo) else {
         return Reply::error(404, "NAME_UNKNOWN", "repository name not known to registry");
     };
-    let last = request.query_value("last").unwrap_or_default();
+    let last = request.query_value("last").filter(|_| !state.listing.ignores_last);
+    let last = last.unwrap_or_default();
     let rest: Vec<&String> = held.tags.keys().filter(|tag| **tag > last).collect();
     let asked = request.query_value("n").and_then(|n| n.parse::<usize>().ok());
     let most = [asked, state.listing.page].into_iter().flatten().min();
@@ -218,6 +219,11 @@ fn link(state: &State, base: &str, path: &str) -> String {
         LinkStyle::Absolute => format!("<{base}{path}>; rel=\"next\""),
         LinkStyle::On(other) => format!("<{other}{path}>; rel=\"next\""),
         LinkStyle::Unquoted => format!("<{path}>; rel=next"),
+        LinkStyle::AtPath(other) => {
+            let query = path.split_once('?').map_or("", |(_, query)| query);
+            format!("<{other}?{query}>; rel=\"next\"")
+        }
+        LinkStyle::Bare => format!("{path}; rel=\"next\""),
     }
 }
 

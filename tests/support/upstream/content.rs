@@ -47,6 +47,8 @@ pub struct Listing {
     pub link: LinkStyle,
     /// `"tags": null` for a repository without tags.
     pub null_tags: bool,
+    /// The first page again, whatever `last` says.
+    pub ignores_last: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -59,6 +61,10 @@ pub enum LinkStyle {
     On(String),
     /// `<…>; rel=next`
     Unquoted,
+    /// The query is right, and the path is this.
+    AtPath(String),
+    /// `/v2/…; rel="next"`
+    Bare,
 }
 
 pub struct Content(Mutex<State>);
@@ -102,6 +108,7 @@ impl Content {
                 page: None,
                 link: LinkStyle::Relative,
                 null_tags: false,
+                ignores_last: false,
             },
             referrers: ReferrersApi::On,
             seed: 0,

@@ -50,6 +50,7 @@ fn roomy() -> Limits {
         headers: 100,
         header_timeout: HANG,
         idle_timeout: HANG,
+        manifest_size: 1 << 20,
         manifest_descriptors: 1,
     }
 }
