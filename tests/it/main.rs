@@ -13,6 +13,7 @@ mod acme_failures;
 mod admin;
 mod admin_access;
 mod audit;
+mod bandwidth;
 mod blobs;
 mod budget;
 mod bundle;
