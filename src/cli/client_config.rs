@@ -119,6 +119,13 @@ fn proxy<'a>(args: &Args, config: &'a Config) -> Result<Proxy<'a>, String> {
         scheme: if config.server.tls.is_some() { "https" } else { "http" },
         address,
         upstreams: config.upstreams.iter().map(named).collect(),
+        aliases: config
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.name.as_str().contains(':'))
+            .filter_map(|upstream| Some((upstream.name.as_str(), upstream.aliases.first()?.as_str())))
+            .collect(),
+        default_upstream: config.cache.default_upstream.as_str(),
         no_fallback: args.no_fallback,
         has_logins: config.access.htpasswd_file.is_some() || !config.access.issuers.is_empty(),
     })
