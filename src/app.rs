@@ -120,6 +120,8 @@ pub struct Running {
     exporter: Option<Exporter>,
     stop: CancellationToken,
     cut: CancellationToken,
+    /// Ends the wait for running responses.
+    hurry: CancellationToken,
     transfers: TaskTracker,
     /// What goes on beside requests.
     background: Vec<JoinHandle<()>>,
@@ -284,6 +286,7 @@ async fn launch(
         exporter,
         stop,
         cut,
+        hurry: CancellationToken::new(),
         transfers,
         background,
     })
@@ -321,11 +324,16 @@ impl Running {
         self.reloader.files()
     }
 
+    /// Cancelled, it ends the grace of [`Running::stop`]: running responses are cut.
+    pub fn hurry(&self) -> CancellationToken {
+        self.hurry.clone()
+    }
+
     /// Accepts nothing more, lets running responses finish within the grace, pauses transfers and writes down what is
     /// known.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        self.reloader.listeners.finish(self.reloader.grace()).await;
+        self.reloader.listeners.finish(self.reloader.grace(), &self.hurry).await;
         // Operators want to see how the stop goes: their address answers until the end.
         self.reloader.tokens.close();
         self.cut.cancel();

@@ -170,17 +170,16 @@ fn watch(folder: &Path, name: &str, recipe: &Recipe, force: bool) -> Exit {
     };
     runtime.block_on(async {
         // Before anything is written: a stop that comes at once takes it away, too.
-        let asked = Stop::listen().asked();
+        let mut stop = Stop::listen();
         let first = place::write(folder, &recipe.files, force);
         let failed = first.is_err();
         tell(first, true);
         if failed {
             return Exit::Failed;
         }
-        tokio::pin!(asked);
         loop {
             tokio::select! {
-                _ = &mut asked => break,
+                _ = stop.asked() => break,
                 () = tokio::time::sleep(LOOK_AGAIN) => {
                     tell(place::write(folder, &recipe.files, force), false);
                 }
