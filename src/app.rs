@@ -50,7 +50,7 @@ use crate::jobs::webhook::HookError;
 use crate::jobs::{Pace, Prefetcher, Verifier, Webhooks};
 use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing, buffered_bytes};
-use crate::store::{Faults, Store, StoreError};
+use crate::store::{Faults, Store, StoreError, watch_clock};
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, InstallError};
 use crate::telemetry::trace::Exporter;
@@ -528,6 +528,7 @@ async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop
         pull.export();
         handle.upkeep();
         let (store, hooks, trimmer) = (pull.store().clone(), hooks.clone(), trimmer.clone());
+        watch_clock();
         let _ = tokio::task::spawn_blocking(move || {
             trimmer.lock().unwrap_or_else(PoisonError::into_inner).look();
             store.keep_limit();

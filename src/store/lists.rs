@@ -21,12 +21,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::clock::unix_ms;
 use super::database::{Database, Op, Table};
 use super::error::StoreError;
 use super::index::on_disk;
 use super::keys::Tree;
 use super::lines::{self, Page};
-use super::records::{ListKey, in_repository, unix_ms};
+use super::records::{ListKey, in_repository};
 use super::tags::upsert;
 use super::{Inner, Store, unlink};
 
@@ -908,7 +909,8 @@ impl Store {
             None => upsert(&self.inner.lists.hot, &key, |known| known.unwrap_or_else(read)),
         }?;
         let now = unix_ms();
-        if now.saturating_sub(stored.used_ms.load(Ordering::Relaxed)) >= NOTE_USE_EVERY_MS {
+        // A clock that was set back must not keep a use from being noted for as long as that.
+        if now.abs_diff(stored.used_ms.load(Ordering::Relaxed)) >= NOTE_USE_EVERY_MS {
             self.note_list_use(&key, now);
         }
         self.inner.open_list(&key, &stored).map(Arc::new)

@@ -5,6 +5,7 @@
 //! `tags` and `lists` are what upstreams change at will; `state` is small files of others; `writer` is the only way in and the one place where a digest is verified.
 
 mod beside;
+mod clock;
 mod copy;
 mod database;
 mod disk;
@@ -53,6 +54,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 #[cfg(any(test, fuzzing))]
 pub(crate) use queue::fuzz as queue_fuzz;
 
+pub use clock::{now_by_clock_of, unix_ms, watch_clock};
 pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
@@ -62,7 +64,7 @@ pub use lines::Page;
 pub use lists::{ListRecord, ListSpool, Loan};
 pub use privacy::{PUBLIC_FOR, ToNobody};
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
-pub use records::{ListKey, Move, TagRecord, unix_ms};
+pub use records::{ListKey, Move, TagRecord};
 pub use recovery::{IndexState, Recovery};
 pub use reveal::{Keep, Reveal, RevealError};
 pub use state::{Paper, State};
@@ -637,7 +639,8 @@ impl Store {
         let mut index = self.inner.index();
         index.touch(digest);
         let Some(entry) = index.get(digest) else { return };
-        if now.saturating_sub(entry.used_ms) >= TOUCH_EVERY_MS {
+        // A clock that was set back must not keep a use from being noted for as long as that.
+        if now.abs_diff(entry.used_ms) >= TOUCH_EVERY_MS {
             // What a manifest names was used with it, and is written down with it.
             let mut used: Vec<Digest> = entry.kind.children().to_vec();
             used.push(*digest);

@@ -20,12 +20,12 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::clock::unix_ms;
 use super::copy::{self, Encoder, Found, Stamp, TABLES};
 use super::database::{self, Database, Op, Table};
 use super::error::StoreError;
 use super::index::{Index, on_disk};
 use super::keys::Tree;
-use super::records::unix_ms;
 use super::relief::{self, Relief};
 use super::{Inner, Store, disk, privacy, startup, wishes};
 

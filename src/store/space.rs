@@ -8,11 +8,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use super::clock::unix_ms;
 use super::database::{Op, Table};
 use super::error::StoreError;
 use super::index::{Entry, Index, Kind, Scope, Staging, Victim, on_disk};
 use super::keys::staging_key;
-use super::records::{BlobRecord, unix_ms};
+use super::records::BlobRecord;
 use super::{Arrival, Inner, link_key, reservation, unlink};
 use crate::events::{Action, Event};
 use crate::oci::Digest;
