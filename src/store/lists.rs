@@ -814,6 +814,25 @@ impl Inner {
         });
     }
 
+    /// Lets go of the lists whose files are gone. Blocking.
+    pub(super) fn forget_gone_lists(&self) {
+        let mut gone = Vec::new();
+        let scanned = self.database.scan(Table::Lists, &[], |key, value| {
+            let is_file = Stored::from_bytes(value).is_some_and(|stored| stored.file_bytes() > 0);
+            let is_gone = |error: Error| error.kind() == ErrorKind::NotFound;
+            if is_file && std::fs::metadata(self.tree.list(key)).is_err_and(is_gone) {
+                gone.push(key.to_vec());
+            }
+            true
+        });
+        if let Err(error) = scanned {
+            tracing::error!(%error, "the index could not be read: lists that are gone are not forgotten");
+        }
+        for key in gone {
+            self.forget_list(&key);
+        }
+    }
+
     fn read_list(&self, key: &[u8]) -> Option<Arc<Stored>> {
         match self.database.get(Table::Lists, key) {
             Ok(bytes) => Stored::from_bytes(&bytes?).map(Arc::new),

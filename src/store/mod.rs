@@ -19,8 +19,10 @@ mod index;
 mod keys;
 mod lines;
 mod lists;
+mod mend;
 mod opened;
 mod pages;
+mod place;
 mod privacy;
 mod proof;
 mod queue;
@@ -121,10 +123,8 @@ struct Inner {
     hashers: beside::Hashers,
     opened: opened::Opened,
     events: Events,
-    /// Keeps the lock for as long as the store lives.
-    _lock: File,
-    /// Identity of the folders of blobs when they were opened.
-    folders: startup::Folders,
+    /// The folder as it was opened, and its lock, which is kept for as long as the store lives.
+    ground: mend::Ground,
     copying: recovery::Copying,
     recovery: Option<Recovery>,
 }
@@ -260,7 +260,7 @@ impl Store {
         let tree = Tree::new(&cache.path);
         startup::make_folders(&tree)?;
         let lock = startup::take_lock(&tree)?;
-        let folders = startup::Folders::of(&tree)?;
+        let ground = mend::Ground::of(&tree, lock)?;
         let shelves = |index: &mut Index| {
             for upstream in &config.upstreams {
                 if let Some(max) = upstream.max_size {
@@ -305,8 +305,7 @@ impl Store {
             hashers: beside::Hashers::default(),
             opened: opened::Opened::default(),
             events: Events::default(),
-            _lock: lock,
-            folders,
+            ground,
             copying,
             recovery,
         };
@@ -615,8 +614,11 @@ impl Store {
         }
     }
 
-    /// Whether the folder can be written, for readiness. Blocking.
+    /// Looks whether the folder can be written, for readiness, and makes again what somebody removed of it. Blocking.
+    ///
+    /// Error: also where the folder is not the one that was opened, as while its file system is not mounted.
     pub fn probe(&self) -> Result<(), StoreError> {
+        self.inner.mend()?;
         let path = self.inner.tree.probe();
         std::fs::write(&path, b"")
             .and_then(|()| std::fs::remove_file(&path))
@@ -630,6 +632,7 @@ impl Store {
     /// Writes what is queued, and a copy of the index if it has changed since the last one. Blocking.
     pub fn close(&self) {
         self.flush_wishes();
+        self.inner.mend_at_the_end();
         self.copy_at_the_end();
         self.inner.database.stop();
     }
@@ -669,7 +672,7 @@ impl Inner {
     /// opened: one that is not there just now, as its file system is not mounted, has lost nothing.
     fn is_lost(&self, digest: &Digest, error: &std::io::Error) -> bool {
         match error.kind() {
-            std::io::ErrorKind::NotFound => self.folders.is_there(&self.tree, digest.algorithm()),
+            std::io::ErrorKind::NotFound => self.ground.has_blobs(&self.tree, digest.algorithm()),
             _ => disk::is_damage(error),
         }
     }

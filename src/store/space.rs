@@ -301,10 +301,10 @@ impl Inner {
         let is_gone = std::fs::metadata(self.tree.blob(digest))
             .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound && self.is_lost(digest, &error));
         if is_gone && index.get(digest).is_some() {
-            match self.recovery {
-                None => tracing::warn!(%digest, "a held blob is gone from the disk: forgotten"),
-                // Evicted since the copy was made that the index was built from.
-                Some(_) => tracing::debug!(%digest, "a held blob is gone from the disk: forgotten"),
+            match self.recovery.is_none() && !self.ground.was_mended() {
+                true => tracing::warn!(%digest, "a held blob is gone from the disk: forgotten"),
+                // Evicted since the copy was made that the index was built from; or all of it was removed.
+                false => tracing::debug!(%digest, "a held blob is gone from the disk: forgotten"),
             }
             self.drop_entry(&mut index, digest);
         }

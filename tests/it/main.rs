@@ -27,6 +27,7 @@ mod config;
 mod demo;
 mod disk;
 mod doctor;
+mod emptied;
 mod far;
 mod flights;
 mod laws;
