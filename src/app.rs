@@ -50,7 +50,7 @@ use crate::jobs::webhook::HookError;
 use crate::jobs::{Pace, Prefetcher, Verifier, Webhooks};
 use crate::oci::{Hasher, HostPort};
 use crate::pull::{Pull, Timing, buffered_bytes};
-use crate::store::{Faults, Store, StoreError};
+use crate::store::{Faults, Store, StoreError, watch_clock};
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, InstallError};
 use crate::telemetry::trace::Exporter;
@@ -120,6 +120,8 @@ pub struct Running {
     exporter: Option<Exporter>,
     stop: CancellationToken,
     cut: CancellationToken,
+    /// Ends the wait for running responses.
+    hurry: CancellationToken,
     transfers: TaskTracker,
     /// What goes on beside requests.
     background: Vec<JoinHandle<()>>,
@@ -284,6 +286,7 @@ async fn launch(
         exporter,
         stop,
         cut,
+        hurry: CancellationToken::new(),
         transfers,
         background,
     })
@@ -321,11 +324,16 @@ impl Running {
         self.reloader.files()
     }
 
+    /// Cancelled, it ends the grace of [`Running::stop`]: running responses are cut.
+    pub fn hurry(&self) -> CancellationToken {
+        self.hurry.clone()
+    }
+
     /// Accepts nothing more, lets running responses finish within the grace, pauses transfers and writes down what is
     /// known.
     pub async fn stop(mut self) {
         self.stop.cancel();
-        self.reloader.listeners.finish(self.reloader.grace()).await;
+        self.reloader.listeners.finish(self.reloader.grace(), &self.hurry).await;
         // Operators want to see how the stop goes: their address answers until the end.
         self.reloader.tokens.close();
         self.cut.cancel();
@@ -521,6 +529,7 @@ async fn keep_up(pull: Arc<Pull>, hooks: Webhooks, handle: metrics::Handle, stop
         pull.export();
         handle.upkeep();
         let (store, hooks, trimmer) = (pull.store().clone(), hooks.clone(), trimmer.clone());
+        watch_clock();
         let _ = tokio::task::spawn_blocking(move || {
             trimmer.lock().unwrap_or_else(PoisonError::into_inner).look();
             store.keep_limit();

@@ -98,6 +98,10 @@
 //!   compared beside its being read (`store::proof`), and puts it aside if anything is wrong. Another is built from the copy
 //!   (`store::copy`; `store::relief` makes room on a full disk) and renamed into its place; `store::startup` then finds what has come since. The copy is written from one read
 //!   transaction, daily, at the end and after pins (`app` asks every few seconds whether it is due).
+//! - **A folder that was emptied**: `Store::probe`, every few seconds, or a writer that finds no folder →
+//!   `store::place` says whether it may be written to (a mount point without its file system may not) → `store::mend`
+//!   makes folders and lock again → on a thread beside that: what is gone is forgotten, the index is written anew from
+//!   its open file, and copied.
 //! - **Another configuration**: `cli::serve` hears SIGHUP or `larder reload` (`http::admin`), or sees another file → `app::reload` does what can
 //!   fail (clients, users, certificates; `app::listeners` binds) and changes nothing; then each listener's `http::v2` door is hung anew,
 //!   with the names and clients of `pull` (`View`) and the rules of `auth` behind it; then sockets, limits, schedules, audit log. A

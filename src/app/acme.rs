@@ -57,7 +57,7 @@ impl Acme {
             tasks.push(tokio::spawn(async move {
                 server.listen_at(&self.challenges);
                 stop.cancelled().await;
-                server.finish(Duration::ZERO).await;
+                server.finish(Duration::ZERO, &CancellationToken::new()).await;
             }));
         }
         if let Some(keeper) = self.keeper {

@@ -1,10 +1,11 @@
 //! The checkup: what an operator would look at, asked in one go and answered with what to do.
 //!
 //! configuration and scope → each topic's own questions → findings, in the order in which they are read. `settings`,
-//! `access`, `certificate`, `disk` and `limits` look at this machine; `running` asks the proxy that runs; `upstreams` and
-//! `clock` ask the registries, side by side and each within [`PATIENCE`]; `webhooks` connects to their endpoints, `traces` asks
-//! the collector; `clients` (with `docker`, `containerd`,
-//! `containers`, `rancher`) reads the files of clients on this machine, and `reach` tries the way that they take.
+//! `access`, `certificate`, `disk` and `limits` look at this machine; `running` asks the proxy that runs; `upstreams`
+//! and `clock` ask the registries, side by side and each within [`PATIENCE`]; `webhooks` connects to their endpoints,
+//! `traces` asks the collector; `clients` (with `docker`, `containerd`, `containers`, `rancher`) reads the files of
+//! clients on this machine, `naming` says which images their addresses stand for, and `reach` tries the way that they
+//! take.
 //!
 //! Nothing is changed anywhere, no blob is fetched, and no finding holds a secret.
 
@@ -19,6 +20,7 @@ mod docker;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod limits;
+mod naming;
 mod rancher;
 mod reach;
 mod running;

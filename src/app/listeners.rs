@@ -317,15 +317,15 @@ impl Listeners {
     }
 
     /// After `stop` was cancelled: until the last response of a client's has ended, or the grace is over.
-    pub(super) async fn finish(&self, grace: Duration) {
+    pub(super) async fn finish(&self, grace: Duration, hurry: &CancellationToken) {
         let state = std::mem::take(&mut *self.state());
         let serving = state.registries.into_values().map(|served| served.server);
         let all: Vec<Server<Registry>> = serving.chain(state.retired).collect();
-        futures_util::future::join_all(all.iter().map(|server| server.finish(grace))).await;
+        futures_util::future::join_all(all.iter().map(|server| server.finish(grace, hurry))).await;
     }
 
     pub(super) async fn finish_admin(&self) {
-        self.admin.finish(Duration::ZERO).await;
+        self.admin.finish(Duration::ZERO, &CancellationToken::new()).await;
     }
 
     /// Whether the sockets of `[server]` and `[admin]` are somebody else's to bind.

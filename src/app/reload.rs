@@ -38,6 +38,13 @@ pub enum ReloadError {
     /// With file, line, key and what was expected.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// It would be all defaults, which nobody asked for.
+    #[error(
+        "{file}: found {found}, expected at least one key, because the active configuration has keys from that file; to go back to the defaults, restart"
+    )]
+    Empty { file: String, found: &'static str },
+    #[error("{before} is gone: found {found}; put it back, or restart to run with what is found")]
+    OtherFile { before: String, found: String },
     #[error(transparent)]
     Upstream(#[from] BuildError),
     #[error(transparent)]
@@ -168,6 +175,7 @@ impl Reloader {
     fn exchange(&self, config: Config) -> Result<Reloaded, ReloadError> {
         // One at a time.
         let mut holds = self.holds();
+        check_file(&holds.config, &config)?;
         log::check(&config.log.level)?;
         let view = self.pull.prepare(&config)?;
         let gate = Arc::new(holds.gate.after(&config.access, &self.fetch)?);
@@ -248,6 +256,31 @@ impl Reloader {
     }
 }
 
+/// Refuses a configuration whose file is empty or gone: an editor, or whatever else writes it, may be in the middle of
+/// it, and the defaults are nothing that an operator asks for by that.
+fn check_file(active: &Config, read: &Config) -> Result<(), ReloadError> {
+    let Some(before) = &active.file else { return Ok(()) };
+    let found = match &read.file {
+        Some(file) if file == before => {
+            if !active.has_keys_of_file() || read.has_keys_of_file() {
+                return Ok(());
+            }
+            let is_empty = std::fs::metadata(file).is_ok_and(|meta| meta.len() == 0);
+            return Err(ReloadError::Empty {
+                file: file.display().to_string(),
+                found: match is_empty {
+                    true => "an empty file",
+                    false => "nothing but comments and blanks",
+                },
+            });
+        }
+        Some(other) => format!("{} in its place", other.display()),
+        None => "no configuration file".to_owned(),
+    };
+    let before = before.display().to_string();
+    Err(ReloadError::OtherFile { before, found })
+}
+
 /// For the gauges: whether what was read last holds, and since when.
 pub(super) fn tell(is_good: bool) {
     metrics::gauge!("larder_config_last_reload_ok").set(f64::from(u8::from(is_good)));
@@ -256,5 +289,62 @@ pub(super) fn tell(is_good: bool) {
             .duration_since(UNIX_EPOCH)
             .map_or(0.0, |now| now.as_secs_f64());
         metrics::gauge!("larder_config_loaded_timestamp_seconds").set(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Environment;
+
+    /// The usual files, found and not found.
+    #[test]
+    fn an_empty_file_and_one_that_is_gone_change_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let environment = Environment {
+            cwd: folder.path().to_owned(),
+            etc: folder.path().join("etc"),
+            home: Some(folder.path().to_owned()),
+            ..Environment::default()
+        };
+        let file = folder.path().join("proxy.toml");
+        let read = |text: Option<&str>| {
+            match text {
+                Some(text) => std::fs::write(&file, text).unwrap(),
+                None => drop(std::fs::remove_file(&file)),
+            }
+            Config::load(None, &environment).unwrap()
+        };
+        let (none, empty) = (read(None), read(Some("")));
+        let full = read(Some("[cache]\nmax_size = \"1GiB\"\n"));
+        let refused = |active: &Config, text| check_file(active, &read(text)).map_err(|error| error.to_string());
+        for (text, found) in [
+            (Some(""), "found an empty file"),
+            (
+                Some("# max_size = \"1GiB\"\n\n"),
+                "found nothing but comments and blanks",
+            ),
+            (None, "found no configuration file"),
+        ] {
+            let why = refused(&full, text).unwrap_err();
+            assert!(
+                why.contains("proxy.toml") && why.contains(found) && why.contains("restart"),
+                "{why}"
+            );
+        }
+        std::fs::create_dir_all(folder.path().join("etc/larder")).unwrap();
+        std::fs::write(
+            folder.path().join("etc/larder/proxy.toml"),
+            "[cache]\ntag_ttl = \"1s\"\n",
+        )
+        .unwrap();
+        let why = refused(&full, None).unwrap_err();
+        assert!(why.contains("etc/larder/proxy.toml in its place"), "{why}");
+        // Whoever began with the defaults has lost nothing, and may write a file later.
+        for active in [&none, &empty] {
+            refused(active, Some("")).unwrap();
+            refused(active, Some("[cache]\ntag_ttl = \"1s\"\n")).unwrap();
+        }
+        refused(&full, Some("[cache]\n")).unwrap();
     }
 }

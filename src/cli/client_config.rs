@@ -119,6 +119,13 @@ fn proxy<'a>(args: &Args, config: &'a Config) -> Result<Proxy<'a>, String> {
         scheme: if config.server.tls.is_some() { "https" } else { "http" },
         address,
         upstreams: config.upstreams.iter().map(named).collect(),
+        aliases: config
+            .upstreams
+            .iter()
+            .filter(|upstream| upstream.name.as_str().contains(':'))
+            .filter_map(|upstream| Some((upstream.name.as_str(), upstream.aliases.first()?.as_str())))
+            .collect(),
+        default_upstream: config.cache.default_upstream.as_str(),
         no_fallback: args.no_fallback,
         has_logins: config.access.htpasswd_file.is_some() || !config.access.issuers.is_empty(),
     })
@@ -163,17 +170,16 @@ fn watch(folder: &Path, name: &str, recipe: &Recipe, force: bool) -> Exit {
     };
     runtime.block_on(async {
         // Before anything is written: a stop that comes at once takes it away, too.
-        let asked = Stop::listen().asked();
+        let mut stop = Stop::listen();
         let first = place::write(folder, &recipe.files, force);
         let failed = first.is_err();
         tell(first, true);
         if failed {
             return Exit::Failed;
         }
-        tokio::pin!(asked);
         loop {
             tokio::select! {
-                _ = &mut asked => break,
+                _ = stop.asked() => break,
                 () = tokio::time::sleep(LOOK_AGAIN) => {
                     tell(place::write(folder, &recipe.files, force), false);
                 }

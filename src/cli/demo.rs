@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::pin::pin;
 
-use super::serve::stop_signal;
+use super::serve::Stop;
 use super::{Exit, complain, print};
 use crate::demo::{Demo, Folder, FolderError, Paint, Report};
 use crate::telemetry::log;
@@ -61,7 +61,8 @@ pub fn run(args: &Args) -> Exit {
 }
 
 async fn tour(args: &Args, folder: &Folder) -> Exit {
-    let mut stop = pin!(stop_signal());
+    let mut signals = Stop::listen();
+    let mut stop = pin!(signals.asked());
     let started = tokio::select! {
         started = Demo::start(folder, args.port, paint()) => started,
         why = &mut stop => return interrupted(why),

@@ -12,6 +12,7 @@ mod desk;
 mod doctor;
 mod du;
 mod inspect;
+mod interrupt;
 mod keep;
 mod lists;
 mod log_level;

@@ -3,6 +3,7 @@
 mod reload;
 
 use std::net::SocketAddr;
+use std::pin::pin;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -54,13 +55,20 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
             return Exit::Failed;
         }
     };
-    runtime.block_on(async {
+    let (exit, leave) = runtime.block_on(async {
         // A limit on file sizes (`ulimit -f`) is an error of one write, not the end of the process: having a handler
         // of its own is all it takes.
         let _beyond_limit = signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()));
-        let (stop, hangup) = (Stop::listen(), reload::listen());
+        let (mut stop, hangup) = (Stop::listen(), reload::listen());
         let described = describe(&config);
-        match app::start_on(config, sockets).await {
+        let started = tokio::select! {
+            started = app::start_on(config, sockets) => started,
+            why = stop.asked() => {
+                tracing::info!(why, "stopped before it was ready");
+                return (Exit::Done, Leave::AtOnce);
+            }
+        };
+        let exit = match started {
             Ok(running) => {
                 print(&(listening(&running) + &described));
                 systemd::tell_ready(&format!(
@@ -77,9 +85,11 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
                     never = systemd::feed_watchdog() => match never {},
                     never = reload::run(&running, watch, hangup, &load) => match never {},
                 };
-                tracing::info!(why, "stopping: running responses may finish");
+                tracing::info!(why, "stopping: running responses may finish; a second signal cuts them");
                 systemd::tell_stopping();
-                running.stop().await;
+                if !finish(running, &mut stop).await {
+                    return (Exit::Failed, Leave::AtOnce);
+                }
                 tracing::info!("stopped");
                 Exit::Done
             }
@@ -87,8 +97,42 @@ pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
                 complain(&format!("cannot start: {error}"));
                 Exit::Failed
             }
+        };
+        (exit, Leave::InOrder)
+    });
+    match leave {
+        Leave::InOrder => drop(runtime),
+        // Work on the disk ends with the process, which loses nothing (L6).
+        Leave::AtOnce => runtime.shutdown_background(),
+    }
+    exit
+}
+
+/// Tells if work on the disk is waited for.
+enum Leave {
+    InOrder,
+    AtOnce,
+}
+
+/// Stops. A second signal ends the wait for running responses; a third one the wait for everything else, such as a disk
+/// that hangs: then it returns false.
+async fn finish(running: Running, stop: &mut Stop) -> bool {
+    let hurry = running.hurry();
+    let mut stopping = pin!(running.stop());
+    tokio::select! {
+        () = &mut stopping => return true,
+        why = stop.asked() => {
+            tracing::warn!(why, "a second signal: running responses are cut; a third one ends the process at once");
+            hurry.cancel();
         }
-    })
+    }
+    tokio::select! {
+        () = &mut stopping => true,
+        why = stop.asked() => {
+            tracing::error!(why, "a third signal: the process ends before everything is closed");
+            false
+        }
+    }
 }
 
 /// As many open files as the system lets this process have: each client is one, and each blob that is being sent
@@ -165,8 +209,9 @@ impl Stop {
         }
     }
 
-    /// Which of them came.
-    pub(super) async fn asked(mut self) -> &'static str {
+    /// Waits for the next of them, and returns which it was. May be dropped and called again: one that comes between
+    /// two calls is not lost.
+    pub(super) async fn asked(&mut self) -> &'static str {
         async fn came(signal: &mut Option<Signal>) {
             match signal {
                 Some(signal) => {
@@ -180,9 +225,4 @@ impl Stop {
             () = came(&mut self.terminate) => "terminate",
         }
     }
-}
-
-/// The same, from now on.
-pub(super) async fn stop_signal() -> &'static str {
-    Stop::listen().asked().await
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use super::desk::{Desk, Place, with_desk};
-use super::serve::stop_signal;
+use super::interrupt::Interrupt;
 use super::table::{printable, size, span};
 use super::{Exit, complain, print, print_json};
 use crate::admin::views::{FoundView, VerifyView};
@@ -30,20 +30,23 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             complain("a check runs already: this is how it goes on");
         }
         let mut bar = Bar::new();
+        let mut interrupt = Interrupt::listen();
         let mut view = begun;
         while view.state == "running" {
             bar.show(&view);
-            tokio::select! {
-                () = desk.a_moment() => {}
-                why = stop_signal() => {
+            view = tokio::select! {
+                later = async {
+                    desk.a_moment().await;
+                    desk.verification().await
+                } => later?,
+                why = interrupt.asked() => {
                     bar.clear();
                     if !joined {
                         desk.cancel_verify().await?;
                     }
                     return Err(format!("{why}: {}", if joined { "the check goes on" } else { "the check was cancelled" }));
                 }
-            }
-            view = desk.verification().await?;
+            };
         }
         bar.clear();
         let told = match args.place.json {

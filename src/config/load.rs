@@ -50,6 +50,13 @@ impl Config {
         assemble(source, environment)
     }
 
+    /// Returns true if a file was read and has at least one key.
+    pub fn has_keys_of_file(&self) -> bool {
+        let shown = self.sources.first().filter(|_| self.file.is_some());
+        let is_of_file = |shown: &str, place: &str| place.strip_prefix(shown).is_some_and(|rest| rest.starts_with(':'));
+        shown.is_some_and(|shown| self.origins.values().any(|place| is_of_file(shown, place)))
+    }
+
     /// What `text` means with no variables set and no home but a folder that does not exist; for tests.
     pub fn from_toml(text: &str) -> Result<Config, ConfigError> {
         let environment = Environment {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::hashing::{Hashing, note_finished, put_aside};
 use super::verify::Verifier;
 use crate::oci::Digest;
-use crate::store::unix_ms;
+use crate::store::now_by_clock_of;
 
 /// Digests taken from the index at once.
 const BATCH: usize = 1024;
@@ -62,6 +62,12 @@ impl Verifier {
     pub async fn run_idle(&self, pace: &Pace) {
         tokio::time::sleep(pace.first_after).await;
         loop {
+            // A pass that ended in the future is a clock that was set back. It counts as one that ends now, or none
+            // would be due for as long as that.
+            let finished_ms = self.store().verify_finished_ms();
+            if finished_ms.is_some_and(|finished_ms| finished_ms > now_by_clock_of(finished_ms)) {
+                note_finished(self.store()).await;
+            }
             match self.until_due(pace.every) {
                 Duration::ZERO => self.idle_pass(pace).await,
                 wait => tokio::time::sleep(wait.min(LONGEST_NAP)).await,
@@ -73,9 +79,9 @@ impl Verifier {
         let Some(finished_ms) = self.store().verify_finished_ms() else {
             return Duration::ZERO;
         };
-        // A pass that ended in the future is a clock that was set back: it counts as one that has just ended.
-        let age = Duration::from_millis(unix_ms().saturating_sub(finished_ms));
-        every.saturating_sub(age)
+        every.saturating_sub(Duration::from_millis(
+            now_by_clock_of(finished_ms).saturating_sub(finished_ms),
+        ))
     }
 
     /// One pass, from where the last one stopped to the end.

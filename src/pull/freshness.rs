@@ -48,8 +48,9 @@ pub fn judge(checked_ms: Option<u64>, now_ms: u64, ttl: Duration, offline: bool)
     }
 }
 
-/// Whether something may be served although the upstream did not confirm it: seconds past its time, or `None`
-/// when it is older than `stale_if_error`.
+/// Returns for how many seconds past its time something may be served although the upstream did not confirm it, or
+/// `None` when it is older than `stale_if_error`. `now_ms` is by the clock that dated the check; one from the future
+/// counts as one of this moment.
 pub fn may_be_stale(checked_ms: u64, now_ms: u64, ttl: Duration, stale_if_error: Duration) -> Option<u64> {
     let age = Duration::from_millis(now_ms.saturating_sub(checked_ms));
     (age <= ttl.saturating_add(stale_if_error)).then(|| age.saturating_sub(ttl).as_secs())

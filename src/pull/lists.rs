@@ -20,7 +20,7 @@ use super::outcome::Outcome;
 use super::turns::{Turn, Turns};
 use super::{Pull, Question, View};
 use crate::oci::{Digest, HostPort, Reference, Tag};
-use crate::store::{ListKey, ListRecord, ListSpool, Page, Store, StoreError, unix_ms};
+use crate::store::{ListKey, ListRecord, ListSpool, Page, Store, StoreError, now_by_clock_of, unix_ms};
 use crate::upstream::{ItemKind, Items, ListSink, Referrers};
 
 /// New signatures must be seen soon (R-C81).
@@ -332,7 +332,8 @@ impl Pull {
             });
         }
         let stale = known.and_then(|items| {
-            let overdue = may_be_stale(items.checked_ms, unix_ms(), ttl, target.upstream.stale_if_error)?;
+            let now_ms = now_by_clock_of(items.checked_ms);
+            let overdue = may_be_stale(items.checked_ms, now_ms, ttl, target.upstream.stale_if_error)?;
             Some((items, overdue))
         });
         if let Some((items, overdue_s)) = &stale

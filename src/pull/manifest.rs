@@ -21,7 +21,7 @@ use super::{Pull, Question};
 use crate::events::{Action, Event};
 use crate::oci::manifest::{Manifest, ManifestError};
 use crate::oci::{Algorithm, Digest, Reference, Tag, media_type};
-use crate::store::{self, StoreError, TagRecord, unix_ms};
+use crate::store::{self, StoreError, TagRecord, now_by_clock_of, unix_ms};
 use crate::telemetry::trace::{self, Kind};
 use crate::upstream::{Client, ErrorKind, ManifestBody, ManifestHead, UpstreamError};
 
@@ -373,7 +373,8 @@ impl Pull {
     /// What may be served of a tag although its upstream failed: its record's target or the last one that is held.
     fn best_stale(&self, target: &Target, record: &TagRecord) -> Option<(Digest, u64)> {
         let policy = &target.upstream;
-        let overdue_s = may_be_stale(record.checked_ms, unix_ms(), policy.tag_ttl, policy.stale_if_error)?;
+        let now_ms = now_by_clock_of(record.checked_ms);
+        let overdue_s = may_be_stale(record.checked_ms, now_ms, policy.tag_ttl, policy.stale_if_error)?;
         Some((self.last_held(target, record)?, overdue_s))
     }
 

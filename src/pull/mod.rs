@@ -300,6 +300,7 @@ impl Pull {
     /// Goes by another configuration from now on. Transfers and questions under way go on as they began.
     pub fn adopt(&self, view: &View) {
         self.policy.store(view.0.clone());
+        view.0.clients.adopt();
         // They were said to another configuration.
         self.negatives.invalidate_all();
         self.silent_registries.invalidate_all();

@@ -51,9 +51,8 @@ impl Pull {
             return Some(false);
         }
         let shown = self.store.shown_to_nobody(&target.key)?;
-        let age = Duration::from_millis(unix_ms().saturating_sub(shown.checked_ms));
         let believed = if shown.is_public { PUBLIC_FOR } else { PRIVATE_FOR };
-        (age < believed).then_some(!shown.is_public)
+        shown.is_younger_than(believed).then_some(!shown.is_public)
     }
 
     /// Marks what is cached of upstreams that know Larder by a client certificate: it may have come before there was one,

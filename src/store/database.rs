@@ -85,6 +85,8 @@ impl Op {
 
 enum Message {
     Write(Vec<Op>, Option<Sender<bool>>),
+    /// To be written anew, behind all that came before.
+    Anew(Sender<Result<(), StoreError>>),
     Stop,
 }
 
@@ -100,6 +102,8 @@ pub(super) struct Database {
     /// Transactions that were written since it was opened.
     written: Arc<AtomicU64>,
     damage: Arc<Damage>,
+    /// Number of the file that is open.
+    inode: Arc<AtomicU64>,
     was_mended: bool,
     proof: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -146,6 +150,7 @@ impl Database {
         });
         let (redb, is_proved) = attempt(&path, || open_redb(&path))?;
         let redb: Shared = Arc::new(RwLock::new(Some(redb)));
+        let inode = Arc::new(AtomicU64::new(inode_of(&path).unwrap_or(0)));
         let proof = match is_proved {
             true => None,
             false => {
@@ -164,6 +169,8 @@ impl Database {
             let writer = Writing {
                 redb: redb.clone(),
                 path: path.clone(),
+                new: tree.new_index(),
+                inode: inode.clone(),
                 damage: damage.clone(),
             };
             std::thread::Builder::new()
@@ -184,6 +191,7 @@ impl Database {
             bytes,
             written,
             damage,
+            inode,
             was_mended: is_proved,
             proof: Mutex::new(proof),
             thread: Mutex::new(Some(thread)),
@@ -253,6 +261,25 @@ impl Database {
             let table = self.begin_read()?.open_table(table.definition())?;
             Ok(table.get(key)?.map(|value| value.value().to_vec()))
         })
+    }
+
+    /// Returns true if its file was removed, and perhaps another one put in its place: what is written now is lost with
+    /// the process.
+    pub(super) fn is_gone(&self) -> bool {
+        let is_another = match inode_of(&self.path) {
+            Ok(inode) => inode != self.inode.load(Ordering::Relaxed),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        is_another && self.damage().is_none()
+    }
+
+    /// Puts another file in the place of one that was removed, with all that was written to that. Blocking; what is
+    /// queued meanwhile waits, and comes to the new one.
+    pub(super) fn write_anew(&self) -> Result<(), StoreError> {
+        let (done, outcome) = mpsc::channel();
+        let _ = self.queue.send(Message::Anew(done));
+        let stopped = || StoreError::io("write anew", &self.path)(std::io::Error::other("the proxy stops"));
+        outcome.recv().unwrap_or_else(|_| Err(stopped()))
     }
 
     /// How many pairs a table has.
@@ -509,10 +536,18 @@ fn file_bytes(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
+fn inode_of(path: &Path) -> std::io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.ino())
+}
+
 /// The writer thread's side of the database.
 struct Writing {
     redb: Shared,
     path: PathBuf,
+    /// Renamed to `path` when it is whole.
+    new: PathBuf,
+    inode: Arc<AtomicU64>,
     damage: Arc<Damage>,
 }
 
@@ -532,13 +567,14 @@ fn write_loop(to: &Writing, messages: &Receiver<Message>, written: impl Fn(bool)
         };
         let Some(first) = first else { break };
         let mut ops = std::mem::take(&mut backlog);
-        let mut waiting = Vec::new();
+        let (mut waiting, mut anew) = (Vec::new(), Vec::new());
         for message in std::iter::once(first).chain(messages.try_iter()) {
             match message {
                 Message::Write(more, done) => {
                     ops.extend(more);
                     waiting.extend(done);
                 }
+                Message::Anew(done) => anew.push(done),
                 Message::Stop => stop = true,
             }
         }
@@ -550,6 +586,10 @@ fn write_loop(to: &Writing, messages: &Receiver<Message>, written: impl Fn(bool)
         for done in waiting {
             // Nothing is known to be on disk any more.
             let _ = done.send(outcome.is_ok() && to.damage.found.get().is_none());
+        }
+        for done in anew {
+            let _ = done.send(to.write_anew());
+            written(false);
         }
         match outcome {
             Ok(()) => {}
@@ -587,6 +627,35 @@ fn cut_short(ops: Vec<Op>, most: usize) -> Vec<Op> {
 }
 
 impl Writing {
+    fn note_inode(&self) {
+        if let Ok(inode) = inode_of(&self.path) {
+            self.inode.store(inode, Ordering::Relaxed);
+        }
+    }
+
+    /// See [`Database::write_anew`].
+    fn write_anew(&self) -> Result<(), StoreError> {
+        {
+            let redb = self.redb.read().unwrap_or_else(PoisonError::into_inner);
+            let redb = redb
+                .as_ref()
+                .ok_or_else(|| index_error(&self.path, redb::Error::PreviousIo))?;
+            build(&self.new, |put| copy_all(redb, &self.path, put))?;
+        }
+        std::fs::rename(&self.new, &self.path).map_err(StoreError::io("put into place", &self.path))?;
+        if let Some(folder) = self.path.parent() {
+            let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+            synced.map_err(StoreError::io("sync", folder))?;
+        }
+        let mut redb = self.redb.write().unwrap_or_else(PoisonError::into_inner);
+        let before = redb.take();
+        let _ = guarded(|| drop(before));
+        // Should this fail, the next write opens it.
+        *redb = Some(attempt(&self.path, || open_redb(&self.path))?.0);
+        self.note_inode();
+        Ok(())
+    }
+
     /// After a failed write redb refuses everything, also when the disk is well again: it has to be opened anew. Then
     /// what was written before can be read, and the next attempt has a chance.
     fn write(&self, ops: &[Op]) -> Result<(), StoreError> {
@@ -613,11 +682,31 @@ impl Writing {
             }
         });
         let opened = redb.insert(opened?.0);
+        self.note_inode();
         match applied {
             Some(failed) => failed,
             None => attempt(&self.path, || apply(opened, ops)),
         }
     }
+}
+
+/// Hands over all pairs of all tables.
+fn copy_all(redb: &Redb, path: &Path, put: &mut dyn FnMut(Op) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    let mut failed = Ok(());
+    let read = attempt(path, || {
+        let transaction = redb.begin_read()?;
+        for table in Table::ALL {
+            for pair in transaction.open_table(table.definition())?.range::<&[u8]>(..)? {
+                let (key, value) = pair?;
+                failed = put(Op::Put(table, key.value().to_vec(), value.value().to_vec()));
+                if failed.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    });
+    failed.and(read)
 }
 
 fn apply(redb: &Redb, ops: &[Op]) -> Result<(), redb::Error> {

@@ -100,8 +100,13 @@ impl Tree {
         self.root.join("oci-layout")
     }
 
+    /// The folder of the folders of blobs.
+    pub(super) fn all_blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
     pub(super) fn blobs(&self, algorithm: Algorithm) -> PathBuf {
-        self.root.join("blobs").join(algorithm.as_str())
+        self.all_blobs().join(algorithm.as_str())
     }
 
     pub(super) fn staging(&self) -> PathBuf {

@@ -21,12 +21,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use bytes::Bytes;
 use serde_json::Value;
 
+use super::clock::unix_ms;
 use super::database::{Database, Op, Table};
 use super::error::StoreError;
 use super::index::on_disk;
 use super::keys::Tree;
 use super::lines::{self, Page};
-use super::records::{ListKey, in_repository, unix_ms};
+use super::records::{ListKey, in_repository};
 use super::tags::upsert;
 use super::{Inner, Store, unlink};
 
@@ -813,6 +814,25 @@ impl Inner {
         });
     }
 
+    /// Lets go of the lists whose files are gone. Blocking.
+    pub(super) fn forget_gone_lists(&self) {
+        let mut gone = Vec::new();
+        let scanned = self.database.scan(Table::Lists, &[], |key, value| {
+            let is_file = Stored::from_bytes(value).is_some_and(|stored| stored.file_bytes() > 0);
+            let is_gone = |error: Error| error.kind() == ErrorKind::NotFound;
+            if is_file && std::fs::metadata(self.tree.list(key)).is_err_and(is_gone) {
+                gone.push(key.to_vec());
+            }
+            true
+        });
+        if let Err(error) = scanned {
+            tracing::error!(%error, "the index could not be read: lists that are gone are not forgotten");
+        }
+        for key in gone {
+            self.forget_list(&key);
+        }
+    }
+
     fn read_list(&self, key: &[u8]) -> Option<Arc<Stored>> {
         match self.database.get(Table::Lists, key) {
             Ok(bytes) => Stored::from_bytes(&bytes?).map(Arc::new),
@@ -908,7 +928,8 @@ impl Store {
             None => upsert(&self.inner.lists.hot, &key, |known| known.unwrap_or_else(read)),
         }?;
         let now = unix_ms();
-        if now.saturating_sub(stored.used_ms.load(Ordering::Relaxed)) >= NOTE_USE_EVERY_MS {
+        // A clock that was set back must not keep a use from being noted for as long as that.
+        if now.abs_diff(stored.used_ms.load(Ordering::Relaxed)) >= NOTE_USE_EVERY_MS {
             self.note_list_use(&key, now);
         }
         self.inner.open_list(&key, &stored).map(Arc::new)

@@ -5,6 +5,7 @@
 //! `tags` and `lists` are what upstreams change at will; `state` is small files of others; `writer` is the only way in and the one place where a digest is verified.
 
 mod beside;
+mod clock;
 mod copy;
 mod database;
 mod disk;
@@ -18,8 +19,10 @@ mod index;
 mod keys;
 mod lines;
 mod lists;
+mod mend;
 mod opened;
 mod pages;
+mod place;
 mod privacy;
 mod proof;
 mod queue;
@@ -53,6 +56,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 #[cfg(any(test, fuzzing))]
 pub(crate) use queue::fuzz as queue_fuzz;
 
+pub use clock::{now_by_clock_of, unix_ms, watch_clock};
 pub use disk::{DiskOp, Fault, Faults};
 pub use error::{Mismatch, StoreError};
 pub use hot::Shown;
@@ -62,7 +66,7 @@ pub use lines::Page;
 pub use lists::{ListRecord, ListSpool, Loan};
 pub use privacy::{PUBLIC_FOR, ToNobody};
 pub use queue::{Batch, Line, Lost, Queue, Waiting};
-pub use records::{ListKey, Move, TagRecord, unix_ms};
+pub use records::{ListKey, Move, TagRecord};
 pub use recovery::{IndexState, Recovery};
 pub use reveal::{Keep, Reveal, RevealError};
 pub use state::{Paper, State};
@@ -119,10 +123,8 @@ struct Inner {
     hashers: beside::Hashers,
     opened: opened::Opened,
     events: Events,
-    /// Keeps the lock for as long as the store lives.
-    _lock: File,
-    /// Identity of the folders of blobs when they were opened.
-    folders: startup::Folders,
+    /// The folder as it was opened, and its lock, which is kept for as long as the store lives.
+    ground: mend::Ground,
     copying: recovery::Copying,
     recovery: Option<Recovery>,
 }
@@ -258,7 +260,7 @@ impl Store {
         let tree = Tree::new(&cache.path);
         startup::make_folders(&tree)?;
         let lock = startup::take_lock(&tree)?;
-        let folders = startup::Folders::of(&tree)?;
+        let ground = mend::Ground::of(&tree, lock)?;
         let shelves = |index: &mut Index| {
             for upstream in &config.upstreams {
                 if let Some(max) = upstream.max_size {
@@ -303,8 +305,7 @@ impl Store {
             hashers: beside::Hashers::default(),
             opened: opened::Opened::default(),
             events: Events::default(),
-            _lock: lock,
-            folders,
+            ground,
             copying,
             recovery,
         };
@@ -613,8 +614,11 @@ impl Store {
         }
     }
 
-    /// Whether the folder can be written, for readiness. Blocking.
+    /// Looks whether the folder can be written, for readiness, and makes again what somebody removed of it. Blocking.
+    ///
+    /// Error: also where the folder is not the one that was opened, as while its file system is not mounted.
     pub fn probe(&self) -> Result<(), StoreError> {
+        self.inner.mend()?;
         let path = self.inner.tree.probe();
         std::fs::write(&path, b"")
             .and_then(|()| std::fs::remove_file(&path))
@@ -628,6 +632,7 @@ impl Store {
     /// Writes what is queued, and a copy of the index if it has changed since the last one. Blocking.
     pub fn close(&self) {
         self.flush_wishes();
+        self.inner.mend_at_the_end();
         self.copy_at_the_end();
         self.inner.database.stop();
     }
@@ -637,7 +642,8 @@ impl Store {
         let mut index = self.inner.index();
         index.touch(digest);
         let Some(entry) = index.get(digest) else { return };
-        if now.saturating_sub(entry.used_ms) >= TOUCH_EVERY_MS {
+        // A clock that was set back must not keep a use from being noted for as long as that.
+        if now.abs_diff(entry.used_ms) >= TOUCH_EVERY_MS {
             // What a manifest names was used with it, and is written down with it.
             let mut used: Vec<Digest> = entry.kind.children().to_vec();
             used.push(*digest);
@@ -666,7 +672,7 @@ impl Inner {
     /// opened: one that is not there just now, as its file system is not mounted, has lost nothing.
     fn is_lost(&self, digest: &Digest, error: &std::io::Error) -> bool {
         match error.kind() {
-            std::io::ErrorKind::NotFound => self.folders.is_there(&self.tree, digest.algorithm()),
+            std::io::ErrorKind::NotFound => self.ground.has_blobs(&self.tree, digest.algorithm()),
             _ => disk::is_damage(error),
         }
     }

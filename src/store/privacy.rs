@@ -9,9 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::Store;
+use super::clock::now_by_clock_of;
 use super::database::{Database, Op, Table};
 use super::error::StoreError;
-use super::records::unix_ms;
 
 const PREFIX: &[u8] = b"private\0";
 /// Repositories without a mark of which something is known: clients may ask for any name.
@@ -31,8 +31,14 @@ pub struct ToNobody {
 impl ToNobody {
     /// Returns whether it is public as far as that is still believed.
     fn is_public_now(self) -> bool {
-        let age = Duration::from_millis(unix_ms().saturating_sub(self.checked_ms));
-        self.is_public && age < PUBLIC_FOR
+        self.is_public && self.is_younger_than(PUBLIC_FOR)
+    }
+
+    /// Returns whether it said so less than `time` ago. An answer from the future, which a clock that was set back
+    /// leaves, counts as old: it would be believed for as long as that.
+    pub fn is_younger_than(self, time: Duration) -> bool {
+        let age = now_by_clock_of(self.checked_ms).checked_sub(self.checked_ms);
+        age.is_some_and(|age| Duration::from_millis(age) < time)
     }
 
     /// `+` or `-`, and the time in big endian.

@@ -1,21 +1,13 @@
-//! Records of tags and blobs in the index, the keys of lists, and the clock that records are dated by.
+//! Records of tags and blobs in the index, and the keys of lists.
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use super::database::{Op, Table};
 use super::index::{Children, Index, Kind};
 use crate::oci::Digest;
-
-/// Milliseconds since 1970, by the wall clock: records outlive the process.
-pub fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-}
 
 /// What a tag points at, by its upstream's last answer (R-X11).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,12 +20,12 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use jiff::Timestamp;
 
+use super::clock::unix_ms;
 use super::copy::{self, Encoder, Found, Stamp, TABLES};
 use super::database::{self, Database, Op, Table};
 use super::error::StoreError;
 use super::index::{Index, on_disk};
 use super::keys::Tree;
-use super::records::unix_ms;
 use super::relief::{self, Relief};
 use super::{Inner, Store, disk, privacy, startup, wishes};
 
@@ -406,6 +406,15 @@ impl Copying {
         }
     }
 
+    /// The copy was removed: another is to be made soon.
+    pub(super) fn forget(&self) {
+        let mut last = self.last();
+        self.bytes.store(0, Ordering::Relaxed);
+        self.made_ms.store(0, Ordering::Relaxed);
+        last.written = None;
+        self.want();
+    }
+
     /// A copy is to be made soon.
     pub(super) fn want(&self) {
         self.wanted.store(true, Ordering::Relaxed);
@@ -526,6 +535,7 @@ impl Inner {
 
     /// Writes the copy. Gives how many records it has.
     fn write_copy(&self, last: &mut Last) -> Result<u64, StoreError> {
+        self.check_place()?;
         let made_ms = unix_ms();
         let stamp = Stamp {
             made_ms,

@@ -8,11 +8,12 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use super::clock::unix_ms;
 use super::database::{Op, Table};
 use super::error::StoreError;
 use super::index::{Entry, Index, Kind, Scope, Staging, Victim, on_disk};
 use super::keys::staging_key;
-use super::records::{BlobRecord, unix_ms};
+use super::records::BlobRecord;
 use super::{Arrival, Inner, link_key, reservation, unlink};
 use crate::events::{Action, Event};
 use crate::oci::Digest;
@@ -300,10 +301,10 @@ impl Inner {
         let is_gone = std::fs::metadata(self.tree.blob(digest))
             .is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound && self.is_lost(digest, &error));
         if is_gone && index.get(digest).is_some() {
-            match self.recovery {
-                None => tracing::warn!(%digest, "a held blob is gone from the disk: forgotten"),
-                // Evicted since the copy was made that the index was built from.
-                Some(_) => tracing::debug!(%digest, "a held blob is gone from the disk: forgotten"),
+            match self.recovery.is_none() && !self.ground.was_mended() {
+                true => tracing::warn!(%digest, "a held blob is gone from the disk: forgotten"),
+                // Evicted since the copy was made that the index was built from; or all of it was removed.
+                false => tracing::debug!(%digest, "a held blob is gone from the disk: forgotten"),
             }
             self.drop_entry(&mut index, digest);
         }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -69,32 +69,6 @@ pub(super) fn take_lock(tree: &Tree) -> Result<File, StoreError> {
     let mut note = note;
     note().map_err(StoreError::io("write", &path))?;
     Ok(file)
-}
-
-/// The folders that blobs are in, as they were when they were opened.
-pub(super) struct Folders([(u64, u64); Algorithm::ALL.len()]);
-
-impl Folders {
-    pub(super) fn of(tree: &Tree) -> Result<Folders, StoreError> {
-        let mut known = [(0, 0); Algorithm::ALL.len()];
-        for (known, algorithm) in known.iter_mut().zip(Algorithm::ALL) {
-            let folder = tree.blobs(algorithm);
-            *known = identity(&folder).map_err(StoreError::io("look at", folder))?;
-        }
-        Ok(Folders(known))
-    }
-
-    /// Returns true if one of them is in its place. Not so while its file system is not mounted.
-    pub(super) fn is_there(&self, tree: &Tree, algorithm: Algorithm) -> bool {
-        let now = identity(&tree.blobs(algorithm)).ok();
-        let mut known = Algorithm::ALL.into_iter().zip(self.0);
-        known.any(|(of, then)| of == algorithm && now == Some(then))
-    }
-}
-
-fn identity(folder: &Path) -> std::io::Result<(u64, u64)> {
-    let meta = std::fs::metadata(folder)?;
-    Ok((meta.dev(), meta.ino()))
 }
 
 /// Returns true if anything is in the folders of blobs.

@@ -11,9 +11,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::Store;
+use super::clock::unix_ms;
 use super::database::{Database, Op, Table};
 use super::error::StoreError;
-use super::records::unix_ms;
 
 /// Wishes that are kept; then the one that was wished for least recently goes.
 pub const MOST_WISHES: usize = 10_000;

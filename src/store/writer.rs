@@ -122,6 +122,7 @@ pub struct Remains {
 impl Writer {
     /// Stages `digest`; under a staging key it goes on with what an earlier writer left there.
     pub(super) fn begin(store: Arc<Inner>, digest: Digest, key: Option<Digest>) -> Result<Writer, StoreError> {
+        store.check_ground()?;
         let path = match &key {
             Some(key) => store.tree.part(key),
             None => store.tree.temporary(&digest),
@@ -132,7 +133,7 @@ impl Writer {
         };
         let (file, hashing) = match found {
             Some(part) => part,
-            None => (store.create(&path)?, Hashing::new(digest)),
+            None => (store.create_mending(&path)?, Hashing::new(digest)),
         };
         // More may have been counted than is in the file: that is a claim like any other.
         let reserved = match &key {
@@ -453,6 +454,17 @@ impl Inner {
         self.disk
             .create(path)
             .map_err(|error| self.failed("create", path, error))
+    }
+
+    /// Creates a file. Where its folder is gone that is made again first, if it may be.
+    fn create_mending(self: &Arc<Inner>, path: &Path) -> Result<File, StoreError> {
+        match self.create(path) {
+            Err(StoreError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                self.mend()?;
+                self.create(path)
+            }
+            created => created,
+        }
     }
 
     /// An error of the disk, noted.

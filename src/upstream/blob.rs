@@ -2,16 +2,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, WARNING};
 use reqwest::{Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use super::body;
 use super::error::{ErrorKind, UpstreamError};
-use super::pacer::{self, Pacer};
+use super::pacer::{Pace, Pacer};
 use crate::telemetry::trace::Span as TraceSpan;
 
 /// A blob's bytes as they come.
@@ -33,10 +34,12 @@ pub struct BlobStream {
     upstream: Arc<str>,
     read_timeout: Duration,
     progress: Progress,
+    /// Time that the next piece has been waited for, also by calls that were dropped.
+    waited: Duration,
     bytes: metrics::Counter,
-    pacer: Option<Arc<Pacer>>,
-    /// Bytes that came and that the pacer has not been told of.
-    unpaid: usize,
+    pace: Pace,
+    /// Bytes that came and whose turn has not come (`max_bandwidth`).
+    held: Bytes,
     came: Came,
     /// Held as long as the body is (`max_connections`).
     _slot: Option<OwnedSemaphorePermit>,
@@ -197,7 +200,7 @@ impl BlobStream {
         response: Response,
         upstream: Arc<str>,
         read_timeout: Duration,
-        pacer: Option<Arc<Pacer>>,
+        pacer: Arc<Pacer>,
         slot: Option<OwnedSemaphorePermit>,
     ) -> BlobStream {
         let span = response.extensions().get::<TraceSpan>().cloned().unwrap_or_default();
@@ -214,14 +217,16 @@ impl BlobStream {
             upstream,
             read_timeout,
             progress: Progress::default(),
-            pacer,
-            unpaid: 0,
+            waited: Duration::ZERO,
+            pace: Pace::new(pacer),
+            held: Bytes::new(),
             came: Came { bytes: 0, span },
             _slot: slot,
         }
     }
 
-    /// The next piece; `Ok(None)` at the end of a body that was complete by its own framing.
+    /// The next piece; `Ok(None)` at the end of a body that was complete by its own framing. May be dropped and called
+    /// again: nothing that came, and no time that was waited, is lost.
     /// Errors: `Timeout` after `read_timeout` without a byte, `Cut` when the connection broke.
     pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
         let next = self.read().await;
@@ -232,20 +237,34 @@ impl BlobStream {
         next
     }
 
+    /// Hands out what came when its time has come, and reads no more before that.
     async fn read(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        if let Some(pacer) = self.pacer.as_ref().filter(|_| self.unpaid >= pacer::SLICE) {
-            // What came is handed out at once; the next is not even read before its time.
-            pacer.pass(std::mem::take(&mut self.unpaid)).await;
+        if self.held.is_empty() {
+            match self.receive().await? {
+                Some(piece) => self.held = piece,
+                None => return Ok(None),
+            }
         }
-        let asked = Instant::now();
-        let piece = body::piece(&mut self.response, self.read_timeout).await;
+        let passed = self.pace.pass(self.held.len()).await;
+        Ok(Some(self.held.split_to(passed)))
+    }
+
+    async fn receive(&mut self) -> Result<Option<Bytes>, UpstreamError> {
+        let pause = self.read_timeout.saturating_sub(self.waited);
+        let received = {
+            let _counts = Waiting::begin(&mut self.waited);
+            body::piece(&mut self.response, pause).await
+        };
+        let waited = std::mem::take(&mut self.waited);
+        let timeout = || ErrorKind::Timeout(self.read_timeout);
+        let piece = received.map_err(|kind| match kind {
+            ErrorKind::Timeout(_) => timeout(),
+            other => other,
+        });
         let piece = piece.map_err(|kind| UpstreamError::new(&self.upstream, kind))?;
         let came = piece.as_ref().map_or(0, Bytes::len);
-        if piece.is_some() && !self.progress.suffices(asked.elapsed(), came, self.read_timeout) {
-            return Err(UpstreamError::new(
-                &self.upstream,
-                ErrorKind::Timeout(self.read_timeout),
-            ));
+        if piece.is_some() && !self.progress.suffices(waited, came, self.read_timeout) {
+            return Err(UpstreamError::new(&self.upstream, timeout()));
         }
         let Some(piece) = piece else {
             return match self.left {
@@ -257,7 +276,6 @@ impl BlobStream {
             };
         };
         self.bytes.increment(piece.len() as u64);
-        self.unpaid += piece.len();
         if let Some(left) = &mut self.left {
             *left = left.checked_sub(piece.len() as u64).ok_or_else(|| {
                 let kind = ErrorKind::Protocol("more bytes than it announced".into());
@@ -265,6 +283,27 @@ impl BlobStream {
             })?;
         }
         Ok(Some(piece))
+    }
+}
+
+/// Adds the time that it lives: a wait that is dropped counts.
+struct Waiting<'a> {
+    begun: Instant,
+    waited: &'a mut Duration,
+}
+
+impl Waiting<'_> {
+    fn begin(waited: &mut Duration) -> Waiting<'_> {
+        Waiting {
+            begun: Instant::now(),
+            waited,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        *self.waited += self.begun.elapsed();
     }
 }
 

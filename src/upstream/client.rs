@@ -106,7 +106,8 @@ impl Clients {
             let client = match before.filter(|before| before.asked == asked && !has_files) {
                 Some(same) => same.clone(),
                 None => {
-                    let built = Client::build(asked, &clients.logins, &self.sources, self.tuning);
+                    let pacer = before.map(|before| before.pacer.clone());
+                    let built = Client::build(asked, pacer, &clients.logins, &self.sources, self.tuning);
                     let client = built.map_err(|what| BuildError {
                         upstream: upstream.name.to_string(),
                         what,
@@ -121,6 +122,13 @@ impl Clients {
             clients.all.push(client);
         }
         Ok(clients)
+    }
+
+    /// Makes the rates of this configuration hold, for downloads that began under another one as well.
+    pub fn adopt(&self) {
+        for client in &self.all {
+            client.pacer.set_rate(client.asked.max_bandwidth);
+        }
     }
 
     /// By canonical name, as in `Config::upstreams`.
@@ -157,8 +165,8 @@ pub struct Client {
     pub(super) tuning: Tuning,
     /// `max_connections`: requests in flight, bodies included.
     pub(super) slots: Option<Arc<Semaphore>>,
-    /// `max_bandwidth`.
-    pacer: Option<Arc<Pacer>>,
+    /// `max_bandwidth`, for this client and for those of earlier configurations whose downloads run.
+    pacer: Arc<Pacer>,
     /// Whether stored credentials were behind a repository's last answer.
     pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
@@ -215,7 +223,14 @@ pub enum Referrers {
 }
 
 impl Client {
-    fn build(asked: Upstream, logins: &Arc<Logins>, sources: &Sources, tuning: Tuning) -> Result<Client, String> {
+    /// `pacer`: that of the configuration before, whose rate is another until [`Clients::adopt`].
+    fn build(
+        asked: Upstream,
+        pacer: Option<Arc<Pacer>>,
+        logins: &Arc<Logins>,
+        sources: &Sources,
+        tuning: Tuning,
+    ) -> Result<Client, String> {
         let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
         let endpoint = |url: &Url, is_own: bool| {
@@ -248,7 +263,7 @@ impl Client {
             slots: upstream
                 .max_connections
                 .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
-            pacer: upstream.max_bandwidth.map(|rate| Arc::new(Pacer::new(&name, rate))),
+            pacer: pacer.unwrap_or_else(|| Arc::new(Pacer::new(&name, upstream.max_bandwidth))),
             logins_used: moka::sync::Cache::new(MAX_REPOSITORIES),
             name,
             asked,

@@ -72,6 +72,18 @@ impl std::fmt::Debug for Transport {
     }
 }
 
+/// Bytes that an upstream may send unread, on a stream and on a connection of HTTP/2. Under `max_bandwidth` they are
+/// what it allows in a quarter and in half a second: what lies in a window has crossed the link already.
+fn windows(max_bandwidth: Option<u64>) -> (u32, u32) {
+    const STREAM: u64 = 4 << 20;
+    const CONNECTION: u64 = 32 << 20;
+    // HTTP/2's own.
+    const LEAST: u64 = 65_535;
+    let rate = max_bandwidth.unwrap_or(u64::MAX);
+    let window = |most: u64, allowed: u64| u32::try_from(allowed.clamp(LEAST, most)).unwrap_or(u32::MAX);
+    (window(STREAM, rate / 4), window(CONNECTION, rate / 2))
+}
+
 impl Transport {
     /// For the endpoint at `home`, which is the upstream's URL or one of its mirrors.
     pub fn new(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Transport, String> {
@@ -83,6 +95,7 @@ impl Transport {
             .map(str::to_owned)
             .collect();
         let guard = Arc::new(Guard::new(home, names));
+        let (stream_window, connection_window) = windows(upstream.max_bandwidth);
         let build = |resolver: Option<GuardedResolver>, is_apart: bool| {
             let mut tls = tls.clone();
             if is_apart {
@@ -94,8 +107,8 @@ impl Transport {
                 .connect_timeout(upstream.connect_timeout)
                 .pool_idle_timeout(Duration::from_secs(60))
                 .tcp_nodelay(true)
-                .http2_initial_stream_window_size(4 << 20)
-                .http2_initial_connection_window_size(32 << 20)
+                .http2_initial_stream_window_size(stream_window)
+                .http2_initial_connection_window_size(connection_window)
                 .http2_max_header_list_size(64 << 10)
                 .no_proxy();
             for (_, proxy) in &proxies {

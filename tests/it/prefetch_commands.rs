@@ -301,3 +301,73 @@ async fn wishes_are_filled() {
     let none = ask(&open, &["prefetch", "--wishes", "none.json"]).await.expect(0);
     assert_eq!(none.out, "nothing was wished for\n");
 }
+
+/// The first signal asks the proxy to cancel the job; the next one ends a command whose proxy hangs.
+#[tokio::test]
+async fn signals_end_a_command_that_waits() {
+    use std::io::Read as _;
+    use std::os::unix::process::ExitStatusExt as _;
+
+    use rustix::process::{Pid, Signal, kill_process};
+
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[300_000]);
+    let never = Gate::closed();
+    upstream
+        .on(On::Blob(image.layers[0]))
+        .always()
+        .stall_after(100_000, &never);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let proxy = Pid::from_raw(i32::try_from(larder.pid()).unwrap()).unwrap();
+    for hangs in [false, true] {
+        let mut command = crate::support::process::command(larder.folder());
+        command.args(["prefetch", "alpine:1", "--admin", &format!("http://{}", larder.admin())]);
+        let mut child = command.spawn().unwrap();
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        never.wait_for_arrivals(1).await;
+        // It listens for signals since it follows the job, which is a moment behind its beginning.
+        within("the command to listen", async {
+            let listens = || {
+                let status = std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+                let caught = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("SigCgt:"))
+                    .unwrap()
+                    .trim()
+                    .to_owned();
+                u64::from_str_radix(&caught, 16).unwrap() & 2 != 0
+            };
+            while !listens() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        if hangs {
+            kill_process(proxy, Signal::STOP).unwrap();
+        }
+        let ended = within("the command to end", async {
+            loop {
+                if let Some(status) = child.try_wait().unwrap() {
+                    return status;
+                }
+                // One is enough for a proxy that answers.
+                let _ = kill_process(pid, Signal::INT);
+                tokio::time::sleep(std::time::Duration::from_millis(if hangs { 100 } else { 3000 })).await;
+            }
+        })
+        .await;
+        if hangs {
+            kill_process(proxy, Signal::CONT).unwrap();
+        }
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert_eq!(ended.signal(), None, "{err}");
+        match hangs {
+            true => assert_eq!(ended.code(), Some(130), "{err}"),
+            false => assert!(
+                ended.code() == Some(1) && err.contains("the prefetch was cancelled"),
+                "{err}"
+            ),
+        }
+    }
+}

@@ -147,6 +147,34 @@ async fn a_bad_file_changes_nothing() {
     assert_eq!(ready["status"], "ready");
 }
 
+/// As an editor leaves it that truncates and then writes: the defaults are not what anybody asked for by that.
+#[tokio::test]
+async fn an_empty_file_changes_nothing() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[10]);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let good = std::fs::read_to_string(path(&larder)).unwrap();
+    std::fs::write(path(&larder), "").unwrap();
+    // By itself, when the file has come to rest.
+    told(&larder, REFUSED, 1).await;
+    let line = larder.wait_for_log(REFUSED).await;
+    assert!(
+        line.contains("proxy.toml") && line.contains("found an empty file"),
+        "{line}"
+    );
+    let ready = Ask::get("/readyz").send(larder.admin()).await.expect(200).json();
+    assert_eq!(ready["status"], "degraded");
+    std::fs::write(path(&larder), "# nothing\n").unwrap();
+    hang_up(&larder);
+    told(&larder, REFUSED, 2).await;
+    // By the defaults docker.io would be the real one.
+    larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
+    change(&larder, &good);
+    told(&larder, HOLDS, 1).await;
+    let ready = Ask::get("/readyz").send(larder.admin()).await.expect(200).json();
+    assert_eq!(ready["status"], "ready");
+}
+
 /// Transfers go on as they began, and what cannot change is named.
 #[tokio::test]
 async fn transfers_outlive_a_reload() {

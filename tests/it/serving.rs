@@ -91,6 +91,29 @@ async fn a_stop_is_bounded() {
     assert!(!running.rest().await.is_complete());
 }
 
+/// Whoever asks twice does not want to wait for a client that takes minutes.
+#[tokio::test]
+async fn a_second_signal_ends_the_grace() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 1_000_000);
+    let never = Gate::closed();
+    upstream.on(On::Blobs).stall_after(500_000, &never);
+    let mut larder = LarderProcess::start(&upstream, |t| {
+        t.server("shutdown_grace", "1h");
+    })
+    .await;
+    let mut running = Ask::get(blob(REPO, digest)).open(larder.registry()).await;
+    running.read_at_least(100_000).await;
+    larder.terminate();
+    larder.wait_for_log("a second signal cuts them").await;
+    // The cache is closed in order all the same.
+    assert_eq!(larder.stop().await, Some(0), "{}", larder.logs());
+    let line = larder.wait_for_log("the wait was ended").await;
+    assert!(line.contains("connections=1"), "{line}");
+    larder.wait_for_log("stopped").await;
+    assert!(!running.rest().await.is_complete());
+}
+
 /// A second Larder on the same folder would damage it.
 #[tokio::test]
 async fn one_larder_a_folder() {

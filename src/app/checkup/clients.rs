@@ -6,6 +6,7 @@
 use std::io::Read as _;
 use std::path::Path;
 
+use super::naming::Way;
 use super::target::{Lookup, Match, Target};
 use super::{Address, Finding, Level, containerd, containers, docker, rancher};
 
@@ -109,6 +110,19 @@ impl Look<'_> {
 
 fn unread(check: &str, path: &str, why: &str) -> Finding {
     Finding::warning(check, format!("/{path} cannot be read: {why}")).advice("ask as root")
+}
+
+/// An address here by which a client gets other images than it asks for, or none. `advice`: what to write.
+pub(super) fn wrong_way(check: &str, path: &str, address: &str, way: &Way, advice: String) -> Option<Finding> {
+    let (level, what) = match way {
+        Way::Right => return None,
+        Way::WrongImage(what) => (Level::Problem, format!("by {address} {what}")),
+        Way::Refused(why) => (
+            Level::Problem,
+            format!("pulls by {address} are refused, and go around this proxy or fail: {why}"),
+        ),
+    };
+    Some(Finding::new(check, level, format!("/{path}: {what}")).advice(advice))
 }
 
 /// An address here, but by the scheme that the proxy does not speak there.

@@ -1,7 +1,8 @@
 //! podman, buildah, skopeo and CRI-O (`registries.conf`), and BuildKit, whose file is made alike.
 
 use super::Finding;
-use super::clients::{Look, few, wrong_scheme};
+use super::clients::{Look, few, wrong_scheme, wrong_way};
+use super::naming::{Way, path_of, without_path};
 use super::target::Match;
 
 const CHECK: &str = "client podman, cri-o";
@@ -69,18 +70,53 @@ fn text<'a>(table: &'a toml::Table, key: &str) -> &'a str {
     table.get(key).and_then(toml::Value::as_str).unwrap_or_default()
 }
 
-/// One registry: the place that is asked itself, or a mirror before it.
-fn one(look: &Look<'_>, path: &str, registry: &toml::Table, here: &mut Vec<String>) -> Option<Finding> {
-    let mirrors = tables(registry, "mirror");
-    let mut places = mirrors.into_iter().chain([registry]);
-    let place = places.find(|place| look.fits(text(place, "location")) != Match::Elsewhere)?;
-    let location = text(place, "location");
-    let insecure = place.get("insecure").and_then(toml::Value::as_bool).unwrap_or(false);
+/// One registry: the place that is asked itself, and mirrors before it. Each that leads here is looked at.
+fn one(look: &Look<'_>, path: &str, registry: &toml::Table, here: &mut Vec<String>) -> Vec<Finding> {
     let name = match text(registry, "prefix") {
         "" => text(registry, "location"),
         prefix => prefix,
     };
-    here.push(name.to_owned());
+    let mirrors = tables(registry, "mirror");
+    let mut findings = Vec::new();
+    for place in mirrors.into_iter().chain([registry]) {
+        let location = text(place, "location");
+        if look.fits(location) == Match::Elsewhere {
+            continue;
+        }
+        let way = way(look, name, location);
+        let wrong = wrong_way(CHECK, path, location, &way, advice(name, location));
+        if wrong.is_none() && here.last().is_none_or(|last| last != name) {
+            here.push(name.to_owned());
+        }
+        findings.extend(wrong);
+        findings.extend(security(look, path, place, location));
+    }
+    findings
+}
+
+/// podman puts `location` in the place of the prefix, and never names the registry by `ns` (R-C60).
+fn way(look: &Look<'_>, name: &str, location: &str) -> Way {
+    // Names that have this proxy's address before them, and nothing else in its place.
+    if name == location || look.fits(name) != Match::Elsewhere {
+        return Way::Right;
+    }
+    match name.strip_prefix("*.") {
+        Some(domain) => Way::WrongImage(format!(
+            "every registry below {domain} is asked for by the same name: who pulls a.{domain}/IMAGE and b.{domain}/IMAGE gets one image"
+        )),
+        None => look.target.naming.judge(name, path_of(location), false),
+    }
+}
+
+fn advice(name: &str, location: &str) -> String {
+    match name.contains(['*', ':']) {
+        true => "podman cannot name such registries in a path: give each an alias at the proxy (aliases = [\"NAME\"]), and write a [[registry]] for it with location = \"ADDRESS/NAME\"".to_owned(),
+        false => format!("location = \"{}/{name}\"", without_path(location)),
+    }
+}
+
+fn security(look: &Look<'_>, path: &str, place: &toml::Table, location: &str) -> Option<Finding> {
+    let insecure = place.get("insecure").and_then(toml::Value::as_bool).unwrap_or(false);
     match look.scheme(location) {
         Some("http") if !insecure => Some(
             Finding::problem(
@@ -121,26 +157,16 @@ pub(super) fn check_buildkit(look: &Look<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (name, keys) in registries.into_iter().flatten() {
         let mirrors = keys.get("mirrors").and_then(toml::Value::as_array);
-        let mirrors: Vec<&str> = mirrors.into_iter().flatten().filter_map(toml::Value::as_str).collect();
-        let Some(mirror) = mirrors.iter().find(|mirror| look.fits(mirror) != Match::Elsewhere) else {
-            continue;
-        };
-        here.push(name.clone());
-        if let Match::WrongScheme(right) = look.fits(mirror) {
-            findings.push(wrong_scheme(BUILDKIT, BUILDKIT_FILE, mirror, right));
-            continue;
-        }
-        let host = mirror.split("://").last().unwrap_or(mirror);
-        let host = host.split('/').next().unwrap_or(host);
-        let of_host = registries.and_then(|all| all.get(host));
-        let is_plain = of_host.and_then(|keys| keys.get("http")).and_then(toml::Value::as_bool) == Some(true);
-        if look.scheme(host) == Some("http") && !is_plain && !mirror.starts_with("http://") {
-            let found = format!("/{BUILDKIT_FILE} does not say that {host} speaks http");
-            let advice = format!("[registry.\"{host}\"] with http = true");
-            findings.push(Finding::problem(BUILDKIT, found).advice(advice));
+        let mirrors = mirrors.into_iter().flatten().filter_map(toml::Value::as_str);
+        let is_right = |mirror: &&str| buildkit_mirror(look, registries, name, mirror, &mut findings);
+        if mirrors.filter(is_right).count() > 0 {
+            here.push(name.clone());
         }
     }
     findings.dedup();
+    if here.is_empty() && !findings.is_empty() {
+        return findings;
+    }
     if here.is_empty() {
         let found = format!("/{BUILDKIT_FILE} leads to no registry by this proxy");
         return vec![
@@ -157,4 +183,37 @@ pub(super) fn check_buildkit(look: &Look<'_>) -> Vec<Finding> {
         ),
     );
     findings
+}
+
+/// Returns true if pulls from `name` arrive here by a mirror as those images.
+fn buildkit_mirror(
+    look: &Look<'_>,
+    registries: Option<&toml::Table>,
+    name: &str,
+    mirror: &str,
+    findings: &mut Vec<Finding>,
+) -> bool {
+    match look.fits(mirror) {
+        Match::Elsewhere => return false,
+        Match::WrongScheme(right) => {
+            findings.push(wrong_scheme(BUILDKIT, BUILDKIT_FILE, mirror, right));
+            return true;
+        }
+        Match::Here => {}
+    }
+    // The path comes behind /v2, and the registry is named by ns (R-C50).
+    let way = look.target.naming.judge(name, path_of(mirror), true);
+    let bare = without_path(mirror.split("://").last().unwrap_or(mirror));
+    let right = format!("[registry.\"{name}\"] with mirrors = [\"{bare}\"]");
+    let wrong = wrong_way(BUILDKIT, BUILDKIT_FILE, mirror, &way, right);
+    let is_right = wrong.is_none();
+    findings.extend(wrong);
+    let of_host = registries.and_then(|all| all.get(bare));
+    let is_plain = of_host.and_then(|keys| keys.get("http")).and_then(toml::Value::as_bool) == Some(true);
+    if look.scheme(bare) == Some("http") && !is_plain && !mirror.starts_with("http://") {
+        let found = format!("/{BUILDKIT_FILE} does not say that {bare} speaks http");
+        let advice = format!("[registry.\"{bare}\"] with http = true");
+        findings.push(Finding::problem(BUILDKIT, found).advice(advice));
+    }
+    is_right
 }

@@ -3,11 +3,13 @@
 use serde_json::Value;
 
 use super::Finding;
-use super::clients::{Look, wrong_scheme};
+use super::clients::{Look, wrong_scheme, wrong_way};
+use super::naming::{Way, before_name, path_of, without_path};
 use super::target::Match;
 
 const CHECK: &str = "client docker";
 const FILE: &str = "etc/docker/daemon.json";
+const HUB: &str = "docker.io";
 
 pub(super) fn check(look: &Look<'_>) -> Vec<Finding> {
     let text = match look.read(CHECK, FILE) {
@@ -55,13 +57,16 @@ pub(super) fn check(look: &Look<'_>) -> Vec<Finding> {
     if let Match::WrongScheme(right) = fits {
         return vec![wrong_scheme(CHECK, FILE, mirror, right)];
     }
+    if let Some(wrong) = wrong_path(look, mirror) {
+        return vec![wrong];
+    }
     let mut findings = vec![match at {
         0 => Finding::ok(CHECK, format!("pulls from Docker Hub come here ({mirror})")),
         _ => Finding::warning(CHECK, format!("{} is asked before {mirror}", mirrors[0]))
             .advice("put this proxy first in registry-mirrors, or what the other one has never comes here"),
     }];
     let plain = mirror.starts_with("http://") && !look.target.is_loopback();
-    let host = mirror.trim_start_matches("http://").trim_end_matches('/');
+    let host = without_path(mirror).trim_start_matches("http://");
     if plain && !insecure.iter().any(|entry| entry == host) {
         findings.push(
             Finding::note(
@@ -72,4 +77,26 @@ pub(super) fn check(look: &Look<'_>) -> Vec<Finding> {
         );
     }
     findings
+}
+
+/// Docker puts the path of a mirror before /v2, and names Docker Hub by `ns` only with containerd's image store (R-C30,
+/// R-C38).
+fn wrong_path(look: &Look<'_>, mirror: &str) -> Option<Finding> {
+    let naming = &look.target.naming;
+    let way = match before_name(path_of(mirror), false) {
+        None => Way::Refused("there is no registry at that path".to_owned()),
+        Some(below) => naming.judge(HUB, &below, false),
+    };
+    let (right, since) = match naming.is_default(HUB) {
+        true => (without_path(mirror).to_owned(), ""),
+        // Docker Hub's names have to be told from those of the default upstream.
+        false => (format!("{}/{HUB}", without_path(mirror)), " (Docker 25 and newer)"),
+    };
+    wrong_way(
+        CHECK,
+        FILE,
+        mirror,
+        &way,
+        format!("\"registry-mirrors\": [\"{right}\"]{since}"),
+    )
 }

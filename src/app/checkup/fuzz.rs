@@ -25,6 +25,7 @@ pub(crate) const HARNESSES: &[Harness] = &[Harness {
         "\"",
         " #",
         "endpoint: ",
+        "    rewrite:\n",
         ",",
     ],
 }];
@@ -43,7 +44,7 @@ fn client_files(data: &[u8]) {
         None => {}
     }
     let Some(file) = text(file) else { return };
-    for (registry, address) in rancher::endpoints(file) {
+    for (registry, address) in rancher::mirrors(file).endpoints {
         assert!(address.starts_with("http://") || address.starts_with("https://"));
         assert!(file.contains(&address) && file.contains(&registry));
     }

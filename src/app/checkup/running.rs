@@ -174,7 +174,7 @@ fn told(at: &str, stats: &StatsView, config: &Config) -> Vec<Finding> {
     if let Some(trouble) = &stats.disk_trouble {
         findings.push(
             Finding::problem(CHECK, format!("its disk fails, so that nothing new is kept: {trouble}"))
-                .advice("make room or mend the disk; it goes on by itself"),
+                .advice("make room, mend the disk or mount its file system; it goes on by itself, also with a folder that was emptied"),
         );
     }
     findings

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, ToSocketAddrs as _, UdpSocket};
 use std::str::FromStr;
 
+use super::naming::Naming;
 use crate::config::{Config, Listen};
 use crate::oci::HostPort;
 
@@ -68,6 +69,7 @@ pub(super) struct Target {
     doors: Vec<Door>,
     /// Names of the upstreams, where they are known.
     pub(super) upstreams: Vec<String>,
+    pub(super) naming: Naming,
     /// Whether clients on this machine are why somebody asks.
     pub(super) is_expected: bool,
 }
@@ -124,6 +126,7 @@ impl Target {
                 .iter()
                 .map(|upstream| upstream.name.to_string())
                 .collect(),
+            naming: Naming::of(config),
             is_expected: address.is_some(),
         }
     }
@@ -137,6 +140,7 @@ impl Target {
                 scheme,
             }],
             upstreams: Vec::new(),
+            naming: Naming::of_defaults(),
             is_expected: true,
         }
     }

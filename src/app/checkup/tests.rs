@@ -40,6 +40,13 @@ impl Root {
         target.upstreams = vec!["docker.io".to_owned(), "quay.io".to_owned()];
         clients::check(self.path(), &target, false)
     }
+
+    /// Looks as on a machine that has the proxy's configuration.
+    fn look_with(&self, config: &str) -> Vec<Finding> {
+        let config = Config::from_toml(config).unwrap();
+        let target = Target::of(&config, Some(&"http://larder.example:5000".parse().unwrap()));
+        clients::check(self.path(), &target, false)
+    }
 }
 
 #[track_caller]
@@ -86,13 +93,36 @@ fn docker() {
     has(&wrong, Level::Problem, "the proxy speaks http there");
 }
 
+/// Docker's classic store never says which registry it means.
+#[test]
+fn docker_by_a_path_gets_what_the_path_names() {
+    let look = |mirror: &str, config: &str| {
+        let text = format!("{{\"registry-mirrors\": [\"http://larder.example:5000{mirror}\"]}}");
+        Root::new(&[("etc/docker/daemon.json", &text)]).look_with(config)
+    };
+    has(&look("/docker.io", ""), Level::Ok, "come here");
+    has(
+        &look("/quay.io", ""),
+        Level::Problem,
+        "pulls docker.io/IMAGE gets quay.io/IMAGE",
+    );
+    let quay = "[cache]\ndefault_upstream = \"quay.io\"\n";
+    let wrong = look("", quay);
+    has(&wrong, Level::Problem, "pulls docker.io/IMAGE gets quay.io/IMAGE");
+    let advice = wrong[0].advice.as_deref().unwrap();
+    assert!(advice.contains("http://larder.example:5000/docker.io"), "{advice}");
+    has(&look("/docker.io/", quay), Level::Ok, "come here");
+    has(&look("/a/b", ""), Level::Problem, "no registry at that path");
+}
+
 const HOSTS: &str = "server = \"https://registry-1.docker.io\"\n[host.\"http://larder.example:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n  dial_timeout = \"1s\"\n";
 const DOCKER_IO: &str = "etc/containerd/certs.d/docker.io/hosts.toml";
 
 #[test]
 fn containerd() {
     let config = |text: &str| Root::new(&[(DOCKER_IO, HOSTS), ("etc/containerd/config.toml", text)]).look();
-    let set = "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d:/etc/docker/certs.d\"\n";
+    let set =
+        "version = 3\n[plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n";
     let good = config(set);
     has(
         &good,
@@ -100,6 +130,32 @@ fn containerd() {
         "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
     );
     assert_eq!(good.len(), 1, "{good:?}");
+    // To the service that pulls since containerd 2.1 a list is one path; to what pulled before it is a list.
+    let list = set.replace("certs.d\"", "certs.d:/etc/docker/certs.d\"");
+    let wrong = config(&list);
+    has(&wrong, Level::Problem, "go past this proxy");
+    let advice = wrong
+        .iter()
+        .find_map(|finding| finding.advice.as_deref().filter(|text| text.contains("nothing else")));
+    assert!(
+        advice.is_some_and(|text| text.contains("config_path = \"/etc/containerd/certs.d\"")),
+        "{wrong:?}"
+    );
+    let old = list
+        .replace("version = 3", "version = 2")
+        .replace("cri.v1.images", "grpc.v1.cri");
+    has(&config(&old), Level::Warning, "containerd 2.1 and newer");
+    let local = list.replace(
+        "[plugins.\"io.containerd.cri.v1.images\".registry]",
+        "[plugins.\"io.containerd.cri.v1.images\"]\nuse_local_image_pull = true\n[plugins.\"io.containerd.cri.v1.images\".registry]",
+    );
+    assert_eq!(config(&local).len(), 1);
+    // The section that it had in containerd 1 is read by nobody in a file of version 3.
+    has(
+        &config(&set.replace("cri.v1.images", "grpc.v1.cri")),
+        Level::Warning,
+        "in a section of containerd 1",
+    );
     has(&config("version = 2\n"), Level::Warning, "does not set config_path");
     has(
         &config("imports = [\"/etc/containerd/conf.d/*.toml\"]\n"),
@@ -132,8 +188,159 @@ fn containerd() {
         Level::Warning,
         "leads elsewhere for docker.io",
     );
+    let both = hosts(
+        &HOSTS
+            .replace("larder", "other")
+            .replace("https://registry-1.docker.io", "http://larder.example:5000"),
+    );
+    has(&both, Level::Note, "pulls from docker.io come here; not from");
     let closed = hosts(&HOSTS.replace("https://registry-1.docker.io", "http://larder.example:5000"));
     assert!(!closed[0].found.contains("past this proxy"), "{closed:?}");
+}
+
+/// containerd names the registry, and has a path before /v2 or, with override_path, in place of it.
+#[test]
+fn containerd_by_a_path() {
+    let look = |folder: &str, path: &str, more: &str| {
+        let text = format!("[host.\"http://larder.example:5000{path}\"]\ndial_timeout = \"1s\"\n{more}\n");
+        Root::new(&[(&format!("etc/containerd/certs.d/{folder}/hosts.toml"), &text)]).look_with("")
+    };
+    let verbatim = "override_path = true";
+    for (folder, path, more) in [
+        ("quay.io", "", ""),
+        ("quay.io", "/v2", ""),
+        ("quay.io", "/quay.io", ""),
+        ("quay.io", "/v2/quay.io", verbatim),
+        ("_default", "", ""),
+        ("r.example_8443_", "", ""),
+    ] {
+        let found = look(folder, path, more);
+        assert!(
+            found.iter().all(|finding| finding.level < Level::Warning),
+            "{folder} {path}: {found:?}"
+        );
+    }
+    let wrong = |folder: &str, path: &str, more: &str, text: &str| has(&look(folder, path, more), Level::Problem, text);
+    wrong(
+        "quay.io",
+        "/ghcr.io",
+        "",
+        "its path names ghcr.io, and the client asks for quay.io",
+    );
+    wrong(
+        "quay.io",
+        "/mirror",
+        "",
+        "pulls quay.io/IMAGE gets quay.io/mirror/IMAGE",
+    );
+    wrong("quay.io", "/v2/quay.io", "", "gets quay.io/v2/IMAGE");
+    wrong("quay.io", "/quay.io", verbatim, "no registry at that path");
+    wrong("quay.io", "", verbatim, "no registry at that path");
+    wrong("_default", "/quay.io", "", "is for all");
+}
+
+/// podman and cri-o never say which registry they mean: without its name in the path they get Docker Hub's images.
+#[test]
+fn podman_without_the_registry_in_its_path() {
+    let look = |prefix: &str, location: &str, config: &str| {
+        let text = format!(
+            "[[registry]]\nprefix = \"{prefix}\"\nlocation = \"{prefix}\"\n[[registry.mirror]]\nlocation = \"{location}\"\ninsecure = true\n"
+        );
+        Root::new(&[("etc/containers/registries.conf.d/larder.conf", &text)]).look_with(config)
+    };
+    let wrong = look("quay.io", "larder.example:5000", "");
+    has(&wrong, Level::Problem, "who pulls quay.io/IMAGE gets docker.io/IMAGE");
+    assert_eq!(wrong.len(), 1, "it does not say that pulls come here: {wrong:?}");
+    let advice = wrong[0].advice.as_deref().unwrap();
+    assert_eq!(advice, "location = \"larder.example:5000/quay.io\"");
+    let hub = "[upstream.\"quay.io\"]\naliases = [\"q\"]\n";
+    for (prefix, location, config) in [
+        ("docker.io", "larder.example:5000", ""),
+        ("docker.io/library", "larder.example:5000/library", ""),
+        ("quay.io", "larder.example:5000/quay.io", ""),
+        ("quay.io", "larder.example:5000/q", hub),
+        ("quay.io/org", "larder.example:5000/quay.io/org", ""),
+        (
+            "quay.io",
+            "larder.example:5000",
+            "[cache]\ndefault_upstream = \"quay.io\"\n",
+        ),
+    ] {
+        let found = look(prefix, location, config);
+        assert!(
+            found.iter().all(|finding| finding.level < Level::Warning),
+            "{prefix} {location}: {found:?}"
+        );
+    }
+    for (prefix, location, config, text) in [
+        ("quay.io", "larder.example:5000/q", "", "gets docker.io/q/IMAGE"),
+        ("quay.io", "larder.example:5000/ghcr.io", "", "gets ghcr.io/IMAGE"),
+        ("quay.io/org", "larder.example:5000/quay.io", "", "gets quay.io/IMAGE"),
+        (
+            "docker.io",
+            "larder.example:5000",
+            "[cache]\ndefault_upstream = \"quay.io\"\n",
+            "gets quay.io/IMAGE",
+        ),
+        ("*.example", "larder.example:5000/docker.io", "", "gets one image"),
+        ("r.example", "larder.example:5000/r.example", "", "which is no upstream"),
+        ("r.example:8443", "larder.example:5000", "", "gets docker.io/IMAGE"),
+    ] {
+        has(&look(prefix, location, config), Level::Problem, text);
+    }
+    // Not a mirror: how images with the proxy's address before them are pulled.
+    let own = "[[registry]]\nlocation = \"larder.example:5000\"\ninsecure = true\n";
+    let found = Root::new(&[("etc/containers/registries.conf", own)]).look_with("");
+    assert!(found.iter().all(|finding| finding.level < Level::Warning), "{found:?}");
+}
+
+/// k3s takes paths as they are; BuildKit puts them behind /v2; both name the registry.
+#[test]
+fn k3s_and_buildkit_by_a_path() {
+    let k3s = |registry: &str, path: &str, rewrite: &str| {
+        let text = format!(
+            "mirrors:\n  \"{registry}\":\n    endpoint:\n      - \"http://larder.example:5000{path}\"\n{rewrite}"
+        );
+        Root::new(&[("etc/rancher/k3s/registries.yaml", &text)]).look_with("")
+    };
+    let rewrite = |from: &str, to: &str| format!("    rewrite:\n      \"{from}\": \"{to}\"\n");
+    let good = |found: &[Finding]| assert!(found.iter().all(|finding| finding.level < Level::Warning), "{found:?}");
+    good(&k3s("quay.io", "", ""));
+    good(&k3s("quay.io", "/v2", ""));
+    good(&k3s("quay.io", "/v2/quay.io", ""));
+    good(&k3s("quay.io", "", &rewrite("^(.*)$", "quay.io/$1")));
+    has(
+        &k3s("quay.io", "/quay.io", ""),
+        Level::Problem,
+        "no registry at that path",
+    );
+    has(&k3s("*", "/v2/quay.io", ""), Level::Problem, "is for all");
+    has(
+        &k3s("quay.io", "/v2/ghcr.io", ""),
+        Level::Problem,
+        "its path names ghcr.io",
+    );
+    has(
+        &k3s("quay.io", "", &rewrite("^(.*)$", "ghcr.io/$1")),
+        Level::Warning,
+        "other names",
+    );
+    has(
+        &k3s("quay.io", "", &rewrite("^org/(.*)", "other/$1")),
+        Level::Warning,
+        "other names",
+    );
+
+    let buildkit = |path: &str| {
+        let text = format!(
+            "[registry.\"quay.io\"]\nmirrors = [\"larder.example:5000{path}\"]\n[registry.\"larder.example:5000\"]\nhttp = true\n"
+        );
+        Root::new(&[("etc/buildkit/buildkitd.toml", &text)]).look_with("")
+    };
+    good(&buildkit(""));
+    good(&buildkit("/quay.io"));
+    has(&buildkit("/docker.io"), Level::Problem, "its path names docker.io");
+    has(&buildkit("/mirror"), Level::Problem, "gets quay.io/mirror/IMAGE");
 }
 
 #[test]

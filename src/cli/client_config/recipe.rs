@@ -18,6 +18,10 @@ pub struct Proxy<'a> {
     pub address: String,
     /// Name, and the registry's own address for clients that fall back to it.
     pub upstreams: Vec<(&'a str, String)>,
+    /// Aliases of upstreams whose names have a port, and so cannot stand in a path: upstream, alias.
+    pub aliases: Vec<(&'a str, &'a str)>,
+    /// The upstream that names without a registry stand for.
+    pub default_upstream: &'a str,
     pub no_fallback: bool,
     /// Whether there are users that can log in to it.
     pub has_logins: bool,
@@ -93,11 +97,16 @@ fn login(proxy: &Proxy<'_>, client: Client) -> String {
 
 fn docker(proxy: &Proxy<'_>) -> Recipe {
     let Proxy { scheme, address, .. } = proxy;
+    // Docker does not say which registry it means.
+    let path = match proxy.default_upstream {
+        "docker.io" => "",
+        _ => "/docker.io",
+    };
     let file = File {
         place: "/etc/docker/daemon.json, then: systemctl restart docker".to_owned(),
         relative: "daemon.json".to_owned(),
         // JSON has no comments, so no mark either.
-        text: format!("{{\n  \"registry-mirrors\": [\"{scheme}://{address}\"]\n}}\n"),
+        text: format!("{{\n  \"registry-mirrors\": [\"{scheme}://{address}{path}\"]\n}}\n"),
     };
     let mut after =
         "\n# Docker uses mirrors for Docker Hub only, and logs in to none of them: this proxy has to let it pull.\n\
@@ -161,7 +170,19 @@ fn podman(proxy: &Proxy<'_>, client: Client) -> Recipe {
     };
     let mut text = MARK_LINE.to_owned();
     for (name, _) in &proxy.upstreams {
-        let here = prefixed(proxy, name);
+        let alias = proxy.aliases.iter().find(|(of, _)| of == name).map(|(_, alias)| *alias);
+        let here = match (name.contains(':'), alias) {
+            (false, _) => prefixed(proxy, name),
+            (true, Some(alias)) => format!("{}/{alias}", proxy.address),
+            // By the address alone it would get images of the default upstream: it sends no `?ns=`.
+            (true, None) => {
+                let _ = write!(
+                    text,
+                    "\n# {name} is left out: a path cannot name a host with a port. Give it an alias in proxy.toml (aliases = [\"NAME\"]).\n"
+                );
+                continue;
+            }
+        };
         let _ = match proxy.no_fallback {
             true => write!(
                 text,
@@ -246,6 +267,8 @@ mod tests {
                 ("docker.io", "https://registry-1.docker.io".to_owned()),
                 ("ghcr.io", "https://ghcr.io".to_owned()),
             ],
+            aliases: Vec::new(),
+            default_upstream: "docker.io",
             no_fallback,
             has_logins: true,
         }
@@ -286,6 +309,33 @@ mod tests {
             closed["registry"][1]["location"].as_str(),
             Some("larder.example:5000/ghcr.io")
         );
+    }
+
+    /// podman never says which registry it means: by the address alone it would get images of the default upstream.
+    #[test]
+    fn a_registry_with_a_port_is_named_by_its_alias_or_left_out() {
+        let mut proxy = proxy(false);
+        proxy
+            .upstreams
+            .push(("r.example:8443", "https://r.example:8443".to_owned()));
+        let text = of(Client::Podman, &proxy).text();
+        assert!(
+            !text.contains("prefix = \"r.example:8443\"") && text.contains("# r.example:8443 is left out"),
+            "{text}"
+        );
+        proxy.aliases.push(("r.example:8443", "r"));
+        let registries = table(&of(Client::Podman, &proxy));
+        let last = registries["registry"].as_array().unwrap().last().unwrap();
+        assert_eq!(last["prefix"].as_str(), Some("r.example:8443"));
+        assert_eq!(last["mirror"][0]["location"].as_str(), Some("larder.example:5000/r"));
+    }
+
+    #[test]
+    fn docker_names_docker_hub_where_that_is_not_the_default() {
+        let mut proxy = proxy(false);
+        proxy.default_upstream = "ghcr.io";
+        let json: serde_json::Value = serde_json::from_str(&docker(&proxy).files[0].text).unwrap();
+        assert_eq!(json["registry-mirrors"][0], "http://larder.example:5000/docker.io");
     }
 
     /// What is pasted from the output is known again as what `--write` would have written.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::bars::Bars;
 use crate::admin::prefetch::{PrefetchImage, PrefetchView};
 use crate::cli::desk::Desk;
-use crate::cli::serve::stop_signal;
+use crate::cli::interrupt::Interrupt;
 use crate::cli::table::{printable, size};
 
 /// Where no terminal shows bars, how far it is is said this often.
@@ -25,24 +25,30 @@ pub enum Ending {
 pub async fn follow(desk: &Desk, begun: PrefetchView, silent: bool) -> Result<(PrefetchView, Ending), String> {
     let mut view = begun;
     let mut show = Show::new(silent);
+    let mut interrupt = Interrupt::listen();
     loop {
         show.tell(&view);
         if view.state != "running" {
             show.end();
             return Ok((view, Ending::Ended));
         }
-        tokio::select! {
-            () = desk.a_moment() => {}
-            why = stop_signal() => {
+        let news = tokio::select! {
+            news = later(desk, &view) => news?,
+            why = interrupt.asked() => {
                 show.end();
                 let cancelled = desk.cancel_prefetch(view.id).await?;
                 view.state = cancelled.state;
                 return Ok((view, Ending::Interrupted(format!("{why}: the prefetch was cancelled; what has come stays"))));
             }
-        }
-        let news = desk.prefetch_job(view.id, view.version).await?;
+        };
         merge(&mut view, news);
     }
+}
+
+/// A moment later: what has changed.
+async fn later(desk: &Desk, view: &PrefetchView) -> Result<PrefetchView, String> {
+    desk.a_moment().await;
+    desk.prefetch_job(view.id, view.version).await
 }
 
 /// What has changed, into what was known.

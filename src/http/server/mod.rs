@@ -180,18 +180,21 @@ impl<H: Handler> Server<H> {
     }
 
     /// The end, after `stop` was cancelled or it was retired: idle connections end at once, running responses get `grace` to
-    /// finish. Returns when the last connection has ended.
-    pub async fn finish(&self, grace: Duration) {
+    /// finish, unless `hurry` is cancelled before that. Returns when the last connection has ended.
+    pub async fn finish(&self, grace: Duration, hurry: &CancellationToken) {
         self.retire();
         self.accepting.close();
         self.accepting.wait().await;
         let shared = &self.shared;
         shared.tasks.close();
-        if tokio::time::timeout(grace, shared.tasks.wait()).await.is_err() {
-            tracing::warn!(
-                connections = shared.tasks.len(),
-                "the grace period is over, running responses are cut"
-            );
+        let why = tokio::select! {
+            biased;
+            () = shared.tasks.wait() => None,
+            () = hurry.cancelled() => Some("the wait was ended: running responses are cut"),
+            () = tokio::time::sleep(grace) => Some("the grace period is over, running responses are cut"),
+        };
+        if let Some(why) = why {
+            tracing::warn!(connections = shared.tasks.len(), "{why}");
             shared.cut.cancel();
             let _ = tokio::time::timeout(LAST_WORDS * 2, shared.tasks.wait()).await;
         }

@@ -10,7 +10,7 @@ use super::pace::{Next, Pace, Verdict};
 use super::signature::{SIGNATURE, TIMESTAMP, signature};
 use super::{Answer, Carry, Hook, Parcel};
 use crate::config;
-use crate::store::Batch;
+use crate::store::{Batch, now_by_clock_of};
 use crate::telemetry::clock::unix_ms;
 
 /// Bytes of one delivery, unless a single event is larger.
@@ -48,8 +48,13 @@ async fn round(hook: &Arc<Hook>, carry: &Carry, pace: &mut Pace) -> std::io::Res
     if batch.lines.is_empty() && batch.damaged == 0 {
         return Ok(None);
     }
-    let oldest = unix_ms(SystemTime::now()).saturating_sub(as_ms(hook.settings.max_age));
-    let expired = batch.lines.iter().take_while(|line| line.at_ms < oldest).count();
+    let max_age_ms = as_ms(hook.settings.max_age);
+    let age_ms = |at_ms: u64| now_by_clock_of(at_ms).saturating_sub(at_ms);
+    let expired = batch
+        .lines
+        .iter()
+        .take_while(|line| age_ms(line.at_ms) > max_age_ms)
+        .count();
     if expired > 0 || batch.lines.is_empty() {
         hook.note_dropped("expired", expired as u64);
         done(hook, batch, expired).await?;

@@ -31,6 +31,12 @@ impl Index {
         self.idle_bytes
     }
 
+    /// All of these transfers.
+    pub(in crate::store) fn all_idle_staged(&self) -> Vec<Digest> {
+        let idle = self.staged.iter().filter(|(_, staged)| staged.state == Staging::Idle);
+        idle.map(|(key, _)| *key).collect()
+    }
+
     /// One of these transfers.
     pub(super) fn idle_staged(&self, in_scope: impl Fn(usize) -> bool) -> Option<Digest> {
         let is_idle = |s: &Staged| s.state == Staging::Idle && in_scope(s.shelf);

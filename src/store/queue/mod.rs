@@ -117,6 +117,7 @@ impl Store {
     pub fn queue(&self, name: &str, max_bytes: u64) -> Result<Queue, StoreError> {
         let tree = self.inner.tree.queue(name);
         let folder = tree.root().to_owned();
+        self.inner.ground.note_queue(name);
         Queue::open(tree, max_bytes).map_err(StoreError::io("open the queue in", &folder))
     }
 
@@ -130,6 +131,7 @@ impl Store {
             .filter(|name| !names.contains(&name.as_str()))
             .collect();
         for name in &gone {
+            self.inner.ground.forget_queue(name);
             if let Err(error) = std::fs::remove_dir_all(self.inner.tree.queue(name).root()) {
                 tracing::warn!(webhook = name, %error, "a queue that nobody needs cannot be removed");
             }
@@ -335,7 +337,7 @@ impl State {
     }
 
     fn append(&mut self, tree: &QueueTree, lines: &[u8], events: u64) -> io::Result<u64> {
-        let dropped = self.make_room(tree, lines.len() as u64);
+        let dropped = self.forget_removed(tree) + self.make_room(tree, lines.len() as u64);
         let fits = self
             .segments
             .back()
@@ -357,6 +359,29 @@ impl State {
         last.events += events;
         self.is_dirty = true;
         Ok(dropped)
+    }
+
+    /// Lets go of segments that somebody removed, if the last one was: what is written to that is read by nobody. Gives
+    /// how many events were in them.
+    fn forget_removed(&mut self, tree: &QueueTree) -> u64 {
+        let is_gone = |segment: &Segment| {
+            let meta = std::fs::metadata(tree.segment(segment.number));
+            meta.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        if !self.segments.back().is_some_and(is_gone) {
+            return 0;
+        }
+        self.file = None;
+        let (gone, left): (VecDeque<Segment>, VecDeque<Segment>) = self.segments.drain(..).partition(is_gone);
+        self.segments = left;
+        let first = self.segments.front().map_or(self.next, |first| first.number);
+        if first != self.head.segment {
+            self.head = Place {
+                segment: first,
+                offset: 0,
+            };
+        }
+        gone.iter().map(|segment| segment.events).sum()
     }
 
     /// Small enough that little goes at once, and room for what is flushed at once.

@@ -253,6 +253,29 @@ async fn a_body_that_stalls_is_a_timeout() {
     assert!(matches!(error.kind, ErrorKind::Timeout(_)), "{error}");
 }
 
+/// A caller that is busy with other things drops its wait and begins another: what stalls is found out all the same.
+#[tokio::test]
+async fn waits_that_are_dropped_count_towards_a_timeout() {
+    let server = Server::start(|_, _| say(200, "01234").stall(10)).await;
+    let mut with = upstream(&server.url());
+    with.read_timeout = Duration::from_millis(300);
+    let mut stream = blob(&client(with), 0).await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), "01234");
+    let mut waits = 0;
+    let error = loop {
+        match tokio::time::timeout(Duration::from_millis(20), stream.next()).await {
+            Ok(ended) => break ended.unwrap_err(),
+            Err(_) => waits += 1,
+        }
+        assert!(waits < 200, "it waits without end");
+    };
+    assert!(
+        matches!(error.kind, ErrorKind::Timeout(time) if time.as_millis() == 300),
+        "{error}"
+    );
+    assert!(waits > 1, "{waits}");
+}
+
 /// R-X13, R-X12, L2.
 #[tokio::test]
 async fn documents_that_are_none() {

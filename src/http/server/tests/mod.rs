@@ -81,7 +81,7 @@ async fn start_router(
         server.listen_at(&[bound]);
         tokio::spawn(async move {
             stop.cancelled().await;
-            server.finish(grace).await;
+            server.finish(grace, &CancellationToken::new()).await;
         })
     };
     Server {

@@ -1,0 +1,248 @@
+//! The folder is emptied, removed, taken over or not there while a store uses it.
+
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::*;
+use crate::config::Config;
+use crate::oci::Digest;
+use crate::store::TagRecord;
+
+const REPOSITORY: &str = "docker.io/library/a";
+
+fn config(path: &Path) -> Config {
+    let mut config = Config::default_config().unwrap();
+    config.cache.path = path.to_owned();
+    config.cache.min_free = 0;
+    config
+}
+
+fn open(path: &Path) -> Store {
+    Store::open(&config(path)).unwrap()
+}
+
+fn put(store: &Store, bytes: &[u8]) -> Digest {
+    let digest = Digest::sha256(bytes);
+    let mut writer = store.stage(REPOSITORY, &digest).unwrap();
+    writer.append(&[Bytes::copy_from_slice(bytes)]).unwrap();
+    writer.commit(REPOSITORY).unwrap();
+    digest
+}
+
+fn tagged(store: &Store, tag: &str, digest: Digest) {
+    let record = TagRecord {
+        digest,
+        media_type: "x/y".into(),
+        size: 5,
+        checked_ms: 7,
+        moves: Vec::new(),
+    };
+    store.put_tag_durably(REPOSITORY, tag, record);
+    assert!(store.pin(REPOSITORY, tag));
+}
+
+/// Removes what is in a folder.
+fn empty(folder: &Path) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => std::fs::remove_dir_all(path).unwrap(),
+            false => std::fs::remove_file(path).unwrap(),
+        }
+    }
+}
+
+fn until_mended(store: &Store) {
+    let begun = Instant::now();
+    while store.is_mending() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is never mended");
+        std::thread::yield_now();
+    }
+}
+
+/// Tags and pins of what was there and of what comes later outlive it, and so do blobs that come later.
+fn is_mended(root: &Path, remove: &dyn Fn()) {
+    let store = open(root);
+    let old = put(&store, b"old");
+    tagged(&store, "old", old);
+    assert!(store.copy_now());
+    let mut half = store.stage(REPOSITORY, &Digest::sha256(b"half")).unwrap();
+    half.append(&[Bytes::from_static(b"ha")]).unwrap();
+    drop(half);
+    assert!(store.usage().staged_bytes > 0);
+    remove();
+    // Whoever writes first finds it.
+    let new = put(&store, b"new");
+    tagged(&store, "new", new);
+    store.probe().unwrap();
+    until_mended(&store);
+    assert_eq!(store.trouble(), None);
+    assert_eq!((store.size(&old), store.size(&new)), (None, Some(3)));
+    assert!(store.open_blob(&new).unwrap().is_some());
+    assert_eq!(store.usage().staged_bytes, 0);
+    assert_eq!(store.tag(REPOSITORY, "old").unwrap().digest, old);
+    // One folder, one owner, still.
+    assert!(matches!(Store::open(&config(root)), Err(StoreError::Locked { .. })));
+    put(&store, b"later");
+    // As after `kill -9`: without the copy that a stop makes.
+    store.inner.database.stop();
+    drop(store);
+    let store = open(root);
+    store.reconcile().unwrap();
+    assert_eq!(store.index_state().recovery, None);
+    for bytes in [&b"new"[..], b"later"] {
+        let digest = Digest::sha256(bytes);
+        assert!(store.linked(REPOSITORY, &digest) && store.open_blob(&digest).unwrap().is_some());
+    }
+    let pinned: Vec<(String, bool)> = store
+        .images()
+        .into_iter()
+        .map(|image| (image.name.to_string(), image.pinned))
+        .collect();
+    let name = |tag: &str| (format!("{REPOSITORY}:{tag}"), true);
+    assert!(
+        pinned.contains(&name("old")) && pinned.contains(&name("new")),
+        "{pinned:?}"
+    );
+}
+
+#[test]
+fn an_emptied_folder_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    is_mended(folder.path(), &|| empty(folder.path()));
+}
+
+#[test]
+fn a_removed_folder_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("a/cache");
+    is_mended(&root, &|| std::fs::remove_dir_all(&root).unwrap());
+    let root = folder.path().join("b/cache");
+    is_mended(&root, &|| std::fs::remove_dir_all(folder.path().join("b")).unwrap());
+}
+
+#[test]
+fn a_folder_that_was_replaced_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("cache");
+    is_mended(&root, &|| {
+        std::fs::rename(&root, folder.path().join("before")).unwrap();
+        std::fs::create_dir(&root).unwrap();
+    });
+}
+
+/// The blobs are there still.
+#[test]
+fn an_index_that_is_removed_is_written_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let blob = put(&store, b"blob");
+    tagged(&store, "1", blob);
+    assert!(store.copy_now());
+    std::fs::remove_file(folder.path().join("index.redb")).unwrap();
+    std::fs::remove_file(folder.path().join("index.copy")).unwrap();
+    store.probe().unwrap();
+    until_mended(&store);
+    assert!(store.open_blob(&blob).unwrap().is_some());
+    store.inner.copying.no_pause();
+    store.copy_if_due();
+    assert!(folder.path().join("index.copy").exists());
+    store.inner.database.stop();
+    drop(store);
+    let store = open(folder.path());
+    assert_eq!(store.index_state().recovery, None);
+    assert!(store.linked(REPOSITORY, &blob) && store.tag(REPOSITORY, "1").is_some());
+}
+
+/// Whoever takes the folder meanwhile has it: nothing more is written there by the one that lost it.
+#[test]
+fn a_folder_that_another_has_taken_is_left_to_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    put(&store, b"old");
+    empty(folder.path());
+    let other = open(folder.path());
+    assert!(matches!(store.probe(), Err(StoreError::Locked { .. })));
+    assert!(store.stage(REPOSITORY, &Digest::sha256(b"x")).is_err());
+    put(&other, b"theirs");
+    assert!(matches!(store.probe(), Err(StoreError::Locked { .. })));
+    store.close();
+    assert!(!folder.path().join("index.copy").exists());
+    drop(other);
+    store.probe().unwrap();
+    until_mended(&store);
+}
+
+/// Stopped a moment later, before anybody looks.
+#[test]
+fn a_stop_writes_the_index_down_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    tagged(&store, "1", put(&store, b"blob"));
+    empty(folder.path());
+    store.close();
+    drop(store);
+    let store = open(folder.path());
+    assert_eq!(store.index_state().recovery, None);
+    assert!(store.images().iter().any(|image| image.pinned) && store.tag(REPOSITORY, "1").is_some());
+}
+
+/// A mount that this user may make; `None` elsewhere.
+fn mounted(at: &Path) -> bool {
+    let mut mount = std::process::Command::new("mount");
+    mount.args(["-t", "tmpfs", "larder-test"]).arg(at);
+    mount.stderr(std::process::Stdio::null());
+    mount.status().is_ok_and(|status| status.success())
+}
+
+/// Also while files of it are open.
+fn unmount(at: &Path) {
+    let status = std::process::Command::new("umount").arg("-l").arg(at).status();
+    assert!(status.unwrap().success());
+}
+
+/// Files in the mount point would fill another disk, and be hidden as soon as the file system is back.
+#[test]
+fn nothing_is_written_to_a_mount_point() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    // The folder is the mount point itself, or below it.
+    for root in [disk.clone(), disk.join("cache")] {
+        if !mounted(&disk) {
+            eprintln!("NOT CHECKED: a file system that is not mounted takes a mount, and that root");
+            return;
+        }
+        let store = open(&root);
+        let blob = put(&store, b"blob");
+        unmount(&disk);
+        let error = store.probe().unwrap_err().to_string();
+        assert!(error.contains("mounted"), "{error}");
+        assert!(store.stage(REPOSITORY, &Digest::sha256(b"x")).is_err());
+        assert!(
+            store
+                .put_manifest(
+                    REPOSITORY,
+                    &Digest::sha256(b"{}"),
+                    "x/y",
+                    &[],
+                    &Bytes::from_static(b"{}")
+                )
+                .is_err()
+        );
+        assert_eq!(
+            std::fs::read_dir(&disk).unwrap().count(),
+            0,
+            "nothing in the mount point"
+        );
+        assert!(store.size(&blob).is_some(), "nothing is forgotten");
+        store.close();
+        drop(store);
+        assert_eq!(
+            std::fs::read_dir(&disk).unwrap().count(),
+            0,
+            "nothing in the mount point"
+        );
+    }
+}
