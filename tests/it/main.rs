@@ -28,6 +28,7 @@ mod disk;
 mod doctor;
 mod far;
 mod flights;
+mod heads;
 mod laws;
 mod lists;
 mod live;
