@@ -35,7 +35,8 @@
 //!
 //! - **Manifest by tag**: `http::v2::route` parses path and query once → `http::v2::manifests` → `pull::manifest`: the
 //!   tag's record × what of it is held × now × policy → `pull::freshness` says Fresh, Revalidate or Fetch → store, or one
-//!   question for all who ask (`pull::single`): HEAD, then GET by digest only if that is not held. If it fails, what is
+//!   question for all who ask (`pull::single`): HEAD, then GET by digest only if that is not held, also for a client's HEAD if something
+//!   older is. A HEAD that may have been refused only as a HEAD is followed by a GET (`upstream::heads`). If it fails, what is
 //!   held is served stale. A tag that is new or has moved is on disk before it is answered; a hot one touches neither
 //!   disk nor database.
 //! - **What was told before**: `http::v2::hot` finds the head of an earlier answer under the same path; `pull::hot` says,

@@ -12,16 +12,26 @@ use super::proof::Proof;
 use super::{Pull, Question};
 use crate::oci::Digest;
 use crate::telemetry::trace::{self, Kind, Span};
-use crate::upstream::{Client, ErrorKind, Probe, UpstreamError};
+use crate::upstream::{BlobHead, Client, GetFallback, Probe};
 
 /// Transfers of other repositories that may fail under a client before it is told.
 const FOREIGN_FAILURES: u32 = 4;
 
 /// By which method a client asks.
-#[derive(Clone, Copy, Debug)]
-enum Asked {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Asked {
+    /// The upstream's word is the answer.
     Head,
+    /// The upstream's answer to a GET is the verdict, whatever it says to HEAD (R-U27).
     Get,
+}
+
+/// How far a repository has shown that it has a blob.
+enum Shown {
+    Yes,
+    No,
+    /// It is there, as far as a HEAD has to say, of so many bytes; that is no proof. Never of a GET.
+    Unproven(Option<u64>),
 }
 
 /// What a HEAD of a blob answers.
@@ -57,22 +67,28 @@ impl Pull {
     /// what its upstream says; nothing is fetched.
     pub async fn stat_blob(self: &Arc<Pull>, target: &Target, digest: &Digest) -> Result<BlobStat, PullError> {
         if let Some(size) = self.store.size(digest) {
-            let is_linked = self.store.linked(&target.key, digest);
-            if is_linked || self.link_held(target, digest, Asked::Head).await? {
-                return Ok(BlobStat {
-                    size: Some(size),
-                    outcome: match is_linked {
-                        true => Outcome::Hit,
-                        false => Outcome::Revalidated,
-                    },
-                });
+            let known = |outcome| BlobStat {
+                size: Some(size),
+                outcome,
+            };
+            if self.store.linked(&target.key, digest) {
+                return Ok(known(Outcome::Hit));
+            }
+            match self.link_held(target, digest, Asked::Head).await? {
+                Shown::Yes => return Ok(known(Outcome::Revalidated)),
+                Shown::Unproven(said) => return Ok(self.passed(target, digest, said)),
+                Shown::No => {}
             }
         }
-        let size = self.head_blob(target, digest, false).await?;
-        Ok(BlobStat {
-            size: size.or(self.hint(target, digest)),
+        let said = self.head_blob(target, digest, false).await?;
+        Ok(self.passed(target, digest, said.size))
+    }
+
+    fn passed(&self, target: &Target, digest: &Digest, said: Option<u64>) -> BlobStat {
+        BlobStat {
+            size: said.or(self.hint(target, digest)),
             outcome: Outcome::Passed,
-        })
+        }
     }
 
     /// Opens a blob for reading; returns when the status line may go out (R-D3).
@@ -110,7 +126,7 @@ impl Pull {
         }
         let mut outcome = Outcome::Hit;
         if !self.store.linked(&target.key, digest) {
-            judged.apart = !self.link_held(target, digest, Asked::Get).await?;
+            judged.apart = !matches!(self.link_held(target, digest, Asked::Get).await?, Shown::Yes);
             if judged.apart {
                 return Ok(None);
             }
@@ -165,6 +181,7 @@ impl Pull {
             drop(wait);
             match decided {
                 Ok(state) => {
+                    self.contradict_head(target, digest, state.total);
                     let outcome = match follower.joined {
                         true => Outcome::Collapsed,
                         false if state.window.is_some() => Outcome::Passed,
@@ -192,6 +209,19 @@ impl Pull {
         }
     }
 
+    /// A GET is answered: what a HEAD was refused holds no longer, also while the bytes are still coming.
+    fn contradict_head(&self, target: &Target, digest: &Digest, size: Option<u64>) {
+        let refused = (target.key.clone(), Question::BlobHead(*digest));
+        if self.negatives.remove(&refused).is_some() {
+            let said = BlobHead {
+                size,
+                by_get: true,
+                contradicts_head: true,
+            };
+            self.heads_by_get.insert((target.scope(), *digest, false), said);
+        }
+    }
+
     fn order(&self, target: &Target, client: &Arc<Client>, digest: &Digest) -> Order {
         Order {
             client: client.clone(),
@@ -204,75 +234,115 @@ impl Pull {
     }
 
     /// Links a blob that is held for others to this repository too, if its upstream shows that it holds it (L8), by what
-    /// counts as proof (L11). `false`: as for this repository it is not held.
-    async fn link_held(self: &Arc<Pull>, target: &Target, digest: &Digest, asked: Asked) -> Result<bool, PullError> {
-        self.check_negative(target, &Question::Blob(*digest))?;
+    /// counts as proof (L11). Otherwise it is not held, as for this repository.
+    async fn link_held(self: &Arc<Pull>, target: &Target, digest: &Digest, asked: Asked) -> Result<Shown, PullError> {
+        self.check_refused(target, digest, asked)?;
         self.client(target)?;
         let proof = self.proof_of_blob(target, digest).await;
-        let is_shown = self.has_shown(target, digest, proof, asked).await?;
-        if is_shown {
+        let shown = self.has_shown(target, digest, proof, asked).await?;
+        if matches!(shown, Shown::Yes) {
             self.note_link(target, digest).await;
         }
-        Ok(is_shown)
+        Ok(shown)
+    }
+
+    /// Fails with what is remembered. A GET's refusal answers a HEAD as well, but never a HEAD's a GET.
+    fn check_refused(&self, target: &Target, digest: &Digest, asked: Asked) -> Result<(), PullError> {
+        self.check_negative(target, &Question::Blob(*digest))?;
+        match asked {
+            Asked::Head => self.check_negative(target, &Question::BlobHead(*digest)),
+            Asked::Get => Ok(()),
+        }
     }
 
     /// Returns whether this repository may be given what a transfer brings, as it comes.
     async fn may_follow(self: &Arc<Pull>, target: &Target, flight: &Flight) -> Result<bool, PullError> {
         let began = [flight.repository().clone()];
         let proof = self.proof(target, &began, &Probe::Blob(flight.digest)).await;
-        self.has_shown(target, &flight.digest, proof, Asked::Get).await
+        let shown = self.has_shown(target, &flight.digest, proof, Asked::Get).await?;
+        Ok(matches!(shown, Shown::Yes))
     }
 
     /// Asks for the proof. Where that fails, it is the verdict on a HEAD, as of what is not cached; a GET may be answered all
     /// the same, and so it decides (R-U27).
-    async fn has_shown(&self, target: &Target, digest: &Digest, proof: Proof, asked: Asked) -> Result<bool, PullError> {
+    async fn has_shown(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        proof: Proof,
+        asked: Asked,
+    ) -> Result<Shown, PullError> {
         let itself = match proof {
             Proof::Claim => false,
             Proof::Registry if self.client(target)?.has_mirrors() => {
-                let asking = self.ask_blob(target, digest, true);
-                return Ok(self.beside_mirrors(target, asking).await.is_some());
+                let asking = self.ask_blob(target, digest, Asked::Get, true);
+                return Ok(match self.beside_mirrors(target, asking).await {
+                    Some(_) => Shown::Yes,
+                    None => Shown::No,
+                });
             }
             Proof::Registry => true,
-            Proof::Bytes => return Ok(false),
+            Proof::Bytes => return Ok(Shown::No),
         };
         match asked {
-            Asked::Head => self.head_blob(target, digest, itself).await.map(|_| true),
-            Asked::Get => Ok(self.ask_blob(target, digest, itself).await.is_ok()),
+            Asked::Head => {
+                let said = self.head_blob(target, digest, itself).await?;
+                Ok(match said.contradicts_head {
+                    true => Shown::Unproven(said.size),
+                    false => Shown::Yes,
+                })
+            }
+            Asked::Get => Ok(match self.ask_blob(target, digest, asked, itself).await {
+                Ok(_) => Shown::Yes,
+                Err(_) => Shown::No,
+            }),
         }
     }
 
-    /// As [`Pull::ask_blob`], and what it says is remembered: the answer to a client's HEAD.
-    async fn head_blob(&self, target: &Target, digest: &Digest, itself: bool) -> Result<Option<u64>, PullError> {
-        let asked = self.ask_blob(target, digest, itself).await;
-        asked.inspect_err(|error| self.note_negative(target, Question::Blob(*digest), error))
+    /// As [`Pull::ask_blob`], and what it says is remembered: the answer to a client's HEAD, and to no GET.
+    async fn head_blob(&self, target: &Target, digest: &Digest, itself: bool) -> Result<BlobHead, PullError> {
+        self.check_refused(target, digest, Asked::Head)?;
+        self.client(target)?;
+        if let Some(said) = self.heads_by_get.get(&(target.scope(), *digest, itself)) {
+            return Ok(said);
+        }
+        let asked = self.ask_blob(target, digest, Asked::Head, itself).await;
+        asked.inspect_err(|error| self.note_negative(target, Question::BlobHead(*digest), error))
     }
 
     /// Asks this repository's upstream whether it holds the blob, and its size; `itself`: the registry, not one of its
-    /// mirrors. One HEAD for all who ask.
-    async fn ask_blob(&self, target: &Target, digest: &Digest, itself: bool) -> Result<Option<u64>, PullError> {
-        self.check_negative(target, &Question::Blob(*digest))?;
+    /// mirrors. One HEAD for all who ask. If that leaves doubt, a GET that is broken off after its headers decides for a
+    /// client's HEAD. A client's GET decides by itself, unless there is no HEAD at all.
+    async fn ask_blob(
+        &self,
+        target: &Target,
+        digest: &Digest,
+        asked: Asked,
+        itself: bool,
+    ) -> Result<BlobHead, PullError> {
+        self.check_refused(target, digest, asked)?;
         let client = self.client(target)?;
         let (repository, wanted) = (target.repository.clone(), *digest);
-        let mut pending = self.blob_heads.join((target.scope(), *digest, itself), || async move {
-            if itself {
-                return Ok(client.confirm_blob(&repository, &wanted).await?.size);
+        let fallback = match asked {
+            Asked::Head => GetFallback::Doubtful,
+            Asked::Get => GetFallback::Unsupported,
+        };
+        let (scope, by_get) = (target.scope(), self.heads_by_get.clone());
+        let key = (scope.clone(), *digest, asked, itself);
+        let mut pending = self.blob_heads.join(key, || async move {
+            let said = match itself {
+                true => client.confirm_blob(&repository, &wanted, fallback).await,
+                false => client.head_blob(&repository, &wanted, fallback).await,
+            };
+            let said = said.map_err(PullError::from)?;
+            // Many HEADs are not as many GETs.
+            if said.by_get && asked == Asked::Head {
+                by_get.insert((scope, wanted, itself), said.clone());
             }
-            match client.head_blob(&repository, &wanted).await {
-                Ok(head) => Ok(head.size),
-                // R-U27: where HEAD is not understood only a GET can be believed. Its bytes are not needed.
-                Err(UpstreamError {
-                    kind:
-                        ErrorKind::Status {
-                            status: 400 | 405 | 501,
-                            ..
-                        },
-                    ..
-                }) => Ok(client.get_blob(&repository, &wanted, 0).await?.total),
-                Err(error) => Err(error.into()),
-            }
+            Ok(said)
         });
-        let size = pending.wait().await?;
+        let said = pending.wait().await?;
         self.note_privacy(target);
-        Ok(size)
+        Ok(said)
     }
 }

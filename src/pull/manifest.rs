@@ -5,6 +5,10 @@
 //! goes wrong upstream, what is held is served within `stale_if_error` (L3). So it is below an upstream's `budget_floor`: what
 //! can be answered from what is held costs no pull then. A HEAD is still sent where it is free, and what it confirms is
 //! fresh; a tag that has moved to something that is not held stays where it was.
+//!
+//! A client's HEAD promises what its GET will get. Of a tag of which something is held, what the upstream's HEAD names is
+//! fetched before the tag moves there; if it cannot be had, the held one is served stale. A HEAD that may have been refused
+//! only as a HEAD is followed by a GET (R-U27), and what a HEAD was refused is never remembered for GETs.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,7 +27,7 @@ use crate::oci::manifest::{Manifest, ManifestError};
 use crate::oci::{Algorithm, Digest, Reference, Tag, media_type};
 use crate::store::{self, StoreError, TagRecord, now_by_clock_of, unix_ms};
 use crate::telemetry::trace::{self, Kind};
-use crate::upstream::{Client, ErrorKind, ManifestBody, ManifestHead, UpstreamError};
+use crate::upstream::{Client, ErrorKind, ManifestBody, ManifestHead};
 
 /// Manifests from so many bytes on are read off the async threads, and so many of them at once: what is read takes a
 /// multiple of its bytes meanwhile.
@@ -97,6 +101,10 @@ impl Pull {
         }
         if fallback.is_none() {
             self.check_negative(target, &Question::Tag(tag.clone()))?;
+            // A HEAD's refusal is no answer to a GET (R-U27).
+            if want == Want::Head {
+                self.check_negative(target, &Question::TagHead(tag.clone()))?;
+            }
         }
         // What can be answered without it may be spared.
         let spare = fallback.is_some();
@@ -107,10 +115,14 @@ impl Pull {
             .join(key, || async move { pull.resolve_tag(&to, &asked, want, spare).await });
         let joined = pending.joined;
         let Some(fallback) = fallback else {
+            let question = match want {
+                Want::Head => Question::TagHead(tag.clone()),
+                Want::Body => Question::Tag(tag.clone()),
+            };
             let answer = pending
                 .wait()
                 .await
-                .inspect_err(|e| self.note_negative(target, Question::Tag(tag.clone()), e));
+                .inspect_err(|e| self.note_negative(target, question, e));
             return answer.map(|a| if joined { collapsed(a) } else { a });
         };
         let (patience, reason) = self.patience(target);
@@ -176,6 +188,9 @@ impl Pull {
         if spare && target.upstream.counts_heads() {
             return Err(self.spared(target));
         }
+        let holds = record.as_deref().is_some_and(|r| self.best_stale(target, r).is_some());
+        // A registry's own 401 or 403 answers a HEAD of what is not held, but no GET, nor is a held tag given up for it.
+        let has_other_answer = want == Want::Body || holds;
         let head = match client
             .head_manifest(&target.repository, &Reference::Tag(tag.clone()))
             .await
@@ -184,8 +199,8 @@ impl Pull {
                 self.note_privacy(target);
                 head
             }
-            // HEAD is where upstreams differ; only a GET can be believed (R-U27).
-            Err(error) if doubts_head(&error) => {
+            // HEAD is where upstreams differ; only a GET can be believed (R-U27). It is small, so it is read and kept.
+            Err(error) if error.is_doubtful_head() || (error.is_definite() && has_other_answer) => {
                 if spare {
                     return Err(self.spared(target));
                 }
@@ -194,7 +209,11 @@ impl Pull {
                 } else {
                     Outcome::Stored
                 };
-                return self.fetch_by_tag(target, tag, outcome).await;
+                let fetched = self.fetch_by_tag(target, tag, outcome).await;
+                if fetched.is_ok() {
+                    client.note_failing_heads(&error);
+                }
+                return fetched;
             }
             Err(error) => return Err(error.into()),
         };
@@ -209,6 +228,11 @@ impl Pull {
         let Some(digest) = head.digest else {
             return self.fetch_by_tag(target, tag, moved).await;
         };
+        // Whoever resolves a tag by HEAD fetches by digest: what cannot be had is not promised while something older is
+        // held (L3). Where nothing is held a HEAD stays a HEAD, which costs no pull.
+        if want == Want::Head && !is_here && holds {
+            return self.follow_tag(target, tag, &digest).await;
+        }
         if let Some(record) = record.filter(|r| r.digest == digest) {
             let confirmed = TagRecord {
                 checked_ms: unix_ms(),
@@ -234,6 +258,33 @@ impl Pull {
             }
             None => self.fetch_by_tag(target, tag, moved).await,
         }
+    }
+
+    /// Fetches what a HEAD has named, and moves the tag there.
+    async fn follow_tag(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        digest: &Digest,
+    ) -> Result<ManifestAnswer, PullError> {
+        let question = Question::Manifest(*digest);
+        // Many HEADs of a tag whose target cannot be had yet are not as many GETs.
+        self.check_negative(target, &question)?;
+        let fetched = self.fetch_by_digest(target, digest).await;
+        let fetched = fetched.inspect_err(|error| self.note_negative(target, question, error))?;
+        let record = TagRecord {
+            digest: *digest,
+            media_type: fetched.media_type.clone(),
+            size: fetched.size,
+            checked_ms: unix_ms(),
+            moves: Vec::new(),
+        };
+        self.note_tag(target, tag, record).await;
+        Ok(ManifestAnswer {
+            outcome: Outcome::Refreshed,
+            bytes: None,
+            ..fetched
+        })
     }
 
     pub(super) fn is_budget_low(&self, target: &Target) -> bool {
@@ -434,6 +485,12 @@ impl Pull {
             }
         }
         self.check_negative(target, &Question::Manifest(*digest))?;
+        let mut question = Question::Manifest(*digest);
+        // A HEAD's refusal is no answer to a GET (R-U27).
+        if want == Want::Head {
+            question = Question::ManifestHead(*digest);
+            self.check_negative(target, &question)?;
+        }
         self.client(target)?;
         let proof = match held {
             true => self.proof_of_manifest(target, digest).await,
@@ -443,7 +500,7 @@ impl Pull {
             (Proof::Bytes, Want::Body) => self.fetch_by_digest(target, digest).await,
             _ => self.head_by_digest(target, digest, want, proof).await,
         };
-        answer.inspect_err(|error| self.note_negative(target, Question::Manifest(*digest), error))
+        answer.inspect_err(|error| self.note_negative(target, question, error))
     }
 
     /// Asks by HEAD: for a HEAD of what is not held, and for what this repository has not shown yet (L8), where an
@@ -475,8 +532,12 @@ impl Pull {
                 self.note_privacy(target);
                 head
             }
-            Err(PullError::Upstream(error)) if doubts_head(&error) => {
-                return self.fetch_by_digest(target, digest).await;
+            Err(PullError::Upstream(error)) if error.is_doubtful_head() => {
+                let fetched = self.fetch_by_digest(target, digest).await;
+                if fetched.is_ok() {
+                    self.client(target)?.note_failing_heads(&error);
+                }
+                return fetched;
             }
             // As if it were not held: then there would have been no HEAD, and the GET may be answered (R-U27).
             Err(_) if want == Want::Body => return self.fetch_by_digest(target, digest).await,
@@ -736,13 +797,4 @@ fn collapsed(answer: ManifestAnswer) -> ManifestAnswer {
         other => other,
     };
     ManifestAnswer { outcome, ..answer }
-}
-
-/// Whether a failed HEAD has to be repeated as a GET before it is believed (R-U27).
-fn doubts_head(error: &UpstreamError) -> bool {
-    match error.kind {
-        ErrorKind::NotFound { .. } => true,
-        ErrorKind::Status { status, .. } => matches!(status, 400 | 405 | 501),
-        _ => false,
-    }
 }

@@ -62,13 +62,15 @@ use crate::oci::{Digest, HostPort, Tag};
 pub use crate::store::{LARGE_MANIFEST_BYTES, Page};
 use crate::store::{ListKey, ListRecord, Store};
 use crate::upstream::client::BuildError;
+use crate::upstream::{BlobHead, Client, Clients, ManifestHead, UpstreamError};
 pub use crate::upstream::{Budget, Probe};
-use crate::upstream::{Client, Clients, ManifestHead, UpstreamError};
 use flight::Flights;
 use single::Single;
 
 /// Answers "it is not there" that are remembered at most.
 const MOST_NEGATIVES: u64 = 20_000;
+/// How long an answer to a HEAD that a GET gave is believed: each costs a broken-off body.
+const BY_GET_FOR: Duration = Duration::from_secs(5);
 /// Memory for the sizes that manifests claim, and what one of them takes of it beside its repository's name.
 const HINTS_BYTES: u64 = 16 << 20;
 const HINT_BYTES: u32 = 256;
@@ -86,7 +88,9 @@ pub struct Pull {
     manifest_heads: Single<(Scope, Digest, bool), Result<ManifestHead, PullError>>,
     manifest_bodies: Single<(Scope, Digest), Result<ManifestAnswer, PullError>>,
     /// The last: whether the registry itself is asked, and no mirror.
-    blob_heads: Single<(Scope, Digest, bool), Result<Option<u64>, PullError>>,
+    blob_heads: Single<(Scope, Digest, blob::Asked, bool), Result<BlobHead, PullError>>,
+    /// Answers to HEADs that a GET gave.
+    heads_by_get: moka::sync::Cache<(Scope, Digest, bool), BlobHead>,
     list_questions: Single<(Scope, ListKey), Result<Arc<ListRecord>, PullError>>,
     /// For lists that are long, while they come.
     long_lists: Arc<Turns>,
@@ -203,12 +207,15 @@ impl moka::Expiry<(Arc<str>, Question), Negative> for NegativeExpiry {
     }
 }
 
-/// What was asked, as the key of a negative answer.
+/// The key of a negative answer. A HEAD's refusal is remembered apart: it is no answer to a GET.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Question {
     Tag(Tag),
+    TagHead(Tag),
     Manifest(Digest),
+    ManifestHead(Digest),
     Blob(Digest),
+    BlobHead(Digest),
     List(ListKey),
 }
 
@@ -247,6 +254,10 @@ impl Pull {
             manifest_heads: Single::default(),
             manifest_bodies: Single::default(),
             blob_heads: Single::default(),
+            heads_by_get: moka::sync::Cache::builder()
+                .max_capacity(10_000)
+                .time_to_live(BY_GET_FOR)
+                .build(),
             list_questions: Single::default(),
             negatives: moka::sync::Cache::builder()
                 .max_capacity(MOST_NEGATIVES)

@@ -24,8 +24,9 @@ impl Pull {
                 || async move { pull.resolve_tag(&to, &asked, Want::Body, false).await },
             );
         let answer = pending.wait().await?;
-        self.negatives
-            .invalidate(&(target.key.clone(), Question::Tag(tag.clone())));
+        for question in [Question::Tag(tag.clone()), Question::TagHead(tag.clone())] {
+            self.negatives.invalidate(&(target.key.clone(), question));
+        }
         Ok(answer)
     }
 

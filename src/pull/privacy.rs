@@ -2,8 +2,9 @@
 //!
 //! Where an upstream has no credentials of ours, and never had, everything is public. Where Larder shows it a client
 //! certificate nothing is: asked as nobody, it would see the certificate all the same. Else the repository is asked once as
-//! nobody, by HEAD (which costs nothing on Docker Hub, R-U31): an answer shows that it is public, for a day; 401 and 403
-//! show that it is not. A 404 shows nothing, since there may just be no such tag: for that question the repository counts as
+//! nobody, by HEAD (which costs nothing on Docker Hub, R-U31), or by a GET that is broken off after its headers where HEAD
+//! is refused (R-U27): an answer shows that it is public, for a day; 401 and 403 of the registry show that it is not. A 404
+//! shows nothing, since there may just be no such tag: for that question the repository counts as
 //! private, and nothing is learned of it. While an upstream fails, what was learned last stands; unknown is private.
 
 use std::sync::Arc;

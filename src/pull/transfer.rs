@@ -22,7 +22,7 @@ use super::timing::Timing;
 use crate::events::{Action, Event};
 use crate::store::{Store, StoreError, Writer};
 use crate::telemetry::trace::{self, Kind};
-use crate::upstream::{BlobStream, ErrorKind, Form, UpstreamError};
+use crate::upstream::{BlobStream, ErrorKind, Form, GetFallback, UpstreamError};
 
 pub(super) use ahead::Lines;
 pub(super) use pour::MAX_BLOB_BYTES;
@@ -257,22 +257,12 @@ impl Transfer {
             digest,
             ..
         } = &self.order;
-        match client.confirm_blob(repository, digest).await {
+        match client.confirm_blob(repository, digest, GetFallback::Unsupported).await {
             Ok(_) => self.note_privacy(),
             // A mirror may have it: the GET will tell.
             Err(_) if client.has_mirrors() => return Ok(false),
             // R-U27: HEAD is where upstreams differ, also in what they say is not there. The GET will tell.
-            Err(error)
-                if matches!(
-                    error.kind,
-                    ErrorKind::NotFound { .. }
-                        | ErrorKind::Denied { .. }
-                        | ErrorKind::Protocol(_)
-                        | ErrorKind::Status { .. }
-                ) =>
-            {
-                return Ok(false);
-            }
+            Err(error) if error.is_doubtful_head() || error.is_definite() => return Ok(false),
             Err(error) => return Err(error.into()),
         }
         self.flight.tell(|state| {

@@ -15,6 +15,7 @@ use super::client::Client;
 use super::dance::Answer;
 use super::endpoint::{Ask, Endpoint};
 use super::error::{ErrorKind, UpstreamError};
+use super::heads::Doubt;
 use super::items::{Items, Pages};
 use super::question::{List, Question, Take, check};
 use super::{body, link};
@@ -33,6 +34,8 @@ pub(super) struct Reply {
     pub(super) with_credentials: bool,
     /// Set if the registry itself answered, and not a mirror (L11).
     pub(super) by_itself: bool,
+    /// Set if this is what a GET was answered after a HEAD: why the HEAD was not believed.
+    pub(super) get_for_head: Option<Doubt>,
     pub(super) body: Body,
 }
 
@@ -67,6 +70,7 @@ impl Client {
         }
         let deadline = Instant::now() + self.tuning.headers;
         let mut behind = self.mirrors.len() as u32;
+        let mut doubtful = None;
         for mirror in &self.mirrors {
             // A mirror that hangs must leave time for those behind it.
             let share = deadline.saturating_duration_since(Instant::now()) / (behind + 1);
@@ -87,7 +91,8 @@ impl Client {
                     });
                 }
                 Err(error) => {
-                    tracing::debug!(upstream = %self.name, mirror = mirror.base.host_str(), %error, "mirror failed")
+                    tracing::debug!(upstream = %self.name, mirror = mirror.base.host_str(), %error, "mirror failed");
+                    doubtful = Some(question.worst_of(doubtful, error));
                 }
             }
         }
@@ -95,7 +100,7 @@ impl Client {
             Ok(reply) => Ok(self.note(question, reply)),
             Err(kind) => {
                 self.forget_openness(question);
-                Err(self.error(kind))
+                Err(self.error(question.worst_of(doubtful, kind)))
             }
         }
     }
@@ -137,10 +142,11 @@ impl Client {
     async fn at(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
         // What could be done without is asked for once.
         let is_extra = question.range.is_some_and(|range| range.end.is_some());
-        let allowed = if is_extra { 0 } else { self.tuning.retries };
+        let is_once = is_extra || endpoint.heads.are_failing(question);
+        let allowed = if is_once { 0 } else { self.tuning.retries };
         let mut repeats = 0;
         loop {
-            let error = match self.once(endpoint, question, deadline).await {
+            let error = match self.attempt(endpoint, question, deadline).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
@@ -161,7 +167,12 @@ impl Client {
         shortest + full.saturating_sub(shortest).mul_f64(fastrand::f64())
     }
 
-    async fn once(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
+    pub(super) async fn once(
+        &self,
+        endpoint: &Endpoint,
+        question: &Question<'_>,
+        deadline: Instant,
+    ) -> Result<Reply, ErrorKind> {
         let mut url = endpoint.url(&question.path);
         url.set_query(question.query);
         let answer = self.answer(endpoint, question, &url, deadline).await?;
@@ -170,6 +181,7 @@ impl Client {
             digest: answer.digest,
             with_credentials: answer.with_credentials,
             by_itself: true,
+            get_for_head: None,
             body: Body::None,
         };
         match question.take {

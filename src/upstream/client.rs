@@ -19,9 +19,10 @@ use super::blob::Span;
 use super::body;
 use super::budget::Budget;
 use super::cloud;
-use super::credentials::{self, Credentials, Logins, Sources};
+use super::credentials::{self, Credential, Credentials, Logins, Sources};
 use super::endpoint::{Endpoint, Place, Settings};
 use super::error::{ErrorKind, UpstreamError};
+use super::heads::{Doubt, GetFallback};
 use super::items::{ItemKind, ListSink};
 use super::lease::Lease;
 use super::pacer::Pacer;
@@ -211,6 +212,21 @@ pub struct ManifestBody {
 #[derive(Clone, Debug)]
 pub struct BlobHead {
     pub size: Option<u64>,
+    /// Set if a GET said it, which was broken off.
+    pub by_get: bool,
+    /// Set if a HEAD was refused and the headers of a GET say the contrary. That answers a HEAD; it shows nothing of a
+    /// repository that would have to prove what it has (L11).
+    pub contradicts_head: bool,
+}
+
+impl BlobHead {
+    fn of(reply: &Reply) -> BlobHead {
+        BlobHead {
+            size: body::content_length(&reply.headers),
+            by_get: reply.get_for_head.is_some(),
+            contradicts_head: reply.get_for_head == Some(Doubt::Refused),
+        }
+    }
 }
 
 /// Outcome of asking an upstream for referrers.
@@ -329,17 +345,18 @@ impl Client {
                 range: None,
                 as_stored: false,
                 take: Take::Head,
+                get_fallback: GetFallback::Never,
                 as_nobody: true,
                 list: None,
             },
         };
         question.as_nobody = true;
-        let mut asked = self.ask_itself(&question).await;
-        // R-U27: where HEAD is not understood, a GET whose body nobody reads.
-        if is_no_head(&asked) {
-            question.method = Method::GET;
-            asked = self.ask_itself(&question).await;
+        // R-U27. A GET of a manifest may count as a pull of the anonymous: not of their last ones.
+        let may_cost = matches!(probe, Probe::Manifest(_)) && self.own.budgets.is_low(&Credential::Anonymous);
+        if !may_cost {
+            question.get_fallback = GetFallback::Doubtful;
         }
+        let asked = self.ask_itself(&question).await;
         match asked {
             Ok(_) => Ok(Some(true)),
             Err(error) => match error.kind {
@@ -370,8 +387,8 @@ impl Client {
         self.own.budgets.export();
     }
 
-    /// Some upstreams answer HEAD with 405, 400, 501 or even 404 and 403 where a GET would do (R-U27): the caller, who
-    /// knows what a GET costs, decides.
+    /// A HEAD may be refused where a GET would do (R-U27, [`UpstreamError::is_doubtful_head`]): the caller, who knows what a
+    /// GET costs, decides.
     pub async fn head_manifest(
         &self,
         repository: &Repository,
@@ -412,25 +429,29 @@ impl Client {
         })
     }
 
-    pub async fn head_blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobHead, UpstreamError> {
-        let (reply, _) = self.ask(&blob(Method::HEAD, repository, digest, Take::Head)).await?;
-        Ok(BlobHead {
-            size: body::content_length(&reply.headers),
-        })
+    /// HEAD of a blob, which a GET may follow (`fallback`).
+    pub async fn head_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        fallback: GetFallback,
+    ) -> Result<BlobHead, UpstreamError> {
+        let mut question = blob(Method::HEAD, repository, digest, Take::Head);
+        question.get_fallback = fallback;
+        let (reply, _) = self.ask(&question).await?;
+        Ok(BlobHead::of(&reply))
     }
 
     /// HEAD of a blob at the registry itself, mirrors left aside: what it confirms may be given out from the cache (L11).
-    pub async fn confirm_blob(&self, repository: &Repository, digest: &Digest) -> Result<BlobHead, UpstreamError> {
+    pub async fn confirm_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        fallback: GetFallback,
+    ) -> Result<BlobHead, UpstreamError> {
         let mut question = blob(Method::HEAD, repository, digest, Take::Head);
-        let mut asked = self.ask_to_confirm(&question).await;
-        // R-U27: as in `shows_to_nobody`.
-        if is_no_head(&asked) {
-            question.method = Method::GET;
-            asked = self.ask_to_confirm(&question).await;
-        }
-        Ok(BlobHead {
-            size: body::content_length(&asked?.headers),
-        })
+        question.get_fallback = fallback;
+        Ok(BlobHead::of(&self.ask_to_confirm(&question).await?))
     }
 
     /// `offset` > 0 asks with `Range: bytes=offset-`. A 416 is `Protocol`.
@@ -508,6 +529,7 @@ impl Client {
             range: None,
             as_stored: false,
             take: Take::Pages(MAX_TAGS_BYTES),
+            get_fallback: GetFallback::Never,
             as_nobody: false,
             list: Some(List {
                 field: "tags",
@@ -535,6 +557,7 @@ impl Client {
             range: None,
             as_stored: false,
             take: Take::Pages(MAX_REFERRERS_BYTES),
+            get_fallback: GetFallback::Never,
             as_nobody: false,
             list: Some(List {
                 field: "manifests",
@@ -567,18 +590,6 @@ fn head_of(reply: &Reply) -> ManifestHead {
         size: body::content_length(&reply.headers),
         by_itself: reply.by_itself,
     }
-}
-
-/// Returns whether HEAD was not understood (R-U27).
-fn is_no_head(asked: &Result<Reply, UpstreamError>) -> bool {
-    let kind = asked.as_ref().err().map(|error| &error.kind);
-    matches!(
-        kind,
-        Some(ErrorKind::Status {
-            status: 400 | 405 | 501,
-            ..
-        })
-    )
 }
 
 /// What matters to how an upstream is asked; what does not is as if nobody had given it.

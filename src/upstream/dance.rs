@@ -303,7 +303,9 @@ impl Dance<'_> {
 
     async fn verdict(&self, walked: Walked, carried: &Carried) -> ErrorKind {
         let status = walked.response.status().as_u16();
-        if status == 404 {
+        // The address that a registry redirects to may be signed for GET only: it says nothing to HEAD (R-U27).
+        let is_signed = !walked.is_home && *self.ask.method == Method::HEAD;
+        if status == 404 && (walked.is_registry || !is_signed) {
             body::drain(walked.response).await;
             return ErrorKind::NotFound { status };
         }
@@ -338,7 +340,7 @@ impl Dance<'_> {
         let detail = detail.into();
         match status {
             // A store's or a firewall's 403 says nothing about what the registry has.
-            401 | 403 if walked.is_home || walked.is_registry => ErrorKind::Denied { status, detail },
+            401 | 403 if walked.is_home || (walked.is_registry && !is_signed) => ErrorKind::Denied { status, detail },
             _ => ErrorKind::Status { status, detail },
         }
     }

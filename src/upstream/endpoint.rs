@@ -15,6 +15,7 @@ use super::breaker::Breaker;
 use super::budget::Budgets;
 use super::challenge::Demand;
 use super::credentials::Credentials;
+use super::heads::Heads;
 use super::token::Tokens;
 use super::transport::Transport;
 use crate::config::Floor;
@@ -72,6 +73,7 @@ pub struct Endpoint {
     pub(super) strangers: Mutex<HashSet<Url>>,
     /// What is left of the upstream's limits.
     pub(super) budgets: Budgets,
+    pub(super) heads: Heads,
     by_repository: moka::sync::Cache<Repository, Known>,
     /// The last demand of any repository: a guess for those not yet met.
     general: Mutex<Option<Demand>>,
@@ -123,6 +125,7 @@ impl Endpoint {
             tokens: Tokens::new(settings.upstream.clone()),
             budgets: Budgets::new(settings.upstream.clone(), settings.budget_floor),
             upstream: settings.upstream,
+            heads: Heads::default(),
             redirect_hosts: settings.redirect_hosts,
             trusted_realms: settings.trusted_realms,
             read_timeout: settings.read_timeout,

@@ -4,7 +4,7 @@
 //! answers five questions (manifest, blob, tags, referrers, and their HEADs). It has never heard of disks.
 //!
 //! From the top: `client` is the face; `question` is what can be asked, `ask` brings it to an answer over mirrors and
-//! upstream within a deadline. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
+//! upstream within a deadline, and `heads` decides where a refused HEAD is no verdict. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
 //! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
@@ -34,6 +34,7 @@ pub mod error;
 pub(crate) mod fuzz;
 mod greet;
 mod guard;
+mod heads;
 mod helper;
 mod items;
 mod lease;
@@ -61,4 +62,5 @@ pub use client::{
 pub use credentials::Sources;
 pub use error::{ErrorKind, UpstreamError};
 pub use greet::Greeting;
+pub use heads::GetFallback;
 pub use items::{ItemKind, Items, ListSink};

@@ -6,6 +6,7 @@ use reqwest::{Method, StatusCode};
 use super::blob::Span;
 use super::body;
 use super::error::ErrorKind;
+use super::heads::GetFallback;
 use super::items::{ItemKind, ListSink};
 use crate::oci::{Digest, Reference, Repository, media_type};
 
@@ -29,6 +30,7 @@ impl Kind {
 }
 
 /// One question, as it goes to any endpoint.
+#[derive(Clone)]
 pub(super) struct Question<'a> {
     pub(super) kind: Kind,
     pub(super) method: Method,
@@ -41,6 +43,8 @@ pub(super) struct Question<'a> {
     /// [`super::transport::Outgoing::as_stored`]
     pub(super) as_stored: bool,
     pub(super) take: Take,
+    /// Says when a GET follows a HEAD that was refused.
+    pub(super) get_fallback: GetFallback,
     /// Without credentials, whatever there are.
     pub(super) as_nobody: bool,
     /// Set for a list: which of its items are wanted, and who takes them.
@@ -109,6 +113,7 @@ pub(super) fn manifest<'a>(
         range: None,
         as_stored: false,
         take,
+        get_fallback: GetFallback::Never,
         as_nobody: false,
         list: None,
     }
@@ -125,6 +130,7 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         range: None,
         as_stored: false,
         take,
+        get_fallback: GetFallback::Never,
         as_nobody: false,
         list: None,
     }

@@ -38,6 +38,19 @@ pub fn target(from: &Url, location: Option<&HeaderValue>) -> Result<Url, String>
     Ok(next)
 }
 
+/// Returns true if the path is one of a registry's API. A store may have `/v2/` in its paths, too: the reference registry keeps
+/// blobs as `docker/registry/v2/blobs/sha256/…/data`.
+pub fn is_registry(url: &Url) -> bool {
+    let Some((_, rest)) = url.path().split_once("/v2/") else {
+        return false;
+    };
+    let mut from_end = rest.rsplit('/');
+    match (from_end.next(), from_end.next()) {
+        (Some(_), Some("blobs" | "manifests" | "referrers")) => true,
+        (last, before) => (before, last) == (Some("tags"), Some("list")),
+    }
+}
+
 /// Whether the operator's `redirect_hosts` decide about `next`: `Some(true)` listed, `Some(false)` not listed although
 /// there is a list, `None` no list.
 pub fn listed(next: &Url, redirect_hosts: Option<&[HostPort]>) -> Option<bool> {
@@ -81,6 +94,23 @@ mod tests {
         assert!(target(&"https://r.example/".parse().unwrap(), None).is_err());
         let long = go("https://r.example/", &format!("{}:x", "a".repeat(10_000))).unwrap_err();
         assert!(long.len() < 200, "{} bytes", long.len());
+    }
+
+    #[test]
+    fn registries_and_stores() {
+        for (path, expected) in [
+            ("/v2/a/b/blobs/sha256:00", true),
+            ("/base/v2/a/manifests/1.0", true),
+            ("/v2/a/referrers/sha256:00", true),
+            ("/v2/a/tags/list", true),
+            ("/docker/registry/v2/blobs/sha256/00/0011/data", false),
+            ("/v2/data/x", false),
+            ("/v2/", false),
+            ("/data/blobs/sha256:00", false),
+        ] {
+            let url: Url = format!("https://r.example{path}?sig=blobs/x").parse().unwrap();
+            assert_eq!(is_registry(&url), expected, "{path}");
+        }
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Endpoint {
                 response,
                 digest,
                 is_home,
-                is_registry: url.path().contains("/v2/"),
+                is_registry: redirect::is_registry(&url),
                 host,
             });
         }

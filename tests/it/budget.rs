@@ -73,6 +73,20 @@ async fn below_the_floor_the_hub_is_asked_by_head_only() {
         );
         assert!(stale.header("warning").unwrap().contains("(budget)"));
     }
+    // A HEAD fetches nothing either, nor is one that was refused followed by a GET.
+    for status in [None, Some(404), Some(405)] {
+        let refusal = status.map(|status| upstream.on(On::Manifests.head()).always().status(status));
+        let stale = larder.head(manifest(REPO, "1")).await.expect(200);
+        let digest = old.manifest.to_string();
+        assert_eq!(stale.header("docker-content-digest"), Some(&*digest), "{status:?}");
+        assert!(
+            stale.header("cache-status").unwrap().ends_with("; detail=budget"),
+            "{status:?}"
+        );
+        if let Some(refusal) = refusal {
+            refusal.remove();
+        }
+    }
     assert_eq!(upstream.count(On::Manifests.get()), 0, "{}", upstream.print());
     assert!(upstream.count(On::Manifests.head()) >= 3);
     // A true miss is what the pulls are kept for, by tag and by digest.

@@ -30,6 +30,7 @@ mod doctor;
 mod emptied;
 mod far;
 mod flights;
+mod heads;
 mod laws;
 mod lists;
 mod live;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::upstream::credentials::Sources;
 use crate::upstream::transport::{Named, Outgoing, Transport};
-use crate::upstream::{ListSink, Referrers, endpoint};
+use crate::upstream::{GetFallback, ListSink, Referrers, endpoint};
 
 async fn blob(client: &Client, offset: u64) -> Result<BlobStream, UpstreamError> {
     client.get_blob(&repository("a/b"), &digest(), offset).await
@@ -587,7 +587,8 @@ async fn mirrors() {
     let asked = mirror.seen().len();
     assert!(client.confirm_manifest(&held, &x).await.unwrap().by_itself);
     let digest = Digest::sha256(b"x");
-    client.confirm_blob(&held, &digest).await.unwrap();
+    let head = client.confirm_blob(&held, &digest, GetFallback::Never).await;
+    assert!(!head.unwrap().contradicts_head);
     assert_eq!(mirror.seen().len(), asked);
     assert!(
         server

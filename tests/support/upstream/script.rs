@@ -28,7 +28,8 @@ pub enum On {
     Referrers,
     /// The token server.
     Token,
-    /// `/storage/<digest>`, where a registry redirects to.
+    /// `/storage/<digest>`, where a registry redirects to; or `/docker/registry/v2/blobs/<digest>/data`, nearly as the reference
+    /// registry's stores have it.
     Storage,
     /// A path that begins so.
     Path(String),

@@ -53,7 +53,9 @@ impl Kind {
 
     /// `path` without the instance's base path.
     fn of(path: &str) -> Kind {
-        if let Some(digest) = path.strip_prefix("/storage/") {
+        let reference_layout = path.strip_prefix("/docker/registry/v2/blobs/");
+        let reference_layout = reference_layout.and_then(|rest| rest.strip_suffix("/data"));
+        if let Some(digest) = path.strip_prefix("/storage/").or(reference_layout) {
             return Kind::Storage {
                 digest: digest.to_owned(),
             };
