@@ -1,6 +1,7 @@
 //! Bringing a question to an answer: mirrors and upstream in order, the deadline for headers, the quick repeats, the pages.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +34,8 @@ pub(super) struct Reply {
     pub(super) with_credentials: bool,
     /// Set if the registry itself answered, and not a mirror (L11).
     pub(super) by_itself: bool,
+    /// Name of the address that answered.
+    pub(super) address: Arc<str>,
     pub(super) body: Body,
 }
 
@@ -140,10 +143,15 @@ impl Client {
         let allowed = if is_extra { 0 } else { self.tuning.retries };
         let mut repeats = 0;
         loop {
+            let begun = Instant::now();
             let error = match self.once(endpoint, question, deadline).await {
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    endpoint.health.note_answer(question.kind, begun.elapsed());
+                    return Ok(reply);
+                }
                 Err(error) => error,
             };
+            endpoint.health.note_failure(question.kind, &error);
             let pause = self.pause(repeats);
             if !may_pass(&error) || repeats >= allowed || Instant::now() + pause >= deadline {
                 return Err(error);
@@ -170,6 +178,7 @@ impl Client {
             digest: answer.digest,
             with_credentials: answer.with_credentials,
             by_itself: true,
+            address: endpoint.health.name().clone(),
             body: Body::None,
         };
         match question.take {

@@ -13,6 +13,7 @@ use reqwest::header::CONTENT_TYPE;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
+use super::address::{self, Role};
 use super::ask::{Body, Reply};
 pub use super::blob::BlobStream;
 use super::blob::Span;
@@ -47,6 +48,8 @@ pub struct Tuning {
     pub retries: u32,
     /// The pause before a repeat is between these.
     pub pause: (Duration, Duration),
+    /// The pause before an address that went down is probed for the first time.
+    pub first_pause: Duration,
 }
 
 impl Default for Tuning {
@@ -56,6 +59,7 @@ impl Default for Tuning {
             document: Duration::from_secs(60),
             retries: 2,
             pause: (Duration::from_millis(50), Duration::from_millis(400)),
+            first_pause: address::FIRST_PAUSE,
         }
     }
 }
@@ -113,7 +117,7 @@ impl Clients {
                         what,
                     })?;
                     if let Some(before) = before {
-                        client.own.inherit(&before.own);
+                        client.inherit(before);
                     }
                     Arc::new(client)
                 }
@@ -189,6 +193,8 @@ pub struct ManifestHead {
     pub size: Option<u64>,
     /// Set if the registry itself said it, and not a mirror.
     pub by_itself: bool,
+    /// The address that said it: `https://mirror.example`.
+    pub address: Arc<str>,
 }
 
 /// A manifest's bytes, at most `MAX_MANIFEST_BYTES`, unverified.
@@ -199,6 +205,8 @@ pub struct ManifestBody {
     pub content_type: Option<String>,
     /// Docker-Content-Digest of the first hop that had one (R-U22).
     pub digest: Option<Digest>,
+    /// The address that sent it: `https://mirror.example`.
+    pub address: Arc<str>,
 }
 
 #[derive(Clone, Debug)]
@@ -232,6 +240,8 @@ impl Client {
             let credentials = Credentials::new(fixed, lender, logins.clone(), base);
             let settings = Settings {
                 upstream: name.clone(),
+                role: if is_own { Role::Registry } else { Role::Mirror },
+                first_pause: tuning.first_pause,
                 redirect_hosts: upstream.redirect_hosts.clone(),
                 trusted_realms: upstream.trusted_realms.clone(),
                 read_timeout: upstream.read_timeout,
@@ -254,6 +264,14 @@ impl Client {
             name,
             asked,
         })
+    }
+
+    /// Goes on with what is known of the addresses that it shares with another client.
+    fn inherit(&self, before: &Client) {
+        self.own.inherit(&before.own);
+        for mirror in &self.mirrors {
+            before.mirrors.iter().for_each(|known| mirror.inherit(known));
+        }
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -393,6 +411,7 @@ impl Client {
             bytes,
             content_type: body::text(&reply.headers, &CONTENT_TYPE).map(str::to_owned),
             digest: reply.digest,
+            address: reply.address,
         })
     }
 
@@ -473,6 +492,7 @@ impl Client {
             extent,
             response,
             self.name.clone(),
+            reply.address,
             self.read_timeout,
             self.pacer.clone(),
             slot,
@@ -550,6 +570,7 @@ fn head_of(reply: &Reply) -> ManifestHead {
         media_type: body::text(&reply.headers, &CONTENT_TYPE).and_then(media_type::essence),
         size: body::content_length(&reply.headers),
         by_itself: reply.by_itself,
+        address: reply.address.clone(),
     }
 }
 

@@ -331,6 +331,7 @@ impl Dance<'_> {
             .and_then(|h| h.to_str().ok())
             .and_then(|h| h.split_once(' '));
         secrets.extend(sent.map(|(_, encoded)| encoded));
+        let retry_after = body::text(walked.response.headers(), &RETRY_AFTER).and_then(breaker::read_retry_after);
         let mut detail = body::detail(walked.response, &secrets).await;
         if !walked.is_home {
             detail = format!("{}, where it redirects to: {detail}", walked.host);
@@ -339,7 +340,11 @@ impl Dance<'_> {
         match status {
             // A store's or a firewall's 403 says nothing about what the registry has.
             401 | 403 if walked.is_home || walked.is_registry => ErrorKind::Denied { status, detail },
-            _ => ErrorKind::Status { status, detail },
+            _ => ErrorKind::Status {
+                status,
+                detail,
+                retry_after,
+            },
         }
     }
 }

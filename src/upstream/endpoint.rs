@@ -10,6 +10,7 @@ use std::time::Duration;
 use reqwest::Method;
 use url::Url;
 
+use super::address::{AddressHealth, Role};
 use super::blob::Span;
 use super::breaker::Breaker;
 use super::budget::Budgets;
@@ -60,6 +61,8 @@ pub struct Endpoint {
     pub base: Url,
     /// What it keeps every repository below (R-U50): a Harbor project, say.
     prefix: Option<Repository>,
+    /// How this address is doing, and its name.
+    pub(super) health: AddressHealth,
     pub(super) upstream: Arc<str>,
     pub(super) transport: Transport,
     pub(super) credentials: Credentials,
@@ -102,10 +105,23 @@ impl Place {
         base.set_path(&path);
         Place { base, prefix }
     }
+
+    /// As logs and errors name it: `https://mirror.example`, with the path where there is one.
+    fn name(&self) -> String {
+        let mut name = self.base.origin().ascii_serialization();
+        name.push_str(self.base.path().trim_end_matches('/'));
+        if let Some(prefix) = &self.prefix {
+            name = format!("{name}/v2/{prefix}");
+        }
+        name
+    }
 }
 
 pub struct Settings {
     pub upstream: Arc<str>,
+    pub role: Role,
+    /// The pause before the first probe.
+    pub first_pause: Duration,
     pub redirect_hosts: Option<Vec<HostPort>>,
     pub trusted_realms: Vec<HostPort>,
     pub read_timeout: Duration,
@@ -114,7 +130,9 @@ pub struct Settings {
 
 impl Endpoint {
     pub fn new(place: Place, transport: Transport, credentials: Credentials, settings: Settings) -> Endpoint {
+        let name = Arc::from(place.name());
         Endpoint {
+            health: AddressHealth::new(name, settings.upstream.clone(), settings.role, settings.first_pause),
             base: place.base,
             prefix: place.prefix,
             transport,
@@ -132,9 +150,11 @@ impl Endpoint {
         }
     }
 
-    /// Goes on where another endpoint at the same address stood: what is left of limits, and who is to be left alone.
+    /// Goes on where another endpoint at the same address stood: how it is doing, what is left of limits, and who is to be
+    /// left alone.
     pub fn inherit(&self, before: &Endpoint) {
-        if self.base == before.base {
+        if self.base == before.base && self.prefix == before.prefix {
+            self.health.inherit(&before.health);
             self.budgets.inherit(&before.budgets);
             self.breaker.inherit(&before.breaker);
         }

@@ -15,6 +15,7 @@
 //! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
 //! `greet` asks at the door, for a checkup; `courier` brings webhooks what they are told.
 
+mod address;
 mod ask;
 mod auth_file;
 mod blob;
@@ -54,6 +55,7 @@ mod tests;
 #[cfg(any(test, fuzzing))]
 pub(crate) use cloud::fuzz as cloud_fuzz;
 
+pub use address::{AddressState, Role};
 pub use budget::Budget;
 pub use client::{
     BlobHead, BlobStream, Client, Clients, Form, MAX_TAGS_BYTES, ManifestBody, ManifestHead, Probe, Referrers, Tuning,

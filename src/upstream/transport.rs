@@ -250,7 +250,7 @@ pub fn failure(error: reqwest::Error) -> ErrorKind {
     let (is_connect, is_timeout) = (error.is_connect(), error.is_timeout());
     let text: Arc<str> = chain(&error.without_url()).into();
     match (is_connect, is_timeout) {
-        (true, true) => ErrorKind::Connect("no connection within connect_timeout".into()),
+        (true, true) => ErrorKind::no_connection(),
         (true, false) => ErrorKind::Connect(text),
         (false, _) => ErrorKind::Cut(text),
     }
