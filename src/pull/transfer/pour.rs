@@ -66,7 +66,8 @@ impl Transfer {
             state.came = 0;
             state.doubtful |= odd;
         });
-        self.streaming = self.flight.state().is_decided();
+        // What has begun goes on, whatever is odd about this answer.
+        self.streaming |= self.flight.state().is_decided();
         let mut intake = Intake {
             at: sink.len(),
             ahead: self.take_ahead(&stream, sink.len(), total),
