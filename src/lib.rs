@@ -131,6 +131,9 @@
 //!   `store::writer` reserves room for them and some ahead (`store::reservation`); `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle. A transfer that finds no more room goes on through memory
 //!   (`pull::sink`).
+//! - **A mirror that lies**: whoever verifies (`upstream::ask` the head, `pull::transfer` a blob, `pull::manifest` a manifest) reports the
+//!   address to `upstream::distrust`, which every question to a mirror is held against, and asks again: the next address answers in the
+//!   same request, as long as nobody has seen a byte (`pull::transfer::sources` knows whose bytes are staged). The registry has the last word.
 //! - **A cut**: `pull::transfer` asks for what is missing by Range; one that is refused, in whatever way, is followed by a request
 //!   for the whole blob, of which what is here is left out; only that one's answer is a verdict.
 

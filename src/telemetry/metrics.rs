@@ -272,6 +272,12 @@ pub const METRICS: &[Metric] = &[
         "1 while fewer are left than budget_floor, else 0.",
     ),
     metric(
+        "larder_upstream_distrusted_total",
+        Kind::Counter,
+        &["upstream", "address", "reason"],
+        "Times that a mirror sent something wrong and is not asked for it again for a while.",
+    ),
+    metric(
         "larder_upstream_questions_spared_total",
         Kind::Counter,
         &["upstream"],

@@ -74,7 +74,12 @@ impl Client {
             // A mirror that hangs must leave time for those behind it.
             let share = deadline.saturating_duration_since(Instant::now()) / (behind + 1);
             behind -= 1;
-            match self.at(mirror, question, Instant::now() + share).await {
+            let address = mirror.health.name();
+            if self.is_left_out(address, question) {
+                continue;
+            }
+            let outcome = self.at(mirror, question, Instant::now() + share).await;
+            match self.judge_mirror(address, question, outcome) {
                 Ok(reply) => {
                     let reply = Reply {
                         by_itself: false,

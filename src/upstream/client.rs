@@ -21,6 +21,7 @@ use super::body;
 use super::budget::Budget;
 use super::cloud;
 use super::credentials::{self, Credentials, Logins, Sources};
+use super::distrust::Distrust;
 use super::endpoint::{Endpoint, Place, Settings};
 use super::error::{ErrorKind, UpstreamError};
 use super::items::{ItemKind, ListSink};
@@ -112,7 +113,7 @@ impl Clients {
                 Some(same) => same.clone(),
                 None => {
                     let built = Client::build(asked, &clients.logins, &self.sources, self.tuning);
-                    let client = built.map_err(|what| BuildError {
+                    let mut client = built.map_err(|what| BuildError {
                         upstream: upstream.name.to_string(),
                         what,
                     })?;
@@ -164,6 +165,8 @@ pub struct Client {
     pub(super) slots: Option<Arc<Semaphore>>,
     /// `max_bandwidth`.
     pacer: Option<Arc<Pacer>>,
+    /// What mirrors got wrong.
+    pub(super) distrust: Distrust,
     /// Whether stored credentials were behind a repository's last answer.
     pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
@@ -260,6 +263,7 @@ impl Client {
                 .max_connections
                 .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
             pacer: upstream.max_bandwidth.map(|rate| Arc::new(Pacer::new(&name, rate))),
+            distrust: Distrust::default(),
             logins_used: moka::sync::Cache::new(MAX_REPOSITORIES),
             name,
             asked,
@@ -267,7 +271,8 @@ impl Client {
     }
 
     /// Goes on with what is known of the addresses that it shares with another client.
-    fn inherit(&self, before: &Client) {
+    fn inherit(&mut self, before: &Client) {
+        self.distrust = before.distrust.clone();
         self.own.inherit(&before.own);
         for mirror in &self.mirrors {
             before.mirrors.iter().for_each(|known| mirror.inherit(known));
@@ -335,6 +340,7 @@ impl Client {
                 take: Take::Head,
                 as_nobody: true,
                 list: None,
+                without: &[],
             },
         };
         question.as_nobody = true;
@@ -443,31 +449,35 @@ impl Client {
         digest: &Digest,
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
-        self.get_blob_in(Form::Plain, repository, digest, offset).await
+        self.get_blob_in(Form::Plain, repository, digest, offset, &[]).await
     }
 
-    /// The same, of a store whose first answer was `was_unpacked` if `form` says so.
+    /// The same, of a store whose first answer was `was_unpacked` if `form` says so. Mirrors that `without` names are left out.
     pub async fn get_blob_in(
         &self,
         form: Form,
         repository: &Repository,
         digest: &Digest,
         offset: u64,
+        without: &[Arc<str>],
     ) -> Result<BlobStream, UpstreamError> {
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
         question.range = (offset > 0).then_some(Span::from(offset));
         question.as_stored = form == Form::AsStored;
+        question.without = without;
         let (reply, slot) = self.ask(&question).await?;
         self.stream(reply, slot)
     }
 
     /// Bytes `start..end` and no others, for a transfer that has a connection already: where the upstream does not
     /// answer with just these, that is `Protocol`. It is asked once. `None` when `max_connections` leaves no room now.
+    /// Mirrors that `without` names are left out.
     pub async fn get_blob_part(
         &self,
         repository: &Repository,
         digest: &Digest,
         span: Range<u64>,
+        without: &[Arc<str>],
     ) -> Result<Option<BlobStream>, UpstreamError> {
         let slot = match &self.slots {
             // Who needs a first connection comes before who wants another.
@@ -479,6 +489,7 @@ impl Client {
         };
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
         question.range = Some(Span::of(span));
+        question.without = without;
         let reply = self.ask_in(&question).await?;
         self.stream(reply, slot).map(Some)
     }
@@ -518,6 +529,7 @@ impl Client {
                 items: ItemKind::Tags,
                 sink,
             }),
+            without: &[],
         };
         self.ask(&question).await.map(|_| ())
     }
@@ -545,6 +557,7 @@ impl Client {
                 items: ItemKind::Documents,
                 sink,
             }),
+            without: &[],
         };
         match self.ask(&question).await {
             Ok(_) => Ok(Referrers::Listed),

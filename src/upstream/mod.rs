@@ -13,6 +13,7 @@
 //! `link` where the next page is, `items` reads what a page lists as it comes, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
 //! upstream that said 429, `rate_limit` reads what is left before it does and
 //! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
+//! `distrust` remembers what mirrors sent wrong, so that the next address is asked for it;
 //! `greet` asks at the door, for a checkup; `courier` brings webhooks what they are told.
 
 mod address;
@@ -28,6 +29,7 @@ mod cloud;
 pub mod courier;
 pub mod credentials;
 mod dance;
+mod distrust;
 pub mod documents;
 mod endpoint;
 pub mod error;
@@ -61,6 +63,7 @@ pub use client::{
     BlobHead, BlobStream, Client, Clients, Form, MAX_TAGS_BYTES, ManifestBody, ManifestHead, Probe, Referrers, Tuning,
 };
 pub use credentials::Sources;
+pub use distrust::DistrustReason;
 pub use error::{ErrorKind, UpstreamError};
 pub use greet::Greeting;
 pub use items::{ItemKind, Items, ListSink};

@@ -25,6 +25,7 @@ mod commands;
 mod config;
 mod demo;
 mod disk;
+mod distrust;
 mod doctor;
 mod far;
 mod flights;
