@@ -75,8 +75,10 @@
 //!   that ends, by a stop or a reload too, waits until the client has acknowledged what the kernel holds for it (`wire`), then sends FIN.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
-//! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target
-//!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again.
+//! - **Upstream**: `upstream::client` → the addresses in their order (`upstream::ask`): mirrors that are up by `upstream::address`, each for as
+//!   long as that says, then the registry → token (one request for many waiters) → request → redirects by hand, each target
+//!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again. What failed everywhere waits for its
+//!   repeat together with others (`upstream::retry`); what is down is probed in the background (`upstream::probe`).
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations
 //!   (`demo::tour`) that pull over HTTP (`demo::client`), measure on both sides and check each claim.
 //! - **Operators**: `cli::desk` finds the proxy by its admin address, or opens the folder when none runs; either way

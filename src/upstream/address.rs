@@ -50,7 +50,7 @@ pub(super) enum Failure {
     Silent,
     /// It was left because it had not begun to answer in time.
     Late,
-    /// The request failed, and so did all repeats of it.
+    /// The request failed, and so did all repeats of it: each has been recorded already.
     Exhausted,
 }
 
@@ -85,9 +85,12 @@ pub(super) struct Health {
     /// The kind of request that brought it down last. Only an answer to a client's request of that kind proves that it is
     /// well: a mirror with a hung store answers everything else.
     weak: Option<Kind>,
-    last_error: Option<Arc<str>>,
+    last_error: Option<Fault>,
     last_ok: Option<Instant>,
 }
+
+/// What was wrong: in one word, and in full.
+pub(super) type Fault = (&'static str, Arc<str>);
 
 impl Health {
     pub(super) fn new(role: Role, first_pause: Duration) -> Health {
@@ -129,10 +132,13 @@ impl Health {
     /// Records a failure. `dice`: a random number from 0 to 1.
     ///
     /// Returns whether the address has gone down by it.
-    pub(super) fn failed(&mut self, now: Instant, kind: Kind, failure: Failure, why: Arc<str>, dice: f64) -> bool {
-        self.failures += 1;
-        self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
-        self.last_error = Some(why);
+    pub(super) fn failed(&mut self, now: Instant, kind: Kind, failure: Failure, why: Fault, dice: f64) -> bool {
+        // The last repeat has been recorded by itself.
+        if failure != Failure::Exhausted {
+            self.failures += 1;
+            self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
+            self.last_error = Some(why);
+        }
         if failure == Failure::Late {
             self.push(LATE);
         }
@@ -142,19 +148,27 @@ impl Health {
             // The registry's own errors are ridden out first.
             (Failure::Error, role) => role == Role::Mirror && self.failed_in_a_row >= FAILURES_IN_A_ROW,
         };
-        if !goes || self.is_down() {
-            return false;
+        let is_silent = matches!(failure, Failure::Silent | Failure::Late);
+        match &mut self.state {
+            State::Up if goes => {
+                self.weak = Some(kind);
+                self.pause(now, is_silent, dice);
+                true
+            }
+            // It refused before; now it costs time as well.
+            State::Down { silent, .. } if goes => {
+                *silent |= is_silent;
+                false
+            }
+            _ => false,
         }
-        self.weak = Some(kind);
-        self.pause(now, matches!(failure, Failure::Silent | Failure::Late), dice);
-        true
     }
 
     /// Records how a probe ended. An answer brings the address back, however long it took: what a client waits for it is
     /// bounded, and the pause keeps growing until a client has been answered.
     ///
     /// Returns whether the address has come back by it.
-    pub(super) fn probed(&mut self, now: Instant, outcome: Result<(), (Failure, Arc<str>)>, dice: f64) -> bool {
+    pub(super) fn probed(&mut self, now: Instant, outcome: Result<(), (Failure, Fault)>, dice: f64) -> bool {
         if !self.is_down() {
             return false;
         }
@@ -324,6 +338,11 @@ impl AddressHealth {
         }
     }
 
+    /// Returns whether that error, of a client's request, says that the address works.
+    pub(super) fn is_answer(&self, error: &ErrorKind) -> bool {
+        Verdict::of(error, self.role) == Verdict::Answered
+    }
+
     /// Records that a request was left because the address had sent nothing for `waited`.
     pub(super) fn note_late(&self, kind: Kind, waited: Duration) -> bool {
         let why = format!("did not begin to answer within {} ms", waited.as_millis());
@@ -336,10 +355,12 @@ impl AddressHealth {
     }
 
     fn note(&self, kind: Kind, failure: Failure, reason: &'static str, why: &str) -> bool {
-        self.count_failure(reason);
+        if failure != Failure::Exhausted {
+            self.count_failure(reason);
+        }
         let has_gone = self
             .health()
-            .failed(Instant::now(), kind, failure, why.into(), fastrand::f64());
+            .failed(Instant::now(), kind, failure, (reason, why.into()), fastrand::f64());
         if has_gone {
             let (upstream, address) = (&self.upstream, &self.name);
             let reason = why;
@@ -366,8 +387,8 @@ impl AddressHealth {
         .increment(1);
     }
 
-    /// Records how a probe ended. Returns when the next one is due, if one is.
-    pub(super) fn note_probe(&self, outcome: &Result<(), ErrorKind>) -> Option<Instant> {
+    /// Records how a probe ended.
+    pub(super) fn note_probe(&self, outcome: &Result<(), ErrorKind>) {
         let failed = outcome
             .as_ref()
             .err()
@@ -381,23 +402,26 @@ impl AddressHealth {
             self.count_failure(error.as_str());
         }
         let outcome = match failed {
-            Some((failure, error)) => Err((failure, Arc::from(error.to_string()))),
+            Some((failure, error)) => Err((failure, (error.as_str(), error.to_string().into()))),
             None => Ok(()),
         };
-        let mut health = self.health();
-        let is_back = health.probed(Instant::now(), outcome, fastrand::f64());
-        let next = health.probe_at();
-        drop(health);
+        let is_back = self.health().probed(Instant::now(), outcome, fastrand::f64());
         if is_back {
             self.tell_back();
         }
-        next
     }
 
     fn tell_back(&self) {
         let (upstream, address) = (&self.upstream, &self.name);
         tracing::info!(%upstream, %address, "an address that was down answers again");
         self.export();
+    }
+
+    /// Why it fails at the moment, in one word, if the last request did.
+    pub fn failing(&self) -> Option<&'static str> {
+        let health = self.health();
+        let (reason, _) = health.last_error.as_ref()?;
+        (health.failed_in_a_row > 0).then_some(*reason)
     }
 
     pub(super) fn probe_at(&self) -> Option<Instant> {
@@ -444,7 +468,7 @@ impl AddressHealth {
             p50: health.percentile(50),
             p95: health.percentile(95),
             failures: health.failures,
-            last_error: health.last_error.clone(),
+            last_error: health.last_error.as_ref().map(|(_, why)| why.clone()),
             last_ok: health.last_ok.map(|at| now.saturating_duration_since(at)),
         })
     }
@@ -481,6 +505,257 @@ impl Verdict {
             | ErrorKind::Refused(_)
             | ErrorKind::Offline
             | ErrorKind::Auth(_) => Verdict::Nothing,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn fault() -> Fault {
+        ("cut", "it broke off".into())
+    }
+
+    /// Without chance: a pause is as long as it is.
+    fn fail(health: &mut Health, now: Instant, kind: Kind, failure: Failure) -> bool {
+        health.failed(now, kind, failure, fault(), 0.5)
+    }
+
+    fn pause_of(health: &Health, now: Instant) -> Duration {
+        health.probe_at().unwrap() - now
+    }
+
+    #[test]
+    fn what_brings_a_mirror_down() {
+        let now = Instant::now();
+        for failure in [Failure::Silent, Failure::Late, Failure::Exhausted] {
+            let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+            assert!(fail(&mut mirror, now, Kind::Blob, failure), "{failure:?}");
+        }
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        let error = |mirror: &mut Health| fail(mirror, now, Kind::Blob, Failure::Error);
+        assert!(!error(&mut mirror) && !error(&mut mirror));
+        mirror.answered(now, Kind::Blob, MS);
+        assert!(!error(&mut mirror) && !error(&mut mirror));
+        assert!(error(&mut mirror) && mirror.is_down());
+        // It is down already.
+        assert!(!error(&mut mirror));
+    }
+
+    /// The registry's errors are ridden out by `retry`, and it is never left for being slow.
+    #[test]
+    fn what_brings_the_registry_down() {
+        let now = Instant::now();
+        let mut registry = Health::new(Role::Registry, FIRST_PAUSE);
+        for _ in 0..100 {
+            assert!(!fail(&mut registry, now, Kind::Blob, Failure::Error));
+            assert!(!fail(&mut registry, now, Kind::Blob, Failure::Late));
+        }
+        assert!(fail(&mut registry, now, Kind::Blob, Failure::Exhausted));
+        assert!(!registry.is_silent());
+        // From refusals to silence.
+        assert!(!fail(&mut registry, now, Kind::Blob, Failure::Silent));
+        assert!(registry.is_silent());
+        assert!(registry.answered(now, Kind::Blob, MS) && !registry.is_down());
+    }
+
+    /// A mirror with a hung store answers probes and everything but blobs: its pauses grow all the same.
+    #[test]
+    fn pauses_grow_until_a_client_is_answered() {
+        let now = Instant::now();
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        for pause in [5, 10, 20, 40, 80, 160, 300, 300] {
+            assert!(fail(&mut mirror, now, Kind::Blob, Failure::Late));
+            assert_eq!(pause_of(&mirror, now).as_secs(), pause);
+            assert!(!mirror.answered(now, Kind::Manifest, MS), "another kind proves nothing");
+            assert!(mirror.probed(now, Ok(()), 0.5));
+        }
+        mirror.answered(now, Kind::Blob, MS);
+        assert!(fail(&mut mirror, now, Kind::Manifest, Failure::Late));
+        assert_eq!(pause_of(&mirror, now), FIRST_PAUSE);
+        assert!(!mirror.probed(now, Err((Failure::Silent, fault())), 0.0));
+        assert_eq!(pause_of(&mirror, now), FIRST_PAUSE * 2 * 8 / 10);
+        assert!(!mirror.probed(now, Err((Failure::Silent, fault())), 1.0));
+        assert_eq!(pause_of(&mirror, now), FIRST_PAUSE * 4 * 12 / 10);
+    }
+
+    #[test]
+    fn patience_follows_what_is_usual() {
+        let now = Instant::now();
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        assert_eq!(mirror.patience(), SECOND);
+        let answer = |mirror: &mut Health, ms: u32, times: usize| {
+            for _ in 0..times {
+                mirror.answered(now, Kind::Blob, MS * ms);
+            }
+        };
+        answer(&mut mirror, 5, LEAST_SAMPLES - 1);
+        assert_eq!(mirror.patience(), SECOND);
+        answer(&mut mirror, 5, 1);
+        assert_eq!(mirror.patience(), SHORTEST_PATIENCE);
+        answer(&mut mirror, 200, SAMPLES);
+        assert_eq!(mirror.patience(), MS * 400);
+        answer(&mut mirror, 70_000, SAMPLES);
+        assert_eq!(mirror.patience(), SECOND);
+        assert_eq!(mirror.percentile(95), Some(MS * 65_534));
+        answer(&mut mirror, 5, SAMPLES);
+        assert_eq!(mirror.patience(), SHORTEST_PATIENCE);
+        // It was left too soon, perhaps: it has a second until that is forgotten.
+        fail(&mut mirror, now, Kind::Blob, Failure::Late);
+        assert_eq!(mirror.patience(), SECOND);
+        answer(&mut mirror, 5, SAMPLES - 1);
+        assert_eq!(mirror.patience(), SECOND);
+        answer(&mut mirror, 5, 1);
+        assert_eq!(mirror.patience(), SHORTEST_PATIENCE);
+    }
+
+    #[test]
+    fn percentiles_are_of_the_answers_that_came() {
+        let now = Instant::now();
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        assert_eq!((mirror.percentile(50), mirror.percentile(95)), (None, None));
+        fail(&mut mirror, now, Kind::Blob, Failure::Late);
+        assert_eq!(mirror.percentile(95), None);
+        for ms in 1..=20 {
+            mirror.answered(now, Kind::Blob, MS * ms);
+        }
+        assert_eq!(
+            (mirror.percentile(50), mirror.percentile(95)),
+            (Some(MS * 10), Some(MS * 19))
+        );
+    }
+
+    /// A silent mirror costs one request the time of the last resort between two probes.
+    #[test]
+    fn the_last_resort_is_tried_once() {
+        let now = Instant::now();
+        let mut silent = Health::new(Role::Mirror, FIRST_PAUSE);
+        fail(&mut silent, now, Kind::Blob, Failure::Late);
+        assert_eq!(
+            (silent.last_resort(), silent.last_resort()),
+            (Some(LAST_PATIENCE), None)
+        );
+        silent.probed(now, Err((Failure::Silent, fault())), 0.5);
+        assert_eq!(
+            (silent.last_resort(), silent.last_resort()),
+            (Some(LAST_PATIENCE), None)
+        );
+        let mut refusing = Health::new(Role::Mirror, FIRST_PAUSE);
+        for _ in 0..3 {
+            fail(&mut refusing, now, Kind::Blob, Failure::Error);
+        }
+        assert_eq!(refusing.last_resort(), Some(LONGEST_PATIENCE));
+        assert_eq!(refusing.last_resort(), Some(LONGEST_PATIENCE));
+    }
+
+    #[test]
+    fn verdicts() {
+        let of = |error: ErrorKind| Verdict::of(&error, Role::Mirror);
+        let status = |status| ErrorKind::Status {
+            status,
+            detail: "".into(),
+            retry_after: None,
+        };
+        for (number, want) in [
+            (400, Verdict::Answered),
+            (405, Verdict::Answered),
+            (408, Verdict::Failed(Failure::Error)),
+            (500, Verdict::Failed(Failure::Error)),
+            (501, Verdict::Answered),
+            (503, Verdict::Failed(Failure::Error)),
+            (522, Verdict::Failed(Failure::Error)),
+        ] {
+            assert_eq!(of(status(number)), want, "{number}");
+        }
+        assert_eq!(of(ErrorKind::NotFound { status: 404 }), Verdict::Answered);
+        assert_eq!(of(ErrorKind::no_connection()), Verdict::Failed(Failure::Silent));
+        assert_eq!(
+            of(ErrorKind::Connect("refused".into())),
+            Verdict::Failed(Failure::Error)
+        );
+        assert_eq!(of(ErrorKind::Timeout(SECOND)), Verdict::Failed(Failure::Silent));
+        let of_registry = Verdict::of(&ErrorKind::Timeout(SECOND), Role::Registry);
+        assert_eq!(of_registry, Verdict::Failed(Failure::Error));
+        assert_eq!(of(ErrorKind::Offline), Verdict::Nothing);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Answered(Kind, u16),
+        Failed(Kind, Failure),
+        Probed(bool),
+        LastResort,
+        Later(u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let kind = || prop::sample::select(vec![Kind::Manifest, Kind::Blob, Kind::Tags, Kind::Referrers]);
+        let failure = prop::sample::select(vec![Failure::Error, Failure::Silent, Failure::Late, Failure::Exhausted]);
+        prop_oneof![
+            (kind(), any::<u16>()).prop_map(|(kind, ms)| Step::Answered(kind, ms)),
+            (kind(), failure).prop_map(|(kind, failure)| Step::Failed(kind, failure)),
+            any::<bool>().prop_map(Step::Probed),
+            Just(Step::LastResort),
+            any::<u16>().prop_map(Step::Later),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens: the patience keeps its bounds, a pause is within 4 s and 6 min, one that is down comes back by
+        /// the first answered probe and by an answer of the kind that failed, and what a step returns is the change it made.
+        #[test]
+        fn health_keeps_its_bounds(is_mirror: bool, dice in 0f64..=1.0, steps in prop::collection::vec(step(), 0..200)) {
+            let role = if is_mirror { Role::Mirror } else { Role::Registry };
+            let mut health = Health::new(role, FIRST_PAUSE);
+            let mut now = Instant::now();
+            let (mut failures, mut last_failed) = (0, None);
+            for step in steps {
+                let was_down = health.is_down();
+                match step {
+                    Step::Answered(kind, ms) => {
+                        let is_back = health.answered(now, kind, MS * u32::from(ms));
+                        prop_assert_eq!(is_back, was_down && !health.is_down());
+                        if last_failed == Some(kind) {
+                            prop_assert!(!health.is_down());
+                        }
+                        prop_assert_eq!(health.last_ok, Some(now));
+                    }
+                    Step::Failed(kind, failure) => {
+                        failures += u64::from(failure != Failure::Exhausted);
+                        let has_gone = health.failed(now, kind, failure, fault(), dice);
+                        prop_assert_eq!(has_gone, !was_down && health.is_down());
+                        if has_gone {
+                            last_failed = Some(kind);
+                        }
+                        if matches!(failure, Failure::Silent | Failure::Exhausted) {
+                            prop_assert!(health.is_down());
+                        }
+                    }
+                    Step::Probed(is_ok) => {
+                        failures += u64::from(!is_ok && was_down);
+                        let outcome = if is_ok { Ok(()) } else { Err((Failure::Error, fault())) };
+                        prop_assert_eq!(health.probed(now, outcome, dice), was_down && is_ok);
+                        prop_assert_eq!(health.is_down(), was_down && !is_ok);
+                    }
+                    Step::LastResort => {
+                        let _ = health.last_resort();
+                    }
+                    Step::Later(seconds) => now += SECOND * u32::from(seconds),
+                }
+                prop_assert_eq!(health.failures, failures);
+                prop_assert!((SHORTEST_PATIENCE..=LONGEST_PATIENCE).contains(&health.patience()));
+                if let Some(at) = health.probe_at() && !was_down {
+                    let pause = at - now;
+                    prop_assert!(pause >= FIRST_PAUSE * 8 / 10 && pause <= LONGEST_PAUSE * 12 / 10, "{:?}", pause);
+                }
+                prop_assert!(health.percentile(50) <= health.percentile(95));
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use reqwest::header::CONTENT_TYPE;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-use super::address::{self, Role};
+use super::address::{self, AddressState, Role};
 use super::ask::{Body, Reply};
 pub use super::blob::BlobStream;
 use super::blob::Span;
@@ -27,7 +27,9 @@ use super::error::{ErrorKind, UpstreamError};
 use super::items::{ItemKind, ListSink};
 use super::lease::Lease;
 use super::pacer::Pacer;
+use super::probe;
 use super::question::{Kind, List, Question, Take, blob, manifest};
+use super::retry::{Policy, Repeats};
 use super::transport::Transport;
 use crate::config::{Config, Lender, Upstream};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
@@ -47,8 +49,10 @@ pub struct Tuning {
     pub document: Duration,
     /// Repeats after a failure that may pass, before the first byte.
     pub retries: u32,
-    /// The pause before a repeat is between these.
-    pub pause: (Duration, Duration),
+    /// The first pause before a repeat; each is twice as long as the last, times 0.5 to 1.
+    pub pause: Duration,
+    /// Nothing is repeated so long after the first failure.
+    pub ride_out: Duration,
     /// The pause before an address that went down is probed for the first time.
     pub first_pause: Duration,
 }
@@ -58,8 +62,9 @@ impl Default for Tuning {
         Tuning {
             headers: Duration::from_secs(20),
             document: Duration::from_secs(60),
-            retries: 2,
-            pause: (Duration::from_millis(50), Duration::from_millis(400)),
+            retries: 5,
+            pause: Duration::from_millis(100),
+            ride_out: Duration::from_secs(5),
             first_pause: address::FIRST_PAUSE,
         }
     }
@@ -149,15 +154,16 @@ pub struct BuildError {
 }
 
 /// A client of one upstream. Every method: token flow, redirects, mirrors, breaker, header deadline
-/// and the quick retries before the first byte are inside; what comes out is the verdict.
+/// and the repeats before the first byte are inside; what comes out is the verdict.
 #[derive(Debug)]
 pub struct Client {
     pub(super) name: Arc<str>,
     /// What it was built from.
     asked: Upstream,
     /// The mirrors in order, then the upstream itself.
-    pub(super) mirrors: Vec<Endpoint>,
-    pub(super) own: Endpoint,
+    pub(super) mirrors: Vec<Arc<Endpoint>>,
+    pub(super) own: Arc<Endpoint>,
+    pub(super) repeats: Repeats,
     pub(super) offline: bool,
     pub(super) read_timeout: Duration,
     pub(super) tuning: Tuning,
@@ -230,6 +236,9 @@ impl Client {
     fn build(asked: Upstream, logins: &Arc<Logins>, sources: &Sources, tuning: Tuning) -> Result<Client, String> {
         let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
+        let slots = upstream
+            .max_connections
+            .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS))));
         let endpoint = |url: &Url, is_own: bool| {
             let place = Place::of(url);
             let base = &place.base;
@@ -245,12 +254,13 @@ impl Client {
                 upstream: name.clone(),
                 role: if is_own { Role::Registry } else { Role::Mirror },
                 first_pause: tuning.first_pause,
+                slots: slots.clone(),
                 redirect_hosts: upstream.redirect_hosts.clone(),
                 trusted_realms: upstream.trusted_realms.clone(),
                 read_timeout: upstream.read_timeout,
                 budget_floor: upstream.budget_floor,
             };
-            Ok::<_, String>(Endpoint::new(place, transport, credentials, settings))
+            Ok::<_, String>(Arc::new(Endpoint::new(place, transport, credentials, settings)))
         };
         let mirrors: Result<Vec<_>, _> = upstream.mirrors.iter().map(|url| endpoint(url, false)).collect();
         Ok(Client {
@@ -258,10 +268,13 @@ impl Client {
             own: endpoint(&upstream.url, true)?,
             offline: upstream.offline,
             read_timeout: upstream.read_timeout,
+            repeats: Repeats::new(Policy {
+                pause: tuning.pause,
+                repeats: tuning.retries,
+                ride_out: tuning.ride_out,
+            }),
             tuning,
-            slots: upstream
-                .max_connections
-                .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
+            slots,
             pacer: upstream.max_bandwidth.map(|rate| Arc::new(Pacer::new(&name, rate))),
             distrust: Distrust::default(),
             logins_used: moka::sync::Cache::new(MAX_REPOSITORIES),
@@ -277,6 +290,28 @@ impl Client {
         for mirror in &self.mirrors {
             before.mirrors.iter().for_each(|known| mirror.inherit(known));
         }
+        if !self.offline {
+            self.endpoints()
+                .filter(|endpoint| endpoint.health.is_down())
+                .for_each(probe::watch);
+        }
+    }
+
+    /// The mirrors in order, then the registry itself.
+    fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.mirrors.iter().chain([&self.own])
+    }
+
+    /// How each address is doing that was asked so far, mirrors first.
+    pub fn addresses(&self) -> Vec<AddressState> {
+        self.endpoints()
+            .filter_map(|endpoint| endpoint.health.state())
+            .collect()
+    }
+
+    /// Why the registry itself fails at the moment, in one word, if the last request to it did.
+    pub fn failing(&self) -> Option<&'static str> {
+        self.own.health.failing()
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -378,6 +413,7 @@ impl Client {
     /// Brings gauges up to date that change by time alone.
     pub fn export(&self) {
         self.own.budgets.export();
+        self.endpoints().for_each(|endpoint| endpoint.health.export());
     }
 
     /// Some upstreams answer HEAD with 405, 400, 501 or even 404 and 403 where a GET would do (R-U27): the caller, who

@@ -54,6 +54,10 @@ impl Endpoint {
         }
         let found = self.credentials.find(Some(ask.repository)).await;
         let found = found.map_err(|e| ErrorKind::Auth(e.into()))?;
+        // A helper program may take its time: that is not the address's.
+        if let Some(waiting) = ask.waiting {
+            waiting.restart();
+        }
         let outcome = self.ask_as(ask, found.credential.clone()).await;
         let (Err(refusal), Some(lease)) = (&outcome, &found.lease) else {
             return outcome;
@@ -275,6 +279,7 @@ impl Dance<'_> {
             scope: Some(scope),
         };
         let (key, token) = self.endpoint.token(wanted, &self.credential).await?;
+        self.ask.note_answer();
         Ok(Carried::Token { key, token, guessed })
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Method;
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::address::{AddressHealth, Role};
@@ -16,8 +17,10 @@ use super::breaker::Breaker;
 use super::budget::Budgets;
 use super::challenge::Demand;
 use super::credentials::Credentials;
+use super::probe::Probes;
 use super::token::Tokens;
 use super::transport::Transport;
+use super::waiting::Waiting;
 use crate::config::Floor;
 use crate::oci::{HostPort, Repository};
 
@@ -38,12 +41,21 @@ pub struct Ask<'a> {
     pub repository: &'a Repository,
     /// Without credentials, whatever there are.
     pub as_nobody: bool,
+    /// Told of each exchange, if somebody may lose patience.
+    pub(super) waiting: Option<&'a Waiting>,
 }
 
 impl Ask<'_> {
     /// Whether it is for one more connection beside the one that does the work: an answer that could be done without.
     pub fn is_extra(&self) -> bool {
         self.range.is_some_and(|range| range.end.is_some())
+    }
+
+    /// One exchange has been answered.
+    pub(super) fn note_answer(&self) {
+        if let Some(waiting) = self.waiting {
+            waiting.note_answer();
+        }
     }
 }
 
@@ -63,6 +75,7 @@ pub struct Endpoint {
     prefix: Option<Repository>,
     /// How this address is doing, and its name.
     pub(super) health: AddressHealth,
+    pub(super) probes: Probes,
     pub(super) upstream: Arc<str>,
     pub(super) transport: Transport,
     pub(super) credentials: Credentials,
@@ -122,6 +135,8 @@ pub struct Settings {
     pub role: Role,
     /// The pause before the first probe.
     pub first_pause: Duration,
+    /// `max_connections`.
+    pub slots: Option<Arc<Semaphore>>,
     pub redirect_hosts: Option<Vec<HostPort>>,
     pub trusted_realms: Vec<HostPort>,
     pub read_timeout: Duration,
@@ -133,6 +148,7 @@ impl Endpoint {
         let name = Arc::from(place.name());
         Endpoint {
             health: AddressHealth::new(name, settings.upstream.clone(), settings.role, settings.first_pause),
+            probes: Probes::new(settings.slots),
             base: place.base,
             prefix: place.prefix,
             transport,
@@ -155,6 +171,7 @@ impl Endpoint {
     pub fn inherit(&self, before: &Endpoint) {
         if self.base == before.base && self.prefix == before.prefix {
             self.health.inherit(&before.health);
+            self.probes.inherit(&before.probes);
             self.budgets.inherit(&before.budgets);
             self.breaker.inherit(&before.breaker);
         }

@@ -4,7 +4,8 @@
 //! answers five questions (manifest, blob, tags, referrers, and their HEADs). It has never heard of disks.
 //!
 //! From the top: `client` is the face; `question` is what can be asked, `ask` brings it to an answer over mirrors and
-//! upstream within a deadline. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
+//! upstream within a deadline. `address` remembers how each of them is doing, `probe` finds out when one is back, `retry` says when what failed
+//! everywhere is repeated, `waiting` how long an address has sent nothing. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
 //! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
@@ -42,13 +43,16 @@ mod items;
 mod lease;
 mod link;
 mod pacer;
+mod probe;
 mod question;
 mod rate_limit;
 mod realm;
 mod redirect;
+mod retry;
 mod tls;
 mod token;
 mod transport;
+mod waiting;
 mod walk;
 
 #[cfg(test)]

@@ -23,6 +23,8 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    pub(super) const COUNT: usize = 4;
+
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Kind::Manifest => "manifest",

@@ -29,6 +29,11 @@ use crate::telemetry::trace::{Kind, Span as TraceSpan, start};
 
 const AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 
+/// A connection whose peer does not even acknowledge a request for so long is dead, and is not used again. Without that, requests
+/// on a connection whose packets are dropped would hang for a quarter of an hour, each new one by HTTP/2, and every probe.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
 /// What goes out in one hop, besides its address.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
@@ -98,6 +103,10 @@ impl Transport {
                 .http2_initial_connection_window_size(32 << 20)
                 .http2_max_header_list_size(64 << 10)
                 .no_proxy();
+            #[cfg(target_os = "linux")]
+            {
+                builder = builder.tcp_user_timeout(UNACKNOWLEDGED);
+            }
             for (_, proxy) in &proxies {
                 builder = builder.proxy(proxy.clone());
             }

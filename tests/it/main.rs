@@ -10,6 +10,7 @@ mod support;
 mod access;
 mod acme;
 mod acme_failures;
+mod addresses;
 mod admin;
 mod admin_access;
 mod audit;
