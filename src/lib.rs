@@ -76,8 +76,10 @@
 //!   that ends, by a stop or a reload too, waits until the client has acknowledged what the kernel holds for it (`wire`), then sends FIN.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
-//! - **Upstream**: `upstream::client` → token (one request for many waiters) → request → redirects by hand, each target
-//!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again.
+//! - **Upstream**: `upstream::client` → the addresses in their order (`upstream::ask`): mirrors that are up by `upstream::address`, each for as
+//!   long as that says, then the registry → token (one request for many waiters) → request → redirects by hand, each target
+//!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again. What failed everywhere waits for its
+//!   repeat together with others (`upstream::retry`); what is down is probed in the background (`upstream::probe`).
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations
 //!   (`demo::tour`) that pull over HTTP (`demo::client`), measure on both sides and check each claim.
 //! - **Operators**: `cli::desk` finds the proxy by its admin address, or opens the folder when none runs; either way
@@ -136,6 +138,9 @@
 //!   `store::writer` reserves room for them and some ahead (`store::reservation`); `store::index` says what was used least
 //!   recently; it is unlinked; open readers keep their handle. A transfer that finds no more room goes on through memory
 //!   (`pull::sink`).
+//! - **A mirror that lies**: whoever verifies (`upstream::ask` the head, `pull::transfer` a blob, `pull::manifest` a manifest) reports the
+//!   address to `upstream::distrust`, which every question to a mirror is held against, and asks again: the next address answers in the
+//!   same request, as long as nobody has seen a byte (`pull::transfer::sources` knows whose bytes are staged). The registry has the last word.
 //! - **A cut**: `pull::transfer` asks for what is missing by Range; one that is refused, in whatever way, is followed by a request
 //!   for the whole blob, of which what is here is left out; only that one's answer is a verdict.
 

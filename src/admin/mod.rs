@@ -30,12 +30,12 @@ use arc_swap::ArcSwap;
 use crate::events::{Action, Event};
 use crate::jobs::{Prefetcher, Progress, Verifier, Webhooks};
 use crate::oci::Reference;
-use crate::pull::{Budget, Pull};
+use crate::pull::{AddressState, Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
 use views::{
-    ApiView, BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView, ReloadView,
-    RemovedView, StatsView, UpstreamView, VerifyView, WebhookView,
+    AddressView, ApiView, BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView,
+    ReloadView, RemovedView, StatsView, UpstreamView, VerifyView, WebhookView,
 };
 
 /// Longest page (R-X20).
@@ -262,6 +262,11 @@ impl Admin {
             .into_iter()
             .map(|(name, budgets)| (name.to_string(), budgets))
             .collect();
+        let addresses: BTreeMap<String, Vec<AddressState>> = pull
+            .addresses()
+            .into_iter()
+            .map(|(name, addresses)| (name.to_string(), addresses))
+            .collect();
         let limits = self.inner.limits.load();
         let traffic = (self.inner.meter)();
         let held: BTreeMap<String, u64> = usage
@@ -276,6 +281,7 @@ impl Admin {
             .chain(troubles.keys())
             .chain(limits.upstreams.keys())
             .chain(budgets.keys())
+            .chain(addresses.keys())
             .chain(traffic.fetched.keys())
             .collect();
         names.sort_unstable();
@@ -292,6 +298,9 @@ impl Admin {
             budgets: budgets
                 .get(name)
                 .map_or_else(Vec::new, |list| list.iter().map(BudgetView::of).collect()),
+            addresses: addresses
+                .get(name)
+                .map_or_else(Vec::new, |list| list.iter().map(AddressView::of).collect()),
             name: name.clone(),
         };
         let upstreams: Vec<UpstreamView> = names.into_iter().map(upstream).collect();

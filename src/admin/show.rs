@@ -1,18 +1,19 @@
 //! Views, made from what store and jobs say.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::views::{
-    BackgroundView, BudgetView, DuRow, DuView, FoundView, ImageRow, ImageView, LayerView, MoveView, PlatformView,
-    VerifyView, WebhookView,
+    AddressView, BackgroundView, BudgetView, DuRow, DuView, FoundView, ImageRow, ImageView, LayerView, MoveView,
+    PlatformView, VerifyView, WebhookView,
 };
 use crate::jobs::webhook::HookStatus;
 use crate::jobs::{Found, Idle, Phase, Progress, Repair};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Digest, media_type};
-use crate::pull::Budget;
+use crate::pull::{AddressState, Budget, Role};
 use crate::store::{Image, Row, Store, Survey, Usage};
 
 impl WebhookView {
@@ -42,6 +43,27 @@ impl BudgetView {
             spent: budget.spent,
             runs_out_seconds: budget.runs_out.map(|left| left.as_secs()),
             low: budget.is_low,
+        }
+    }
+}
+
+impl AddressView {
+    pub(super) fn of(address: &AddressState) -> AddressView {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        AddressView {
+            address: address.name.to_string(),
+            role: match address.role {
+                Role::Mirror => "mirror",
+                Role::Registry => "registry",
+            }
+            .to_owned(),
+            state: if address.down_for.is_some() { "down" } else { "up" }.to_owned(),
+            probe_seconds: address.down_for.map(|left| left.as_secs()),
+            first_byte_p50_ms: address.p50.map(ms),
+            first_byte_p95_ms: address.p95.map(ms),
+            failures: address.failures,
+            last_error: address.last_error.as_ref().map(|why| why.to_string()),
+            last_ok_seconds: address.last_ok.map(|since| since.as_secs()),
         }
     }
 }

@@ -220,6 +220,30 @@ pub struct UpstreamView {
     /// Its pull limits, where it speaks of them.
     #[serde(default)]
     pub budgets: Vec<BudgetView>,
+    /// How its mirrors and the registry itself are doing, those that were asked since the start.
+    #[serde(default)]
+    pub addresses: Vec<AddressView>,
+}
+
+/// One address of an upstream: a mirror, or the registry itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddressView {
+    /// Scheme, host and port, and the path where there is one.
+    pub address: String,
+    /// `mirror` or `registry`.
+    pub role: String,
+    /// `up` or `down`.
+    pub state: String,
+    /// Time until it is probed, while it is down.
+    pub probe_seconds: Option<u64>,
+    /// Time until it began to answer, of its last 64 answers.
+    pub first_byte_p50_ms: Option<u64>,
+    pub first_byte_p95_ms: Option<u64>,
+    /// Requests that failed there since the start.
+    pub failures: u64,
+    pub last_error: Option<String>,
+    /// Since its last answer.
+    pub last_ok_seconds: Option<u64>,
 }
 
 /// One account's pull limit at an upstream, as that said last.

@@ -128,7 +128,7 @@ pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
     findings.extend(certificate::check(&config, scope.address.as_ref()));
     findings.extend(disk::check(&config, running.stats()));
     findings.extend(limits::check(&config, running.stats().map(|stats| stats.pid)));
-    let (asked, offsets) = upstreams::check(&config, &scope).await;
+    let (asked, offsets) = upstreams::check(&config, &scope, running.stats()).await;
     findings.extend(clock::check(&offsets));
     findings.extend(asked);
     findings.extend(webhooks::check(&config, running.stats(), scope.network).await);

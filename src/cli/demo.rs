@@ -10,7 +10,7 @@ use crate::demo::{Demo, Folder, FolderError, Paint, Report};
 use crate::telemetry::log;
 
 /// Warnings, without those that the tour provokes on purpose.
-const LOG_LEVEL: &str = "warn,larder::pull=error";
+const LOG_LEVEL: &str = "warn,larder::pull=error,larder::upstream::address=error";
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -74,6 +74,9 @@ fn text(view: &StatsView, is_folder: bool) -> String {
     if view.upstreams.iter().any(|upstream| !upstream.budgets.is_empty()) {
         text += &format!("\n{}", budgets(&view.upstreams));
     }
+    if view.upstreams.iter().any(|upstream| !upstream.addresses.is_empty()) {
+        text += &format!("\n{}", addresses(&view.upstreams));
+    }
     text
 }
 
@@ -231,6 +234,40 @@ fn budgets(list: &[UpstreamView]) -> String {
     table.text()
 }
 
+/// How soon mirrors and registries begin to answer, and what failed there.
+fn addresses(list: &[UpstreamView]) -> String {
+    let mut table = Table::new(&[
+        ("ADDRESS", Align::Left),
+        ("OF", Align::Left),
+        ("STATE", Align::Left),
+        ("MEDIAN", Align::Right),
+        ("P95", Align::Right),
+        ("FAILED", Align::Right),
+        ("", Align::Left),
+    ]);
+    for upstream in list {
+        for address in &upstream.addresses {
+            let ms = |time: Option<u64>| time.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
+            table.row([
+                address.address.clone(),
+                upstream.name.clone(),
+                match address.probe_seconds {
+                    Some(left) => format!("down, probed in {}", span(left)),
+                    None => address.state.clone(),
+                },
+                ms(address.first_byte_p50_ms),
+                ms(address.first_byte_p95_ms),
+                address.failures.to_string(),
+                address
+                    .last_error
+                    .as_ref()
+                    .map_or_else(String::new, |why| format!("last: {why}")),
+            ]);
+        }
+    }
+    table.text()
+}
+
 /// `76 of 100 in 6 h`
 fn left(budget: &BudgetView) -> String {
     let mut text = budget.remaining.to_string();
@@ -246,6 +283,7 @@ fn left(budget: &BudgetView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin::views::AddressView;
 
     #[test]
     fn limits_in_words() {
@@ -270,6 +308,7 @@ mod tests {
             paused_seconds: None,
             trouble: None,
             budgets: vec![budget],
+            addresses: Vec::new(),
         };
         let text = budgets(&[upstream]);
         let words: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
@@ -279,5 +318,46 @@ mod tests {
             span(960)
         );
         assert!(words.join(" ").starts_with(&want), "{text}");
+    }
+
+    #[test]
+    fn addresses_in_words() {
+        let address = |address: &str, probe_seconds: Option<u64>| AddressView {
+            address: address.to_owned(),
+            role: "mirror".to_owned(),
+            state: if probe_seconds.is_some() { "down" } else { "up" }.to_owned(),
+            probe_seconds,
+            first_byte_p50_ms: probe_seconds.is_none().then_some(12),
+            first_byte_p95_ms: probe_seconds.is_none().then_some(340),
+            failures: 3,
+            last_error: probe_seconds.map(|_| "did not begin\u{1b} to answer".to_owned()),
+            last_ok_seconds: None,
+        };
+        let upstream = UpstreamView {
+            name: "docker.io".to_owned(),
+            held_bytes: 0,
+            served_bytes: 0,
+            fetched_bytes: 0,
+            saved_bytes: 0,
+            max_bytes: None,
+            paused_seconds: None,
+            trouble: None,
+            budgets: Vec::new(),
+            addresses: vec![
+                address("https://a.example", None),
+                address("https://b.example", Some(5)),
+            ],
+        };
+        let text = addresses(&[upstream]);
+        let lines: Vec<String> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "))
+            .collect();
+        assert_eq!(lines[1], "https://a.example docker.io up 12 ms 340 ms 3");
+        let down = format!(
+            "https://b.example docker.io down, probed in {} - - 3 last: did not begin",
+            span(5)
+        );
+        assert!(lines[2].starts_with(&down) && !text.contains('\u{1b}'), "{text}");
     }
 }

@@ -27,7 +27,7 @@ use crate::oci::manifest::{Manifest, ManifestError};
 use crate::oci::{Algorithm, Digest, Reference, Tag, media_type};
 use crate::store::{self, StoreError, TagRecord, now_by_clock_of, unix_ms};
 use crate::telemetry::trace::{self, Kind};
-use crate::upstream::{Client, ErrorKind, ManifestBody, ManifestHead};
+use crate::upstream::{Client, DistrustReason, ErrorKind, ManifestBody, ManifestHead};
 
 /// Manifests from so many bytes on are read off the async threads, and so many of them at once: what is read takes a
 /// multiple of its bytes meanwhile.
@@ -139,6 +139,7 @@ impl Pull {
             }
             Err(_) => {
                 // The question goes on; its answer is for those who come later.
+                let reason = self.failing(target).unwrap_or(reason);
                 if !patience.is_zero() {
                     self.note_trouble(target, reason);
                 }
@@ -233,13 +234,18 @@ impl Pull {
         if want == Want::Head && !is_here && holds {
             return self.follow_tag(target, tag, &digest).await;
         }
+        // A mirror that named what it sends wrongly is not believed any more: the registry says where the tag points.
+        let is_misled = || client.is_distrusted(&head.address, &digest);
         if let Some(record) = record.filter(|r| r.digest == digest) {
             let confirmed = TagRecord {
                 checked_ms: unix_ms(),
                 ..(*record).clone()
             };
             let record = self.store.put_tag(&target.key, tag.as_str(), confirmed);
-            return self.serve(target, &record, want, Outcome::Revalidated).await;
+            return match self.serve(target, &record, want, Outcome::Revalidated).await {
+                Err(_) if is_misled() => self.fetch_by_tag(target, tag, moved).await,
+                served => served,
+            };
         }
         let here = || Some((self.store.media_type(&digest)?, self.store.size(&digest)?));
         match here().filter(|_| is_here).or_else(|| self.said_of(&head)) {
@@ -252,7 +258,10 @@ impl Pull {
                     moves: Vec::new(),
                 };
                 // The bytes first: a tag that moved to something that cannot be had stays where it was (L3).
-                let answer = self.serve(target, &record, want, moved).await?;
+                let answer = match self.serve(target, &record, want, moved.clone()).await {
+                    Err(_) if is_misled() => return self.fetch_by_tag(target, tag, moved).await,
+                    served => served?,
+                };
                 self.note_tag(target, tag, record).await;
                 Ok(answer)
             }
@@ -343,7 +352,25 @@ impl Pull {
         outcome: Outcome,
     ) -> Result<ManifestAnswer, PullError> {
         let client = self.client(target)?;
-        let body = self.get_manifest(&client, target, &Reference::Tag(tag.clone())).await?;
+        let reference = Reference::Tag(tag.clone());
+        loop {
+            let body = self.get_manifest(&client, target, &reference).await?;
+            let sent = Sent::of(&body);
+            let answer = self.take_tagged(target, tag, body, outcome.clone()).await;
+            if !sent.is_refused(&client, target, &reference, &answer) {
+                return answer;
+            }
+        }
+    }
+
+    /// Verifies, keeps and notes what an upstream sent for a tag.
+    async fn take_tagged(
+        self: &Arc<Pull>,
+        target: &Target,
+        tag: &Tag,
+        body: ManifestBody,
+        outcome: Outcome,
+    ) -> Result<ManifestAnswer, PullError> {
         // sha256, unless the upstream says that it is known by another algorithm (R-S16).
         let algorithm = body.digest.map_or(Algorithm::Sha256, |d| d.algorithm());
         let digest = Digest::of(algorithm, &body.bytes);
@@ -613,9 +640,15 @@ impl Pull {
             };
             let is_held = unreadable.is_some();
             let fetch = async {
-                let client = client?;
-                let body = pull.get_manifest(&client, &to, &Reference::Digest(digest)).await?;
-                pull.accept(&to, digest, body, Outcome::Stored, !is_held).await
+                let (client, reference) = (client?, Reference::Digest(digest));
+                loop {
+                    let body = pull.get_manifest(&client, &to, &reference).await?;
+                    let sent = Sent::of(&body);
+                    let answer = pull.accept(&to, digest, body, Outcome::Stored, !is_held).await;
+                    if !sent.is_refused(&client, &to, &reference, &answer) {
+                        return answer;
+                    }
+                }
             };
             fetch.await.map_err(|error| unreadable.unwrap_or(error))
         });
@@ -788,6 +821,50 @@ impl Pull {
         // It is never closed.
         let _turn = self.large_manifests.acquire().await.ok();
         blocking(read).await
+    }
+}
+
+/// What is remembered of a manifest that came while it is verified.
+struct Sent {
+    address: Arc<str>,
+    is_empty: bool,
+}
+
+impl Sent {
+    fn of(body: &ManifestBody) -> Sent {
+        Sent {
+            address: body.address.clone(),
+            is_empty: body.bytes.is_empty(),
+        }
+    }
+
+    /// Returns whether it failed verification and came from a mirror. That one is left out from now on, so the next
+    /// address is to be asked; the registry itself has the last word.
+    fn is_refused(
+        &self,
+        client: &Client,
+        target: &Target,
+        reference: &Reference,
+        answer: &Result<ManifestAnswer, PullError>,
+    ) -> bool {
+        let Err(error) = answer else { return false };
+        let reason = match error {
+            PullError::Store(StoreError::Mismatch(_)) | PullError::Upset { .. } | PullError::Manifest { .. }
+                if self.is_empty =>
+            {
+                DistrustReason::Empty
+            }
+            PullError::Store(StoreError::Mismatch(_)) | PullError::Upset { .. } => DistrustReason::Mismatch,
+            // What a digest names is the same everywhere, and a limit of ours is no fault of the mirror's.
+            PullError::Manifest { error, .. }
+                if matches!(reference, Reference::Tag(_))
+                    && !matches!(error, ManifestError::TooManyDescriptors { .. }) =>
+            {
+                DistrustReason::NoManifest
+            }
+            _ => return false,
+        };
+        client.distrust_manifest(&self.address, &target.repository, reference, reason, error)
     }
 }
 

@@ -62,8 +62,8 @@ use crate::oci::{Digest, HostPort, Tag};
 pub use crate::store::{LARGE_MANIFEST_BYTES, Page};
 use crate::store::{ListKey, ListRecord, Store};
 use crate::upstream::client::BuildError;
+pub use crate::upstream::{AddressState, Budget, Probe, Role};
 use crate::upstream::{BlobHead, Client, Clients, ManifestHead, UpstreamError};
-pub use crate::upstream::{Budget, Probe};
 use flight::Flights;
 use single::Single;
 
@@ -351,6 +351,14 @@ impl Pull {
         all.map(of).filter(|(_, budgets)| !budgets.is_empty()).collect()
     }
 
+    /// How the addresses of every upstream are doing that were asked since the start.
+    pub fn addresses(&self) -> Vec<(Arc<str>, Vec<AddressState>)> {
+        let policy = self.policy.load();
+        let all = policy.clients.all();
+        let of = |client: &Arc<Client>| (client.name().clone(), client.addresses());
+        all.map(of).filter(|(_, addresses)| !addresses.is_empty()).collect()
+    }
+
     /// Brings gauges up to date that change by time alone.
     pub fn export(&self) {
         self.policy.load().clients.all().for_each(|client| client.export());
@@ -428,6 +436,11 @@ impl Pull {
             Some((until, reason)) if Instant::now() < *until => (Duration::ZERO, reason),
             _ => (self.timing.patience, "slow"),
         }
+    }
+
+    /// Why the upstream fails at the moment, if what was asked of it last did: it is asked again, and may not be slow.
+    fn failing(&self, target: &Target) -> Option<&'static str> {
+        self.upstream_of(target)?.failing()
     }
 
     fn note_trouble(&self, target: &Target, reason: &'static str) {

@@ -19,6 +19,8 @@ pub struct Timing {
     /// After a failure, or after that was used up, how long stale is served at once.
     pub trouble_for: Duration,
     pub parallel: Parallel,
+    /// How long nothing is given out of what comes from a mirror of which no whole blob has been verified yet.
+    pub prove_for: Duration,
     /// How long an operator who sends a bundle may send nothing before others get their turn.
     pub import_silence: Duration,
 }
@@ -80,6 +82,7 @@ impl Default for Timing {
             patience: Duration::from_millis(1500),
             trouble_for: Duration::from_secs(5),
             parallel: Parallel::default(),
+            prove_for: Duration::from_secs(1),
             import_silence: Duration::from_secs(60),
         }
     }

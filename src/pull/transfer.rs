@@ -1,11 +1,13 @@
 //! A transfer: asks the upstream, mends cuts (L4), waits for the verdict (L2) and commits.
 //!
 //! `pour` takes in one answer of the upstream; this is what happens around it. Where connections are slow, `ahead`
-//! fetches parts beside that answer; `plan` decides how many and which.
+//! fetches parts beside that answer; `plan` decides how many and which. `sources` knows which mirrors the bytes come from: what is
+//! wrong there is fetched from the next address, as long as nobody has seen a byte.
 
 mod ahead;
 mod plan;
 mod pour;
+mod sources;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use ahead::Ahead;
+use sources::{Objection, Sources};
 
 use super::blocking::{blocking, tell_not_kept};
 use super::error::PullError;
@@ -22,7 +25,7 @@ use super::timing::Timing;
 use crate::events::{Action, Event};
 use crate::store::{Store, StoreError, Writer};
 use crate::telemetry::trace::{self, Kind};
-use crate::upstream::{BlobStream, ErrorKind, Form, GetFallback, UpstreamError};
+use crate::upstream::{BlobStream, DistrustReason, ErrorKind, Form, GetFallback, UpstreamError};
 
 pub(super) use ahead::Lines;
 pub(super) use pour::MAX_BLOB_BYTES;
@@ -45,6 +48,21 @@ pub(super) struct Transfer {
     /// The upstream's answer from byte 0, asked for while the place for it was made.
     early: Option<Result<BlobStream, UpstreamError>>,
     ranges: Ranges,
+    sources: Arc<Sources>,
+    /// The mirror that gave the last answer; `None` if the registry itself did, or nobody.
+    source: Option<Arc<str>>,
+    /// How often wrong bytes of mirrors were thrown away.
+    restarts: usize,
+    /// Set while nobody is given a byte because a mirror has yet to prove itself.
+    hold: Option<Hold>,
+}
+
+/// A mirror that has yet to prove itself.
+#[derive(Clone)]
+struct Hold {
+    mirror: Arc<str>,
+    /// For so long that is waited for; `None`: until the verdict on this blob.
+    until: Option<tokio::time::Instant>,
 }
 
 /// Remembers how an upstream answers requests with Range for one blob.
@@ -85,10 +103,16 @@ impl Ranges {
 /// After so many failures in a row it is the Range that may be the reason.
 const MOST_FAILED_RANGES: u32 = 2;
 
+/// Answers of mirrors that are left, one after the other, before the registry or all addresses have failed. Each is left out then,
+/// so there are as many as mirrors.
+const MOST_LEFT: usize = 100;
+
 /// How one upstream answer ended.
 enum Poured {
     /// Everything is staged.
     Complete,
+    /// A mirror's answer that is not taken: another address is asked.
+    Left(PullError),
     /// Parts took over from this answer, and there are no more of them: the rest is to be asked for.
     Handed,
     /// Worth another attempt from where it stopped.
@@ -107,6 +131,10 @@ impl Transfer {
         is_beside: bool,
     ) -> Transfer {
         Transfer {
+            sources: Arc::new(Sources::new(&order)),
+            source: None,
+            restarts: 0,
+            hold: None,
             flight,
             order,
             store,
@@ -200,25 +228,72 @@ impl Transfer {
             drop(span);
             match verdict {
                 Ok(()) => break,
-                // What an earlier transfer left was spoilt. As long as nobody has seen a byte, nobody need know.
-                Err(error) if resumed && !self.streaming => {
-                    tracing::warn!(%error, "what was staged earlier is spoilt: fetched anew");
-                    resumed = false;
-                    sink = self.restart(sink).await?;
+                Err(error) => {
+                    let was_resumed = std::mem::take(&mut resumed);
+                    self.draw_conclusion(error, was_resumed, sink.len())?;
+                    sink = self.begin_anew(sink).await?;
                     sink = self.gather(sink).await?;
                 }
-                Err(error) if self.was_unpacked && self.form == Form::Plain && !self.streaming => {
-                    tracing::warn!(%error, "its store unpacked these bytes on the way: asked for as they are stored");
-                    self.form = Form::AsStored;
-                    self.flight.tell(|state| (state.written, state.total) = (0, None));
-                    sink = self.restart(sink).await?;
-                    sink = self.gather(sink).await?;
-                }
-                Err(error) => return Err(error.into()),
             }
         }
         let total = sink.len();
+        self.sources.absolve(total);
         Ok((sink, total))
+    }
+
+    /// Decides what to do about bytes that are not what the digest says. As long as nobody has seen one of them, nobody need
+    /// know: they are fetched anew, from elsewhere where mirrors sent them.
+    ///
+    /// Errors: nothing more can be done.
+    fn draw_conclusion(&mut self, error: StoreError, was_resumed: bool, size: u64) -> Result<(), PullError> {
+        // A store that unpacks is no liar.
+        let was_unpacked = self.was_unpacked && self.form == Form::Plain;
+        let reason = match size {
+            0 => DistrustReason::Empty,
+            _ => DistrustReason::Mismatch,
+        };
+        let by_mirror = !was_unpacked && self.sources.blame(reason, &error);
+        if self.is_seen() {
+            return Err(error.into());
+        }
+        let digest = &self.order.digest;
+        if was_resumed {
+            // What an earlier transfer left was spoilt.
+            tracing::warn!(%digest, %error, "what was staged earlier is spoilt: fetched anew");
+        } else if was_unpacked {
+            tracing::warn!(%digest, %error, "its store unpacked these bytes on the way: asked for as they are stored");
+            self.form = Form::AsStored;
+        } else if by_mirror && self.restarts < self.order.client.mirror_count() {
+            self.restarts += 1;
+            (self.form, self.was_unpacked) = (Form::Plain, false);
+        } else {
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// Returns whether somebody may have been given a byte.
+    fn is_seen(&self) -> bool {
+        let state = self.flight.state();
+        self.streaming && state.written.max(state.came) > 0
+    }
+
+    /// Begins at byte 0 as if nothing had come. Only while nobody has seen a byte.
+    async fn begin_anew(&mut self, sink: Sink) -> Result<Sink, PullError> {
+        let (streaming, is_plain) = (self.streaming, self.form == Form::Plain);
+        self.flight.tell(|state| {
+            (state.written, state.came) = (0, 0);
+            // Once responses have begun their length is told.
+            if !streaming {
+                state.phase = Phase::Asking;
+                state.total = None;
+                // What was odd is thrown away.
+                state.doubtful &= !is_plain;
+            }
+        });
+        self.hold = None;
+        self.ranges = Ranges::default();
+        self.restart(sink).await
     }
 
     /// Stages. What nobody has staged any of is asked for at the same time: a first byte need not wait for a file.
@@ -277,17 +352,45 @@ impl Transfer {
     async fn gather(&mut self, mut sink: Sink) -> Result<Sink, PullError> {
         let digest = self.order.digest;
         let mut failures = 0;
+        // Where it was when all addresses had failed.
+        let mut mark = sink.len();
+        let mut left = 0;
         loop {
             let before = sink.len();
             let poured;
             (sink, poured) = self.attempt(sink).await?;
-            let error = match poured {
+            let (error, is_fatal) = match poured {
                 Poured::Complete => return Ok(sink),
                 Poured::Handed => continue,
-                Poured::Fatal(error) => return Err(error),
-                Poured::Broken(error) => error,
+                Poured::Left(error) if left < MOST_LEFT => {
+                    tracing::debug!(%digest, %error, "a mirror's answer is not taken: the next address is asked");
+                    left += 1;
+                    continue;
+                }
+                Poured::Left(error) | Poured::Fatal(error) => (error, true),
+                Poured::Broken(error) => (error, false),
             };
-            let progress = sink.len() > before;
+            if let Some(mirror) = self.source.take().filter(|_| left < MOST_LEFT) {
+                left += 1;
+                sink = self.leave(sink, &mirror, error, before).await?;
+                continue;
+            }
+            // What the registry says of the blob contradicts what mirrors said.
+            if matches!(error, PullError::Upset { .. })
+                && self.sources.blame(DistrustReason::Size, &error)
+                && !self.is_seen()
+            {
+                sink = self.begin_anew(sink).await?;
+                continue;
+            }
+            // Mirrors that were left may have what the registry has not, or cannot give at the moment.
+            let has_others = self.sources.take_back();
+            if is_fatal && !has_others {
+                return Err(error);
+            }
+            left = 0;
+            let progress = sink.len() > mark;
+            mark = sink.len();
             if progress {
                 failures = 0;
                 self.ranges.failed = 0;
@@ -301,14 +404,19 @@ impl Transfer {
             failures += 1;
             // Before anybody has seen a byte a quick error serves better than patience: the client has other
             // places to go (R-D3), and the upstream's client has tried more than once.
-            if failures >= self.timing.attempts || !(self.streaming || progress) {
+            let attempts = match (self.streaming || progress, has_others) {
+                (true, _) => self.timing.attempts,
+                (false, true) => 2,
+                (false, false) => 1,
+            };
+            if failures >= attempts {
                 return Err(error);
             }
             let pause = match &error {
                 PullError::Upstream(UpstreamError {
                     kind: ErrorKind::RateLimited { retry_after },
                     ..
-                }) => *retry_after,
+                }) if !has_others => *retry_after,
                 _ => self.timing.pause(failures),
             };
             let trace_id = trace::id();
@@ -317,6 +425,46 @@ impl Transfer {
             metrics::counter!("larder_transfers_resumed_total", "upstream" => self.order.client.name().to_string())
                 .increment(1);
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Leaves a mirror whose answer ended in `error`, so that the next address goes on from there. `before`: where the answer
+    /// began.
+    ///
+    /// Errors: what it sent cannot be gone on with, and has been seen.
+    async fn leave(&mut self, sink: Sink, mirror: &Arc<str>, error: PullError, before: u64) -> Result<Sink, PullError> {
+        match &error {
+            PullError::Upset { .. } => self.sources.distrust(mirror, DistrustReason::Size, &error),
+            PullError::Upstream(UpstreamError {
+                kind: ErrorKind::Protocol(_),
+                ..
+            }) => self.sources.distrust(mirror, DistrustReason::Protocol, &error),
+            _ => {
+                self.sources.pass_over(mirror);
+                if sink.len() == before {
+                    self.sources.note_cut(mirror, &error);
+                }
+            }
+        }
+        let (at, trace_id) = (sink.len(), trace::id());
+        self.flight.span.set("larder.resumed_at", at);
+        let digest = self.order.digest;
+        tracing::info!(%digest, at, %mirror, %error, trace_id, "a mirror broke off: the next address goes on from there");
+        metrics::counter!("larder_transfers_resumed_total", "upstream" => self.order.client.name().to_string())
+            .increment(1);
+        // Another address has other manners.
+        self.ranges = Ranges {
+            from_zero: self.ranges.from_zero,
+            ..Ranges::default()
+        };
+        let is_too_long = self.flight.state().total.is_some_and(|total| at > total);
+        if at > 0 && !is_too_long && !self.sources.has_web_page() {
+            return Ok(sink);
+        }
+        match self.is_seen() {
+            false => self.begin_anew(sink).await,
+            true if is_too_long => Err(error),
+            true => Ok(sink),
         }
     }
 
@@ -355,6 +503,9 @@ impl Transfer {
     /// The same blob, from byte 0. Only while nobody has seen a byte.
     async fn restart(&mut self, sink: Sink) -> Result<Sink, PullError> {
         self.ahead = None;
+        self.sources.forget();
+        // Those of a small blob stay there until its transfer ends.
+        self.flight.front.let_go(u64::MAX);
         self.waste("restart", sink.len());
         if let Sink::Disk(mut writer) = sink {
             let again = blocking(move || Ok(writer.restart().map(|()| writer))).await?;
@@ -381,6 +532,7 @@ impl Transfer {
     /// and only what that is answered counts.
     async fn attempt(&mut self, mut sink: Sink) -> Result<(Sink, Poured), PullError> {
         let offset = sink.len();
+        self.source = None;
         let mut by_range = offset > 0 && !self.ranges.refused && self.ranges.failed < MOST_FAILED_RANGES;
         let mut answer = match self.early.take() {
             Some(answer) => answer,
@@ -404,6 +556,10 @@ impl Transfer {
         match answer {
             Ok(stream) => {
                 self.note_privacy();
+                self.source = self.sources.mirror_of(&stream);
+                if let Some(error) = self.objection(&stream) {
+                    return Ok((sink, Poured::Left(error)));
+                }
                 if offset > 0 && stream.start == 0 {
                     self.ranges.from_zero += 1;
                     if self.ranges.from_zero > self.timing.attempts {
@@ -429,6 +585,24 @@ impl Transfer {
         }
     }
 
+    /// Returns an error if the answer comes from a mirror and is not taken. Then that one is left out from now on.
+    fn objection(&self, stream: &BlobStream) -> Option<PullError> {
+        let mirror = self.source.as_ref()?;
+        let objection = self
+            .sources
+            .objection(mirror, stream, self.order.hint, self.streaming)?;
+        Some(match objection {
+            Objection::Wrong(reason, what) => {
+                self.sources.distrust(mirror, reason, &what);
+                self.upset(what)
+            }
+            Objection::Doubt => {
+                self.sources.pass_over(mirror);
+                self.upset(format!("wrong bytes of another blob came from {mirror} a moment ago"))
+            }
+        })
+    }
+
     /// Asks for all bytes from `offset` on.
     async fn ask(&self, offset: u64) -> Result<BlobStream, UpstreamError> {
         let Order {
@@ -437,7 +611,10 @@ impl Transfer {
             digest,
             ..
         } = &self.order;
-        client.get_blob_in(self.form, repository, digest, offset).await
+        let without = self.sources.left_out();
+        client
+            .get_blob_in(self.form, repository, digest, offset, &without)
+            .await
     }
 
     /// Counts bytes that an answer brought although they were here.

@@ -230,6 +230,30 @@ pub const METRICS: &[Metric] = &[
         "Time until an upstream's headers, each redirect by itself.",
     ),
     metric(
+        "larder_upstream_address_up",
+        Kind::Gauge,
+        &["upstream", "address"],
+        "1 while an address (the registry or a mirror) is asked in its turn, 0 while it is down; none if it was never asked.",
+    ),
+    metric(
+        "larder_upstream_address_first_byte_seconds",
+        Kind::Histogram,
+        &["upstream", "address"],
+        "Time until an address began to answer: the longest of a request's exchanges.",
+    ),
+    metric(
+        "larder_upstream_address_failures_total",
+        Kind::Counter,
+        &["upstream", "address", "reason"],
+        "Requests and probes that failed at an address; late: it was left for the next one.",
+    ),
+    metric(
+        "larder_upstream_retries_total",
+        Kind::Counter,
+        &["upstream", "result"],
+        "Requests repeated after every address had failed; ok or failed.",
+    ),
+    metric(
         "larder_upstream_bytes_total",
         Kind::Counter,
         &["upstream"],
@@ -270,6 +294,12 @@ pub const METRICS: &[Metric] = &[
         Kind::Gauge,
         &["upstream", "credential"],
         "1 while fewer are left than budget_floor, else 0.",
+    ),
+    metric(
+        "larder_upstream_distrusted_total",
+        Kind::Counter,
+        &["upstream", "address", "reason"],
+        "Times that a mirror sent something wrong and is not asked for it again for a while.",
     ),
     metric(
         "larder_upstream_questions_spared_total",

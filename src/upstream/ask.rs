@@ -1,6 +1,10 @@
-//! Bringing a question to an answer: mirrors and upstream in order, the deadline for headers, the quick repeats, the pages.
+//! Bringing a question to an answer: the order of addresses, the time that each has, the repeats, the pages.
+//!
+//! Mirrors that are `Up` come first, as configured, each for as long as `address` says; then the registry itself, which is never
+//! left. What failed at all of them is repeated by the rules of `retry`. Mirrors that are `Down` are the last resort.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +22,9 @@ use super::error::{ErrorKind, UpstreamError};
 use super::heads::Doubt;
 use super::items::{Items, Pages};
 use super::question::{List, Question, Take, check};
-use super::{body, link};
+use super::retry::Next;
+use super::waiting::Waiting;
+use super::{body, link, probe};
 use crate::oci::Digest;
 
 const MAX_PAGES: usize = 1_000;
@@ -26,6 +32,9 @@ const MAX_PAGES: usize = 1_000;
 const SCAN_BYTES: usize = 64 * 1024;
 /// A part up to so long is read faster than it is handed to another thread.
 const QUICK_BYTES: usize = 4 * 1024;
+
+/// How long a registry that did not even answer to connections may take for the next one.
+const SILENT_PATIENCE: Duration = Duration::from_millis(400);
 
 /// An answer of which everything is here but a stream's bytes.
 pub(super) struct Reply {
@@ -36,6 +45,8 @@ pub(super) struct Reply {
     pub(super) by_itself: bool,
     /// Set if this is what a GET was answered after a HEAD: why the HEAD was not believed.
     pub(super) get_for_head: Option<Doubt>,
+    /// Name of the address that answered.
+    pub(super) address: Arc<str>,
     pub(super) body: Body,
 }
 
@@ -45,8 +56,31 @@ pub(super) enum Body {
     Stream(Box<(Extent, reqwest::Response)>),
 }
 
+/// What one question has been told so far.
+#[derive(Default)]
+struct Asked {
+    /// Mirrors that have refused it for good: a repeat would be told the same.
+    refused: Vec<Arc<str>>,
+}
+
+impl Asked {
+    fn has_refused(&self, mirror: &Endpoint) -> bool {
+        self.refused.contains(mirror.health.name())
+    }
+
+    fn note_refusal(&mut self, mirror: &Endpoint) {
+        self.refused.push(mirror.health.name().clone());
+    }
+}
+
+/// Returns whether the question is for one more connection beside the one that does the work: it is asked once, and how it
+/// fares says little of the address.
+fn is_extra(question: &Question<'_>) -> bool {
+    question.range.is_some_and(|range| range.end.is_some())
+}
+
 impl Client {
-    /// Mirrors first, in order; whatever goes wrong there, the upstream itself has the last word.
+    /// Asks mirrors and registry, within `max_connections`.
     pub(super) async fn ask(
         &self,
         question: &Question<'_>,
@@ -65,54 +99,23 @@ impl Client {
 
     /// The same, by a caller that has its slot.
     pub(super) async fn ask_in(&self, question: &Question<'_>) -> Result<Reply, UpstreamError> {
-        if self.offline {
-            return Err(self.error(ErrorKind::Offline));
-        }
-        let deadline = Instant::now() + self.tuning.headers;
-        let mut behind = self.mirrors.len() as u32;
-        let mut doubtful = None;
-        for mirror in &self.mirrors {
-            // A mirror that hangs must leave time for those behind it.
-            let share = deadline.saturating_duration_since(Instant::now()) / (behind + 1);
-            behind -= 1;
-            match self.at(mirror, question, Instant::now() + share).await {
-                Ok(reply) => {
-                    let reply = Reply {
-                        by_itself: false,
-                        ..reply
-                    };
-                    // A mirror that wants no credentials says nothing about what the registry wants (L8).
-                    return Ok(match reply.with_credentials {
-                        true => self.note(question, reply),
-                        false => {
-                            self.forget_openness(question);
-                            reply
-                        }
-                    });
-                }
-                Err(error) => {
-                    tracing::debug!(upstream = %self.name, mirror = mirror.base.host_str(), %error, "mirror failed");
-                    doubtful = Some(question.worst_of(doubtful, error));
-                }
-            }
-        }
-        match self.at(&self.own, question, deadline).await {
-            Ok(reply) => Ok(self.note(question, reply)),
-            Err(kind) => {
+        match self.bring(question, &self.mirrors).await {
+            // A mirror that wants no credentials says nothing about what the registry wants (L8).
+            Ok(reply) if reply.by_itself || reply.with_credentials => Ok(self.note(question, reply)),
+            Ok(reply) => {
                 self.forget_openness(question);
-                Err(self.error(question.worst_of(doubtful, kind)))
+                Ok(reply)
+            }
+            Err(error) => {
+                self.forget_openness(question);
+                Err(error)
             }
         }
     }
 
     /// At the registry itself, mirrors left aside. Nothing is learned from its answer.
     pub(super) async fn ask_itself(&self, question: &Question<'_>) -> Result<Reply, UpstreamError> {
-        if self.offline {
-            return Err(self.error(ErrorKind::Offline));
-        }
-        let deadline = Instant::now() + self.tuning.headers;
-        let asked = self.at(&self.own, question, deadline).await;
-        asked.map_err(|kind| self.error(kind))
+        self.bring(question, &[]).await
     }
 
     /// Asks the registry itself to confirm something, with the credentials in force (L11).
@@ -138,33 +141,202 @@ impl Client {
         });
     }
 
-    /// One endpoint, with quick repeats of what may pass. Nothing has been handed out yet, so a repeat is free of doubt.
-    async fn at(&self, endpoint: &Endpoint, question: &Question<'_>, deadline: Instant) -> Result<Reply, ErrorKind> {
-        // What could be done without is asked for once.
-        let is_extra = question.range.is_some_and(|range| range.end.is_some());
-        let is_once = is_extra || endpoint.heads.are_failing(question);
-        let allowed = if is_once { 0 } else { self.tuning.retries };
-        let mut repeats = 0;
-        loop {
-            let error = match self.attempt(endpoint, question, deadline).await {
-                Ok(reply) => return Ok(reply),
+    /// Brings a question to an answer: by `mirrors` and the registry, repeated while that may help, and as the last resort by
+    /// mirrors that are `Down`. Nothing has been handed out yet, so a repeat is free of doubt.
+    async fn bring(&self, question: &Question<'_>, mirrors: &[Arc<Endpoint>]) -> Result<Reply, UpstreamError> {
+        if self.offline {
+            return Err(self.error(ErrorKind::Offline));
+        }
+        let deadline = Instant::now() + self.tuning.headers;
+        self.repeats.note_request();
+        // A registry that is down is asked once.
+        let is_up = !self.own.health.is_down();
+        if !is_up {
+            probe::watch(&self.own);
+        }
+        let is_patient = is_up && !is_extra(question) && !self.own.heads.are_failing(question);
+        let mut asked = Asked::default();
+        let mut ticket = None;
+        let error = loop {
+            let outcome = self.round(question, mirrors, &mut asked, deadline).await;
+            if ticket.is_some() {
+                self.count_repeat(outcome.is_ok());
+            }
+            let error = match outcome {
+                Ok(reply) => {
+                    if reply.by_itself {
+                        self.repeats.note_answer(question.kind);
+                    }
+                    return Ok(reply);
+                }
                 Err(error) => error,
             };
-            let pause = self.pause(repeats);
-            if !may_pass(&error) || repeats >= allowed || Instant::now() + pause >= deadline {
-                return Err(error);
+            if self.own.health.is_answer(&error) {
+                self.repeats.note_answer(question.kind);
             }
-            repeats += 1;
-            tracing::debug!(upstream = %self.name, %error, repeats, "asking again");
-            tokio::time::sleep(pause).await;
+            if !is_patient || !error.may_pass() || self.own.health.is_down() {
+                break error;
+            }
+            if let Some(list) = question.list {
+                // What it holds for lists that come is not kept from others while it waits.
+                list.sink.restart();
+            }
+            let ticket = ticket.get_or_insert_with(|| self.repeats.ticket(question.kind));
+            match self.repeats.wait(ticket, &error, deadline).await {
+                Next::Repeat => tracing::debug!(upstream = %self.name, %error, "asking again"),
+                Next::GiveUp => break error,
+                Next::Exhausted => {
+                    if self.own.health.note_exhausted(question.kind, &error) {
+                        self.has_gone_down(&self.own, question);
+                    }
+                    break error;
+                }
+            }
+        };
+        match self.last_resort(question, mirrors, &error, deadline).await {
+            Some(reply) => Ok(reply),
+            None => Err(self.error(error)),
         }
     }
 
-    /// Doubles with each repeat, with jitter so that a fleet does not knock in step.
-    fn pause(&self, repeats: u32) -> Duration {
-        let (shortest, longest) = self.tuning.pause;
-        let full = (shortest * 2u32.pow(repeats.min(8) + 1)).min(longest);
-        shortest + full.saturating_sub(shortest).mul_f64(fastrand::f64())
+    /// Mirrors that are `Up` in their order, then the registry itself, which has the last word.
+    async fn round(
+        &self,
+        question: &Question<'_>,
+        mirrors: &[Arc<Endpoint>],
+        asked: &mut Asked,
+        deadline: Instant,
+    ) -> Result<Reply, ErrorKind> {
+        let mut doubtful = None;
+        for mirror in mirrors {
+            if mirror.health.is_down() {
+                probe::watch(mirror);
+                continue;
+            }
+            let address = mirror.health.name();
+            if asked.has_refused(mirror) || self.is_left_out(address, question) {
+                continue;
+            }
+            let patience = Some(mirror.health.patience());
+            let outcome = self.at(mirror, question, deadline, patience).await;
+            match self.judge_mirror(address, question, outcome) {
+                Ok(reply) => return Ok(reply),
+                Err(error) => {
+                    tracing::debug!(upstream = %self.name, address = %mirror.health.name(), %error, "mirror failed");
+                    if !error.may_pass() {
+                        asked.note_refusal(mirror);
+                    }
+                    doubtful = Some(question.worst_of(doubtful, error));
+                }
+            }
+        }
+        let of_all = |kind| question.worst_of(doubtful, kind);
+        if !self.own.health.is_silent() {
+            return self.at(&self.own, question, deadline, None).await.map_err(of_all);
+        }
+        // It does not even answer to connections: nobody waits for the next one, a probe does.
+        let outcome = self.at(&self.own, question, deadline, Some(SILENT_PATIENCE)).await;
+        if self.own.health.is_down() {
+            probe::hurry(&self.own);
+        }
+        outcome.map_err(of_all)
+    }
+
+    /// Asks mirrors that are `Down`, now that the registry has failed with `error`.
+    async fn last_resort(
+        &self,
+        question: &Question<'_>,
+        mirrors: &[Arc<Endpoint>],
+        error: &ErrorKind,
+        deadline: Instant,
+    ) -> Option<Reply> {
+        // The registry has said that it does not have it, or nobody wants to hear more.
+        let is_final = matches!(
+            error,
+            ErrorKind::NotFound { .. } | ErrorKind::Denied { .. } | ErrorKind::TooSlow | ErrorKind::Unwanted
+        );
+        if is_final || is_extra(question) {
+            return None;
+        }
+        for mirror in mirrors.iter().filter(|mirror| mirror.health.is_down()) {
+            let address = mirror.health.name();
+            if self.is_left_out(address, question) {
+                continue;
+            }
+            let Some(patience) = mirror.health.last_resort() else {
+                continue;
+            };
+            let outcome = self.at(mirror, question, deadline, Some(patience)).await;
+            match self.judge_mirror(address, question, outcome) {
+                Ok(reply) => return Some(reply),
+                Err(error) => {
+                    tracing::debug!(upstream = %self.name, address = %mirror.health.name(), %error, "a mirror that is down failed")
+                }
+            }
+        }
+        None
+    }
+
+    /// Asks one address once, and remembers how that went. `patience`: how long it may send nothing before it is left.
+    async fn at(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        question: &Question<'_>,
+        deadline: Instant,
+        patience: Option<Duration>,
+    ) -> Result<Reply, ErrorKind> {
+        let waiting = Waiting::begin();
+        let asking = self.attempt(endpoint, question, deadline, &waiting);
+        let outcome = match patience {
+            None => Ok(asking.await),
+            Some(patience) => tokio::select! {
+                biased;
+                outcome = asking => Ok(outcome),
+                waited = waiting.exceeds(patience) => Err(waited),
+            },
+        };
+        let (health, kind) = (&endpoint.health, question.kind);
+        let has_gone = match &outcome {
+            Ok(Ok(_)) => {
+                health.note_answer(kind, waiting.longest());
+                false
+            }
+            Ok(Err(error)) if health.is_answer(error) => {
+                health.note_answer(kind, waiting.longest());
+                false
+            }
+            // Larder may have asked for too much at once.
+            _ if is_extra(question) => false,
+            Ok(Err(error)) => health.note_failure(kind, error),
+            Err(waited) => health.note_late(kind, *waited),
+        };
+        if has_gone {
+            self.has_gone_down(endpoint, question);
+        }
+        match outcome {
+            Ok(Ok(reply)) => Ok(Reply {
+                by_itself: Arc::ptr_eq(endpoint, &self.own),
+                ..reply
+            }),
+            Ok(Err(error)) => Err(error),
+            Err(_) if Arc::ptr_eq(endpoint, &self.own) => Err(ErrorKind::no_connection()),
+            Err(waited) => Err(ErrorKind::Timeout(waited)),
+        }
+    }
+
+    fn has_gone_down(&self, endpoint: &Arc<Endpoint>, question: &Question<'_>) {
+        endpoint.probes.remember(question);
+        probe::watch(endpoint);
+    }
+
+    fn count_repeat(&self, is_ok: bool) {
+        let result = if is_ok { "ok" } else { "failed" };
+        metrics::counter!(
+            "larder_upstream_retries_total",
+            "upstream" => self.name.to_string(),
+            "result" => result
+        )
+        .increment(1);
     }
 
     pub(super) async fn once(
@@ -172,16 +344,20 @@ impl Client {
         endpoint: &Endpoint,
         question: &Question<'_>,
         deadline: Instant,
+        waiting: &Waiting,
     ) -> Result<Reply, ErrorKind> {
         let mut url = endpoint.url(&question.path);
         url.set_query(question.query);
-        let answer = self.answer(endpoint, question, &url, deadline).await?;
+        let answer = self.answer(endpoint, question, &url, deadline, Some(waiting)).await;
+        waiting.end();
+        let answer = answer?;
         let mut reply = Reply {
             headers: answer.response.headers().clone(),
             digest: answer.digest,
             with_credentials: answer.with_credentials,
             by_itself: true,
             get_for_head: None,
+            address: endpoint.health.name().clone(),
             body: Body::None,
         };
         match question.take {
@@ -209,6 +385,7 @@ impl Client {
         question: &Question<'_>,
         url: &Url,
         deadline: Instant,
+        waiting: Option<&Waiting>,
     ) -> Result<Answer, ErrorKind> {
         let ask = Ask {
             kind: question.kind.as_str(),
@@ -219,6 +396,7 @@ impl Client {
             as_stored: question.as_stored,
             repository: &endpoint.name_of(question.repository),
             as_nobody: question.as_nobody,
+            waiting,
         };
         let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {
             Err(_) => return Err(ErrorKind::Timeout(self.tuning.headers)),
@@ -277,7 +455,7 @@ impl Client {
             if seen.len() > MAX_PAGES {
                 return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
             }
-            let asking = self.answer(endpoint, question, &next, Instant::now() + self.tuning.headers);
+            let asking = self.answer(endpoint, question, &next, Instant::now() + self.tuning.headers, None);
             answer = match tokio::time::timeout_at(deadline, in_time(list, asking)).await {
                 Ok(answer) => answer.map_err(of_later_page)?,
                 Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),
@@ -371,13 +549,4 @@ async fn scan(mut items: Items, mut pages: Pages, part: Bytes) -> Result<(Items,
             .unwrap_or_else(|_| Err("a list whose reading was dropped".to_owned())),
     };
     read.map_err(|what| ErrorKind::Protocol(what.into()))
-}
-
-/// Failures after which the same request may succeed a moment later. Never a 429, never a verdict.
-fn may_pass(error: &ErrorKind) -> bool {
-    match error {
-        ErrorKind::Connect(_) | ErrorKind::Cut(_) => true,
-        ErrorKind::Status { status, .. } => *status == 408 || (*status >= 500 && *status != 501),
-        _ => false,
-    }
 }

@@ -28,6 +28,8 @@ pub struct BlobStream {
     pub no_ranges: bool,
     /// Whether the store says that it unpacked the bytes on the way: they may not be those that were pushed (R-U26).
     pub was_unpacked: bool,
+    /// The address that was asked for them, whatever it redirected to: `https://mirror.example`.
+    pub address: Arc<str>,
     response: Response,
     /// Bytes still to come by the answer's own framing.
     left: Option<u64>,
@@ -199,6 +201,7 @@ impl BlobStream {
         extent: Extent,
         response: Response,
         upstream: Arc<str>,
+        address: Arc<str>,
         read_timeout: Duration,
         pacer: Arc<Pacer>,
         slot: Option<OwnedSemaphorePermit>,
@@ -211,6 +214,7 @@ impl BlobStream {
             no_ranges: body::text(response.headers(), &ACCEPT_RANGES)
                 .is_some_and(|said| said.trim().eq_ignore_ascii_case("none")),
             was_unpacked: was_unpacked(response.headers()),
+            address,
             response,
             left: extent.left,
             bytes: metrics::counter!("larder_upstream_bytes_total", "upstream" => upstream.to_string()),

@@ -13,6 +13,7 @@ use reqwest::header::CONTENT_TYPE;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
+use super::address::{self, AddressState, Role};
 use super::ask::{Body, Reply};
 pub use super::blob::BlobStream;
 use super::blob::Span;
@@ -20,13 +21,16 @@ use super::body;
 use super::budget::Budget;
 use super::cloud;
 use super::credentials::{self, Credential, Credentials, Logins, Sources};
+use super::distrust::Distrust;
 use super::endpoint::{Endpoint, Place, Settings};
 use super::error::{ErrorKind, UpstreamError};
 use super::heads::{Doubt, GetFallback};
 use super::items::{ItemKind, ListSink};
 use super::lease::Lease;
 use super::pacer::Pacer;
+use super::probe;
 use super::question::{Kind, List, Question, Take, blob, manifest};
+use super::retry::{Policy, Repeats};
 use super::transport::Transport;
 use crate::config::{Config, Lender, Upstream};
 use crate::oci::{Digest, HostPort, Reference, Repository, media_type};
@@ -45,8 +49,12 @@ pub struct Tuning {
     pub document: Duration,
     /// Repeats after a failure that may pass, before the first byte.
     pub retries: u32,
-    /// The pause before a repeat is between these.
-    pub pause: (Duration, Duration),
+    /// The first pause before a repeat; each is twice as long as the last, times 0.5 to 1.
+    pub pause: Duration,
+    /// Nothing is repeated so long after the first failure.
+    pub ride_out: Duration,
+    /// The pause before an address that went down is probed for the first time.
+    pub first_pause: Duration,
 }
 
 impl Default for Tuning {
@@ -54,8 +62,10 @@ impl Default for Tuning {
         Tuning {
             headers: Duration::from_secs(20),
             document: Duration::from_secs(60),
-            retries: 2,
-            pause: (Duration::from_millis(50), Duration::from_millis(400)),
+            retries: 5,
+            pause: Duration::from_millis(100),
+            ride_out: Duration::from_secs(5),
+            first_pause: address::FIRST_PAUSE,
         }
     }
 }
@@ -109,12 +119,12 @@ impl Clients {
                 None => {
                     let pacer = before.map(|before| before.pacer.clone());
                     let built = Client::build(asked, pacer, &clients.logins, &self.sources, self.tuning);
-                    let client = built.map_err(|what| BuildError {
+                    let mut client = built.map_err(|what| BuildError {
                         upstream: upstream.name.to_string(),
                         what,
                     })?;
                     if let Some(before) = before {
-                        client.own.inherit(&before.own);
+                        client.inherit(before);
                     }
                     Arc::new(client)
                 }
@@ -152,15 +162,16 @@ pub struct BuildError {
 }
 
 /// A client of one upstream. Every method: token flow, redirects, mirrors, breaker, header deadline
-/// and the quick retries before the first byte are inside; what comes out is the verdict.
+/// and the repeats before the first byte are inside; what comes out is the verdict.
 #[derive(Debug)]
 pub struct Client {
     pub(super) name: Arc<str>,
     /// What it was built from.
     asked: Upstream,
     /// The mirrors in order, then the upstream itself.
-    pub(super) mirrors: Vec<Endpoint>,
-    pub(super) own: Endpoint,
+    pub(super) mirrors: Vec<Arc<Endpoint>>,
+    pub(super) own: Arc<Endpoint>,
+    pub(super) repeats: Repeats,
     pub(super) offline: bool,
     pub(super) read_timeout: Duration,
     pub(super) tuning: Tuning,
@@ -168,6 +179,8 @@ pub struct Client {
     pub(super) slots: Option<Arc<Semaphore>>,
     /// `max_bandwidth`, for this client and for those of earlier configurations whose downloads run.
     pacer: Arc<Pacer>,
+    /// What mirrors got wrong.
+    pub(super) distrust: Distrust,
     /// Whether stored credentials were behind a repository's last answer.
     pub(super) logins_used: moka::sync::Cache<Repository, bool>,
 }
@@ -197,6 +210,8 @@ pub struct ManifestHead {
     pub size: Option<u64>,
     /// Set if the registry itself said it, and not a mirror.
     pub by_itself: bool,
+    /// The address that said it: `https://mirror.example`.
+    pub address: Arc<str>,
 }
 
 /// A manifest's bytes, unverified.
@@ -207,6 +222,8 @@ pub struct ManifestBody {
     pub content_type: Option<String>,
     /// Docker-Content-Digest of the first hop that had one (R-U22).
     pub digest: Option<Digest>,
+    /// The address that sent it: `https://mirror.example`.
+    pub address: Arc<str>,
 }
 
 #[derive(Clone, Debug)]
@@ -249,6 +266,9 @@ impl Client {
     ) -> Result<Client, String> {
         let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
+        let slots = upstream
+            .max_connections
+            .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS))));
         let endpoint = |url: &Url, is_own: bool| {
             let place = Place::of(url);
             let base = &place.base;
@@ -262,12 +282,15 @@ impl Client {
             let credentials = Credentials::new(fixed, lender, logins.clone(), base);
             let settings = Settings {
                 upstream: name.clone(),
+                role: if is_own { Role::Registry } else { Role::Mirror },
+                first_pause: tuning.first_pause,
+                slots: slots.clone(),
                 redirect_hosts: upstream.redirect_hosts.clone(),
                 trusted_realms: upstream.trusted_realms.clone(),
                 read_timeout: upstream.read_timeout,
                 budget_floor: upstream.budget_floor,
             };
-            Ok::<_, String>(Endpoint::new(place, transport, credentials, settings))
+            Ok::<_, String>(Arc::new(Endpoint::new(place, transport, credentials, settings)))
         };
         let mirrors: Result<Vec<_>, _> = upstream.mirrors.iter().map(|url| endpoint(url, false)).collect();
         Ok(Client {
@@ -275,15 +298,50 @@ impl Client {
             own: endpoint(&upstream.url, true)?,
             offline: upstream.offline,
             read_timeout: upstream.read_timeout,
+            repeats: Repeats::new(Policy {
+                pause: tuning.pause,
+                repeats: tuning.retries,
+                ride_out: tuning.ride_out,
+            }),
             tuning,
-            slots: upstream
-                .max_connections
-                .map(|n| Arc::new(Semaphore::new(n.clamp(1, Semaphore::MAX_PERMITS)))),
+            slots,
             pacer: pacer.unwrap_or_else(|| Arc::new(Pacer::new(&name, upstream.max_bandwidth))),
+            distrust: Distrust::default(),
             logins_used: moka::sync::Cache::new(MAX_REPOSITORIES),
             name,
             asked,
         })
+    }
+
+    /// Goes on with what is known of the addresses that it shares with another client.
+    fn inherit(&mut self, before: &Client) {
+        self.distrust = before.distrust.clone();
+        self.own.inherit(&before.own);
+        for mirror in &self.mirrors {
+            before.mirrors.iter().for_each(|known| mirror.inherit(known));
+        }
+        if !self.offline {
+            self.endpoints()
+                .filter(|endpoint| endpoint.health.is_down())
+                .for_each(probe::watch);
+        }
+    }
+
+    /// The mirrors in order, then the registry itself.
+    pub(super) fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.mirrors.iter().chain([&self.own])
+    }
+
+    /// How each address is doing that was asked so far, mirrors first.
+    pub fn addresses(&self) -> Vec<AddressState> {
+        self.endpoints()
+            .filter_map(|endpoint| endpoint.health.state())
+            .collect()
+    }
+
+    /// Why the registry itself fails at the moment, in one word, if the last request to it did.
+    pub fn failing(&self) -> Option<&'static str> {
+        self.own.health.failing()
     }
 
     pub fn name(&self) -> &Arc<str> {
@@ -348,6 +406,7 @@ impl Client {
                 get_fallback: GetFallback::Never,
                 as_nobody: true,
                 list: None,
+                without: &[],
             },
         };
         question.as_nobody = true;
@@ -385,6 +444,7 @@ impl Client {
     /// Brings gauges up to date that change by time alone.
     pub fn export(&self) {
         self.own.budgets.export();
+        self.endpoints().for_each(|endpoint| endpoint.health.export());
     }
 
     /// A HEAD may be refused where a GET would do (R-U27, [`UpstreamError::is_doubtful_head`]): the caller, who knows what a
@@ -426,6 +486,7 @@ impl Client {
             bytes,
             content_type: body::text(&reply.headers, &CONTENT_TYPE).map(str::to_owned),
             digest: reply.digest,
+            address: reply.address,
         })
     }
 
@@ -461,31 +522,35 @@ impl Client {
         digest: &Digest,
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
-        self.get_blob_in(Form::Plain, repository, digest, offset).await
+        self.get_blob_in(Form::Plain, repository, digest, offset, &[]).await
     }
 
-    /// The same, of a store whose first answer was `was_unpacked` if `form` says so.
+    /// The same, of a store whose first answer was `was_unpacked` if `form` says so. Mirrors that `without` names are left out.
     pub async fn get_blob_in(
         &self,
         form: Form,
         repository: &Repository,
         digest: &Digest,
         offset: u64,
+        without: &[Arc<str>],
     ) -> Result<BlobStream, UpstreamError> {
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
         question.range = (offset > 0).then_some(Span::from(offset));
         question.as_stored = form == Form::AsStored;
+        question.without = without;
         let (reply, slot) = self.ask(&question).await?;
         self.stream(reply, slot)
     }
 
     /// Bytes `start..end` and no others, for a transfer that has a connection already: where the upstream does not
     /// answer with just these, that is `Protocol`. It is asked once. `None` when `max_connections` leaves no room now.
+    /// Mirrors that `without` names are left out.
     pub async fn get_blob_part(
         &self,
         repository: &Repository,
         digest: &Digest,
         span: Range<u64>,
+        without: &[Arc<str>],
     ) -> Result<Option<BlobStream>, UpstreamError> {
         let slot = match &self.slots {
             // Who needs a first connection comes before who wants another.
@@ -497,6 +562,7 @@ impl Client {
         };
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
         question.range = Some(Span::of(span));
+        question.without = without;
         let reply = self.ask_in(&question).await?;
         self.stream(reply, slot).map(Some)
     }
@@ -510,6 +576,7 @@ impl Client {
             extent,
             response,
             self.name.clone(),
+            reply.address,
             self.read_timeout,
             self.pacer.clone(),
             slot,
@@ -536,6 +603,7 @@ impl Client {
                 items: ItemKind::Tags,
                 sink,
             }),
+            without: &[],
         };
         self.ask(&question).await.map(|_| ())
     }
@@ -564,6 +632,7 @@ impl Client {
                 items: ItemKind::Documents,
                 sink,
             }),
+            without: &[],
         };
         match self.ask(&question).await {
             Ok(_) => Ok(Referrers::Listed),
@@ -589,6 +658,7 @@ fn head_of(reply: &Reply) -> ManifestHead {
         media_type: body::text(&reply.headers, &CONTENT_TYPE).and_then(media_type::essence),
         size: body::content_length(&reply.headers),
         by_itself: reply.by_itself,
+        address: reply.address.clone(),
     }
 }
 

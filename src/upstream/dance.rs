@@ -54,6 +54,10 @@ impl Endpoint {
         }
         let found = self.credentials.find(Some(ask.repository)).await;
         let found = found.map_err(|e| ErrorKind::Auth(e.into()))?;
+        // A helper program may take its time: that is not the address's.
+        if let Some(waiting) = ask.waiting {
+            waiting.restart();
+        }
         let outcome = self.ask_as(ask, found.credential.clone()).await;
         let (Err(refusal), Some(lease)) = (&outcome, &found.lease) else {
             return outcome;
@@ -275,6 +279,7 @@ impl Dance<'_> {
             scope: Some(scope),
         };
         let (key, token) = self.endpoint.token(wanted, &self.credential).await?;
+        self.ask.note_answer();
         Ok(Carried::Token { key, token, guessed })
     }
 
@@ -333,6 +338,7 @@ impl Dance<'_> {
             .and_then(|h| h.to_str().ok())
             .and_then(|h| h.split_once(' '));
         secrets.extend(sent.map(|(_, encoded)| encoded));
+        let retry_after = body::text(walked.response.headers(), &RETRY_AFTER).and_then(breaker::read_retry_after);
         let mut detail = body::detail(walked.response, &secrets).await;
         if !walked.is_home {
             detail = format!("{}, where it redirects to: {detail}", walked.host);
@@ -341,7 +347,11 @@ impl Dance<'_> {
         match status {
             // A store's or a firewall's 403 says nothing about what the registry has.
             401 | 403 if walked.is_home || (walked.is_registry && !is_signed) => ErrorKind::Denied { status, detail },
-            _ => ErrorKind::Status { status, detail },
+            _ => ErrorKind::Status {
+                status,
+                detail,
+                retry_after,
+            },
         }
     }
 }

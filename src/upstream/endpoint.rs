@@ -8,16 +8,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use reqwest::Method;
+use tokio::sync::Semaphore;
 use url::Url;
 
+use super::address::{AddressHealth, Role};
 use super::blob::Span;
 use super::breaker::Breaker;
 use super::budget::Budgets;
 use super::challenge::Demand;
 use super::credentials::Credentials;
 use super::heads::Heads;
+use super::probe::Probes;
 use super::token::Tokens;
 use super::transport::Transport;
+use super::waiting::Waiting;
 use crate::config::Floor;
 use crate::oci::{HostPort, Repository};
 
@@ -38,12 +42,21 @@ pub struct Ask<'a> {
     pub repository: &'a Repository,
     /// Without credentials, whatever there are.
     pub as_nobody: bool,
+    /// Told of each exchange, if somebody may lose patience.
+    pub(super) waiting: Option<&'a Waiting>,
 }
 
 impl Ask<'_> {
     /// Whether it is for one more connection beside the one that does the work: an answer that could be done without.
     pub fn is_extra(&self) -> bool {
         self.range.is_some_and(|range| range.end.is_some())
+    }
+
+    /// One exchange has been answered.
+    pub(super) fn note_answer(&self) {
+        if let Some(waiting) = self.waiting {
+            waiting.note_answer();
+        }
     }
 }
 
@@ -61,6 +74,9 @@ pub struct Endpoint {
     pub base: Url,
     /// What it keeps every repository below (R-U50): a Harbor project, say.
     prefix: Option<Repository>,
+    /// How this address is doing, and its name.
+    pub(super) health: AddressHealth,
+    pub(super) probes: Probes,
     pub(super) upstream: Arc<str>,
     pub(super) transport: Transport,
     pub(super) credentials: Credentials,
@@ -104,10 +120,25 @@ impl Place {
         base.set_path(&path);
         Place { base, prefix }
     }
+
+    /// As logs and errors name it: `https://mirror.example`, with the path where there is one.
+    fn name(&self) -> String {
+        let mut name = self.base.origin().ascii_serialization();
+        name.push_str(self.base.path().trim_end_matches('/'));
+        if let Some(prefix) = &self.prefix {
+            name = format!("{name}/v2/{prefix}");
+        }
+        name
+    }
 }
 
 pub struct Settings {
     pub upstream: Arc<str>,
+    pub role: Role,
+    /// The pause before the first probe.
+    pub first_pause: Duration,
+    /// `max_connections`.
+    pub slots: Option<Arc<Semaphore>>,
     pub redirect_hosts: Option<Vec<HostPort>>,
     pub trusted_realms: Vec<HostPort>,
     pub read_timeout: Duration,
@@ -116,7 +147,10 @@ pub struct Settings {
 
 impl Endpoint {
     pub fn new(place: Place, transport: Transport, credentials: Credentials, settings: Settings) -> Endpoint {
+        let name = Arc::from(place.name());
         Endpoint {
+            health: AddressHealth::new(name, settings.upstream.clone(), settings.role, settings.first_pause),
+            probes: Probes::new(settings.slots),
             base: place.base,
             prefix: place.prefix,
             transport,
@@ -135,9 +169,12 @@ impl Endpoint {
         }
     }
 
-    /// Goes on where another endpoint at the same address stood: what is left of limits, and who is to be left alone.
+    /// Goes on where another endpoint at the same address stood: how it is doing, what is left of limits, and who is to be
+    /// left alone.
     pub fn inherit(&self, before: &Endpoint) {
-        if self.base == before.base {
+        if self.base == before.base && self.prefix == before.prefix {
+            self.health.inherit(&before.health);
+            self.probes.inherit(&before.probes);
             self.budgets.inherit(&before.budgets);
             self.breaker.inherit(&before.breaker);
         }

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What a connection that took longer than `connect_timeout` is called.
+const NO_CONNECTION: &str = "no connection within connect_timeout";
+
 /// Clonable, because every waiter of a shared flight gets the same result.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{upstream}: {kind}{}", since(*age))]
@@ -34,7 +37,12 @@ pub enum ErrorKind {
     RateLimited { retry_after: Duration },
     /// 5xx and statuses that make no sense here.
     #[error("answered {status} ({detail})")]
-    Status { status: u16, detail: Arc<str> },
+    Status {
+        status: u16,
+        detail: Arc<str>,
+        /// How long the answer asks to wait, if it does.
+        retry_after: Option<Duration>,
+    },
     #[error("cannot be reached: {0}")]
     Connect(Arc<str>),
     #[error("did not answer within {} s", .0.as_secs())]
@@ -96,6 +104,24 @@ impl UpstreamError {
 }
 
 impl ErrorKind {
+    pub(super) fn no_connection() -> ErrorKind {
+        ErrorKind::Connect(NO_CONNECTION.into())
+    }
+
+    /// Returns whether the address did not even answer to a connection: asking it costs as long each time.
+    pub(super) fn is_no_connection(&self) -> bool {
+        matches!(self, ErrorKind::Connect(why) if **why == *NO_CONNECTION)
+    }
+
+    /// Returns whether the same request may succeed a moment later: never a verdict, never a 429.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            ErrorKind::Connect(_) | ErrorKind::Cut(_) => true,
+            ErrorKind::Status { status, .. } => is_passing(*status),
+            _ => false,
+        }
+    }
+
     /// One word for logs, metric labels and spans.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -114,4 +140,9 @@ impl ErrorKind {
             ErrorKind::Auth(_) => "auth",
         }
     }
+}
+
+/// Returns whether a status speaks of trouble that may pass: 408 and 5xx, but for what is not implemented (501, 505).
+pub(super) fn is_passing(status: u16) -> bool {
+    status == 408 || (status >= 500 && !matches!(status, 501 | 505))
 }

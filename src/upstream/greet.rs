@@ -62,6 +62,7 @@ impl Client {
             as_stored: false,
             repository: &endpoint.name_of(repository),
             as_nobody: true,
+            waiting: None,
         };
         let walked = self.bounded(endpoint.walk(&ask, None)).await?;
         let headers = walked.response.headers();
@@ -96,6 +97,7 @@ impl Client {
             as_stored: false,
             repository: &self.own.name_of(repository),
             as_nobody: false,
+            waiting: None,
         };
         let answer = self.bounded(self.own.ask(&ask)).await?;
         let with_credentials = answer.with_credentials;

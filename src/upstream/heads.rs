@@ -16,6 +16,7 @@ use super::client::Client;
 use super::endpoint::Endpoint;
 use super::error::{ErrorKind, UpstreamError};
 use super::question::{Kind, Question};
+use super::waiting::Waiting;
 
 /// How long the 404s of an address to HEAD are believed after a GET was answered with 404, too.
 const CONFIRMED_FOR: Duration = Duration::from_secs(30);
@@ -103,8 +104,9 @@ impl Client {
         endpoint: &Endpoint,
         question: &Question<'_>,
         deadline: Instant,
+        waiting: &Waiting,
     ) -> Result<Reply, ErrorKind> {
-        let asked = self.once(endpoint, question, deadline).await;
+        let asked = self.once(endpoint, question, deadline, waiting).await;
         let Some((error, doubt)) = asked.as_ref().err().and_then(|e| Some((e, question.falls_back(e)?))) else {
             return asked;
         };
@@ -126,7 +128,7 @@ impl Client {
             get_fallback: GetFallback::Never,
             ..question.clone()
         };
-        let verdict = self.once(endpoint, &get, deadline).await;
+        let verdict = self.once(endpoint, &get, deadline, waiting).await;
         if is_not_found {
             evidence.note(&verdict);
         }
@@ -140,7 +142,7 @@ impl Client {
     /// which those that always fail would only be slower for.
     pub fn note_failing_heads(&self, error: &UpstreamError) {
         if error.is_transient() {
-            for endpoint in self.mirrors.iter().chain([&self.own]) {
+            for endpoint in self.endpoints() {
                 endpoint.heads.manifests.look().failing = Some(Instant::now());
             }
         }
@@ -229,6 +231,7 @@ mod tests {
             with_credentials: false,
             by_itself: true,
             get_for_head: None,
+            address: "https://r.test".into(),
             body: super::super::ask::Body::None,
         })
     }
@@ -258,6 +261,7 @@ mod tests {
         let status = |status| ErrorKind::Status {
             status,
             detail: "".into(),
+            retry_after: None,
         };
         let denied = ErrorKind::Denied {
             status: 403,

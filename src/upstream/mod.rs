@@ -4,7 +4,9 @@
 //! answers five questions (manifest, blob, tags, referrers, and their HEADs). It has never heard of disks.
 //!
 //! From the top: `client` is the face; `question` is what can be asked, `ask` brings it to an answer over mirrors and
-//! upstream within a deadline, and `heads` decides where a refused HEAD is no verdict. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
+//! upstream within a deadline, and `heads` decides where a refused HEAD is no verdict. `address` remembers how each of them is doing, `probe`
+//! finds out when one is back, `retry` says when what failed everywhere is repeated, `waiting` how long an address has sent nothing.
+//! `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
 //! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
@@ -13,8 +15,10 @@
 //! `link` where the next page is, `items` reads what a page lists as it comes, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
 //! upstream that said 429, `rate_limit` reads what is left before it does and
 //! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
+//! `distrust` remembers what mirrors sent wrong, so that the next address is asked for it;
 //! `greet` asks at the door, for a checkup; `courier` brings webhooks what they are told.
 
+mod address;
 mod ask;
 mod auth_file;
 mod blob;
@@ -27,6 +31,7 @@ mod cloud;
 pub mod courier;
 pub mod credentials;
 mod dance;
+mod distrust;
 pub mod documents;
 mod endpoint;
 pub mod error;
@@ -40,13 +45,16 @@ mod items;
 mod lease;
 mod link;
 mod pacer;
+mod probe;
 mod question;
 mod rate_limit;
 mod realm;
 mod redirect;
+mod retry;
 mod tls;
 mod token;
 mod transport;
+mod waiting;
 mod walk;
 
 #[cfg(test)]
@@ -55,11 +63,13 @@ mod tests;
 #[cfg(any(test, fuzzing))]
 pub(crate) use cloud::fuzz as cloud_fuzz;
 
+pub use address::{AddressState, Role};
 pub use budget::Budget;
 pub use client::{
     BlobHead, BlobStream, Client, Clients, Form, MAX_TAGS_BYTES, ManifestBody, ManifestHead, Probe, Referrers, Tuning,
 };
 pub use credentials::Sources;
+pub use distrust::DistrustReason;
 pub use error::{ErrorKind, UpstreamError};
 pub use greet::Greeting;
 pub use heads::GetFallback;

@@ -1,5 +1,7 @@
 //! What can be asked of a registry, and what counts as an answer.
 
+use std::sync::Arc;
+
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode};
 
@@ -10,6 +12,9 @@ use super::heads::GetFallback;
 use super::items::{ItemKind, ListSink};
 use crate::oci::{Digest, Reference, Repository, media_type};
 
+/// What an answer is that is none: an [`ErrorKind::Protocol`] says so.
+pub(super) const WEB_PAGE: &str = "a web page";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Manifest,
@@ -19,12 +24,24 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    pub(super) const COUNT: usize = 4;
+
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Kind::Manifest => "manifest",
             Kind::Blob => "blob",
             Kind::Tags => "tags",
             Kind::Referrers => "referrers",
+        }
+    }
+
+    /// For sentences.
+    pub(super) fn noun(self) -> &'static str {
+        match self {
+            Kind::Manifest => "manifest",
+            Kind::Blob => "blob",
+            Kind::Tags => "list of tags",
+            Kind::Referrers => "list of referrers",
         }
     }
 }
@@ -49,6 +66,8 @@ pub(super) struct Question<'a> {
     pub(super) as_nobody: bool,
     /// Set for a list: which of its items are wanted, and who takes them.
     pub(super) list: Option<List<'a>>,
+    /// Mirrors that are left out this time.
+    pub(super) without: &'a [Arc<str>],
 }
 
 /// The items of a list, and where they go.
@@ -92,7 +111,7 @@ pub(super) fn check(question: &Question<'_>, status: StatusCode, headers: &Heade
         Kind::Referrers if media_type::essence(content_type).as_deref() != Some(media_type::OCI_INDEX) => {
             Err(ErrorKind::NotFound { status: 200 })
         }
-        _ if media_type::is_web_page(content_type) => protocol("a web page".to_owned()),
+        _ if media_type::is_web_page(content_type) => protocol(WEB_PAGE.to_owned()),
         _ => Ok(()),
     }
 }
@@ -116,6 +135,7 @@ pub(super) fn manifest<'a>(
         get_fallback: GetFallback::Never,
         as_nobody: false,
         list: None,
+        without: &[],
     }
 }
 
@@ -133,5 +153,6 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         get_fallback: GetFallback::Never,
         as_nobody: false,
         list: None,
+        without: &[],
     }
 }

@@ -17,7 +17,7 @@ use reqwest::{Method, Response};
 use url::Url;
 use url::form_urlencoded::Serializer;
 
-use super::breaker::Breaker;
+use super::breaker::{self, Breaker};
 use super::credentials::Credential;
 use super::error::ErrorKind;
 use super::transport::{Named, Outgoing, Transport, shown};
@@ -194,6 +194,7 @@ impl Tokens {
             408 | 500.. => ErrorKind::Status {
                 status,
                 detail: detail.into(),
+                retry_after: retry_after.as_deref().and_then(breaker::read_retry_after),
             },
             _ => ErrorKind::Auth(format!("{detail} ({status})").into()),
         };

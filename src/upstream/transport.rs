@@ -29,6 +29,11 @@ use crate::telemetry::trace::{Kind, Span as TraceSpan, start};
 
 const AGENT: &str = concat!("larder/", env!("CARGO_PKG_VERSION"));
 
+/// A connection whose peer does not even acknowledge a request for so long is dead, and is not used again. Without that, requests
+/// on a connection whose packets are dropped would hang for a quarter of an hour, each new one by HTTP/2, and every probe.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
 /// What goes out in one hop, besides its address.
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
@@ -111,6 +116,10 @@ impl Transport {
                 .http2_initial_connection_window_size(connection_window)
                 .http2_max_header_list_size(64 << 10)
                 .no_proxy();
+            #[cfg(target_os = "linux")]
+            {
+                builder = builder.tcp_user_timeout(UNACKNOWLEDGED);
+            }
             for (_, proxy) in &proxies {
                 builder = builder.proxy(proxy.clone());
             }
@@ -263,7 +272,7 @@ pub fn failure(error: reqwest::Error) -> ErrorKind {
     let (is_connect, is_timeout) = (error.is_connect(), error.is_timeout());
     let text: Arc<str> = chain(&error.without_url()).into();
     match (is_connect, is_timeout) {
-        (true, true) => ErrorKind::Connect("no connection within connect_timeout".into()),
+        (true, true) => ErrorKind::no_connection(),
         (true, false) => ErrorKind::Connect(text),
         (false, _) => ErrorKind::Cut(text),
     }

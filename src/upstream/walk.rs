@@ -107,6 +107,7 @@ impl Endpoint {
                 false => Named::ByUpstream,
             };
             let response = self.hop(ask, &url, named, authorization.as_ref()).await?;
+            ask.note_answer();
             let said = body::text(response.headers(), &DOCKER_CONTENT_DIGEST);
             digest = digest.or_else(|| said.and_then(|text| text.parse().ok()));
             let host = url.host_str().unwrap_or_default().to_owned();
@@ -136,6 +137,7 @@ impl Endpoint {
                     self.tokens.drop_refused(&key, &token).await;
                 }
                 let (key, token) = self.foreign_token(&url, demand).await?;
+                ask.note_answer();
                 authorization = Some(token.header.clone());
                 foreign = Some((key, token));
                 continue;

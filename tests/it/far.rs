@@ -20,7 +20,7 @@ const SIZE: usize = 12 << 20;
 const IN_FLIGHT: u64 = 4 << 20;
 const PACE: Pace = Pace::BytesPerSecond(10_000_000);
 
-fn eager() -> Timing {
+pub fn eager() -> Timing {
     Timing {
         parallel: Parallel {
             connections: 4,

@@ -280,6 +280,32 @@ fn held(cache: &Path) -> Vec<Digest> {
     found
 }
 
+/// Bytes that were given out are never followed by those of a transfer begun anew, whatever is odd about the answer that goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn l2_what_was_seen_is_not_fetched_anew() {
+    for (name, value) in [
+        ("Warning", "214 proxy \"Transformation Applied\""),
+        ("Content-Type", "text/html"),
+    ] {
+        let upstream = Upstream::start().await;
+        let digest = upstream.blob(REPO, SIZE);
+        upstream.on(On::Blobs.ranged()).header(name, value);
+        upstream
+            .on(On::Blobs.whole())
+            .does([Fault::FlipByte(10), Fault::CutAfter(800_000)]);
+        let larder = Larder::start(&upstream, |_| {}).await;
+        let response = larder.get(blob(REPO, digest)).await;
+        assert_eq!(
+            (response.status, response.end),
+            (200, End::Short),
+            "{}",
+            upstream.print()
+        );
+        larder.until_idle().await;
+        larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    }
+}
+
 // L3: what is held is served.
 
 fn impatient() -> Timing {

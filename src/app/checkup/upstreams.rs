@@ -9,6 +9,7 @@ use futures_util::future::join_all;
 use url::Host;
 
 use super::{Finding, PATIENCE, Scope};
+use crate::admin::views::{AddressView, StatsView};
 use crate::config::{Config, Upstream, show_key};
 use crate::oci::{Reference, Repository};
 use crate::upstream::{Client, Clients, ErrorKind, Greeting, Sources, Tuning, UpstreamError};
@@ -34,7 +35,7 @@ const NO_IMAGE: &str = "larder/doctor";
 const STEP: Duration = Duration::from_secs(6);
 
 /// Findings, and by how many seconds this machine is ahead of each upstream that told its time.
-pub(super) async fn check(config: &Config, scope: &Scope) -> (Vec<Finding>, Vec<i64>) {
+pub(super) async fn check(config: &Config, scope: &Scope, stats: Option<&StatsView>) -> (Vec<Finding>, Vec<i64>) {
     let wanted: Vec<&Upstream> = config
         .upstreams
         .iter()
@@ -72,7 +73,14 @@ pub(super) async fn check(config: &Config, scope: &Scope) -> (Vec<Finding>, Vec<
         let Some(client) = clients.get(&upstream.name) else {
             return (Vec::new(), None);
         };
+        let known = stats.and_then(|stats| {
+            stats
+                .upstreams
+                .iter()
+                .find(|known| known.name == upstream.name.as_str())
+        });
         let one = One {
+            addresses: known.map_or(&[], |known| &known.addresses),
             check: &check,
             upstream,
             client,
@@ -113,6 +121,8 @@ const UNREACHED: &str =
 /// One that is asked.
 struct One<'a> {
     check: &'a str,
+    /// How its addresses are doing, by the proxy that runs.
+    addresses: &'a [AddressView],
     upstream: &'a Upstream,
     client: &'a Client,
     /// Whether a proxy looks names up.
@@ -146,6 +156,7 @@ impl One<'_> {
             Err(finding) => findings.push(finding),
         }
         findings.extend(self.budget(&mut told));
+        findings.extend(self.health(&mut told));
         findings.extend(self.mirrors(repository).await);
         if findings.iter().all(|finding| finding.level < super::Level::Warning) {
             findings.insert(0, Finding::ok(self.check, told.join(", ")));
@@ -289,14 +300,38 @@ impl One<'_> {
         findings
     }
 
-    /// Those that are tried first: one that is away costs every miss some time.
+    /// What the proxy that runs has found of its addresses.
+    fn health(&self, told: &mut Vec<String>) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for view in self.addresses {
+            let (address, failures) = (&view.address, view.failures);
+            if view.state == "down" {
+                let why = view.last_error.as_deref().unwrap_or("no reason is known");
+                let found =
+                    format!("to the proxy that runs {address} is down: {why} ({failures} failures since its start)");
+                findings.push(Finding::warning(self.check, found).advice(match view.role.as_str() {
+                    "mirror" => {
+                        "other addresses are asked before it until it answers: mend it, or take it out of mirrors"
+                    }
+                    _ => "what is held is served: is the way there open (firewall, proxy)?",
+                }));
+            } else if let (Some(p50), Some(p95)) = (view.first_byte_p50_ms, view.first_byte_p95_ms) {
+                told.push(format!(
+                    "{address} begins to answer in {p50} ms (median), {p95} ms (p95)"
+                ));
+            }
+        }
+        findings
+    }
+
+    /// Those that are tried first: one that is away costs a miss some time now and then.
     async fn mirrors(&self, repository: &Repository) -> Vec<Finding> {
         let greeted = self.client.greet_mirrors(repository).await;
         let away = greeted.into_iter().filter_map(|(mirror, greeting)| {
             let error = greeting.err()?;
             Some(
                 Finding::warning(self.check, format!("its mirror {mirror}: {}", error.kind))
-                    .advice("every miss waits for it first: mend it, or take it out of mirrors"),
+                    .advice("misses wait for it now and then: mend it, or take it out of mirrors"),
             )
         });
         away.collect()

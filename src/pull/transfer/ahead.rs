@@ -17,6 +17,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 
 use super::plan::{Plan, Step};
+use super::sources::Sources;
 use crate::pull::flight::Order;
 use crate::pull::timing::Parallel;
 use crate::telemetry::trace;
@@ -76,6 +77,7 @@ pub(super) struct Ahead {
     order: Order,
     policy: Parallel,
     lines: Arc<Lines>,
+    sources: Arc<Sources>,
     total: u64,
     plan: Plan,
     /// In their order, without overlap. Those that failed leave gaps.
@@ -167,11 +169,12 @@ impl Held {
 }
 
 impl Ahead {
-    pub(super) fn new(order: &Order, policy: &Parallel, lines: Arc<Lines>, total: u64) -> Ahead {
+    pub(super) fn new(order: &Order, policy: &Parallel, lines: Arc<Lines>, sources: Arc<Sources>, total: u64) -> Ahead {
         Ahead {
             order: order.clone(),
             policy: policy.clone(),
             lines,
+            sources,
             total,
             plan: Plan::new(policy.clone()),
             parts: VecDeque::new(),
@@ -280,6 +283,7 @@ impl Ahead {
         }
         let fetching = fetch(
             self.order.clone(),
+            self.sources.clone(),
             span.clone(),
             self.total,
             held.clone(),
@@ -407,8 +411,15 @@ impl Part {
     }
 }
 
-async fn fetch(order: Order, span: Range<u64>, total: u64, held: Arc<Held>, signals: Arc<Signals>) {
-    let outcome = bring(&order, &span, total, &held, &signals).await;
+async fn fetch(
+    order: Order,
+    sources: Arc<Sources>,
+    span: Range<u64>,
+    total: u64,
+    held: Arc<Held>,
+    signals: Arc<Signals>,
+) {
+    let outcome = bring(&order, &sources, &span, total, &held, &signals).await;
     let result = match &outcome {
         Ok(true) => "ok",
         Ok(false) => "no-slot",
@@ -435,14 +446,16 @@ async fn fetch(order: Order, span: Range<u64>, total: u64, held: Arc<Held>, sign
 /// `false`: there was no connection to be had.
 async fn bring(
     order: &Order,
+    sources: &Sources,
     span: &Range<u64>,
     total: u64,
     held: &Held,
     signals: &Signals,
 ) -> Result<bool, UpstreamError> {
+    let without = sources.left_out();
     let asked = order
         .client
-        .get_blob_part(&order.repository, &order.digest, span.clone());
+        .get_blob_part(&order.repository, &order.digest, span.clone(), &without);
     let Some(mut stream) = asked.await? else {
         return Ok(false);
     };
@@ -450,6 +463,7 @@ async fn bring(
         let kind = ErrorKind::Protocol(format!("first {total} bytes, then {other}").into());
         return Err(UpstreamError::new(order.client.name(), kind));
     }
+    sources.note(&stream);
     held.lock().state = State::Answered;
     signals.changed.notify_one();
     while let Some(piece) = stream.next().await? {

@@ -7,7 +7,8 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::ahead::{Ahead, Meeting, Next};
-use super::{PATIENCE, Poured, Transfer, judge};
+use super::sources::Sources;
+use super::{Hold, PATIENCE, Poured, Transfer, judge};
 use crate::oci::manifest::Manifest;
 use crate::oci::media_type;
 use crate::pull::blocking::blocking;
@@ -15,7 +16,7 @@ use crate::pull::error::PullError;
 use crate::pull::flight::{FRONT_BYTES, Phase, SMALL_BYTES};
 use crate::pull::sink::{Passage, Sink};
 use crate::store::{StoreError, Writer};
-use crate::upstream::{BlobStream, ErrorKind, UpstreamError};
+use crate::upstream::{BlobStream, DistrustReason, ErrorKind, UpstreamError};
 
 /// No file can be larger, and figures below it can be added without care.
 pub(in crate::pull) const MAX_BLOB_BYTES: u64 = 1 << 62;
@@ -25,6 +26,8 @@ const QUEUE_BYTES: usize = 1 << 20;
 /// What comes fast is written in multiples of this, from one to the next: each write wakes others, and one that ends within
 /// a page of the kernel's cache leaves two small ones there.
 const BATCH_BYTES: u64 = 256 << 10;
+/// How often it is looked whether a mirror has proved itself.
+const HOLD_LOOK: Duration = Duration::from_millis(20);
 /// What comes slowly waits for the rest of its batch no longer than this.
 const GATHERING: Duration = Duration::from_millis(4);
 
@@ -39,14 +42,20 @@ impl Transfer {
             if self.streaming {
                 return Ok((sink, Poured::Fatal(problem)));
             }
+            // The registry itself has the last word.
+            let by_mirror = self.source.is_none() && self.sources.blame(DistrustReason::Size, &problem);
             sink = self.restart(sink).await?;
             if stream.start != 0 {
-                return Ok((sink, Poured::Fatal(problem)));
+                self.flight.tell(|state| state.total = None);
+                let ended = if by_mirror { Poured::Left } else { Poured::Fatal };
+                return Ok((sink, ended(problem)));
             }
         }
         if total.is_none() && self.order.hint.is_none() {
             self.order.hint = self.claimed_by_manifests().await?;
         }
+        // A mirror that does not say how long the blob is, is held to what the manifest says.
+        let total = total.or(self.order.hint.filter(|_| self.source.is_some()));
         // R-U25: an upstream that ignored the Range sends what is there already once more.
         let skip = sink.len() - stream.start.min(sink.len());
         sink = match (sink, total.or(self.order.hint)) {
@@ -54,9 +63,12 @@ impl Transfer {
             (sink, _) => sink,
         };
         self.was_unpacked |= stream.was_unpacked;
+        self.sources.note(&stream);
         let odd = stream.was_unpacked
             || stream.content_type.as_deref().is_some_and(media_type::is_web_page)
             || self.order.hint.zip(total).is_some_and(|(hint, total)| hint != total);
+        self.set_hold(odd, total);
+        let odd = odd || self.hold.is_some();
         self.flight.tell(|state| {
             state.phase = Phase::Streaming;
             state.total = total;
@@ -66,28 +78,67 @@ impl Transfer {
             state.came = 0;
             state.doubtful |= odd;
         });
-        self.streaming = self.flight.state().is_decided();
+        // What has begun goes on, whatever is odd about this answer.
+        self.streaming |= self.flight.state().is_decided();
         let mut intake = Intake {
             at: sink.len(),
             ahead: self.take_ahead(&stream, sink.len(), total),
             stream: Some(stream),
             skip,
+            total,
             end: None,
         };
         let outcome = self.pour_in(sink, &mut intake, total).await;
+        if self.flight.state().is_decided() {
+            (self.hold, self.streaming) = (None, true);
+        }
         self.ahead = intake.ahead;
         self.note_waste(skip.saturating_sub(intake.skip));
         outcome
     }
 
+    /// Decides whether bytes of this answer wait for a mirror to prove itself: by a whole blob that is right, this one or another.
+    /// One that was caught with wrong bytes has to prove each blob. `odd`: they wait for the verdict anyway.
+    fn set_hold(&mut self, odd: bool, total: Option<u64>) {
+        if odd || self.streaming || (self.flight.state().doubtful && self.hold.is_none()) {
+            self.hold = None;
+            return;
+        }
+        let Some(mirror) = self.source.clone() else { return };
+        if self.sources.is_doubtful(&mirror) && Sources::may_wait(total) {
+            self.hold = Some(Hold { mirror, until: None });
+        } else if self.hold.is_none() && !self.sources.is_proven(&mirror) {
+            let until = Some(Instant::now() + self.timing.prove_for);
+            self.hold = Some(Hold { mirror, until });
+        }
+    }
+
+    /// Gives out what came, if it waits for a mirror to prove itself and that has, or has had its time.
+    fn look_at_hold(&self, hold: &mut Option<Hold>) {
+        let now = Instant::now();
+        let is_over = |hold: &mut Hold| {
+            let until = hold.until.as_ref();
+            until.is_some_and(|until| *until <= now || self.sources.is_proven(&hold.mirror))
+        };
+        if hold.take_if(is_over).is_some() {
+            self.flight.tell(|state| state.doubtful = false);
+        }
+    }
+
     /// What fetches ahead beside this answer, if that may be: it takes ranges, a size, and bytes that are wanted.
     fn take_ahead(&mut self, stream: &BlobStream, at: u64, total: Option<u64>) -> Option<Ahead> {
         let known = self.ahead.take();
-        let total = total.filter(|_| self.streaming && !stream.no_ranges && stream.start == at)?;
+        let is_wanted = self.streaming || self.hold.is_some();
+        let total = total.filter(|_| is_wanted && !stream.no_ranges && stream.start == at)?;
         let (policy, client) = (&self.timing.parallel, &self.order.client);
         let is_far = policy.on_this_machine || !client.is_on_this_machine();
         let may = policy.connections > 1 && is_far && self.lines.may(client.name());
-        known.or_else(|| may.then(|| Ahead::new(&self.order, &self.timing.parallel, self.lines.clone(), total)))
+        known.or_else(|| {
+            may.then(|| {
+                let (lines, sources) = (self.lines.clone(), self.sources.clone());
+                Ahead::new(&self.order, &self.timing.parallel, lines, sources, total)
+            })
+        })
     }
 
     async fn pour_in(&self, sink: Sink, intake: &mut Intake, total: Option<u64>) -> Result<(Sink, Poured), PullError> {
@@ -143,7 +194,9 @@ impl Transfer {
     ) -> Result<(Sink, Poured), PullError> {
         let mut writing: Option<Batch> = None;
         let mut idle = Some(writer);
+        let mut hold = self.hold.clone();
         loop {
+            self.look_at_hold(&mut hold);
             if let Some(writer) = idle.take() {
                 let batch = queue.take_batch(writer.len(), intake.end.is_some());
                 if !batch.is_empty() {
@@ -165,6 +218,7 @@ impl Transfer {
                         None => std::future::pending().await,
                     }
                 } => {}
+                () = async { tokio::time::sleep(HOLD_LOOK).await }, if hold.is_some() => {}
                 done = async {
                     match writing.as_mut() {
                         Some(batch) => batch.await,
@@ -238,6 +292,10 @@ impl Transfer {
         // It goes at its readers' pace, not at the upstream's.
         if let Some(ahead) = &mut intake.ahead {
             ahead.stop();
+        }
+        // What is not read while it passes is lost.
+        if self.hold.is_some() {
+            self.flight.tell(|state| state.doubtful = false);
         }
         let mut queue = Queue::default();
         loop {
@@ -343,6 +401,8 @@ struct Intake {
     skip: u64,
     /// Where in the blob the next piece belongs.
     at: u64,
+    /// Where the blob ends, if that is known. What comes behind it is left, and the digest decides.
+    total: Option<u64>,
     ahead: Option<Ahead>,
     end: Option<End>,
 }
@@ -399,7 +459,13 @@ impl Intake {
         }
     }
 
-    fn push(&mut self, piece: Bytes, queue: &mut Queue) {
+    fn push(&mut self, mut piece: Bytes, queue: &mut Queue) {
+        let most = self.total.map_or(u64::MAX, |total| total.saturating_sub(self.at));
+        if piece.len() as u64 > most {
+            piece.truncate(usize::try_from(most).unwrap_or(usize::MAX));
+            self.stream = None;
+            self.end = Some(End::Body(Ok(())));
+        }
         self.at += piece.len() as u64;
         queue.push(piece);
     }

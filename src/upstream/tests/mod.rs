@@ -128,7 +128,7 @@ fn config(upstream: Upstream) -> Config {
 fn tuning() -> Tuning {
     Tuning {
         headers: Duration::from_secs(60),
-        pause: (Duration::ZERO, Duration::ZERO),
+        pause: Duration::ZERO,
         ..Tuning::default()
     }
 }

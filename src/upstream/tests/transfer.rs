@@ -226,7 +226,7 @@ async fn a_body_that_breaks_off_is_cut() {
     assert!(matches!(error.kind, ErrorKind::Cut(_)), "{error}");
     let error = get(&client).await.unwrap_err();
     assert!(matches!(error.kind, ErrorKind::Cut(_)), "{error}");
-    assert_eq!(server.seen().len(), 1 + 3);
+    assert_eq!(server.seen().len(), 1 + 6);
 }
 
 /// R-C18.
@@ -300,23 +300,47 @@ async fn documents_that_are_none() {
     assert!(matches!(redirect.kind, ErrorKind::Refused(_)), "{redirect}");
 }
 
+/// A request is repeated five times; then the registry is down, and each is asked once until one is answered.
 #[tokio::test]
-async fn quick_repeats_are_few() {
+async fn repeats_are_few() {
     let count = Arc::new(AtomicUsize::new(0));
     let server = Server::start(move |_, seen| match seen.path.contains("/flaky/") {
-        true if count.fetch_add(1, Ordering::SeqCst) == 2 => manifest(),
+        true if count.fetch_add(1, Ordering::SeqCst) == 5 => manifest(),
+        true if count.load(Ordering::SeqCst) > 7 => manifest(),
         _ => say(503, ""),
     })
     .await;
     let client = client(upstream(&server.url()));
-    client
-        .get_manifest(&repository("flaky"), &tag("x"), MAX_MANIFEST_BYTES)
-        .await
-        .unwrap();
-    assert_eq!(server.seen().len(), 3);
-    let error = get(&client).await.unwrap_err();
-    assert!(matches!(error.kind, ErrorKind::Status { status: 503, .. }), "{error}");
+    let flaky = async || {
+        client
+            .get_manifest(&repository("flaky"), &tag("x"), MAX_MANIFEST_BYTES)
+            .await
+    };
+    flaky().await.unwrap();
     assert_eq!(server.seen().len(), 6);
+    for asked in [12, 13, 14] {
+        let error = get(&client).await.unwrap_err();
+        assert!(matches!(error.kind, ErrorKind::Status { status: 503, .. }), "{error}");
+        assert_eq!(server.seen().len(), asked);
+    }
+    assert!(client.addresses()[0].down_for.is_some());
+    flaky().await.unwrap_err();
+    flaky().await.unwrap();
+    assert_eq!(client.addresses()[0].down_for, None);
+    assert_eq!(client.addresses()[0].failures, 5 + 6 + 2 + 1);
+}
+
+/// Parts that are asked for beside a connection that works are asked for once, and bring nothing down.
+#[tokio::test]
+async fn extra_parts_are_asked_for_once() {
+    let server = Server::start(|_, _| say(503, "")).await;
+    let client = client(upstream(&server.url()));
+    for asked in 1..=10 {
+        let part = client.get_blob_part(&repository("a"), &digest(), 0..5, &[]).await;
+        assert_eq!(part.unwrap_err().as_str(), "status");
+        assert_eq!(server.seen().len(), asked);
+    }
+    assert!(client.addresses().is_empty());
 }
 
 /// R-U27: told apart, so that the caller can decide whether to GET.

@@ -176,6 +176,8 @@ pub enum Fault {
     NoHead {
         reset: bool,
     },
+    /// These bytes in place of an HTTP answer, and the connection ends.
+    NoHttp(Bytes),
     CutAfter(u64),
     /// By RST. What the peer has not read by then may be lost to it.
     ResetAfter(u64),

@@ -202,6 +202,8 @@ struct Plan {
     hang: bool,
     /// Ends before the status line, by RST if true.
     no_head: Option<bool>,
+    /// Sent in place of an answer.
+    no_http: Option<Bytes>,
     before_head: Vec<Gate>,
     delay: Duration,
     framing: Framing,
@@ -231,6 +233,7 @@ fn plan(shared: &Shared, request: &Request) -> Plan {
         reply,
         hang: false,
         no_head: None,
+        no_http: None,
         before_head: Vec::new(),
         delay: Duration::ZERO,
         framing: Framing::Length,
@@ -281,6 +284,7 @@ impl Plan {
             Fault::StallHeaders(gate) => self.before_head.push(gate),
             Fault::Delay(delay) => self.delay = delay,
             Fault::NoHead { reset } => self.no_head = Some(reset),
+            Fault::NoHttp(bytes) => self.no_http = Some(bytes),
             Fault::CutAfter(at) => self.events.push((at, Event::Cut)),
             Fault::ResetAfter(at) => self.events.push((at, Event::Reset)),
             Fault::StallAfter(at, gate) => self.events.push((at, Event::Stall(gate))),
@@ -345,6 +349,10 @@ impl Sender<'_> {
             Some(false) => return Ok((Outcome::Cut, Ending::Close)),
             Some(true) => return Ok((Outcome::Cut, Ending::Reset)),
             None => {}
+        }
+        if let Some(bytes) = &plan.no_http {
+            self.write(bytes, false).await?;
+            return Ok((Outcome::Cut, Ending::Close));
         }
         self.head(&plan).await?;
         let is_head = request.method == "HEAD" || matches!(plan.reply.status, 204 | 304);
