@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::blocking::blocking;
 use super::body::Source;
+use super::client_wait;
 use super::error::PullError;
 use super::flight::{Flight, Follower, Judged, Order, Place};
 use super::names::Target;
@@ -158,7 +159,14 @@ impl Pull {
                 }
             };
             let wait = wait_span(&follower);
-            let decided = follower.decided().await;
+            let decided = match client_wait::bounded(follower.decided()).await {
+                Ok(decided) => decided,
+                Err(late) if follower.is_asking() => {
+                    self.hear_for(target, digest, &follower);
+                    Err(late)
+                }
+                Err(_) => follower.decided().await,
+            };
             if let Err(error) = &decided {
                 wait.fail(error.as_str(), error);
             }
@@ -177,6 +185,7 @@ impl Pull {
                         outcome,
                     }));
                 }
+                Err(error) if error.is_late() => return Err(error),
                 // Another repository's refusal, or its registry's trouble, says nothing about this one.
                 Err(error) if follower.is_foreign_to(&target.key) => {
                     foreign_failures += 1;
@@ -190,6 +199,23 @@ impl Pull {
                 }
             }
         }
+    }
+
+    /// Has what a transfer's upstream will say noted although the client that asked is told to come back: if it is "not
+    /// there", whoever comes back would ask for it again, and again not wait long enough.
+    fn hear_for(self: &Arc<Pull>, target: &Target, digest: &Digest, follower: &Follower) {
+        if follower.is_foreign_to(&target.key) {
+            return;
+        }
+        let Some(verdict) = follower.verdict_to_come() else {
+            return;
+        };
+        let (pull, target, question) = (self.clone(), target.clone(), Question::Blob(*digest));
+        tokio::spawn(async move {
+            if let Some(error) = verdict.await {
+                pull.note_negative(&target, question, &error);
+            }
+        });
     }
 
     fn order(&self, target: &Target, client: &Arc<Client>, digest: &Digest) -> Order {
@@ -237,7 +263,11 @@ impl Pull {
         };
         match asked {
             Asked::Head => self.head_blob(target, digest, itself).await.map(|_| true),
-            Asked::Get => Ok(self.ask_blob(target, digest, itself).await.is_ok()),
+            Asked::Get => match self.ask_blob(target, digest, itself).await {
+                // A transfer would be begun for somebody who does not wait for it.
+                Err(error) if error.is_late() => Err(error),
+                asked => Ok(asked.is_ok()),
+            },
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question (`turns` is how many long lists come at once), and `hot` those that
 //! need no waiting; `chunk` is the memory for bytes of `body` that wait for clients. `flight` lists the transfers by digest, and who follows them;
-//! `transfer` is what each does, `sink` where its bytes go, `timing` when it gives up. `single` is one question at a time; `privacy` knows what
+//! `transfer` is what each does, `sink` where its bytes go, `timing` when it gives up. `single` is one question at a time, `client_wait` how long a client waits for an answer; `privacy` knows what
 //! needs credentials, `proof` what a claim is worth; `freshness` decides about
 //! time, without I/O; `outcome` says how it went and `tally` counts that; `operate` is what operators ask for, `bring`
 //! what is fetched ahead, `wishes` what could not be had.
@@ -12,6 +12,7 @@ mod blocking;
 mod body;
 mod bring;
 mod chunk;
+mod client_wait;
 pub mod error;
 mod flight;
 mod freshness;
@@ -47,6 +48,7 @@ pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
 pub use bring::Brought;
 pub use chunk::{ChunkMemory, SMALL_BYTES, buffered_bytes};
+pub use client_wait::ClientWait;
 pub use error::{Absent, PullError};
 pub use lists::{ItemFilter, ListReader, Listing};
 pub use manifest::{ManifestAnswer, Want};
@@ -62,6 +64,7 @@ use crate::oci::{Digest, HostPort, Tag};
 pub use crate::store::{LARGE_MANIFEST_BYTES, Page};
 use crate::store::{ListKey, ListRecord, Store};
 use crate::upstream::client::BuildError;
+pub use crate::upstream::via::{Circle, Forwarded, Via};
 pub use crate::upstream::{Budget, Probe};
 use crate::upstream::{Client, Clients, ErrorKind, ManifestHead};
 use flight::Flights;
@@ -80,6 +83,7 @@ pub struct Pull {
     /// What the configuration says, exchanged as a whole by a reload. Read without a lock.
     policy: ArcSwap<Policy>,
     timing: Timing,
+    via: Via,
     flights: Flights,
     tag_questions: Single<TagQuestion, Result<ManifestAnswer, PullError>>,
     tag_bodies: Single<(Scope, Tag), Result<ManifestAnswer, PullError>>,
@@ -192,6 +196,7 @@ impl Pull {
         stop: CancellationToken,
     ) -> Option<Arc<Pull>> {
         Some(Arc::new(Pull {
+            via: clients.via().clone(),
             policy: ArcSwap::from_pointee(Policy {
                 names: Names::new(config)?,
                 clients,
@@ -202,13 +207,14 @@ impl Pull {
             long_lists: Arc::new(Turns::new(store.large_lists_at_once())),
             large_manifests: Arc::new(Semaphore::new(manifest::LARGE_AT_ONCE)),
             store,
+            tag_questions: Single::new(timing.client_wait),
+            tag_bodies: Single::new(timing.client_wait),
+            manifest_heads: Single::new(timing.client_wait),
+            manifest_bodies: Single::new(timing.client_wait),
+            blob_heads: Single::new(timing.client_wait),
+            list_questions: Single::new(timing.client_wait),
+            privacy_questions: Single::new(timing.client_wait),
             timing,
-            tag_questions: Single::default(),
-            tag_bodies: Single::default(),
-            manifest_heads: Single::default(),
-            manifest_bodies: Single::default(),
-            blob_heads: Single::default(),
-            list_questions: Single::default(),
             negatives: moka::sync::Cache::builder()
                 .max_capacity(20_000)
                 .time_to_live(NOT_FOUND_FOR)
@@ -221,7 +227,6 @@ impl Pull {
                 // The default policy may refuse what is new, which is what is wanted next.
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
-            privacy_questions: Single::default(),
             privacy_doubts: moka::sync::Cache::builder()
                 .max_capacity(20_000)
                 .time_to_live(privacy::IN_DOUBT_FOR)
@@ -283,6 +288,11 @@ impl Pull {
 
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The name by which a request is known that this proxy sent itself.
+    pub fn via(&self) -> &Via {
+        &self.via
     }
 
     /// Transfers under way.
@@ -384,7 +394,13 @@ impl Pull {
     fn note_verdict(&self, target: &Target, error: Option<&PullError>, took: Duration) {
         match error {
             Some(error) if error.is_trouble() => self.note_trouble(target, error.as_str()),
-            Some(PullError::Store(_) | PullError::Internal(_) | PullError::Spared(_) | PullError::Busy) => {}
+            Some(
+                PullError::Store(_)
+                | PullError::Internal(_)
+                | PullError::Spared(_)
+                | PullError::Busy
+                | PullError::Late { .. },
+            ) => {}
             _ if took < self.timing.patience => {
                 self.troubled().remove(&target.upstream.name);
             }

@@ -65,7 +65,9 @@ impl Client {
         if self.offline {
             return Err(self.error(ErrorKind::Offline));
         }
-        let deadline = Instant::now() + self.tuning.headers;
+        // The registry itself may take its time; a mirror has others behind it.
+        let within = self.may_take(question);
+        let deadline = Instant::now() + within.min(self.tuning.headers);
         let mut behind = self.mirrors.len() as u32;
         for mirror in &self.mirrors {
             // A mirror that hangs must leave time for those behind it.
@@ -91,7 +93,7 @@ impl Client {
                 }
             }
         }
-        match self.at(&self.own, question, deadline).await {
+        match self.at(&self.own, question, Instant::now() + within).await {
             Ok(reply) => Ok(self.note(question, reply)),
             Err(kind) => {
                 self.forget_openness(question);
@@ -105,7 +107,7 @@ impl Client {
         if self.offline {
             return Err(self.error(ErrorKind::Offline));
         }
-        let deadline = Instant::now() + self.tuning.headers;
+        let deadline = Instant::now() + self.may_take(question);
         let asked = self.at(&self.own, question, deadline).await;
         asked.map_err(|kind| self.error(kind))
     }
@@ -115,6 +117,12 @@ impl Client {
         let _slot = self.slot().await;
         let reply = self.ask_itself(question).await?;
         Ok(self.note(question, reply))
+    }
+
+    /// How long the registry itself may take to begin an answer, tokens and redirects included.
+    fn may_take(&self, question: &Question<'_>) -> Duration {
+        let most = self.answer_timeout;
+        question.within.map_or(most, |within| within.min(most))
     }
 
     fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
@@ -208,12 +216,11 @@ impl Client {
             repository: &endpoint.name_of(question.repository),
             as_nobody: question.as_nobody,
         };
-        let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {
-            Err(_) => return Err(ErrorKind::Timeout(self.tuning.headers)),
-            Ok(Err(ErrorKind::Status { status: 416, .. })) => {
+        let answer = match self.late.bounded(deadline, endpoint.ask(&ask)).await {
+            Err(ErrorKind::Status { status: 416, .. }) => {
                 return Err(ErrorKind::Protocol("416 to a Range within the blob".into()));
             }
-            Ok(answer) => answer?,
+            answer => answer?,
         };
         check(question, answer.response.status(), answer.response.headers())?;
         Ok(answer)
@@ -258,7 +265,7 @@ impl Client {
             if seen.len() > MAX_PAGES {
                 return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
             }
-            let asking = self.answer(endpoint, question, &next, Instant::now() + self.tuning.headers);
+            let asking = self.answer(endpoint, question, &next, Instant::now() + self.may_take(question));
             answer = match tokio::time::timeout_at(deadline, in_time(list, asking)).await {
                 Ok(answer) => answer?,
                 Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),
@@ -344,7 +351,7 @@ async fn scan(mut items: Items, part: Bytes) -> Result<(Items, Vec<u8>), ErrorKi
 fn may_pass(error: &ErrorKind) -> bool {
     match error {
         ErrorKind::Connect(_) | ErrorKind::Cut(_) => true,
-        ErrorKind::Status { status, .. } => *status == 408 || (*status >= 500 && *status != 501),
+        ErrorKind::Status { status, .. } => *status == 408 || (*status >= 500 && *status != 501 && !error.is_circle()),
         _ => false,
     }
 }

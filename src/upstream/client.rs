@@ -23,10 +23,12 @@ use super::credentials::{self, Credentials, Logins, Sources};
 use super::endpoint::{Endpoint, Place, Settings};
 use super::error::{ErrorKind, UpstreamError};
 use super::items::{ItemKind, ListSink};
+use super::late::LateQuestions;
 use super::lease::Lease;
 use super::pacer::Pacer;
 use super::question::{Kind, List, Question, Take, blob, manifest};
 use super::transport::Transport;
+use super::via::Via;
 use crate::config::{Config, Lender, Upstream};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
 use crate::oci::{Digest, HostPort, Reference, Repository, media_type};
@@ -39,7 +41,8 @@ const MAX_REPOSITORIES: u64 = 10_000;
 /// Figures that only tests change.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// For tokens, redirects and the request together: containerd gives up after 30 s without headers (R-C18).
+    /// How long answers may take to begin that others can take the place of: a mirror's, a part's of a blob, what a checkup
+    /// asks. Whatever else takes longer is late, and allowed `answer_timeout`.
     pub headers: Duration,
     /// For the whole of a small document, or of a list with all its pages.
     pub document: Duration,
@@ -69,6 +72,7 @@ pub struct Clients {
     logins: Arc<Logins>,
     sources: Sources,
     tuning: Tuning,
+    via: Via,
 }
 
 impl Clients {
@@ -86,6 +90,7 @@ impl Clients {
             logins: Arc::new(Logins::new(sources)),
             sources: sources.clone(),
             tuning,
+            via: Via::random(),
         };
         none.renewed(config)
     }
@@ -99,6 +104,7 @@ impl Clients {
             logins: self.logins.clone(),
             sources: self.sources.clone(),
             tuning: self.tuning,
+            via: self.via.clone(),
         };
         for upstream in &config.upstreams {
             let before = self.get(&upstream.name);
@@ -107,7 +113,7 @@ impl Clients {
             let client = match before.filter(|before| before.asked == asked && !has_files) {
                 Some(same) => same.clone(),
                 None => {
-                    let built = Client::build(asked, &clients.logins, &self.sources, self.tuning);
+                    let built = Client::build(asked, &clients.logins, &self.sources, self.tuning, &self.via);
                     let client = built.map_err(|what| BuildError {
                         upstream: upstream.name.to_string(),
                         what,
@@ -129,6 +135,11 @@ impl Clients {
         self.all.get(*self.by_name.get(name)?)
     }
 
+    /// The name that their requests go out by.
+    pub fn via(&self) -> &Via {
+        &self.via
+    }
+
     /// All, for readiness and metrics.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Client>> {
         self.all.iter()
@@ -143,7 +154,7 @@ pub struct BuildError {
     pub what: String,
 }
 
-/// A client of one upstream. Every method: token flow, redirects, mirrors, breaker, header deadline
+/// A client of one upstream. Every method: token flow, redirects, mirrors, breaker, `answer_timeout`
 /// and the quick retries before the first byte are inside; what comes out is the verdict.
 #[derive(Debug)]
 pub struct Client {
@@ -155,7 +166,9 @@ pub struct Client {
     pub(super) own: Endpoint,
     pub(super) offline: bool,
     pub(super) read_timeout: Duration,
+    pub(super) answer_timeout: Duration,
     pub(super) tuning: Tuning,
+    pub(super) late: LateQuestions,
     /// `max_connections`: requests in flight, bodies included.
     pub(super) slots: Option<Arc<Semaphore>>,
     /// `max_bandwidth`.
@@ -216,13 +229,19 @@ pub enum Referrers {
 }
 
 impl Client {
-    fn build(asked: Upstream, logins: &Arc<Logins>, sources: &Sources, tuning: Tuning) -> Result<Client, String> {
+    fn build(
+        asked: Upstream,
+        logins: &Arc<Logins>,
+        sources: &Sources,
+        tuning: Tuning,
+        via: &Via,
+    ) -> Result<Client, String> {
         let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
         let endpoint = |url: &Url, is_own: bool| {
             let place = Place::of(url);
             let base = &place.base;
-            let transport = Transport::new(base, upstream, sources)?;
+            let transport = Transport::new(base, upstream, sources, via)?;
             // A mirror is another host: the upstream's password is none of its business (L7).
             let fixed = upstream.credentials.clone().filter(|_| is_own);
             let lender = match &upstream.lender {
@@ -245,6 +264,8 @@ impl Client {
             own: endpoint(&upstream.url, true)?,
             offline: upstream.offline,
             read_timeout: upstream.read_timeout,
+            answer_timeout: upstream.answer_timeout,
+            late: LateQuestions::new(name.clone(), tuning.headers, upstream.max_connections),
             tuning,
             slots: upstream
                 .max_connections
@@ -315,6 +336,7 @@ impl Client {
                 range: None,
                 as_stored: false,
                 take: Take::Head,
+                within: None,
                 as_nobody: true,
                 list: None,
             },
@@ -424,18 +446,21 @@ impl Client {
         digest: &Digest,
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
-        self.get_blob_in(Form::Plain, repository, digest, offset).await
+        self.get_blob_in(Form::Plain, repository, digest, offset, None).await
     }
 
-    /// The same, of a store whose first answer was `was_unpacked` if `form` says so.
+    /// The same, of a store whose first answer was `was_unpacked` if `form` says so, and answered `within` some time, if
+    /// that is less than `answer_timeout`.
     pub async fn get_blob_in(
         &self,
         form: Form,
         repository: &Repository,
         digest: &Digest,
         offset: u64,
+        within: Option<Duration>,
     ) -> Result<BlobStream, UpstreamError> {
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
+        question.within = within;
         question.range = (offset > 0).then_some(Span::from(offset));
         question.as_stored = form == Form::AsStored;
         let (reply, slot) = self.ask(&question).await?;
@@ -460,6 +485,8 @@ impl Client {
         };
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
         question.range = Some(Span::of(span));
+        // The transfer does without it sooner.
+        question.within = Some(self.tuning.headers);
         let reply = self.ask_in(&question).await?;
         self.stream(reply, slot).map(Some)
     }
@@ -492,6 +519,7 @@ impl Client {
             range: None,
             as_stored: false,
             take: Take::Pages(MAX_TAGS_BYTES),
+            within: None,
             as_nobody: false,
             list: Some(List {
                 field: "tags",
@@ -519,6 +547,7 @@ impl Client {
             range: None,
             as_stored: false,
             take: Take::Pages(MAX_REFERRERS_BYTES),
+            within: None,
             as_nobody: false,
             list: Some(List {
                 field: "manifests",

@@ -72,7 +72,7 @@ impl UpstreamError {
     pub fn is_transient(&self) -> bool {
         match self.kind {
             ErrorKind::Connect(_) | ErrorKind::Timeout(_) | ErrorKind::TooSlow | ErrorKind::Cut(_) => true,
-            ErrorKind::Status { status, .. } => status >= 500 || status == 408,
+            ErrorKind::Status { status, .. } => (status >= 500 || status == 408) && !self.kind.is_circle(),
             _ => false,
         }
     }
@@ -84,6 +84,11 @@ impl UpstreamError {
 }
 
 impl ErrorKind {
+    /// Returns whether the upstream says that the request has come back to where it has been: it will again (RFC 5842, 7.2).
+    pub fn is_circle(&self) -> bool {
+        matches!(self, ErrorKind::Status { status: 508, .. })
+    }
+
     /// One word for logs, metric labels and spans.
     pub fn as_str(&self) -> &'static str {
         match self {

@@ -4,7 +4,7 @@
 //! answers five questions (manifest, blob, tags, referrers, and their HEADs). It has never heard of disks.
 //!
 //! From the top: `client` is the face; `question` is what can be asked, `ask` brings it to an answer over mirrors and
-//! upstream within a deadline. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
+//! upstream within a deadline, `late` bounds how many are long in coming. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
 //! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
 //! WWW-Authenticate, `realm` decides which token server may see credentials, `token` gets and keeps tokens,
@@ -12,7 +12,7 @@
 //! gets a registry's short-lived tokens, and `lease` keeps what those two give out), `redirect` decides where a Location may lead,
 //! `link` where the next page is, `items` reads what a page lists as it comes, `guard` refuses addresses at connect, `breaker` keeps Larder away from an
 //! upstream that said 429, `rate_limit` reads what is left before it does and
-//! `budget` keeps that, `pacer` holds transfers back, `body` reads small documents and what errors say, `blob` is a large body on its way;
+//! `budget` keeps that, `pacer` holds transfers back, `via` recognises Larders that lead in a circle, `body` reads small documents and what errors say, `blob` is a large body on its way;
 //! `greet` asks at the door, for a checkup; `courier` brings webhooks what they are told.
 
 mod ask;
@@ -36,6 +36,7 @@ mod greet;
 mod guard;
 mod helper;
 mod items;
+mod late;
 mod lease;
 mod link;
 mod pacer;
@@ -46,6 +47,7 @@ mod redirect;
 mod tls;
 mod token;
 mod transport;
+pub mod via;
 mod walk;
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! What can be asked of a registry, and what counts as an answer.
 
+use std::time::Duration;
+
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode};
 
@@ -41,6 +43,8 @@ pub(super) struct Question<'a> {
     /// [`super::transport::Outgoing::as_stored`]
     pub(super) as_stored: bool,
     pub(super) take: Take,
+    /// How long the answer may take to begin, if that is less than what the configuration allows.
+    pub(super) within: Option<Duration>,
     /// Without credentials, whatever there are.
     pub(super) as_nobody: bool,
     /// Set for a list: which of its items are wanted, and who takes them.
@@ -109,6 +113,7 @@ pub(super) fn manifest<'a>(
         range: None,
         as_stored: false,
         take,
+        within: None,
         as_nobody: false,
         list: None,
     }
@@ -125,6 +130,7 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         range: None,
         as_stored: false,
         take,
+        within: None,
         as_nobody: false,
         list: None,
     }
