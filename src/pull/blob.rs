@@ -162,6 +162,7 @@ impl Pull {
             let decided = match client_wait::bounded(follower.decided()).await {
                 Ok(decided) => decided,
                 Err(late) if follower.is_asking() => {
+                    follower.promise();
                     self.hear_for(target, digest, &follower);
                     Err(late)
                 }

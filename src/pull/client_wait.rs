@@ -38,6 +38,15 @@ impl ClientWait {
         WAIT.scope(self.clone(), answering)
     }
 
+    #[cfg(test)]
+    pub(super) fn lasting(all: Duration) -> ClientWait {
+        ClientWait {
+            upstream: "docker.io".parse().unwrap(),
+            all,
+            until: Instant::now() + all,
+        }
+    }
+
     /// Returns whether nothing more is waited for.
     pub fn is_over(&self) -> bool {
         Instant::now() >= self.until
@@ -76,18 +85,12 @@ pub(super) async fn bounded<T>(waiting: impl Future<Output = T>) -> Result<T, Pu
 mod tests {
     use super::*;
 
-    fn wait() -> ClientWait {
-        ClientWait {
-            upstream: "docker.io".parse().unwrap(),
-            all: Duration::from_secs(20),
-            until: Instant::now() + Duration::from_secs(20),
-        }
-    }
+    const CLIENT: Duration = Duration::from_secs(20);
 
     #[tokio::test(start_paused = true)]
     async fn all_that_a_client_waits_for_has_one_end() {
         let begun = Instant::now();
-        let wait = wait();
+        let wait = ClientWait::lasting(CLIENT);
         let answering = async {
             let slow = || tokio::time::sleep(Duration::from_secs(15));
             bounded(slow()).await.unwrap();
@@ -113,7 +116,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_of_its_own_waits_on() {
         let begun = Instant::now();
-        let asking = wait()
+        let asking = ClientWait::lasting(CLIENT)
             .over(async { tokio::spawn(async { bounded(tokio::time::sleep(Duration::from_secs(60))).await.is_ok() }) });
         assert!(asking.await.await.unwrap());
         assert_eq!(begun.elapsed(), Duration::from_secs(60));

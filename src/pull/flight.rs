@@ -14,7 +14,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -35,11 +34,12 @@ use front::Front;
 pub struct Flight {
     pub digest: Digest,
     state: watch::Sender<State>,
-    begun: Instant,
     /// Followers; when the last leaves, `left` tells the transfer, and `came` when another one comes.
     followers: AtomicUsize,
     left: Notify,
     came: Notify,
+    /// Set once a client was told to come back for it.
+    is_promised: AtomicBool,
     /// Set once somebody hears its upstream's verdict on behalf of clients that waited in vain.
     is_heard: AtomicBool,
     pub(super) positions: Positions,
@@ -118,7 +118,7 @@ impl Flight {
         self.also.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `is_owed`: clients were told that it would be kept, and nobody has come for it yet.
+    /// `is_owed`: clients were told to come back for it, and none has yet.
     fn worth_finishing(&self, timing: &Timing, is_owed: bool) -> bool {
         let state = self.state.borrow();
         let is_owed = is_owed && state.total.is_some_and(|total| total <= timing.late_finish_bytes);
@@ -294,10 +294,10 @@ impl Flights {
         let flight = Arc::new(Flight {
             digest: order.digest,
             state: watch::Sender::new(state),
-            begun: Instant::now(),
             followers: AtomicUsize::new(0),
             left: Notify::new(),
             came: Notify::new(),
+            is_promised: AtomicBool::new(false),
             is_heard: AtomicBool::new(false),
             positions: Positions::default(),
             front: Front::default(),
@@ -379,7 +379,7 @@ impl Entry {
             while flight.is_alone() {
                 if flight.is_asking() {
                     flight.answered().await;
-                    is_owed = flight.begun.elapsed() >= timing.client_wait;
+                    is_owed = flight.is_promised.load(Ordering::Acquire);
                     continue;
                 }
                 if flight.worth_finishing(timing, is_owed) {

@@ -1,15 +1,15 @@
 //! One question at a time: whoever asks the same while it is asked shares the answer.
 //!
-//! A client waits for an answer no longer than `client_wait` says. What comes later than that is kept for a moment, so that
-//! whoever was told to come back gets it, also where it is kept nowhere else: a HEAD's answer, or that there is nothing.
+//! A client waits for an answer no longer than `client_wait` says. Where one was told to come back, the answer is kept for a
+//! moment, so that it is found also where nobody else keeps it: a HEAD's, or that there is nothing.
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::client_wait;
 use super::error::PullError;
@@ -18,33 +18,37 @@ use crate::telemetry::trace::context::Context;
 use crate::telemetry::trace::{self, Kind};
 use crate::upstream::via;
 
-/// How long an answer is kept that came when clients had been told to come back: they are told to do so after 5 s.
+/// How long an answer is kept that a client was told to come back for, which it is to do after 5 s.
 const LATE_KEPT_FOR: Duration = Duration::from_secs(10);
 
 /// Questions under way, by key. The asking is a task of its own: it outlives whoever began it.
 pub struct Single<K, V> {
     running: Running<K, V>,
-    /// From what age of the question on an answer is late.
-    late_after: Duration,
 }
 
-/// Each with where it is asked among traces, if that is recorded.
-type Running<K, V> = Arc<Mutex<HashMap<K, (watch::Receiver<Option<V>>, Option<Context>)>>>;
+type Running<K, V> = Arc<Mutex<HashMap<K, Asking<V>>>>;
+
+/// A question under way.
+#[derive(Clone)]
+struct Asking<V> {
+    answer: watch::Receiver<Option<V>>,
+    /// Where it is asked among traces, if that is recorded.
+    asked_in: Option<Context>,
+    /// Set once a client was told to come back for its answer.
+    is_promised: Arc<AtomicBool>,
+}
 
 /// An answer to come.
 pub struct Pending<V> {
-    answer: watch::Receiver<Option<V>>,
+    asking: Asking<V>,
     /// Whether somebody else had asked already.
     pub joined: bool,
-    /// The span that somebody else asks in.
-    asked_in: Option<Context>,
 }
 
-impl<K, V> Single<K, V> {
-    pub fn new(late_after: Duration) -> Single<K, V> {
+impl<K, V> Default for Single<K, V> {
+    fn default() -> Single<K, V> {
         Single {
             running: Arc::default(),
-            late_after,
         }
     }
 }
@@ -72,24 +76,28 @@ where
         F: Future<Output = V> + Send + 'static,
     {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((answer, asked_in)) = running.get(&key) {
+        if let Some(asking) = running.get(&key) {
             return Pending {
-                answer: answer.clone(),
+                asking: asking.clone(),
                 joined: true,
-                asked_in: asked_in.clone(),
             };
         }
         let (sender, answer) = watch::channel(None);
-        running.insert(key.clone(), (answer.clone(), trace::here()));
+        let begun = Asking {
+            answer,
+            asked_in: trace::here(),
+            is_promised: Arc::default(),
+        };
+        let is_promised = begun.is_promised.clone();
+        running.insert(key.clone(), begun.clone());
         let guard = Leave {
             running: self.running.clone(),
             key,
         };
         let asking = ask();
-        let (begun, late_after) = (Instant::now(), self.late_after);
         tokio::spawn(via::carry(telemetry::carry(async move {
             let value = asking.await;
-            if begun.elapsed() >= late_after && value.is_final() {
+            if is_promised.load(Ordering::Acquire) && value.is_final() {
                 let _ = sender.send(Some(value));
                 tokio::time::sleep(LATE_KEPT_FOR).await;
                 drop(guard);
@@ -100,9 +108,8 @@ where
             let _ = sender.send(Some(value));
         })));
         Pending {
-            answer,
+            asking: begun,
             joined: false,
-            asked_in: None,
         }
     }
 }
@@ -129,9 +136,13 @@ impl<T: Clone> Pending<Result<T, PullError>> {
             true => trace::start("wait for answer", Kind::Internal),
             false => trace::Span::default(),
         };
-        span.link(self.asked_in.as_ref());
-        let answer = client_wait::bounded(self.answer.wait_for(Option::is_some)).await;
-        match answer.inspect_err(|late| span.fail(late.as_str(), late))? {
+        span.link(self.asking.asked_in.as_ref().filter(|_| self.joined));
+        let waiting = self.asking.answer.wait_for(Option::is_some);
+        let answer = client_wait::bounded(waiting).await.inspect_err(|late| {
+            self.asking.is_promised.store(true, Ordering::Release);
+            span.fail(late.as_str(), late);
+        });
+        match answer? {
             Ok(value) => (*value).clone().unwrap_or(Err(PullError::Internal("an empty answer"))),
             Err(_) => Err(PullError::Internal("an upstream question was dropped")),
         }
@@ -143,13 +154,12 @@ mod tests {
     use super::*;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use crate::pull::client_wait::ClientWait;
     use crate::upstream::{ErrorKind, UpstreamError};
-
-    const LATE: Duration = Duration::from_secs(20);
 
     #[tokio::test]
     async fn many_ask_one_answers() {
-        let single: Single<u8, Result<usize, PullError>> = Single::new(LATE);
+        let single: Single<u8, Result<usize, PullError>> = Single::default();
         let asked = Arc::new(AtomicUsize::new(0));
         let gate = Arc::new(tokio::sync::Notify::new());
         let mut pending: Vec<_> = (0..20)
@@ -173,34 +183,38 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_frees_the_key() {
-        let single: Single<u8, Result<u8, PullError>> = Single::new(LATE);
+        let single: Single<u8, Result<u8, PullError>> = Single::default();
         let mut pending = single.join(1, || async { panic!("on purpose") });
         assert!(pending.wait().await.is_err());
         assert_eq!(single.join(1, || async { Ok(3) }).wait().await.unwrap(), 3);
     }
 
-    /// What comes late is there for whoever comes back for it, and for no longer; what may pass is asked for again.
+    /// What a client was told to come back for is there for a moment; what may pass is asked for again.
     #[tokio::test(start_paused = true)]
     async fn a_late_answer_is_kept_for_a_moment() {
         let second = Duration::from_secs(1);
         let failed = |kind| Err(UpstreamError::new(&"docker.io".into(), kind).into());
         let gone: Result<u8, PullError> = failed(ErrorKind::NotFound { status: 404 });
         let cut = failed(ErrorKind::Cut("the connection".into()));
-        for (answer, took, is_kept) in [
-            (Ok(7), 25 * second, true),
-            (gone.clone(), 25 * second, true),
-            (cut, 25 * second, false),
-            (Ok(7), second, false),
-            (gone, second, false),
+        let (client, job) = (20 * second, 3600 * second);
+        for (answer, took, waits, is_kept) in [
+            (Ok(7), 25 * second, client, true),
+            (gone.clone(), 25 * second, client, true),
+            (cut, 25 * second, client, false),
+            (Ok(7), second, client, false),
+            (gone, second, client, false),
+            (Ok(7), 25 * second, job, false),
         ] {
-            let single: Single<u8, Result<u8, PullError>> = Single::new(LATE);
+            let single: Single<u8, Result<u8, PullError>> = Single::default();
             let (text, expected) = (format!("{answer:?} after {took:?}"), format!("{answer:?}"));
-            let asking = single.join(1, || async move {
+            let begun = tokio::time::Instant::now();
+            let mut asking = single.join(1, || async move {
                 tokio::time::sleep(took).await;
                 answer
             });
-            drop(asking);
-            tokio::time::sleep(took + 5 * second).await;
+            let told = ClientWait::lasting(waits).over(asking.wait()).await;
+            assert_eq!(told.is_err_and(|error| error.is_late()), took > waits, "{text}");
+            tokio::time::sleep_until(begun + took + 5 * second).await;
             let mut again = single.join(1, || async { Ok(9) });
             assert_eq!(again.joined, is_kept, "{text}");
             let given = again.wait().await;

@@ -11,8 +11,8 @@ pub struct Timing {
     pub finish_bytes: u64,
     /// How long a client waits for an upstream before it is told to come back. Clients give up after 30 s (R-C18).
     pub client_wait: Duration,
-    /// The two figures above for a transfer whose answer began after that and found nobody: clients were told that it
-    /// would be kept. kubelet comes back within five minutes.
+    /// As `grace` and `finish_bytes`, for a transfer that clients were told to come back for, and whose answer found nobody.
+    /// kubelet comes back within five minutes.
     pub late_grace: Duration,
     pub late_finish_bytes: u64,
     /// Attempts without a byte of progress before a transfer fails.

@@ -139,6 +139,11 @@ impl Follower {
         self.flight.is_asking()
     }
 
+    /// Says that a client is told to come back for it.
+    pub fn promise(&self) {
+        self.flight.is_promised.store(true, Ordering::Release);
+    }
+
     /// What the upstream will say, if that is an error, to be heard by somebody who follows no longer. `None` if somebody
     /// hears it already.
     pub fn verdict_to_come(&self) -> Option<impl Future<Output = Option<PullError>> + Send + use<>> {

@@ -287,6 +287,9 @@ async fn late_questions_leave_room_for_others() {
         tokio::spawn(async move { client.get_manifest(&repository("a/hung"), &tag("1")).await })
     };
     let (first, second) = (hung(), hung());
+    while server.seen().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     // Both slots are taken until the second is late.
     get(&client).await.unwrap();
     assert!(
