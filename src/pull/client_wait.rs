@@ -116,9 +116,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_task_of_its_own_waits_on() {
         let begun = Instant::now();
-        let asking = ClientWait::lasting(CLIENT)
-            .over(async { tokio::spawn(async { bounded(tokio::time::sleep(Duration::from_secs(60))).await.is_ok() }) });
-        assert!(asking.await.await.unwrap());
+        let asking = ClientWait::lasting(CLIENT).over(async {
+            let task = tokio::spawn(async { bounded(tokio::time::sleep(Duration::from_secs(60))).await.is_ok() });
+            task.await.unwrap()
+        });
+        assert!(asking.await);
         assert_eq!(begun.elapsed(), Duration::from_secs(60));
     }
 }
