@@ -74,6 +74,11 @@
 //! - **An answer's end**: hyper lets go of a body long before a slow client has it. So body and pieces hold a `http::server::delivery`;
 //!   when the last is gone and flushed, the connection's `pulse` has the access log write its line and may call itself idle. A connection
 //!   that ends, by a stop or a reload too, waits until the client has acknowledged what the kernel holds for it (`wire`), then sends FIN.
+//! - **A slow upstream**: a client waits 20 s in all (`pull::client_wait`) and is told to come back; what it asked is a task of its own, with
+//!   `answer_timeout` to be answered (`upstream::ask`, and `upstream::late`, which bounds how many take that long). Whoever asks again joins it. A
+//!   late answer is kept for a moment (`pull::single`), a late transfer is finished or kept running (`pull::flight`).
+//! - **In a circle**: `http::v2` reads `Via` (`upstream::via`): a request that has been here is answered 508; the names of other Larders go
+//!   with the task, and with the questions and transfers that it begins, to `upstream::transport`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
 //! - **Upstream**: `upstream::client` → the addresses in their order (`upstream::ask`): mirrors that are up by `upstream::address`, each for as

@@ -218,6 +218,7 @@ pub const UPSTREAM: &[Key] = &[
     key("proxy", Kind::Text),
     key("connect_timeout", Kind::Duration),
     key("read_timeout", Kind::Duration),
+    key("answer_timeout", Kind::Duration),
     key("max_connections", Kind::Count),
     key("budget_floor", Kind::Floor),
     key("max_bandwidth", Kind::Text),

@@ -242,6 +242,8 @@ pub struct Upstream {
     pub connect_timeout: Duration,
     /// Between two pieces of an upstream's answer.
     pub read_timeout: Duration,
+    /// How long the upstream may take to begin an answer, token included. Clients are told to come back sooner.
+    pub answer_timeout: Duration,
     pub max_connections: Option<usize>,
     /// Below it only misses are worth a pull.
     pub budget_floor: Floor,
@@ -275,6 +277,7 @@ impl fmt::Debug for Upstream {
             proxy,
             connect_timeout,
             read_timeout,
+            answer_timeout,
             max_connections,
             budget_floor,
             max_bandwidth,
@@ -301,6 +304,7 @@ impl fmt::Debug for Upstream {
             .field("proxy", &proxy.as_ref().map(Url::host_str))
             .field("connect_timeout", connect_timeout)
             .field("read_timeout", read_timeout)
+            .field("answer_timeout", answer_timeout)
             .field("max_connections", max_connections)
             .field("budget_floor", budget_floor)
             .field("max_bandwidth", max_bandwidth)

@@ -240,6 +240,7 @@ pub struct RawUpstream {
     pub proxy: Option<String>,
     pub connect_timeout: Figure,
     pub read_timeout: Figure,
+    pub answer_timeout: Figure,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
     pub budget_floor: Figure,
@@ -443,6 +444,7 @@ impl Default for RawUpstream {
             proxy: None,
             connect_timeout: text("5s"),
             read_timeout: text("30s"),
+            answer_timeout: text("5m"),
             max_connections: None,
             budget_floor: text("10%"),
             max_bandwidth: None,

@@ -350,6 +350,7 @@ fn each_impossible_upstream_names_line_and_key() {
         ("max_size = \"1KiB\"", "expected at least 1MiB"),
         ("max_connections = 0", "expected something from 1 to 1000000"),
         ("read_timeout = \"2h\"", "expected something from 1ms to 1h"),
+        ("answer_timeout = \"0s\"", "expected something from 1ms to 1h"),
         ("tagttl = \"1h\"", "did you mean upstream.\"a.io\".tag_ttl?"),
     ] {
         let message = refusal(&format!("[upstream.\"a.io\"]\n{text}"));

@@ -92,6 +92,7 @@ fn upstream(findings: &mut Findings<'_>, name: HostPort, raw: &RawUpstream, inhe
             .and_then(|text| proxy_url(findings, &at("proxy"), text)),
         connect_timeout: findings.timeout(&at("connect_timeout"), &raw.connect_timeout),
         read_timeout: findings.timeout(&at("read_timeout"), &raw.read_timeout),
+        answer_timeout: findings.timeout(&at("answer_timeout"), &raw.answer_timeout),
         max_connections: raw
             .max_connections
             .map(|count| findings.count(&at("max_connections"), count, 1_000_000)),

@@ -18,7 +18,7 @@ use crate::oci::ErrorCode;
 use crate::oci::digest::DigestError;
 use crate::oci::manifest::ManifestError;
 use crate::oci::reference::TagError;
-use crate::pull::{PullError, Target};
+use crate::pull::{Circle, PullError, Target};
 use crate::store::StoreError;
 use crate::text;
 use crate::upstream::{ErrorKind, UpstreamError};
@@ -154,10 +154,17 @@ impl ApiError {
             .header(CONNECTION, HeaderValue::from_static("close"))
     }
 
+    /// 508: the request has come back to where it was sent from, or would go round for ever.
+    pub fn in_a_circle(circle: Circle) -> ApiError {
+        ApiError::new(StatusCode::LOOP_DETECTED, ErrorCode::Unknown, circle.to_string())
+            .detail("look at `url` and `mirrors` of the upstreams of every Larder on the way")
+    }
+
     pub fn too_slow(target: &Target, after: Duration) -> ApiError {
         let message = format!("{} took longer than {} s", target.upstream.name, after.as_secs());
         ApiError::new(StatusCode::GATEWAY_TIMEOUT, ErrorCode::Unavailable, message)
             .detail("what was begun goes on: try again in a moment")
+            .retry_after(5)
     }
 
     /// 416 with the size that would have been (R-S13).
@@ -262,6 +269,8 @@ impl ApiError {
                     None => error,
                 }
             }
+            // Repeated by clients that have nowhere else to go; others turn elsewhere (R-C12).
+            PullError::Late { .. } => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable).retry_after(5),
             // Only where what was to be served instead is gone in the same moment.
             PullError::Spared(_) => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable),
             PullError::Manifest {
@@ -322,6 +331,11 @@ impl ApiError {
                 plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
                     .detail(format!("{} cannot be reached from this proxy just now", error.upstream))
             }
+            // It will be the same whoever repeats it, and a Larder in front has to know.
+            kind if kind.is_circle() => plain(StatusCode::LOOP_DETECTED, ErrorCode::Unknown).detail(format!(
+                "what [upstream.{:?}] asks leads back to a proxy that has asked already: look at `url` and `mirrors`",
+                error.upstream
+            )),
             // 503 is repeated by clients that have nowhere else to go, 502 is not (R-C12).
             ErrorKind::Status { status, .. } if *status >= 500 => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)

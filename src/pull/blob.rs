@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::blocking::blocking;
 use super::body::Source;
+use super::client_wait;
 use super::error::PullError;
 use super::flight::{Flight, Follower, Judged, Order, Place};
 use super::names::Target;
@@ -174,7 +175,15 @@ impl Pull {
                 }
             };
             let wait = wait_span(&follower);
-            let decided = follower.decided().await;
+            let decided = match client_wait::bounded(follower.decided()).await {
+                Ok(decided) => decided,
+                Err(late) if follower.is_asking() => {
+                    follower.promise();
+                    self.hear_for(target, digest, &follower);
+                    Err(late)
+                }
+                Err(_) => follower.decided().await,
+            };
             if let Err(error) = &decided {
                 wait.fail(error.as_str(), error);
             }
@@ -194,6 +203,7 @@ impl Pull {
                         outcome,
                     }));
                 }
+                Err(error) if error.is_late() => return Err(error),
                 // Another repository's refusal, or its registry's trouble, says nothing about this one.
                 Err(error) if follower.is_foreign_to(&target.key) => {
                     foreign_failures += 1;
@@ -220,6 +230,23 @@ impl Pull {
             };
             self.heads_by_get.insert((target.scope(), *digest, false), said);
         }
+    }
+
+    /// Has what a transfer's upstream will say noted although the client that asked is told to come back: if it is "not
+    /// there", whoever comes back would ask for it again, and again not wait long enough.
+    fn hear_for(self: &Arc<Pull>, target: &Target, digest: &Digest, follower: &Follower) {
+        if follower.is_foreign_to(&target.key) {
+            return;
+        }
+        let Some(verdict) = follower.verdict_to_come() else {
+            return;
+        };
+        let (pull, target, question) = (self.clone(), target.clone(), Question::Blob(*digest));
+        tokio::spawn(async move {
+            if let Some(error) = verdict.await {
+                pull.note_negative(&target, question, &error);
+            }
+        });
     }
 
     fn order(&self, target: &Target, client: &Arc<Client>, digest: &Digest) -> Order {
@@ -292,10 +319,12 @@ impl Pull {
                     false => Shown::Yes,
                 })
             }
-            Asked::Get => Ok(match self.ask_blob(target, digest, asked, itself).await {
-                Ok(_) => Shown::Yes,
-                Err(_) => Shown::No,
-            }),
+            Asked::Get => match self.ask_blob(target, digest, asked, itself).await {
+                Ok(_) => Ok(Shown::Yes),
+                // A transfer would be begun for somebody who does not wait for it.
+                Err(error) if error.is_late() => Err(error),
+                Err(_) => Ok(Shown::No),
+            },
         }
     }
 

@@ -39,6 +39,11 @@ pub enum PullError {
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A client waited as long as it may. What it asked for goes on.
+    #[error(
+        "{upstream} has not answered for {} s; the request goes on, and the answer will be kept: try again", waited.as_secs()
+    )]
+    Late { upstream: String, waited: Duration },
     /// Few pulls are left of the upstream's limit, and this one can be done without.
     #[error("few pulls are left of the limit of {0}: what is held is served unchecked")]
     Spared(String),
@@ -129,6 +134,11 @@ impl PullError {
         matches!(self, PullError::Upstream(error) if error.is_definite())
     }
 
+    /// Said by an upstream that works, about just what it was asked for: it is not there, or what is there is refused.
+    pub(super) fn is_verdict(&self) -> bool {
+        self.is_definite() || matches!(self, PullError::Manifest { .. } | PullError::Upset { .. })
+    }
+
     /// An upstream that is unwell, for whatever else it would be asked. A document that is refused, or a disk of ours
     /// that fails, says nothing about it.
     pub fn is_trouble(&self) -> bool {
@@ -151,9 +161,14 @@ impl PullError {
     pub fn is_transient(&self) -> bool {
         match self {
             PullError::Upstream(error) => error.is_transient(),
-            PullError::LeftBehind | PullError::Busy | PullError::Internal(_) => true,
+            PullError::Late { .. } | PullError::LeftBehind | PullError::Busy | PullError::Internal(_) => true,
             _ => self.is_unreadable(),
         }
+    }
+
+    /// Returns true if it was not waited for any longer: whatever was asked goes on, and nothing is to be asked in its place.
+    pub(super) fn is_late(&self) -> bool {
+        matches!(self, PullError::Late { .. })
     }
 
     /// Returns true if the content is cached but its file cannot be read now: the upstream's bytes serve as well, and are not kept.
@@ -170,6 +185,7 @@ impl PullError {
             PullError::NotInMirror(_) => "offline",
             PullError::NotHeld(_) => "not-held",
             PullError::Upstream(error) => error.as_str(),
+            PullError::Late { .. } => "late",
             PullError::Spared(_) => "budget",
             PullError::Store(StoreError::Unreadable { .. }) => "unreadable",
             PullError::Store(_) => "store",

@@ -9,8 +9,9 @@ mod follower;
 mod front;
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::oci::{Digest, Repository};
 use crate::store::Store;
 use crate::telemetry;
 use crate::telemetry::trace::{self, Kind, Span};
-use crate::upstream::Client;
+use crate::upstream::{Client, via};
 pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, SMALL_BYTES, State};
 pub use front::FRONT_BYTES;
 use front::Front;
@@ -33,9 +34,14 @@ use front::Front;
 pub struct Flight {
     pub digest: Digest,
     state: watch::Sender<State>,
-    /// Followers; when the last leaves, `left` tells the transfer.
+    /// Followers; when the last leaves, `left` tells the transfer, and `came` when another one comes.
     followers: AtomicUsize,
     left: Notify,
+    came: Notify,
+    /// Set once a client was told to come back for it.
+    is_promised: AtomicBool,
+    /// Set once somebody hears its upstream's verdict on behalf of clients that waited in vain.
+    is_heard: AtomicBool,
     pub(super) positions: Positions,
     pub(super) front: Front,
     /// The repository that began it, and who asks for it: under another configuration that may be with other credentials.
@@ -112,10 +118,23 @@ impl Flight {
         self.also.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn worth_finishing(&self, timing: &Timing) -> bool {
+    /// `is_owed`: clients were told to come back for it, and none has yet.
+    fn worth_finishing(&self, timing: &Timing, is_owed: bool) -> bool {
         let state = self.state.borrow();
+        let is_owed = is_owed && state.total.is_some_and(|total| total <= timing.late_finish_bytes);
         // What passes through is for those who read it.
-        state.window.is_none() && timing.worth_finishing(state.written, state.total)
+        state.window.is_none() && (is_owed || timing.worth_finishing(state.written, state.total))
+    }
+
+    fn is_asking(&self) -> bool {
+        matches!(self.state.borrow().phase, Phase::Asking)
+    }
+
+    /// Waits until its upstream has answered.
+    async fn answered(&self) {
+        let mut state = self.state.subscribe();
+        // Never closed: the sender is ours.
+        let _ = state.wait_for(|state| !matches!(state.phase, Phase::Asking)).await;
     }
 
     fn is_passing(&self) -> bool {
@@ -131,9 +150,34 @@ impl Flight {
             .is_none_or(|window| window.is_whole())
     }
 
+    /// Keeps what passes through memory from going by until somebody comes for it, or the time is over.
+    async fn held_back(&self, time: Duration) {
+        let place = Held(&self.positions, self.positions.enter());
+        let _ = tokio::time::timeout(time, async {
+            while self.is_alone() {
+                self.came.notified().await;
+            }
+        })
+        .await;
+        drop(place);
+    }
+
     /// Whether nobody follows it, and policy says that it is not to be finished for its own sake.
-    fn is_abandoned(&self, timing: &Timing) -> bool {
-        self.followers.load(Ordering::Acquire) == 0 && !self.worth_finishing(timing)
+    fn is_abandoned(&self, timing: &Timing, is_owed: bool) -> bool {
+        self.is_alone() && !self.worth_finishing(timing, is_owed)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.followers.load(Ordering::Acquire) == 0
+    }
+}
+
+/// A place among a transfer's readers that nobody has taken yet.
+struct Held<'a>(&'a Positions, u64);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.leave(self.1);
     }
 }
 
@@ -252,6 +296,9 @@ impl Flights {
             state: watch::Sender::new(state),
             followers: AtomicUsize::new(0),
             left: Notify::new(),
+            came: Notify::new(),
+            is_promised: AtomicBool::new(false),
+            is_heard: AtomicBool::new(false),
             positions: Positions::default(),
             front: Front::default(),
             began: order.key.clone(),
@@ -276,9 +323,9 @@ impl Flights {
         );
         let stop = self.stop.clone();
         let span = entry.flight.span.clone();
-        self.tasks.spawn(telemetry::carry(async move {
+        self.tasks.spawn(via::carry(telemetry::carry(async move {
             span.over(Box::pin(transfer.run(&entry, &stop))).await;
-        }));
+        })));
         Place::Among(follower)
     }
 
@@ -323,19 +370,29 @@ impl Entry {
         true
     }
 
-    /// Resolves when nobody follows and policy says stop; then it is off the list already.
+    /// Resolves when nobody follows and policy says stop; then it is off the list already. Not before its upstream has
+    /// answered: that is what those who come back will ask for.
     pub(super) async fn abandoned(&self, timing: &Timing) {
         let flight = &self.flight;
         loop {
-            while flight.followers.load(Ordering::Acquire) == 0 {
-                if flight.worth_finishing(timing) {
+            let mut is_owed = false;
+            while flight.is_alone() {
+                if flight.is_asking() {
+                    flight.answered().await;
+                    is_owed = flight.is_promised.load(Ordering::Acquire);
+                    continue;
+                }
+                if flight.worth_finishing(timing, is_owed) {
                     // That cannot change for the worse: it only gets closer to its end.
                     return std::future::pending().await;
                 }
-                if !flight.is_passing() {
-                    tokio::time::sleep(timing.grace).await;
+                match (flight.is_passing(), is_owed) {
+                    (false, false) => tokio::time::sleep(timing.grace).await,
+                    (false, true) => tokio::time::sleep(timing.late_grace).await,
+                    (true, false) => {}
+                    (true, true) => flight.held_back(timing.grace).await,
                 }
-                if self.remove_if(|flight| flight.is_abandoned(timing)) {
+                if self.remove_if(|flight| flight.is_abandoned(timing, is_owed)) {
                     return;
                 }
             }

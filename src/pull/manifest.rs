@@ -566,6 +566,7 @@ impl Pull {
                 }
                 return fetched;
             }
+            Err(error) if error.is_late() => return Err(error),
             // As if it were not held: then there would have been no HEAD, and the GET may be answered (R-U27).
             Err(_) if want == Want::Body => return self.fetch_by_digest(target, digest).await,
             Err(error) => return Err(error),

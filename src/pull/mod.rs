@@ -2,7 +2,7 @@
 //!
 //! `names` says what a client means; `manifest`, `blob` and `lists` answer the three kinds of question (`turns` is how many long lists come at once), and `hot` those that
 //! need no waiting; `chunk` is the memory for bytes of `body` that wait for clients. `flight` lists the transfers by digest, and who follows them;
-//! `transfer` is what each does, `sink` where its bytes go, `timing` when it gives up. `single` is one question at a time; `privacy` knows what
+//! `transfer` is what each does, `sink` where its bytes go, `timing` when it gives up. `single` is one question at a time, `client_wait` how long a client waits for an answer; `privacy` knows what
 //! needs credentials, `proof` what a claim is worth; `freshness` decides about
 //! time, without I/O; `outcome` says how it went and `tally` counts that; `operate` is what operators ask for, `bring`
 //! what is fetched ahead, `wishes` what could not be had.
@@ -12,6 +12,7 @@ mod blocking;
 mod body;
 mod bring;
 mod chunk;
+mod client_wait;
 pub mod error;
 mod flight;
 mod freshness;
@@ -47,6 +48,7 @@ pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
 pub use bring::Brought;
 pub use chunk::{ChunkMemory, SMALL_BYTES, buffered_bytes};
+pub use client_wait::ClientWait;
 pub use error::{Absent, PullError};
 pub use lists::{ItemFilter, ListReader, Listing};
 pub use manifest::{ManifestAnswer, Want};
@@ -62,6 +64,7 @@ use crate::oci::{Digest, HostPort, Tag};
 pub use crate::store::{LARGE_MANIFEST_BYTES, Page};
 use crate::store::{ListKey, ListRecord, Store};
 use crate::upstream::client::BuildError;
+pub use crate::upstream::via::{Circle, Forwarded, Via};
 pub use crate::upstream::{AddressState, Budget, Probe, Role};
 use crate::upstream::{BlobHead, Client, Clients, ManifestHead, UpstreamError};
 use flight::Flights;
@@ -81,6 +84,7 @@ pub struct Pull {
     /// What the configuration says, exchanged as a whole by a reload. Read without a lock.
     policy: ArcSwap<Policy>,
     timing: Timing,
+    via: Via,
     flights: Flights,
     tag_questions: Single<TagQuestion, Result<ManifestAnswer, PullError>>,
     tag_bodies: Single<(Scope, Tag), Result<ManifestAnswer, PullError>>,
@@ -243,12 +247,12 @@ impl Pull {
         stop: CancellationToken,
     ) -> Option<Arc<Pull>> {
         Some(Arc::new(Pull {
+            via: clients.via().clone(),
             policy: ArcSwap::from_pointee(Policy::new(config, Names::new(config)?, clients)),
             flights: Flights::new(store.clone(), timing.clone(), tasks, stop),
             long_lists: Arc::new(Turns::new(store.large_lists_at_once())),
             large_manifests: Arc::new(Semaphore::new(manifest::LARGE_AT_ONCE)),
             store,
-            timing,
             tag_questions: Single::default(),
             tag_bodies: Single::default(),
             manifest_heads: Single::default(),
@@ -259,6 +263,8 @@ impl Pull {
                 .time_to_live(BY_GET_FOR)
                 .build(),
             list_questions: Single::default(),
+            privacy_questions: Single::default(),
+            timing,
             negatives: moka::sync::Cache::builder()
                 .max_capacity(MOST_NEGATIVES)
                 .expire_after(NegativeExpiry)
@@ -271,7 +277,6 @@ impl Pull {
                 // The default policy may refuse what is new, which is what is wanted next.
                 .eviction_policy(moka::policy::EvictionPolicy::lru())
                 .build(),
-            privacy_questions: Single::default(),
             privacy_doubts: moka::sync::Cache::builder()
                 .max_capacity(20_000)
                 .time_to_live(privacy::IN_DOUBT_FOR)
@@ -329,6 +334,11 @@ impl Pull {
 
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// The name by which a request is known that this proxy sent itself.
+    pub fn via(&self) -> &Via {
+        &self.via
     }
 
     /// Transfers under way.
@@ -452,7 +462,13 @@ impl Pull {
     fn note_verdict(&self, target: &Target, error: Option<&PullError>, took: Duration) {
         match error {
             Some(error) if error.is_trouble() => self.note_trouble(target, error.as_str()),
-            Some(PullError::Store(_) | PullError::Internal(_) | PullError::Spared(_) | PullError::Busy) => {}
+            Some(
+                PullError::Store(_)
+                | PullError::Internal(_)
+                | PullError::Spared(_)
+                | PullError::Busy
+                | PullError::Late { .. },
+            ) => {}
             _ if took < self.timing.patience => {
                 self.troubled().remove(&target.upstream.name);
             }

@@ -28,6 +28,7 @@ fn upstream(name: &str, aliases: &[&str], synonyms: &[&str]) -> config::Upstream
         proxy: None,
         connect_timeout: Duration::from_secs(5),
         read_timeout: Duration::from_secs(30),
+        answer_timeout: Duration::from_secs(300),
         max_connections: None,
         budget_floor: config::Floor::Percent(10),
         max_bandwidth: None,

@@ -12,7 +12,8 @@ use crate::oci::{Digest, Reference, Tag};
 
 impl Pull {
     /// Asks the upstream about a tag now, however young its record is, and fetches what it points at if that is not
-    /// held. Nothing stale is given: the error says what the upstream said, and what is held stays.
+    /// held. Nothing stale is given: the error says what the upstream said, and what is held stays. Waits as long as a
+    /// client does.
     pub async fn refresh(self: &Arc<Pull>, target: &Target, tag: &Tag) -> Result<ManifestAnswer, PullError> {
         self.client(target)?;
         // An operator knows what it costs.
@@ -23,7 +24,7 @@ impl Pull {
                 key,
                 || async move { pull.resolve_tag(&to, &asked, Want::Body, false).await },
             );
-        let answer = pending.wait().await?;
+        let answer = self.client_wait(target).over(pending.wait()).await?;
         for question in [Question::Tag(tag.clone()), Question::TagHead(tag.clone())] {
             self.negatives.invalidate(&(target.key.clone(), question));
         }

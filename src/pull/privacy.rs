@@ -132,6 +132,8 @@ impl Pull {
                 self.privacy_doubts.insert(about_this, ());
                 true
             }
+            // The question goes on, as above.
+            Err(error) if error.is_late() => last,
             Err(error) => {
                 tracing::debug!(repository = %target.key, %error, "whether it is public could not be asked");
                 self.privacy_doubts.insert(about_all, ());

@@ -9,6 +9,12 @@ pub struct Timing {
     pub grace: Duration,
     /// A transfer with at most this left, or half done, is finished without anybody waiting.
     pub finish_bytes: u64,
+    /// How long a client waits for an upstream before it is told to come back. Clients give up after 30 s (R-C18).
+    pub client_wait: Duration,
+    /// As `grace` and `finish_bytes`, for a transfer that clients were told to come back for, and whose answer found nobody.
+    /// kubelet comes back within five minutes.
+    pub late_grace: Duration,
+    pub late_finish_bytes: u64,
     /// Attempts without a byte of progress before a transfer fails.
     pub attempts: u32,
     /// First pause between attempts; doubles, with jitter.
@@ -76,6 +82,9 @@ impl Default for Timing {
         Timing {
             grace: Duration::from_secs(30),
             finish_bytes: 256 << 20,
+            client_wait: Duration::from_secs(20),
+            late_grace: Duration::from_secs(300),
+            late_finish_bytes: 1 << 30,
             attempts: 6,
             backoff: Duration::from_millis(200),
             longest_backoff: Duration::from_secs(5),

@@ -55,6 +55,8 @@ pub(super) struct Transfer {
     restarts: usize,
     /// Set while nobody is given a byte because a mirror has yet to prove itself.
     hold: Option<Hold>,
+    /// The longest that its upstream has taken to begin an answer.
+    slowest_answer: Duration,
 }
 
 /// A mirror that has yet to prove itself.
@@ -147,6 +149,7 @@ impl Transfer {
             was_unpacked: false,
             early: None,
             ranges: Ranges::default(),
+            slowest_answer: Duration::ZERO,
         }
     }
 
@@ -303,8 +306,13 @@ impl Transfer {
             return self.stage().await;
         }
         let Order { client, repository, .. } = self.order.clone();
-        let (sink, answer) = tokio::join!(self.stage(), client.get_blob(&repository, &digest, 0));
+        let asking = async {
+            let begun = Instant::now();
+            (client.get_blob(&repository, &digest, 0).await, begun.elapsed())
+        };
+        let (sink, (answer, took)) = tokio::join!(self.stage(), asking);
         let sink = sink?;
+        self.slowest_answer = took;
         // Somebody may have come, staged a little and gone meanwhile.
         self.early = (sink.len() == 0).then_some(answer);
         Ok(sink)
@@ -603,18 +611,27 @@ impl Transfer {
         })
     }
 
-    /// Asks for all bytes from `offset` on.
-    async fn ask(&self, offset: u64) -> Result<BlobStream, UpstreamError> {
+    /// Asks for all bytes from `offset` on. Until somebody has had bytes the answer may take as long as the upstream is
+    /// allowed. Then responses run, and a question that hangs is asked once more before their clients give up: by what
+    /// this upstream took before.
+    async fn ask(&mut self, offset: u64) -> Result<BlobStream, UpstreamError> {
         let Order {
             client,
             repository,
             digest,
             ..
         } = &self.order;
+        let within = (2 * self.slowest_answer).max(self.timing.client_wait);
+        let within = self.streaming.then_some(within);
         let without = self.sources.left_out();
-        client
-            .get_blob_in(self.form, repository, digest, offset, &without)
-            .await
+        let begun = Instant::now();
+        let answer = client
+            .get_blob_in(self.form, repository, digest, offset, &without, within)
+            .await;
+        if answer.is_ok() {
+            self.slowest_answer = self.slowest_answer.max(begun.elapsed());
+        }
+        answer
     }
 
     /// Counts bytes that an answer brought although they were here.

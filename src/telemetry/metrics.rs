@@ -254,6 +254,12 @@ pub const METRICS: &[Metric] = &[
         "Requests repeated after every address had failed; ok or failed.",
     ),
     metric(
+        "larder_upstream_late_answers_total",
+        Kind::Counter,
+        &["upstream", "result"],
+        "Requests that an upstream had not begun to answer after 20 s: answered, failed, timeout (answer_timeout), gave_way (too many), dropped.",
+    ),
+    metric(
         "larder_upstream_bytes_total",
         Kind::Counter,
         &["upstream"],

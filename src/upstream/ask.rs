@@ -125,6 +125,17 @@ impl Client {
         Ok(self.note(question, reply))
     }
 
+    /// How long the registry itself may take to begin an answer, tokens and redirects included.
+    fn may_take(&self, question: &Question<'_>) -> Duration {
+        let most = self.answer_timeout;
+        question.within.map_or(most, |within| within.min(most))
+    }
+
+    /// Returns until when a mirror may take to answer: others are behind it.
+    fn of_mirror(&self, deadline: Instant) -> Instant {
+        deadline.min(Instant::now() + self.tuning.headers)
+    }
+
     fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
         self.logins_used
             .insert(question.repository.clone(), reply.with_credentials);
@@ -147,7 +158,8 @@ impl Client {
         if self.offline {
             return Err(self.error(ErrorKind::Offline));
         }
-        let deadline = Instant::now() + self.tuning.headers;
+        // The registry itself may take its time; a mirror has others behind it.
+        let deadline = Instant::now() + self.may_take(question);
         self.repeats.note_request();
         // A registry that is down is asked once.
         let is_up = !self.own.health.is_down();
@@ -218,7 +230,7 @@ impl Client {
                 continue;
             }
             let patience = Some(mirror.health.patience());
-            let outcome = self.at(mirror, question, deadline, patience).await;
+            let outcome = self.at(mirror, question, self.of_mirror(deadline), patience).await;
             match self.judge_mirror(address, question, outcome) {
                 Ok(reply) => return Ok(reply),
                 Err(error) => {
@@ -266,7 +278,9 @@ impl Client {
             let Some(patience) = mirror.health.last_resort() else {
                 continue;
             };
-            let outcome = self.at(mirror, question, deadline, Some(patience)).await;
+            let outcome = self
+                .at(mirror, question, self.of_mirror(deadline), Some(patience))
+                .await;
             match self.judge_mirror(address, question, outcome) {
                 Ok(reply) => return Some(reply),
                 Err(error) => {
@@ -398,12 +412,11 @@ impl Client {
             as_nobody: question.as_nobody,
             waiting,
         };
-        let answer = match tokio::time::timeout_at(deadline, endpoint.ask(&ask)).await {
-            Err(_) => return Err(ErrorKind::Timeout(self.tuning.headers)),
-            Ok(Err(ErrorKind::Status { status: 416, .. })) => {
+        let answer = match self.late.bounded(deadline, endpoint.ask(&ask)).await {
+            Err(ErrorKind::Status { status: 416, .. }) => {
                 return Err(ErrorKind::Protocol("416 to a Range within the blob".into()));
             }
-            Ok(answer) => answer?,
+            answer => answer?,
         };
         check(question, answer.response.status(), answer.response.headers())?;
         Ok(answer)
@@ -455,7 +468,13 @@ impl Client {
             if seen.len() > MAX_PAGES {
                 return Err(ErrorKind::Protocol(format!("more than {MAX_PAGES} pages").into()));
             }
-            let asking = self.answer(endpoint, question, &next, Instant::now() + self.tuning.headers, None);
+            let asking = self.answer(
+                endpoint,
+                question,
+                &next,
+                Instant::now() + self.may_take(question),
+                None,
+            );
             answer = match tokio::time::timeout_at(deadline, in_time(list, asking)).await {
                 Ok(answer) => answer.map_err(of_later_page)?,
                 Err(_) => return Err(ErrorKind::Timeout(self.tuning.document)),

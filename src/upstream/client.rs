@@ -26,12 +26,14 @@ use super::endpoint::{Endpoint, Place, Settings};
 use super::error::{ErrorKind, UpstreamError};
 use super::heads::{Doubt, GetFallback};
 use super::items::{ItemKind, ListSink};
+use super::late::LateQuestions;
 use super::lease::Lease;
 use super::pacer::Pacer;
 use super::probe;
 use super::question::{Kind, List, Question, Take, blob, manifest};
 use super::retry::{Policy, Repeats};
 use super::transport::Transport;
+use super::via::Via;
 use crate::config::{Config, Lender, Upstream};
 use crate::oci::{Digest, HostPort, Reference, Repository, media_type};
 
@@ -43,7 +45,8 @@ const MAX_REPOSITORIES: u64 = 10_000;
 /// Figures that only tests change.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// For tokens, redirects and the request together: containerd gives up after 30 s without headers (R-C18).
+    /// How long answers may take to begin that others can take the place of: a mirror's, a part's of a blob, what a checkup
+    /// asks. Whatever else takes longer is late, and allowed `answer_timeout`.
     pub headers: Duration,
     /// For the whole of a small document, or of a list with all its pages.
     pub document: Duration,
@@ -79,6 +82,7 @@ pub struct Clients {
     logins: Arc<Logins>,
     sources: Sources,
     tuning: Tuning,
+    via: Via,
 }
 
 impl Clients {
@@ -96,6 +100,7 @@ impl Clients {
             logins: Arc::new(Logins::new(sources)),
             sources: sources.clone(),
             tuning,
+            via: Via::random(),
         };
         none.renewed(config)
     }
@@ -109,6 +114,7 @@ impl Clients {
             logins: self.logins.clone(),
             sources: self.sources.clone(),
             tuning: self.tuning,
+            via: self.via.clone(),
         };
         for upstream in &config.upstreams {
             let before = self.get(&upstream.name);
@@ -118,7 +124,7 @@ impl Clients {
                 Some(same) => same.clone(),
                 None => {
                     let pacer = before.map(|before| before.pacer.clone());
-                    let built = Client::build(asked, pacer, &clients.logins, &self.sources, self.tuning);
+                    let built = Client::build(asked, pacer, &clients.logins, &self.sources, self.tuning, &self.via);
                     let mut client = built.map_err(|what| BuildError {
                         upstream: upstream.name.to_string(),
                         what,
@@ -147,6 +153,11 @@ impl Clients {
         self.all.get(*self.by_name.get(name)?)
     }
 
+    /// The name that their requests go out by.
+    pub fn via(&self) -> &Via {
+        &self.via
+    }
+
     /// All, for readiness and metrics.
     pub fn all(&self) -> impl Iterator<Item = &Arc<Client>> {
         self.all.iter()
@@ -161,7 +172,7 @@ pub struct BuildError {
     pub what: String,
 }
 
-/// A client of one upstream. Every method: token flow, redirects, mirrors, breaker, header deadline
+/// A client of one upstream. Every method: token flow, redirects, mirrors, breaker, `answer_timeout`
 /// and the repeats before the first byte are inside; what comes out is the verdict.
 #[derive(Debug)]
 pub struct Client {
@@ -174,7 +185,9 @@ pub struct Client {
     pub(super) repeats: Repeats,
     pub(super) offline: bool,
     pub(super) read_timeout: Duration,
+    pub(super) answer_timeout: Duration,
     pub(super) tuning: Tuning,
+    pub(super) late: LateQuestions,
     /// `max_connections`: requests in flight, bodies included.
     pub(super) slots: Option<Arc<Semaphore>>,
     /// `max_bandwidth`, for this client and for those of earlier configurations whose downloads run.
@@ -263,6 +276,7 @@ impl Client {
         logins: &Arc<Logins>,
         sources: &Sources,
         tuning: Tuning,
+        via: &Via,
     ) -> Result<Client, String> {
         let upstream = &asked;
         let name: Arc<str> = upstream.name.as_str().into();
@@ -272,7 +286,7 @@ impl Client {
         let endpoint = |url: &Url, is_own: bool| {
             let place = Place::of(url);
             let base = &place.base;
-            let transport = Transport::new(base, upstream, sources)?;
+            let transport = Transport::new(base, upstream, sources, via)?;
             // A mirror is another host: the upstream's password is none of its business (L7).
             let fixed = upstream.credentials.clone().filter(|_| is_own);
             let lender = match &upstream.lender {
@@ -303,6 +317,8 @@ impl Client {
                 repeats: tuning.retries,
                 ride_out: tuning.ride_out,
             }),
+            answer_timeout: upstream.answer_timeout,
+            late: LateQuestions::new(name.clone(), tuning.headers, upstream.max_connections),
             tuning,
             slots,
             pacer: pacer.unwrap_or_else(|| Arc::new(Pacer::new(&name, upstream.max_bandwidth))),
@@ -404,6 +420,7 @@ impl Client {
                 as_stored: false,
                 take: Take::Head,
                 get_fallback: GetFallback::Never,
+                within: None,
                 as_nobody: true,
                 list: None,
                 without: &[],
@@ -522,10 +539,12 @@ impl Client {
         digest: &Digest,
         offset: u64,
     ) -> Result<BlobStream, UpstreamError> {
-        self.get_blob_in(Form::Plain, repository, digest, offset, &[]).await
+        self.get_blob_in(Form::Plain, repository, digest, offset, &[], None)
+            .await
     }
 
-    /// The same, of a store whose first answer was `was_unpacked` if `form` says so. Mirrors that `without` names are left out.
+    /// The same, of a store whose first answer was `was_unpacked` if `form` says so, and answered `within` some time, if
+    /// that is less than `answer_timeout`. Mirrors that `without` names are left out.
     pub async fn get_blob_in(
         &self,
         form: Form,
@@ -533,8 +552,10 @@ impl Client {
         digest: &Digest,
         offset: u64,
         without: &[Arc<str>],
+        within: Option<Duration>,
     ) -> Result<BlobStream, UpstreamError> {
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
+        question.within = within;
         question.range = (offset > 0).then_some(Span::from(offset));
         question.as_stored = form == Form::AsStored;
         question.without = without;
@@ -563,6 +584,8 @@ impl Client {
         let mut question = blob(Method::GET, repository, digest, Take::Stream);
         question.range = Some(Span::of(span));
         question.without = without;
+        // The transfer does without it sooner.
+        question.within = Some(self.tuning.headers);
         let reply = self.ask_in(&question).await?;
         self.stream(reply, slot).map(Some)
     }
@@ -597,6 +620,7 @@ impl Client {
             as_stored: false,
             take: Take::Pages(MAX_TAGS_BYTES),
             get_fallback: GetFallback::Never,
+            within: None,
             as_nobody: false,
             list: Some(List {
                 field: "tags",
@@ -626,6 +650,7 @@ impl Client {
             as_stored: false,
             take: Take::Pages(MAX_REFERRERS_BYTES),
             get_fallback: GetFallback::Never,
+            within: None,
             as_nobody: false,
             list: Some(List {
                 field: "manifests",

@@ -92,7 +92,7 @@ impl UpstreamError {
     pub fn is_transient(&self) -> bool {
         match self.kind {
             ErrorKind::Connect(_) | ErrorKind::Timeout(_) | ErrorKind::TooSlow | ErrorKind::Cut(_) => true,
-            ErrorKind::Status { status, .. } => status >= 500 || status == 408,
+            ErrorKind::Status { status, .. } => (status >= 500 || status == 408) && !self.kind.is_circle(),
             _ => false,
         }
     }
@@ -122,6 +122,11 @@ impl ErrorKind {
         }
     }
 
+    /// Returns whether the upstream says that the request has come back to where it has been: it will again (RFC 5842, 7.2).
+    pub fn is_circle(&self) -> bool {
+        matches!(self, ErrorKind::Status { status: 508, .. })
+    }
+
     /// One word for logs, metric labels and spans.
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -142,7 +147,7 @@ impl ErrorKind {
     }
 }
 
-/// Returns whether a status speaks of trouble that may pass: 408 and 5xx, but for what is not implemented (501, 505).
+/// Returns whether a status speaks of trouble that may pass: 408 and 5xx, but for what is not implemented (501, 505) and for circles (508).
 pub(super) fn is_passing(status: u16) -> bool {
-    status == 408 || (status >= 500 && !matches!(status, 501 | 505))
+    status == 408 || (status >= 500 && !matches!(status, 501 | 505 | 508))
 }

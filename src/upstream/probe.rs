@@ -146,6 +146,7 @@ async fn ask(endpoint: &Endpoint) -> Result<(), ErrorKind> {
         as_stored: false,
         take: Take::Head,
         get_fallback: GetFallback::Never,
+        within: None,
         as_nobody: request.as_nobody,
         list: None,
         without: &[],

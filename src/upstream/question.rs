@@ -1,6 +1,7 @@
 //! What can be asked of a registry, and what counts as an answer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use reqwest::{Method, StatusCode};
@@ -62,6 +63,8 @@ pub(super) struct Question<'a> {
     pub(super) take: Take,
     /// Says when a GET follows a HEAD that was refused.
     pub(super) get_fallback: GetFallback,
+    /// How long the answer may take to begin, if that is less than what the configuration allows.
+    pub(super) within: Option<Duration>,
     /// Without credentials, whatever there are.
     pub(super) as_nobody: bool,
     /// Set for a list: which of its items are wanted, and who takes them.
@@ -133,6 +136,7 @@ pub(super) fn manifest<'a>(
         as_stored: false,
         take,
         get_fallback: GetFallback::Never,
+        within: None,
         as_nobody: false,
         list: None,
         without: &[],
@@ -151,6 +155,7 @@ pub(super) fn blob<'a>(method: Method, repository: &'a Repository, digest: &Dige
         as_stored: false,
         take,
         get_fallback: GetFallback::Never,
+        within: None,
         as_nobody: false,
         list: None,
         without: &[],

@@ -14,7 +14,7 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE, USER_AGENT, VIA};
 use reqwest::{Method, NoProxy, Proxy, Response};
 use url::{Host, Url};
 
@@ -23,6 +23,7 @@ use super::credentials::Sources;
 use super::error::ErrorKind;
 use super::guard::{Blocked, Class, Guard, GuardedResolver};
 use super::tls;
+use super::via::Via;
 use crate::config::Upstream;
 use crate::telemetry::trace::context::{TRACEPARENT, TRACESTATE};
 use crate::telemetry::trace::{Kind, Span as TraceSpan, start};
@@ -61,6 +62,7 @@ pub struct Transport {
     tls: rustls::ClientConfig,
     guard: Arc<Guard>,
     upstream: Arc<str>,
+    via: Via,
 }
 
 struct Pair {
@@ -91,7 +93,7 @@ fn windows(max_bandwidth: Option<u64>) -> (u32, u32) {
 
 impl Transport {
     /// For the endpoint at `home`, which is the upstream's URL or one of its mirrors.
-    pub fn new(home: &Url, upstream: &Upstream, sources: &Sources) -> Result<Transport, String> {
+    pub fn new(home: &Url, upstream: &Upstream, sources: &Sources, via: &Via) -> Result<Transport, String> {
         let tls = tls::config(upstream)?;
         let proxies = proxies(home, upstream.proxy.as_ref(), sources)?;
         let names: HashSet<String> = proxies
@@ -145,6 +147,7 @@ impl Transport {
             tls,
             guard,
             upstream: Arc::from(upstream.name.as_str()),
+            via: via.clone(),
         })
     }
 
@@ -230,6 +233,9 @@ impl Transport {
         }
         if let Some(authorization) = out.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        if let Some(via) = self.via.header(url) {
+            request = request.header(VIA, via);
         }
         // Whom the operator named may be told, if he says so; whom only an upstream named is none of ours.
         if let Some((parent, state)) = span.headers().filter(|_| named == Named::ByOperator) {

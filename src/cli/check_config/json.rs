@@ -202,6 +202,7 @@ fn upstream(config: &Config, upstream: &Upstream) -> Value {
         "proxy": upstream.proxy.as_ref().map(without_user),
         "connect_timeout_seconds": upstream.connect_timeout.as_secs_f64(),
         "read_timeout_seconds": upstream.read_timeout.as_secs_f64(),
+        "answer_timeout_seconds": upstream.answer_timeout.as_secs_f64(),
         "max_connections": upstream.max_connections,
         "budget_floor": upstream.budget_floor.to_string(),
         "max_bandwidth_bytes_per_second": upstream.max_bandwidth,

@@ -508,6 +508,9 @@ fn special(config: &Config, one: &Upstream) -> Vec<String> {
     if given("read_timeout") {
         say("may be silent for", in_words(one.read_timeout));
     }
+    if given("answer_timeout") {
+        say("beginning an answer may take", in_words(one.answer_timeout));
+    }
     if let Some(count) = one.max_connections {
         say("requests at once", count.to_string());
     }

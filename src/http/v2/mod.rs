@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, WARNING};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VIA, WARNING};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
 use axum::response::IntoResponse;
@@ -44,7 +44,7 @@ use super::range;
 use super::server::{Caller, Handler, Peer};
 use crate::auth::{Identity, Right};
 use crate::oci::{Digest, Reference};
-use crate::pull::{Outcome, Probe, Pull, PullError, Target, View};
+use crate::pull::{Circle, Forwarded, Outcome, Probe, Pull, PullError, Target, View};
 use crate::telemetry::trace::Tracer;
 
 /// Clients give up on headers after 30 s (R-C18); an answer has to be there before.
@@ -128,7 +128,13 @@ impl Handler for Registry {
         let door = self.entrance.now();
         let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, door.scheme());
         let span = line.traced(&self.tracer, &parts, caller, door.has_tls());
-        let (mut response, labels) = if parts.uri.path() == token::PATH && door.gate().knows_logins() {
+        // Before all else: what came back waits for itself, and what is held here is no confirmation of what is held here.
+        let forwarded = forwarded(&self.pull, &parts.headers);
+        let (mut response, labels) = if let Err(circle) = &forwarded {
+            let mut response = failed(ApiError::in_a_circle(*circle));
+            let labels = Labels::of(kind(&route::parse(parts.uri.path())), &mut response);
+            (response, labels)
+        } else if parts.uri.path() == token::PATH && door.gate().knows_logins() {
             let door = Guard::into_inner(door);
             let (response, who) = Box::pin(span.over(self.token(&door, &parts, body, caller))).await;
             line.known_as(who);
@@ -146,7 +152,10 @@ impl Handler for Registry {
                 (_, known) => {
                     let door = Guard::into_inner(door);
                     // In a box: it is large, and hyper moves the future of every request.
-                    let asking = Box::pin(self.ask(&door, parts, known, caller));
+                    let asking = forwarded
+                        .unwrap_or_default()
+                        .over(self.ask(&door, parts, known, caller));
+                    let asking = Box::pin(asking);
                     // Once more where there is something around it, or each layer would hold it twice.
                     let (answer, who) = match &watch {
                         None if !span.is_recorded() => asking.await,
@@ -168,6 +177,14 @@ impl Handler for Registry {
         let now = Instant::now();
         self.pull.tally().note(labels.outcome, now);
         line.answered(response, labels, now)
+    }
+}
+
+/// The Larders that a request has been through.
+fn forwarded(pull: &Pull, headers: &HeaderMap) -> Result<Forwarded, Circle> {
+    match headers.contains_key(VIA) {
+        false => Ok(Forwarded::default()),
+        true => pull.via().read(headers.get_all(VIA).iter().map(HeaderValue::as_bytes)),
     }
 }
 
@@ -368,13 +385,19 @@ async fn repository(
     };
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let probe = probe(&what);
-    let right = door.right_to(visitor, &pull, &target, probe.as_ref());
+    let wait = pull.client_wait(&target);
+    let right = wait.over(door.right_to(visitor, &pull, &target, probe.as_ref()));
     let right = tokio::time::timeout_at(deadline, right).await;
     let target = match right {
         Ok(right @ (Right::Fetch | Right::Held)) => {
             let mut target = target;
             target.held_only = right == Right::Held;
             target
+        }
+        // Whether anybody may have it could not be found out yet.
+        Ok(Right::Nothing) if wait.is_over() => {
+            let late = ApiError::of_pull(&wait.late(), subject, Some(&target));
+            return about(failed(late), &target.key);
         }
         Ok(Right::Nothing) | Err(_) => {
             let refusal = door.refusal(visitor, &parts.headers, &target, subject);
@@ -392,26 +415,32 @@ async fn repository(
         outbox: caller.outbox.clone(),
         headers: parts.headers,
     };
+    let answer = async || match &what {
+        What::Manifest(reference) => manifests::answer(&ask, reference).await,
+        What::Blob(digest) => blobs::answer(&ask, digest).await,
+        What::Tags => tags::answer(&ask).await,
+        What::Referrers(digest) => referrers::answer(&ask, digest).await,
+    };
     let answering = async {
-        match &what {
-            What::Manifest(reference) => manifests::answer(&ask, reference).await,
-            What::Blob(digest) => blobs::answer(&ask, digest).await,
-            What::Tags => tags::answer(&ask).await,
-            What::Referrers(digest) => referrers::answer(&ask, digest).await,
+        match answer().await {
+            // It may have joined what another Larder's request began, which goes in a circle as this one does not.
+            Err(error) if error.status == StatusCode::LOOP_DETECTED && !ask.headers.contains_key(VIA) => answer().await,
+            answered => answered,
         }
     };
-    let answered = match tokio::time::timeout_at(deadline, answering).await {
+    let answered = match tokio::time::timeout_at(deadline, wait.over(answering)).await {
         Ok(answered) => answered,
         Err(_) => Err(ApiError::too_slow(&ask.target, DEADLINE)),
     };
-    let mut response = answered.unwrap_or_else(|error| {
-        let outcome = labels::Outcome("error");
-        let mut response = respond(error);
-        response.extensions_mut().insert(outcome);
-        response
-    });
+    let mut response = answered.unwrap_or_else(failed);
     response.extensions_mut().insert(upstream);
     about(response, &ask.target.key)
+}
+
+fn failed(error: ApiError) -> Response {
+    let mut response = respond(error);
+    response.extensions_mut().insert(labels::Outcome("error"));
+    response
 }
 
 /// An answer to somebody without the right to another.

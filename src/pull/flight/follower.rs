@@ -104,8 +104,10 @@ impl Clone for Follower {
 impl Follower {
     pub(super) fn of(flight: &Arc<Flight>, joined: bool) -> Follower {
         flight.followers.fetch_add(1, Ordering::AcqRel);
+        let id = flight.positions.enter();
+        flight.came.notify_one();
         Follower {
-            id: flight.positions.enter(),
+            id,
             flight: flight.clone(),
             state: flight.state.subscribe(),
             joined,
@@ -130,6 +132,35 @@ impl Follower {
     /// Waits until a response may begin: the upstream has answered and, where that matters, the digest is right.
     pub async fn decided(&mut self) -> Result<State, PullError> {
         self.wait_for(State::is_decided).await
+    }
+
+    /// Returns whether the upstream has not answered yet.
+    pub fn is_asking(&self) -> bool {
+        self.flight.is_asking()
+    }
+
+    /// Says that a client is told to come back for it.
+    pub fn promise(&self) {
+        self.flight.is_promised.store(true, Ordering::Release);
+    }
+
+    /// What the upstream will say, if that is an error, to be heard by somebody who follows no longer. `None` if somebody
+    /// hears it already.
+    pub fn verdict_to_come(&self) -> Option<impl Future<Output = Option<PullError>> + Send + use<>> {
+        if self.flight.is_heard.swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        let mut state = self.state.clone();
+        Some(async move {
+            let state = state
+                .wait_for(|state| !matches!(state.phase, Phase::Asking))
+                .await
+                .ok()?;
+            match &state.phase {
+                Phase::Failed(error) => Some(error.clone()),
+                _ => None,
+            }
+        })
     }
 
     /// Waits until the whole size is known.

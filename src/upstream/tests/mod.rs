@@ -63,6 +63,7 @@ fn upstream(url: &str) -> Upstream {
         proxy: None,
         connect_timeout: Duration::from_secs(30),
         read_timeout: Duration::from_secs(30),
+        answer_timeout: Duration::from_secs(300),
         max_connections: None,
         budget_floor: crate::config::Floor::Percent(10),
         max_bandwidth: None,

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -57,6 +58,7 @@ pub struct Say {
     breaks: bool,
     stalls: bool,
     hangs: bool,
+    delay: Duration,
 }
 
 pub fn say(status: u16, body: impl Into<Bytes>) -> Say {
@@ -68,6 +70,7 @@ pub fn say(status: u16, body: impl Into<Bytes>) -> Say {
         breaks: false,
         stalls: false,
         hangs: false,
+        delay: Duration::ZERO,
     }
 }
 
@@ -99,6 +102,12 @@ impl Say {
     pub fn chunked(mut self, copies: usize) -> Say {
         let piece = self.pieces.remove(0);
         self.pieces = vec![piece; copies];
+        self
+    }
+
+    /// Answers so much later.
+    pub fn after(mut self, delay: Duration) -> Say {
+        self.delay = delay;
         self
     }
 
@@ -217,6 +226,7 @@ where
             if say.hangs {
                 std::future::pending::<()>().await;
             }
+            tokio::time::sleep(say.delay).await;
             Ok::<_, Infallible>(say.response())
         }
     });

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::*;
 use crate::upstream::credentials::Sources;
 use crate::upstream::transport::{Named, Outgoing, Transport};
+use crate::upstream::via::Via;
 use crate::upstream::{GetFallback, ListSink, Referrers, endpoint};
 
 async fn blob(client: &Client, offset: u64) -> Result<BlobStream, UpstreamError> {
@@ -110,14 +111,14 @@ async fn names_that_lead_inside_are_refused_at_connect() {
         authorization: None,
         form: None,
     };
-    let transport = Transport::new(&public.url, &public, &Sources::default()).unwrap();
+    let transport = Transport::new(&public.url, &public, &Sources::default(), &Via::random()).unwrap();
     let error = transport.send(&url, Named::ByUpstream, &out).await.unwrap_err();
     assert!(matches!(error, ErrorKind::Refused(_)), "{error}");
     assert_eq!(inside.seen().len(), 0);
     assert!(transport.send(&url, Named::ByOperator, &out).await.is_ok());
 
     public.url = "http://127.0.0.1:1/".parse().unwrap();
-    let local = Transport::new(&public.url, &public, &Sources::default()).unwrap();
+    let local = Transport::new(&public.url, &public, &Sources::default(), &Via::random()).unwrap();
     assert!(local.send(&url, Named::ByUpstream, &out).await.is_ok());
 }
 
@@ -233,12 +234,80 @@ async fn a_body_that_breaks_off_is_cut() {
 #[tokio::test]
 async fn headers_that_do_not_come_are_a_timeout() {
     let server = Server::start(|_, _| say(200, "").hang()).await;
-    let mut slow = tuning();
-    slow.headers = Duration::from_millis(50);
-    let client = build(upstream(&server.url()), &Sources::default(), slow);
+    let mut slow = upstream(&server.url());
+    slow.answer_timeout = Duration::from_millis(50);
+    let client = client(slow);
     for outcome in [get(&client).await, blob(&client, 0).await.map(|_| ())] {
         assert!(matches!(outcome.unwrap_err().kind, ErrorKind::Timeout(_)));
     }
+}
+
+/// What comes after `Tuning::headers` is late, and an answer all the same; of a mirror it would be none.
+#[tokio::test]
+async fn late_headers_are_an_answer() {
+    let quick = Tuning {
+        headers: Duration::from_millis(50),
+        ..tuning()
+    };
+    let late = Duration::from_millis(500);
+    let slow = Server::start(move |_, seen| match seen.path.ends_with("latest") {
+        true => manifest().after(late),
+        false => say(200, "0123456789").after(late),
+    })
+    .await;
+    let client = build(upstream(&slow.url()), &Sources::default(), quick);
+    get(&client).await.unwrap();
+    assert_eq!(all(blob(&client, 0).await.unwrap()).await.unwrap(), b"0123456789");
+    let part = client.get_blob_part(&repository("a/b"), &digest(), 2..5, &[]).await;
+    assert!(
+        matches!(part.unwrap_err().kind, ErrorKind::Timeout(_)),
+        "it can be done without"
+    );
+    let own = Server::start(|_, _| manifest()).await;
+    let mut mirrored = upstream(&own.url());
+    mirrored.mirrors = vec![slow.url().parse().unwrap()];
+    get(&build(mirrored, &Sources::default(), quick)).await.unwrap();
+    assert_eq!(own.seen().len(), 1);
+}
+
+/// Of `max_connections` what nobody answers takes half, and the oldest of it gives way.
+#[tokio::test]
+async fn late_questions_leave_room_for_others() {
+    let server = Server::start(|_, seen| match seen.path.contains("hung") {
+        true => say(200, "").hang(),
+        false => manifest(),
+    })
+    .await;
+    let mut with = upstream(&server.url());
+    with.max_connections = Some(2);
+    let tuning = Tuning {
+        headers: Duration::from_millis(50),
+        ..tuning()
+    };
+    let client = build(with, &Sources::default(), tuning);
+    let hung = || {
+        let client = client.clone();
+        tokio::spawn(async move {
+            client
+                .get_manifest(&repository("a/hung"), &tag("1"), MAX_MANIFEST_BYTES)
+                .await
+        })
+    };
+    let (first, second) = (hung(), hung());
+    while server.seen().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Both slots are taken until the second is late.
+    get(&client).await.unwrap();
+    assert!(
+        first.is_finished() != second.is_finished(),
+        "one has given way, one waits on"
+    );
+    let given_up = match first.is_finished() {
+        true => first.await.unwrap(),
+        false => second.await.unwrap(),
+    };
+    assert!(matches!(given_up.unwrap_err().kind, ErrorKind::Timeout(_)));
 }
 
 #[tokio::test]
