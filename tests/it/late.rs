@@ -28,7 +28,7 @@ async fn told_to_come_back(larder: &Larder, ask: &Ask) {
     let late = ask.clone().send(larder.registry()).await.expect(503);
     assert_eq!(late.header("retry-after"), Some("5"), "{late:?}");
     let took = begun.elapsed();
-    assert!(took >= WAIT && took < WAIT * 50, "it waited {took:?}");
+    assert!(took >= WAIT && took < Duration::from_secs(15), "it waited {took:?}");
     if !late.body.is_empty() {
         assert_eq!(late.error_code(), "UNAVAILABLE");
         let message = late.json()["errors"][0]["message"].as_str().unwrap().to_owned();
