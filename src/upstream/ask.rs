@@ -70,6 +70,8 @@ pub(super) enum Body {
 struct Asked {
     /// Mirrors that have refused it for good: a repeat would be told the same.
     refused: Vec<Arc<str>>,
+    /// A mirror's refusal of a HEAD that a GET may be answered to all the same.
+    doubtful: Option<ErrorKind>,
 }
 
 impl Asked {
@@ -216,7 +218,7 @@ impl Client {
         };
         match self.last_resort(question, mirrors, &error, deadline).await {
             Some(reply) => Ok(reply),
-            None => Err(self.error(error)),
+            None => Err(self.error(question.worst_of(asked.doubtful, error))),
         }
     }
 
@@ -228,7 +230,6 @@ impl Client {
         asked: &mut Asked,
         deadline: Instant,
     ) -> Result<Reply, ErrorKind> {
-        let mut doubtful = None;
         for mirror in mirrors {
             if mirror.health.is_down() {
                 probe::watch(mirror);
@@ -247,20 +248,19 @@ impl Client {
                     if !error.may_pass() {
                         asked.note_refusal(mirror);
                     }
-                    doubtful = Some(question.worst_of(doubtful, error));
+                    asked.doubtful = Some(question.worst_of(asked.doubtful.take(), error));
                 }
             }
         }
-        let of_all = |kind| question.worst_of(doubtful, kind);
         if !self.own.health.is_silent(question.kind) {
-            return self.at(&self.own, question, deadline, None).await.map_err(of_all);
+            return self.at(&self.own, question, deadline, None).await;
         }
         // It does not even answer to connections: nobody waits for the next one, a probe does.
         let outcome = self.at(&self.own, question, deadline, Some(SILENT_PATIENCE)).await;
         if self.own.health.is_down() {
             probe::hurry(&self.own);
         }
-        outcome.map_err(of_all)
+        outcome
     }
 
     /// Asks mirrors that are `Down`, now that the registry has failed with `error`.

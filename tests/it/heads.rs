@@ -1,6 +1,8 @@
 //! HEADs that are refused where a GET is answered (R-U27), and HEADs that name what no GET gets: neither hides anything, and
 //! neither costs more than it must.
 
+use std::time::Duration;
+
 use larder::oci::{Digest, media_type};
 use larder::pull::Timing;
 
@@ -8,7 +10,7 @@ use crate::support::client::{Ask, Response};
 use crate::support::larder::{Larder, quick};
 use crate::support::toml::Toml;
 use crate::support::upstream::{Image, Matcher, On, Rule, TokenPolicy, Upstream};
-use crate::support::{DEADLINE, blob, manifest, noise};
+use crate::support::{DEADLINE, blob, manifest, noise, within};
 
 const REPO: &str = "library/alpine";
 const SECRET: &str = "acme/secret";
@@ -429,18 +431,31 @@ async fn a_head_names_what_can_be_fetched() {
 async fn heads_of_a_lagging_tag_are_one_get() {
     let upstream = Upstream::start().await;
     let old = upstream.image(REPO, "1", &[10]);
-    let larder = always_asking(&upstream).await;
+    let larder = Larder::start_timed(&upstream, patient(), |toml| {
+        toml.cache("tag_ttl", "3s");
+    })
+    .await;
     let path = manifest(REPO, "1");
     larder.get(&path).await.expect_content(&old.manifest);
     let new = upstream.image(REPO, "2", &[11]);
     upstream.move_tag(REPO, "1", &new.manifest);
     upstream.on(On::Manifests.get()).always().status(404);
     upstream.forget();
+    // Until the tag is asked about again; a 404 is believed for as long.
+    within("the tag to be checked", async {
+        while upstream.count(On::Manifests.get()) == 0 {
+            larder.head(&path).await.expect(200);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    upstream.forget();
     for _ in 0..10 {
         let head = larder.head(&path).await.expect(200);
         assert_eq!(digest_of(&head), old.manifest.to_string());
     }
-    assert_eq!(upstream.count(On::Manifests.get()), 1, "{}", upstream.print());
+    // One on a machine that takes more than those three seconds for it.
+    assert!(upstream.count(On::Manifests.get()) <= 1, "{}", upstream.print());
     assert_eq!(upstream.count(On::Manifests.head()), 10, "{}", upstream.print());
 }
 
