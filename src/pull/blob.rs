@@ -226,7 +226,7 @@ impl Pull {
             let said = BlobHead {
                 size,
                 by_get: true,
-                contradicts_head: true,
+                proves_nothing: true,
             };
             self.heads_by_get.insert((target.scope(), *digest, false), said);
         }
@@ -304,8 +304,8 @@ impl Pull {
             Proof::Registry if self.client(target)?.has_mirrors() => {
                 let asking = self.ask_blob(target, digest, Asked::Get, true);
                 return Ok(match self.beside_mirrors(target, asking).await {
-                    Some(_) => Shown::Yes,
-                    None => Shown::No,
+                    Some(said) if !said.proves_nothing => Shown::Yes,
+                    _ => Shown::No,
                 });
             }
             Proof::Registry => true,
@@ -314,12 +314,14 @@ impl Pull {
         match asked {
             Asked::Head => {
                 let said = self.head_blob(target, digest, itself).await?;
-                Ok(match said.contradicts_head {
+                Ok(match said.proves_nothing {
                     true => Shown::Unproven(said.size),
                     false => Shown::Yes,
                 })
             }
             Asked::Get => match self.ask_blob(target, digest, asked, itself).await {
+                // A claim about what is public needs no more than that.
+                Ok(said) if said.proves_nothing && itself => Ok(Shown::No),
                 Ok(_) => Ok(Shown::Yes),
                 // A transfer would be begun for somebody who does not wait for it.
                 Err(error) if error.is_late() => Err(error),

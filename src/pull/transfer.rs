@@ -341,6 +341,7 @@ impl Transfer {
             ..
         } = &self.order;
         match client.confirm_blob(repository, digest, GetFallback::Unsupported).await {
+            Ok(said) if said.proves_nothing => return Ok(false),
             Ok(_) => self.note_privacy(),
             // A mirror may have it: the GET will tell.
             Err(_) if client.has_mirrors() => return Ok(false),
@@ -449,6 +450,13 @@ impl Transfer {
             }) => self.sources.distrust(mirror, DistrustReason::Protocol, &error),
             _ => {
                 self.sources.pass_over(mirror);
+                if let PullError::Upstream(UpstreamError {
+                    kind: kind @ ErrorKind::Timeout(_),
+                    ..
+                }) = &error
+                {
+                    self.sources.note_stall(mirror, &self.order.repository, kind);
+                }
                 if sink.len() == before {
                     self.sources.note_cut(mirror, &error);
                 }

@@ -48,6 +48,8 @@ pub(super) enum Failure {
     Error,
     /// It could not be connected to in time, or stopped sending.
     Silent,
+    /// What it leads to, a store or a token server, could not be connected to in time.
+    SilentBeyond,
     /// It was left because it had not begun to answer in time.
     Late,
     /// The request failed, and so did all repeats of it: each has been recorded already.
@@ -60,11 +62,35 @@ enum State {
     Down {
         /// When it is probed.
         until: Instant,
-        /// Whether it went `Down` because it was silent: asking it costs time.
-        silent: bool,
+        silence: Silence,
         /// Whether it was asked as the last resort since the last probe.
         tried: bool,
     },
+}
+
+/// Whether asking an address that is `Down` costs time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    No,
+    /// Requests of this kind do, because of what they lead to.
+    Beyond(Kind),
+    Itself,
+}
+
+impl Silence {
+    fn of(failure: Failure, kind: Kind) -> Silence {
+        match failure {
+            Failure::Silent | Failure::Late => Silence::Itself,
+            Failure::SilentBeyond => Silence::Beyond(kind),
+            Failure::Error | Failure::Exhausted => Silence::No,
+        }
+    }
+
+    fn grows(&mut self, by: Silence) {
+        if *self != Silence::Itself && by != Silence::No {
+            *self = by;
+        }
+    }
 }
 
 /// What is remembered of one address.
@@ -143,21 +169,21 @@ impl Health {
             self.push(LATE);
         }
         let goes = match (failure, self.role) {
-            (Failure::Silent | Failure::Exhausted, _) => true,
+            (Failure::Silent | Failure::SilentBeyond | Failure::Exhausted, _) => true,
             (Failure::Late, role) => role == Role::Mirror,
             // The registry's own errors are ridden out first.
             (Failure::Error, role) => role == Role::Mirror && self.failed_in_a_row >= FAILURES_IN_A_ROW,
         };
-        let is_silent = matches!(failure, Failure::Silent | Failure::Late);
+        let new = Silence::of(failure, kind);
         match &mut self.state {
             State::Up if goes => {
                 self.weak = Some(kind);
-                self.pause(now, is_silent, dice);
+                self.pause(now, new, dice);
                 true
             }
             // It refused before; now it costs time as well.
-            State::Down { silent, .. } if goes => {
-                *silent |= is_silent;
+            State::Down { silence, .. } if goes => {
+                silence.grows(new);
                 false
             }
             _ => false,
@@ -182,20 +208,21 @@ impl Health {
             Err((failure, why)) => {
                 self.failures += 1;
                 self.last_error = Some(why);
-                self.pause(now, matches!(failure, Failure::Silent | Failure::Late), dice);
+                let silence = self.weak.map_or(Silence::No, |kind| Silence::of(failure, kind));
+                self.pause(now, silence, dice);
                 false
             }
         }
     }
 
-    fn pause(&mut self, now: Instant, silent: bool, dice: f64) {
+    fn pause(&mut self, now: Instant, silence: Silence, dice: f64) {
         let full = self.first_pause.saturating_mul(2u32.saturating_pow(self.level));
         let full = full.min(LONGEST_PAUSE.max(self.first_pause));
         self.level = self.level.saturating_add(1);
         let pause = full.mul_f64(1.0 + SPREAD * (2.0 * dice.clamp(0.0, 1.0) - 1.0));
         self.state = State::Down {
             until: now + pause,
-            silent,
+            silence,
             tried: false,
         };
     }
@@ -222,7 +249,10 @@ impl Health {
     /// that is silent costs time, and is tried by one request between two probes.
     pub(super) fn last_resort(&mut self) -> Option<Duration> {
         match &mut self.state {
-            State::Up | State::Down { silent: false, .. } => Some(LONGEST_PATIENCE),
+            State::Up
+            | State::Down {
+                silence: Silence::No, ..
+            } => Some(LONGEST_PATIENCE),
             State::Down { tried: true, .. } => None,
             State::Down { tried, .. } => {
                 *tried = true;
@@ -231,9 +261,12 @@ impl Health {
         }
     }
 
-    /// Whether connections to it were not even answered: the next one is not waited for.
-    pub(super) fn is_silent(&self) -> bool {
-        matches!(self.state, State::Down { silent: true, .. })
+    /// Whether connections that such a request needs were not even answered: the next one is not waited for.
+    pub(super) fn is_silent(&self, kind: Kind) -> bool {
+        match self.state {
+            State::Up => false,
+            State::Down { silence, .. } => silence == Silence::Itself || silence == Silence::Beyond(kind),
+        }
     }
 
     fn sample(&mut self, waited: Duration) {
@@ -343,6 +376,12 @@ impl AddressHealth {
         Verdict::of(error, self.role) == Verdict::Answered
     }
 
+    /// Returns whether a HEAD, sent as a probe, may have failed only as a HEAD, so that a GET has to tell. Of mirrors only.
+    pub(super) fn may_be_for_head(&self, error: &ErrorKind) -> bool {
+        let has_failed = Verdict::of(error, self.role) == Verdict::Failed(Failure::Error);
+        self.role == Role::Mirror && has_failed && error.doubt_of_head().is_some()
+    }
+
     /// Records that a request was left because the address had sent nothing for `waited`.
     pub(super) fn note_late(&self, kind: Kind, waited: Duration) -> bool {
         let why = format!("did not begin to answer within {} ms", waited.as_millis());
@@ -436,8 +475,8 @@ impl AddressHealth {
         self.health().last_resort()
     }
 
-    pub(super) fn is_silent(&self) -> bool {
-        self.health().is_silent()
+    pub(super) fn is_silent(&self, kind: Kind) -> bool {
+        self.health().is_silent(kind)
     }
 
     /// Brings the gauge up to date; an address that was never asked has none.
@@ -495,6 +534,7 @@ impl Verdict {
             ErrorKind::Status { status, .. } if is_passing(*status) => Verdict::Failed(Failure::Error),
             ErrorKind::Status { .. } => Verdict::Answered,
             _ if error.is_no_connection() => Verdict::Failed(Failure::Silent),
+            _ if error.is_no_connection_beyond() => Verdict::Failed(Failure::SilentBeyond),
             // The registry is given all the time that there is.
             ErrorKind::Timeout(_) if role == Role::Registry => Verdict::Failed(Failure::Error),
             ErrorKind::Timeout(_) => Verdict::Failed(Failure::Silent),
@@ -534,7 +574,12 @@ mod tests {
     #[test]
     fn what_brings_a_mirror_down() {
         let now = Instant::now();
-        for failure in [Failure::Silent, Failure::Late, Failure::Exhausted] {
+        for failure in [
+            Failure::Silent,
+            Failure::SilentBeyond,
+            Failure::Late,
+            Failure::Exhausted,
+        ] {
             let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
             assert!(fail(&mut mirror, now, Kind::Blob, failure), "{failure:?}");
         }
@@ -558,11 +603,32 @@ mod tests {
             assert!(!fail(&mut registry, now, Kind::Blob, Failure::Late));
         }
         assert!(fail(&mut registry, now, Kind::Blob, Failure::Exhausted));
-        assert!(!registry.is_silent());
+        assert!(!registry.is_silent(Kind::Blob));
         // From refusals to silence.
         assert!(!fail(&mut registry, now, Kind::Blob, Failure::Silent));
-        assert!(registry.is_silent());
+        assert!(registry.is_silent(Kind::Blob) && registry.is_silent(Kind::Manifest));
         assert!(registry.answered(now, Kind::Blob, MS) && !registry.is_down());
+    }
+
+    /// What a registry's blobs lead to may be dead: manifests are waited for all the same.
+    #[test]
+    fn silence_beyond_is_one_kinds() {
+        let now = Instant::now();
+        let mut registry = Health::new(Role::Registry, FIRST_PAUSE);
+        assert!(fail(&mut registry, now, Kind::Blob, Failure::SilentBeyond));
+        let is_silent = |registry: &Health| [Kind::Blob, Kind::Manifest].map(|kind| registry.is_silent(kind));
+        assert_eq!(is_silent(&registry), [true, false]);
+        registry.probed(now, Err((Failure::SilentBeyond, fault())), 0.5);
+        assert_eq!(is_silent(&registry), [true, false]);
+        assert!(!fail(&mut registry, now, Kind::Manifest, Failure::Silent));
+        assert!(!fail(&mut registry, now, Kind::Blob, Failure::SilentBeyond));
+        assert_eq!(is_silent(&registry), [true, true]);
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        assert!(fail(&mut mirror, now, Kind::Blob, Failure::SilentBeyond));
+        assert_eq!(
+            (mirror.last_resort(), mirror.last_resort()),
+            (Some(LAST_PATIENCE), None)
+        );
     }
 
     /// A mirror with a hung store answers probes and everything but blobs: its pauses grow all the same.
@@ -676,6 +742,14 @@ mod tests {
         assert_eq!(of(ErrorKind::NotFound { status: 404 }), Verdict::Answered);
         assert_eq!(of(ErrorKind::no_connection()), Verdict::Failed(Failure::Silent));
         assert_eq!(
+            of(ErrorKind::no_connection().beyond("cdn.example")),
+            Verdict::Failed(Failure::SilentBeyond)
+        );
+        assert_eq!(
+            of(ErrorKind::Connect("refused".into()).beyond("cdn.example")),
+            Verdict::Failed(Failure::Error)
+        );
+        assert_eq!(
             of(ErrorKind::Connect("refused".into())),
             Verdict::Failed(Failure::Error)
         );
@@ -696,7 +770,13 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         let kind = || prop::sample::select(vec![Kind::Manifest, Kind::Blob, Kind::Tags, Kind::Referrers]);
-        let failure = prop::sample::select(vec![Failure::Error, Failure::Silent, Failure::Late, Failure::Exhausted]);
+        let failure = prop::sample::select(vec![
+            Failure::Error,
+            Failure::Silent,
+            Failure::SilentBeyond,
+            Failure::Late,
+            Failure::Exhausted,
+        ]);
         prop_oneof![
             (kind(), any::<u16>()).prop_map(|(kind, ms)| Step::Answered(kind, ms)),
             (kind(), failure).prop_map(|(kind, failure)| Step::Failed(kind, failure)),
@@ -733,7 +813,7 @@ mod tests {
                         if has_gone {
                             last_failed = Some(kind);
                         }
-                        if matches!(failure, Failure::Silent | Failure::Exhausted) {
+                        if matches!(failure, Failure::Silent | Failure::SilentBeyond | Failure::Exhausted) {
                             prop_assert!(health.is_down());
                         }
                     }

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use moka::ops::compute::Op;
-use reqwest::header::HeaderMap;
+use reqwest::Method;
+use reqwest::header::{CONTENT_TYPE, HeaderMap};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use url::Url;
@@ -21,11 +22,11 @@ use super::endpoint::{Ask, Endpoint};
 use super::error::{ErrorKind, UpstreamError};
 use super::heads::Doubt;
 use super::items::{Items, Pages};
-use super::question::{List, Question, Take, check};
+use super::question::{Kind, List, Question, Take, blob, check};
 use super::retry::Next;
 use super::waiting::Waiting;
 use super::{body, link, probe};
-use crate::oci::Digest;
+use crate::oci::{Digest, Repository, media_type};
 
 const MAX_PAGES: usize = 1_000;
 /// How much of a list's document is read at once, off the async threads.
@@ -48,6 +49,14 @@ pub(super) struct Reply {
     /// Name of the address that answered.
     pub(super) address: Arc<str>,
     pub(super) body: Body,
+}
+
+impl Reply {
+    /// Returns whether it calls itself a web page. Of a blob that proves nothing (R-U25), either way.
+    pub(super) fn is_web_page(&self) -> bool {
+        let content_type = body::text(&self.headers, &CONTENT_TYPE).unwrap_or_default();
+        media_type::is_web_page(content_type)
+    }
 }
 
 pub(super) enum Body {
@@ -243,7 +252,7 @@ impl Client {
                 }
             }
         }
-        if !self.own.health.is_silent() {
+        if !self.own.health.is_silent(question.kind) {
             return self.at(&self.own, question, deadline, None).await;
         }
         // It does not even answer to connections: nobody waits for the next one, a probe does.
@@ -321,6 +330,8 @@ impl Client {
             }
             // Larder may have asked for too much at once.
             _ if is_extra(question) => false,
+            // A mirror that is down for its HEADs would never be asked for what it has.
+            Ok(Err(error)) if !Arc::ptr_eq(endpoint, &self.own) && question.says_little(error) => false,
             Ok(Err(error)) => health.note_failure(kind, error),
             Err(waited) => health.note_late(kind, *waited),
         };
@@ -335,6 +346,17 @@ impl Client {
             Ok(Err(error)) => Err(error),
             Err(_) if Arc::ptr_eq(endpoint, &self.own) => Err(ErrorKind::no_connection()),
             Err(waited) => Err(ErrorKind::Timeout(waited)),
+        }
+    }
+
+    /// Reports that a mirror began to send a blob and stopped, with `error`: that cost a whole `read_timeout`, and the next
+    /// blob would cost the same.
+    pub fn note_stall(&self, address: &Arc<str>, repository: &Repository, digest: &Digest, error: &ErrorKind) {
+        let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.health.name() == address) else {
+            return;
+        };
+        if mirror.health.note_failure(Kind::Blob, error) {
+            self.has_gone_down(mirror, &blob(Method::HEAD, repository, digest, Take::Head));
         }
     }
 
@@ -363,7 +385,11 @@ impl Client {
         let mut url = endpoint.url(&question.path);
         url.set_query(question.query);
         let answer = self.answer(endpoint, question, &url, deadline, Some(waiting)).await;
-        waiting.end();
+        match answer.as_ref().err().and_then(|error| question.falls_back(error)) {
+            // A GET may follow, and whoever may lose patience waits for that as well.
+            Some(_) => waiting.restart(),
+            None => waiting.end(),
+        }
         let answer = answer?;
         let mut reply = Reply {
             headers: answer.response.headers().clone(),

@@ -66,9 +66,10 @@ fn remaining(end: Instant) -> Option<Duration> {
     (!left.is_zero()).then_some(left)
 }
 
-/// How long such a header asks to wait; `None` if it says nothing.
+/// How long such a header asks to wait, [`LONGEST`] at most: what is read can be added to any time of a clock. `None` if it
+/// says nothing.
 pub fn read_retry_after(text: &str) -> Option<Duration> {
-    parse_retry_after(text, SystemTime::now())
+    parse_retry_after(text, SystemTime::now()).map(|pause| pause.min(LONGEST))
 }
 
 /// Whole seconds or an HTTP date. Nothing else: ghcr.io writes Go durations such as `35.852µs` (R-U40).
@@ -98,6 +99,13 @@ mod tests {
         );
         let earlier = httpdate::fmt_http_date(now - Duration::from_secs(100));
         assert_eq!(parse_retry_after(&earlier, now), Some(Duration::ZERO));
+        for far in [
+            "18446744073709551615",
+            "9223372036854775807",
+            "Fri, 31 Dec 9999 23:59:59 GMT",
+        ] {
+            assert_eq!(read_retry_after(far), Some(LONGEST), "{far}");
+        }
         for not in ["35.852µs", "", "-1", "1.5", "soon"] {
             assert_eq!(parse_retry_after(not, now), None, "{not}");
         }

@@ -30,7 +30,7 @@ use super::late::LateQuestions;
 use super::lease::Lease;
 use super::pacer::Pacer;
 use super::probe;
-use super::question::{Kind, List, Question, Take, blob, manifest};
+use super::question::{Kind, List, Question, Take, WEB_PAGE, blob, manifest};
 use super::retry::{Policy, Repeats};
 use super::transport::Transport;
 use super::via::Via;
@@ -244,9 +244,9 @@ pub struct BlobHead {
     pub size: Option<u64>,
     /// Set if a GET said it, which was broken off.
     pub by_get: bool,
-    /// Set if a HEAD was refused and the headers of a GET say the contrary. That answers a HEAD; it shows nothing of a
-    /// repository that would have to prove what it has (L11).
-    pub contradicts_head: bool,
+    /// Set if a HEAD was refused and the headers of a GET say the contrary, or if what is there calls itself a web page. That
+    /// answers a HEAD; it shows nothing of a repository that would have to prove what it has (L11).
+    pub proves_nothing: bool,
 }
 
 impl BlobHead {
@@ -254,7 +254,7 @@ impl BlobHead {
         BlobHead {
             size: body::content_length(&reply.headers),
             by_get: reply.get_for_head.is_some(),
-            contradicts_head: reply.get_for_head == Some(Doubt::Refused),
+            proves_nothing: reply.get_for_head == Some(Doubt::Refused) || reply.is_web_page(),
         }
     }
 }
@@ -434,6 +434,8 @@ impl Client {
         }
         let asked = self.ask_itself(&question).await;
         match asked {
+            // A login page is shown to everybody, in place of anything.
+            Ok(reply) if reply.is_web_page() => Err(self.error(ErrorKind::Protocol(WEB_PAGE.into()))),
             Ok(_) => Ok(Some(true)),
             Err(error) => match error.kind {
                 ErrorKind::Denied { .. } => Ok(Some(false)),

@@ -11,14 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::header::CONTENT_TYPE;
 
 use super::ask::Reply;
 use super::body;
 use super::client::Client;
 use super::error::ErrorKind;
 use super::question::{Kind, Question, WEB_PAGE};
-use crate::oci::{Digest, Reference, Repository, media_type};
+use crate::oci::{Digest, Reference, Repository};
 
 const DISTRUSTED_FOR: Duration = Duration::from_secs(600);
 const MAX_ENTRIES: u64 = 10_000;
@@ -266,8 +265,7 @@ impl Client {
     /// Returns whether what the head of a mirror's answer says may be passed on. Nothing verifies an answer to HEAD.
     fn is_credible(&self, address: &Arc<str>, question: &Question<'_>, reply: &Reply) -> bool {
         if question.kind == Kind::Blob {
-            let content_type = body::text(&reply.headers, &CONTENT_TYPE).unwrap_or_default();
-            return question.method != Method::HEAD || !media_type::is_web_page(content_type);
+            return question.method != Method::HEAD || !reply.is_web_page();
         }
         let Some(named) = reply.digest else { return true };
         // It names something that it has sent wrongly.

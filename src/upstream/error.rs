@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// What a connection that took longer than `connect_timeout` is called.
 const NO_CONNECTION: &str = "no connection within connect_timeout";
+/// Stands before the host, if that is another one than the address that was asked.
+const BEYOND: &str = ", where it leads to: ";
 
 /// Clonable, because every waiter of a shared flight gets the same result.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -111,6 +113,20 @@ impl ErrorKind {
     /// Returns whether the address did not even answer to a connection: asking it costs as long each time.
     pub(super) fn is_no_connection(&self) -> bool {
         matches!(self, ErrorKind::Connect(why) if **why == *NO_CONNECTION)
+    }
+
+    /// The same, but of a host that the address leads to: that one does not answer, and the address may be well.
+    pub(super) fn beyond(self, host: &str) -> ErrorKind {
+        match self.is_no_connection() {
+            true => ErrorKind::Connect(format!("{NO_CONNECTION}{BEYOND}{host}").into()),
+            false => self,
+        }
+    }
+
+    /// Returns whether a host that the address leads to did not even answer to a connection.
+    pub(super) fn is_no_connection_beyond(&self) -> bool {
+        let of_host = |why: &str| Some(why.strip_prefix(NO_CONNECTION)?.starts_with(BEYOND));
+        matches!(self, ErrorKind::Connect(why) if of_host(why) == Some(true))
     }
 
     /// Returns whether the same request may succeed a moment later: never a verdict, never a 429.

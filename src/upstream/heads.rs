@@ -71,7 +71,7 @@ impl UpstreamError {
 
 impl Question<'_> {
     /// Returns the doubt that an error leaves, if this is a HEAD that a GET may follow for it.
-    fn falls_back(&self, error: &ErrorKind) -> Option<Doubt> {
+    pub(super) fn falls_back(&self, error: &ErrorKind) -> Option<Doubt> {
         let doubt = error.doubt_of_head().filter(|_| self.method == Method::HEAD)?;
         let allowed = match self.get_fallback {
             GetFallback::Never => false,
@@ -79,6 +79,11 @@ impl Question<'_> {
             GetFallback::Doubtful => true,
         };
         allowed.then_some(doubt)
+    }
+
+    /// Returns whether an error may be HEAD's fault, and no GET has followed: it says nothing of how the address is doing.
+    pub(super) fn says_little(&self, error: &ErrorKind) -> bool {
+        self.method == Method::HEAD && error.doubt_of_head().is_some() && self.falls_back(error).is_none()
     }
 
     /// Returns the error to report after all addresses failed, given a mirror's `earlier` one: if a HEAD that no GET has
@@ -117,6 +122,8 @@ impl Client {
             // One check at a time: many HEADs of what is not there are not as many GETs.
             if !evidence.is_contradicted() {
                 _turn = tokio::time::timeout_at(deadline, evidence.turn.lock()).await.ok();
+                // That was Larder's own queue.
+                waiting.restart();
             }
             if evidence.is_confirmed() {
                 return asked;

@@ -1,7 +1,9 @@
 //! Finding out whether an address that is `Down` has come back, so that no client has to.
 //!
 //! At the end of each pause the request that failed is sent once more, as HEAD and in the background: an address whose store
-//! hangs answers `/v2/` well. The task ends with its endpoint, and with the first answer.
+//! hangs answers `/v2/` well. A mirror whose HEAD fails in a way that may be HEAD's fault (R-U27) is sent it as GET, which is broken
+//! off after its headers: else it would never come back. The registry itself is asked by clients anyway, and its GETs may
+//! count. The task ends with its endpoint, and with the first answer.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -135,11 +137,20 @@ async fn ask(endpoint: &Endpoint) -> Result<(), ErrorKind> {
         .clone();
     // One that went down by no request of this process: whatever it answers at its door.
     let Some(request) = request else { return Ok(()) };
+    let failed = match send(endpoint, &request, Method::HEAD).await {
+        Err(error) if endpoint.health.may_be_for_head(&error) => error,
+        answered => return answered,
+    };
+    tracing::debug!(upstream = %endpoint.upstream, address = %endpoint.health.name(), error = %failed, "a HEAD was refused: probing by GET");
+    send(endpoint, &request, Method::GET).await
+}
+
+async fn send(endpoint: &Endpoint, request: &Request, method: Method) -> Result<(), ErrorKind> {
     let question = Question {
         kind: request.kind,
-        method: Method::HEAD,
+        method,
         repository: &request.repository,
-        path: request.path,
+        path: request.path.clone(),
         query: request.query,
         accept: request.accept,
         range: None,
@@ -166,6 +177,8 @@ async fn ask(endpoint: &Endpoint) -> Result<(), ErrorKind> {
     };
     let answer = endpoint.ask(&ask).await?;
     let checked = check(&question, answer.response.status(), answer.response.headers());
-    body::drain(answer.response).await;
+    if question.method == Method::HEAD {
+        body::drain(answer.response).await;
+    }
     checked
 }

@@ -78,8 +78,19 @@ impl Endpoint {
             },
             read_timeout: self.read_timeout,
         };
-        let token = self.tokens.get(&key, context).await?;
+        let token = self.tokens.get(&key, context).await;
+        let token = token.map_err(|error| self.said_of(&key.realm, error))?;
         Ok((key, token))
+    }
+
+    /// An error on the way to `url`, which may be another host than this address.
+    fn said_of(&self, url: &Url, error: ErrorKind) -> ErrorKind {
+        let is_here =
+            url.host_str() == self.base.host_str() && url.port_or_known_default() == self.base.port_or_known_default();
+        match is_here {
+            true => error,
+            false => error.beyond(&body::one_line(url.host_str().unwrap_or_default(), 100)),
+        }
     }
 
     /// Once for each: a token is asked for many times a minute.
@@ -106,7 +117,8 @@ impl Endpoint {
                 true => Named::ByOperator,
                 false => Named::ByUpstream,
             };
-            let response = self.hop(ask, &url, named, authorization.as_ref()).await?;
+            let response = self.hop(ask, &url, named, authorization.as_ref()).await;
+            let response = response.map_err(|error| self.said_of(&url, error))?;
             ask.note_answer();
             let said = body::text(response.headers(), &DOCKER_CONTENT_DIGEST);
             digest = digest.or_else(|| said.and_then(|text| text.parse().ok()));

@@ -31,6 +31,7 @@ mod disk;
 mod distrust;
 mod doctor;
 mod emptied;
+mod enemies;
 mod far;
 mod flights;
 mod heads;

@@ -7,9 +7,9 @@
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::oci::{Digest, media_type};
+use crate::oci::{Digest, Repository, media_type};
 use crate::pull::flight::{Order, SMALL_BYTES};
-use crate::upstream::{BlobStream, Client, DistrustReason};
+use crate::upstream::{BlobStream, Client, DistrustReason, ErrorKind};
 
 /// A mirror that sent wrong bytes a while ago may send so much at most before the verdict: nobody is given any of it until then.
 const MAX_DOUBTFUL_BYTES: u64 = 64 << 20;
@@ -142,6 +142,11 @@ impl Sources {
     /// Counts an answer that broke off without a byte.
     pub(super) fn note_cut(&self, mirror: &Arc<str>, what: &dyn Display) {
         self.client.note_cut(mirror, &self.digest, what);
+    }
+
+    /// Reports that a mirror stopped sending in the middle of an answer.
+    pub(super) fn note_stall(&self, mirror: &Arc<str>, repository: &Repository, error: &ErrorKind) {
+        self.client.note_stall(mirror, repository, &self.digest, error);
     }
 
     /// Distrusts every mirror that contributed, for this blob. Returns whether any did.

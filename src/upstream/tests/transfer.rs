@@ -681,7 +681,7 @@ async fn mirrors() {
     assert!(client.confirm_manifest(&held, &x).await.unwrap().by_itself);
     let digest = Digest::sha256(b"x");
     let head = client.confirm_blob(&held, &digest, GetFallback::Never).await;
-    assert!(!head.unwrap().contradicts_head);
+    assert!(!head.unwrap().proves_nothing);
     assert_eq!(mirror.seen().len(), asked);
     assert!(
         server
