@@ -43,7 +43,7 @@ pub struct Descriptor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
     pub media_type: String,
-    /// Set if the document's `mediaType` field names another type. Clients get the Content-Type, as they would directly;
+    /// Set if the document's `mediaType` field names another type, or it has none and its shape is another one's. Clients get the Content-Type, as they would directly;
     /// other repositories' copies of the document are not called so.
     pub is_disputed: bool,
     /// Children: manifests of an index; config, layers and blobs of a manifest. In document order.
@@ -158,7 +158,11 @@ impl Document {
         let header = content_type
             .and_then(media_type::essence)
             .filter(|h| !media_type::says_nothing(h));
-        let is_disputed = header.is_some() && field.is_some() && header != field;
+        let is_disputed = match (&header, &field) {
+            (Some(header), Some(field)) => header != field,
+            (Some(header), None) => !self.may_be(header),
+            (None, _) => false,
+        };
         let settled = match header.or(field) {
             Some(known) => known,
             None if self.manifests.is_some() => media_type::OCI_INDEX.to_owned(),
@@ -173,6 +177,16 @@ impl Document {
             return Err(ManifestError::Schema1);
         }
         Ok((settled, is_disputed))
+    }
+
+    /// Returns false for a type of today that a document of this shape cannot have, whoever calls it so.
+    fn may_be(&self, media_type: &str) -> bool {
+        match media_type {
+            media_type::OCI_INDEX | media_type::DOCKER_LIST => self.layers.is_none() && self.config.is_none(),
+            media_type::OCI_MANIFEST | media_type::DOCKER_MANIFEST => self.manifests.is_none(),
+            // Nobody knows the shape of others; but what is an index or an image is called that.
+            _ => self.manifests.is_none() && (self.layers.is_none() || self.config.is_none()),
+        }
     }
 
     /// Notes a key. Errors: it came before, and what the document names would depend on who reads it.
@@ -802,7 +816,10 @@ mod tests {
                 false,
             ),
             ("application/json", media_type::OCI_INDEX, media_type::OCI_INDEX, false),
-            (media_type::OCI_INDEX, "nonsense", media_type::OCI_INDEX, false),
+            // Without a field that says anything the shape has to do.
+            (media_type::OCI_INDEX, "nonsense", media_type::OCI_INDEX, true),
+            (media_type::DOCKER_LIST, "nonsense", media_type::DOCKER_LIST, true),
+            (media_type::OCI_MANIFEST, "nonsense", media_type::OCI_MANIFEST, false),
         ] {
             let text = format!(r#"{{"mediaType":"{field}","layers":[{{"digest":"{D}"}}]}}"#);
             let read = Manifest::parse(text.as_bytes(), Some(header)).unwrap();

@@ -8,6 +8,7 @@
 //! start builds another one (`recovery`).
 
 use std::collections::HashSet;
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -124,7 +125,7 @@ impl Damage {
         if self.is_in_use.load(Ordering::Relaxed) && self.found.set(what.to_owned()).is_ok() {
             tracing::error!(path = %self.index.display(), %what, "the index is damaged: what is in memory is served, nothing more is written down, and the next start rebuilds it from its copy");
             metrics::counter!("larder_index_damaged_total", "found" => "running").increment(1);
-            let noted = std::fs::write(&self.mark, what).and_then(|()| std::fs::File::open(&self.mark)?.sync_all());
+            let noted = std::fs::write(&self.mark, what).and_then(|()| File::open(&self.mark)?.sync_all());
             if let Err(error) = noted {
                 tracing::error!(path = %self.mark.display(), %error, "the damage could not be noted for the next start");
             }
@@ -148,9 +149,14 @@ impl Database {
             found: OnceLock::new(),
             is_in_use: AtomicBool::new(false),
         });
-        let (redb, is_proved) = attempt(&path, || open_redb(&path))?;
+        let (redb, is_proved, open) = attempt(&path, || {
+            let file = open_file(&path, true)?;
+            let open = Open::of(&file)?;
+            let (redb, is_proved) = open_redb(&path, file)?;
+            Ok((redb, is_proved, open))
+        })?;
         let redb: Shared = Arc::new(RwLock::new(Some(redb)));
-        let inode = Arc::new(AtomicU64::new(inode_of(&path).unwrap_or(0)));
+        let inode = Arc::new(AtomicU64::new(open.inode));
         let proof = match is_proved {
             true => None,
             false => {
@@ -170,6 +176,7 @@ impl Database {
                 redb: redb.clone(),
                 path: path.clone(),
                 new: tree.new_index(),
+                open: Mutex::new(open),
                 inode: inode.clone(),
                 damage: damage.clone(),
             };
@@ -377,16 +384,21 @@ impl Drop for Database {
     }
 }
 
-/// Opens or creates the file. `true` if it was looked through on that occasion, as after a crash.
-fn open_redb(path: &Path) -> Result<(Redb, bool), redb::Error> {
+/// Opens the file, or creates it where it `may_be_new`.
+fn open_file(path: &Path, may_be_new: bool) -> std::io::Result<File> {
     // Ours first, so that it is nobody else's to read (R-X23).
-    let file = std::fs::OpenOptions::new()
+    OpenOptions::new()
         .read(true)
         .write(true)
-        .create(true)
+        .create(may_be_new)
         .truncate(false)
         .mode(0o600)
-        .open(path)?;
+        .open(path)
+}
+
+/// Opens the database in a file, or makes one in an empty file. `true` if it was looked through on that occasion, as after a
+/// crash.
+fn open_redb(path: &Path, file: File) -> Result<(Redb, bool), redb::Error> {
     let repair = Arc::new(proof::Repair::default());
     let noted = repair.clone();
     let redb = Redb::builder()
@@ -446,7 +458,7 @@ fn build_new(
     most: usize,
     fill: impl FnOnce(&mut dyn FnMut(Op) -> Result<(), StoreError>) -> Result<(), StoreError>,
 ) -> Result<(), StoreError> {
-    let (redb, _) = attempt(path, || open_redb(path))?;
+    let (redb, _) = attempt(path, || open_redb(path, open_file(path, true)?))?;
     let mut ops = Vec::new();
     let write = |ops: &mut Vec<Op>| {
         let written = attempt(path, || apply(&redb, ops));
@@ -464,7 +476,7 @@ fn build_new(
         Ok(())
     });
     filled.and(closed)?;
-    let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
+    let synced = File::open(path).and_then(|file| file.sync_all());
     synced.map_err(StoreError::io("sync", path))
 }
 
@@ -507,7 +519,7 @@ pub(super) fn foreign_format(path: &Path) -> Result<Option<StoreError>, StoreErr
     const FORMAT: u8 = 3;
     const PLACES: [usize; 2] = [64, 192];
     let mut header = [0; 320];
-    let read = std::fs::File::open(path).and_then(|file| file.read_exact_at(&mut header, 0));
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut header, 0));
     match read {
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(None),
         // The attempt to open it says the same.
@@ -541,12 +553,30 @@ fn inode_of(path: &Path) -> std::io::Result<u64> {
     Ok(std::fs::metadata(path)?.ino())
 }
 
+/// The file that is in use, open: it may be removed or hidden by a mount, and has all that was written.
+struct Open {
+    file: File,
+    inode: u64,
+}
+
+impl Open {
+    fn of(file: &File) -> std::io::Result<Open> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(Open {
+            inode: file.metadata()?.ino(),
+            file: file.try_clone()?,
+        })
+    }
+}
+
 /// The writer thread's side of the database.
 struct Writing {
     redb: Shared,
     path: PathBuf,
     /// Renamed to `path` when it is whole.
     new: PathBuf,
+    open: Mutex<Open>,
+    /// That of `open`.
     inode: Arc<AtomicU64>,
     damage: Arc<Damage>,
 }
@@ -627,14 +657,14 @@ fn cut_short(ops: Vec<Op>, most: usize) -> Vec<Op> {
 }
 
 impl Writing {
-    fn note_inode(&self) {
-        if let Ok(inode) = inode_of(&self.path) {
-            self.inode.store(inode, Ordering::Relaxed);
-        }
-    }
-
     /// See [`Database::write_anew`].
     fn write_anew(&self) -> Result<(), StoreError> {
+        {
+            let mut redb = self.redb.write().unwrap_or_else(PoisonError::into_inner);
+            if redb.is_none() {
+                *redb = Some(attempt(&self.path, || self.reopen())?);
+            }
+        }
         {
             let redb = self.redb.read().unwrap_or_else(PoisonError::into_inner);
             let redb = redb
@@ -642,18 +672,42 @@ impl Writing {
                 .ok_or_else(|| index_error(&self.path, redb::Error::PreviousIo))?;
             build(&self.new, |put| copy_all(redb, &self.path, put))?;
         }
+        let of_new = || {
+            let file = open_file(&self.new, false)?;
+            Ok::<_, std::io::Error>((Open::of(&file)?, file))
+        };
+        let (open, file) = of_new().map_err(StoreError::io("open", &self.new))?;
         std::fs::rename(&self.new, &self.path).map_err(StoreError::io("put into place", &self.path))?;
-        if let Some(folder) = self.path.parent() {
-            let synced = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
-            synced.map_err(StoreError::io("sync", folder))?;
-        }
         let mut redb = self.redb.write().unwrap_or_else(PoisonError::into_inner);
         let before = redb.take();
         let _ = guarded(|| drop(before));
+        self.inode.store(open.inode, Ordering::Relaxed);
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = open;
         // Should this fail, the next write opens it.
-        *redb = Some(attempt(&self.path, || open_redb(&self.path))?.0);
-        self.note_inode();
+        *redb = Some(attempt(&self.path, || open_redb(&self.path, file))?.0);
+        drop(redb);
+        if let Some(folder) = self.path.parent() {
+            let synced = File::open(folder).and_then(|folder| folder.sync_all());
+            synced.map_err(StoreError::io("sync", folder))?;
+        }
         Ok(())
+    }
+
+    /// Opens the file again that was in use. Never another one that has come into its place, and never a new one: where the
+    /// file was removed, all that was written is in the one that is open; and where its file system is not mounted, a new
+    /// one would be written to the mount point, and taken for the index when the file system is back.
+    fn reopen(&self) -> Result<Redb, redb::Error> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        // By its name where it can be: what is open may be that of a disk that went away and is back.
+        let by_name = open_file(&self.path, false).and_then(|file| Ok((Open::of(&file)?, file)));
+        let file = match by_name {
+            Ok((found, file)) if found.inode == open.inode => {
+                *open = found;
+                file
+            }
+            _ => open.file.try_clone()?,
+        };
+        Ok(open_redb(&self.path, file)?.0)
     }
 
     /// After a failed write redb refuses everything, also when the disk is well again: it has to be opened anew. Then
@@ -675,14 +729,13 @@ impl Writing {
         // First closed: two of them on one file exclude each other.
         let before = redb.take();
         let _ = guarded(|| drop(before));
-        let opened = attempt(&self.path, || open_redb(&self.path));
+        let opened = attempt(&self.path, || self.reopen());
         let opened = opened.inspect_err(|error| {
             if let StoreError::IndexDamaged { what, .. } = error {
                 self.damage.note(what);
             }
         });
-        let opened = redb.insert(opened?.0);
-        self.note_inode();
+        let opened = redb.insert(opened?);
         match applied {
             Some(failed) => failed,
             None => attempt(&self.path, || apply(opened, ops)),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::error::StoreError;
 use super::keys::Tree;
-use super::place::{Look, Place, has_lock};
+use super::place::{Look, Place, has_lock, is_on_same_device};
 use super::{Inner, Store, startup};
 use crate::oci::Algorithm;
 
@@ -171,6 +171,10 @@ impl Inner {
             // Whoever came meanwhile has it, and the folder.
             state.lock = startup::take_lock(&self.tree)?;
             made.lock = true;
+        } else if !is_on_same_device(&self.tree, &state.lock) {
+            // A disk that went away and is back: its kernel knows nothing of a lock on it.
+            let _ = rustix::fs::flock(&state.lock, rustix::fs::FlockOperation::Unlock);
+            state.lock = startup::take_lock(&self.tree)?;
         }
         if changed {
             state.place = Place::of(&self.tree).map_err(StoreError::io("look at", self.tree.root()))?;
@@ -226,6 +230,8 @@ impl Inner {
             );
         }
         if self.database.is_gone() {
+            // Since the last look it may have changed hands, or its file system may have gone.
+            self.check_place()?;
             self.database.write_anew()?;
             tracing::warn!("the index is on the disk again, with all tags and pins");
         }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use super::keys::Tree;
+use super::startup;
 use crate::oci::Algorithm;
 
 /// Which folder it is, and on which mount.
@@ -158,18 +159,24 @@ impl Place {
 }
 
 /// Returns true if the file at the lock's place is the one that is held: then the folder is ours, by whatever way it is
-/// mounted now.
+/// mounted now. Not by its number and the process's alone: the same number has a file in each of two new file systems, and
+/// the same process each of two containers.
 pub(super) fn has_lock(tree: &Tree, lock: &File) -> bool {
     let text = std::fs::read_to_string(tree.lock()).unwrap_or_default();
     let inode = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|meta| meta.ino());
     let found = inode(std::fs::metadata(tree.lock()));
-    found.is_some() && found == inode(lock.metadata()) && text.trim() == std::process::id().to_string()
+    found.is_some() && found == inode(lock.metadata()) && text == startup::lock_text()
+}
+
+/// Returns true if the file at the lock's place is on the device of the one that is held.
+pub(super) fn is_on_same_device(tree: &Tree, lock: &File) -> bool {
+    let device = |meta: io::Result<std::fs::Metadata>| meta.ok().map(|meta| meta.dev());
+    device(std::fs::metadata(tree.lock())) == device(lock.metadata())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::startup;
 
     fn opened(root: &Path) -> (Tree, File, Place) {
         let tree = Tree::new(root);
@@ -213,10 +220,11 @@ mod tests {
         for at in [folder.path(), &root] {
             // A folder with our lock is ours, remounted.
             assert_eq!(mounted(at).look(&tree, &lock), Ok(Look::Changed));
-            std::fs::write(tree.lock(), "1\n").unwrap();
+            // The process of another container has the same number, and its file may have.
+            std::fs::write(tree.lock(), format!("{}\n", std::process::id())).unwrap();
             let why = mounted(at).look(&tree, &lock).unwrap_err();
             assert!(why.contains("is not mounted"), "{why}");
-            std::fs::write(tree.lock(), format!("{}\n", std::process::id())).unwrap();
+            std::fs::write(tree.lock(), startup::lock_text()).unwrap();
         }
         std::fs::remove_dir_all(&root).unwrap();
         let why = mounted(&root).look(&tree, &lock).unwrap_err();

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::Inner;
 use super::database::{Database, Op, Table};
@@ -58,17 +58,23 @@ pub(super) fn take_lock(tree: &Tree) -> Result<File, StoreError> {
         let _ = file.read_to_string(&mut pid);
         return Err(StoreError::Locked {
             path: tree.root().to_owned(),
-            pid: pid.trim().parse().ok(),
+            pid: pid.lines().next().and_then(|pid| pid.trim().parse().ok()),
         });
     }
     let note = || -> std::io::Result<()> {
         file.set_len(0)?;
         file.rewind()?;
-        file.write_all(format!("{}\n", std::process::id()).as_bytes())
+        file.write_all(lock_text().as_bytes())
     };
     let mut note = note;
     note().map_err(StoreError::io("write", &path))?;
     Ok(file)
+}
+
+/// Returns what this process writes to its lock file: its number, for people, and a word that no other process has.
+pub(super) fn lock_text() -> &'static str {
+    static TEXT: OnceLock<String> = OnceLock::new();
+    TEXT.get_or_init(|| format!("{}\n{:016x}\n", std::process::id(), fastrand::u64(..)))
 }
 
 /// Returns true if anything is in the folders of blobs.

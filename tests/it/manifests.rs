@@ -569,6 +569,38 @@ async fn a_type_is_each_repositorys_own() {
     }
 }
 
+/// The same of a document that has no `mediaType`: its shape says what it can be.
+#[tokio::test]
+async fn a_document_without_a_type_is_not_called_what_it_cannot_be() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let config = upstream.blob(REPO, 40);
+    let text = json!({
+        "schemaVersion": 2,
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.to_string(), "size": 40},
+        "layers": [],
+    });
+    let digest = upstream.put_manifest("good/image", Some("1"), media_type::OCI_MANIFEST, text.to_string());
+    upstream.put_manifest("bad/image", Some("1"), media_type::OCI_INDEX, text.to_string());
+    upstream.put_manifest("odd/image", Some("2"), "application/vnd.evil+json", text.to_string());
+    for (repo, tag, want) in [
+        ("good/image", "1", media_type::OCI_MANIFEST),
+        ("bad/image", "1", media_type::OCI_INDEX),
+        ("good/image", "1", media_type::OCI_MANIFEST),
+        ("odd/image", "2", "application/vnd.evil+json"),
+        ("good/image", "1", media_type::OCI_MANIFEST),
+    ] {
+        let get = larder.get(manifest(repo, tag)).await.expect(200);
+        assert_eq!(get.header("content-type"), Some(want), "{repo}:{tag}");
+        let good = larder.get(manifest("good/image", digest)).await.expect(200);
+        assert_eq!(
+            good.header("content-type"),
+            Some(media_type::OCI_MANIFEST),
+            "after {repo}:{tag}"
+        );
+    }
+}
+
 /// L2 for manifests: by digest the bytes must fit it; by tag what the upstream says about itself.
 #[tokio::test]
 async fn wrong_bytes() {

@@ -105,8 +105,9 @@ fn one_host(look: &Look<'_>, name: &str, (path, host): (&str, &str), keys: &toml
         return false;
     }
     let capabilities = keys.get("capabilities").and_then(toml::Value::as_array);
-    // Without the key a host may do everything.
-    let can = |what: &str| capabilities.is_none_or(|all| all.iter().any(|one| one.as_str() == Some(what)));
+    // Without any a host may do everything.
+    let is = |one: &toml::Value, what: &str| one.as_str().is_some_and(|one| one.eq_ignore_ascii_case(what));
+    let can = |what: &str| capabilities.is_none_or(|all| all.is_empty() || all.iter().any(|one| is(one, what)));
     if !can("pull") || !can("resolve") {
         seen.findings.push(
             Finding::warning(

@@ -78,13 +78,30 @@ fn one(look: &Look<'_>, path: &str, registry: &toml::Table, here: &mut Vec<Strin
     };
     let mirrors = tables(registry, "mirror");
     let mut findings = Vec::new();
-    for place in mirrors.into_iter().chain([registry]) {
+    for (place, is_mirror) in mirrors
+        .into_iter()
+        .map(|mirror| (mirror, true))
+        .chain([(registry, false)])
+    {
         let location = text(place, "location");
         if look.fits(location) == Match::Elsewhere {
             continue;
         }
+        if is_set(registry, "blocked") {
+            let found =
+                format!("/{path} has blocked = true for {name}: nothing is pulled from there, here or elsewhere");
+            findings.push(Finding::problem(CHECK, found).advice("take blocked away"));
+            break;
+        }
         let way = way(look, name, location);
         let wrong = wrong_way(CHECK, path, location, &way, advice(name, location));
+        if let (None, true, Some((key, what))) = (&wrong, is_mirror, left_out(registry, place)) {
+            let found =
+                format!("/{path} has {key} for {location}: {what} are pulled from {name} itself, past this proxy");
+            findings.push(
+                Finding::warning(CHECK, found).advice("take that key away: the proxy has tags as well as digests"),
+            );
+        }
         if wrong.is_none() && here.last().is_none_or(|last| last != name) {
             here.push(name.to_owned());
         }
@@ -92,6 +109,20 @@ fn one(look: &Look<'_>, path: &str, registry: &toml::Table, here: &mut Vec<Strin
         findings.extend(security(look, path, place, location));
     }
     findings
+}
+
+fn is_set(table: &toml::Table, key: &str) -> bool {
+    table.get(key).and_then(toml::Value::as_bool) == Some(true)
+}
+
+/// The key by which a mirror is not asked for everything, and what it is not asked for.
+fn left_out(registry: &toml::Table, mirror: &toml::Table) -> Option<(&'static str, &'static str)> {
+    match text(mirror, "pull-from-mirror") {
+        _ if is_set(registry, "mirror-by-digest-only") => Some(("mirror-by-digest-only = true", "tags")),
+        "digest-only" => Some(("pull-from-mirror = \"digest-only\"", "tags")),
+        "tag-only" => Some(("pull-from-mirror = \"tag-only\"", "digests")),
+        _ => None,
+    }
 }
 
 /// podman puts `location` in the place of the prefix, and never names the registry by `ns` (R-C60).

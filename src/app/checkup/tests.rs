@@ -178,6 +178,10 @@ fn containerd() {
         Level::Warning,
         "not both of the capabilities",
     );
+    for all in ["[]", "[\"Pull\", \"RESOLVE\"]"] {
+        let found = hosts(&HOSTS.replace("[\"pull\", \"resolve\"]", all));
+        assert!(found.iter().all(|finding| finding.level < Level::Warning), "{found:?}");
+    }
     has(
         &hosts(&HOSTS.replace("dial_timeout", "# dial_timeout")),
         Level::Note,
@@ -288,6 +292,39 @@ fn podman_without_the_registry_in_its_path() {
     ] {
         has(&look(prefix, location, config), Level::Problem, text);
     }
+    // What a mirror is not asked for goes past it.
+    let mirror = "[[registry]]\nlocation = \"quay.io\"\nBLOCK[[registry.mirror]]\nlocation = \"larder.example:5000/quay.io\"\ninsecure = true\n";
+    for (key, more, text) in [
+        (
+            "mirror-by-digest-only = true\n",
+            "",
+            "tags are pulled from quay.io itself",
+        ),
+        (
+            "",
+            "pull-from-mirror = \"digest-only\"\n",
+            "tags are pulled from quay.io itself",
+        ),
+        (
+            "",
+            "pull-from-mirror = \"tag-only\"\n",
+            "digests are pulled from quay.io itself",
+        ),
+    ] {
+        let text_of = mirror.replace("BLOCK", key) + more;
+        let found = Root::new(&[("etc/containers/registries.conf", &text_of)]).look_with("");
+        has(&found, Level::Warning, text);
+    }
+    let all = mirror.replace("BLOCK", "") + "pull-from-mirror = \"all\"\n";
+    let found = Root::new(&[("etc/containers/registries.conf", &all)]).look_with("");
+    assert!(found.iter().all(|finding| finding.level < Level::Warning), "{found:?}");
+    let blocked = mirror.replace("BLOCK", "blocked = true\n");
+    let found = Root::new(&[("etc/containers/registries.conf", &blocked)]).look_with("");
+    has(&found, Level::Problem, "blocked = true for quay.io");
+    assert!(
+        !found.iter().any(|finding| finding.found.contains("come here")),
+        "{found:?}"
+    );
     // Not a mirror: how images with the proxy's address before them are pulled.
     let own = "[[registry]]\nlocation = \"larder.example:5000\"\ninsecure = true\n";
     let found = Root::new(&[("etc/containers/registries.conf", own)]).look_with("");

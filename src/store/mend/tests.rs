@@ -8,6 +8,7 @@ use super::*;
 use crate::config::Config;
 use crate::oci::Digest;
 use crate::store::TagRecord;
+use crate::store::database::{Op, Table};
 
 const REPOSITORY: &str = "docker.io/library/a";
 
@@ -188,10 +189,10 @@ fn a_stop_writes_the_index_down_again() {
     assert!(store.images().iter().any(|image| image.pinned) && store.tag(REPOSITORY, "1").is_some());
 }
 
-/// A mount that this user may make; `None` elsewhere.
+/// A mount that this user may make; false where it may not.
 fn mounted(at: &Path) -> bool {
     let mut mount = std::process::Command::new("mount");
-    mount.args(["-t", "tmpfs", "larder-test"]).arg(at);
+    mount.args(["-t", "tmpfs", "-o", "size=64m", "larder-test"]).arg(at);
     mount.stderr(std::process::Stdio::null());
     mount.status().is_ok_and(|status| status.success())
 }
@@ -245,4 +246,84 @@ fn nothing_is_written_to_a_mount_point() {
             "nothing in the mount point"
         );
     }
+}
+
+/// Takes what is left of a small file system, and more than that for the index.
+fn fill(store: &Store, at: &Path) {
+    use std::io::Write as _;
+    let mut filler = std::fs::File::create(at.join("filler")).unwrap();
+    while filler.write(&[7; 65536]).is_ok_and(|written| written > 0) {}
+    let large = Op::Put(Table::Meta, b"large".to_vec(), vec![1; 4 << 20]);
+    assert!(!store.inner.database.write_durably(vec![large]), "there is room");
+}
+
+/// A write that fails has the index opened again: the one that was removed has the tags, and a new one has none.
+#[test]
+fn a_full_disk_loses_no_index_that_was_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    if !mounted(folder.path()) {
+        eprintln!("NOT CHECKED: an index that is removed from a full disk takes a mount, and that root");
+        return;
+    }
+    let root = folder.path().join("cache");
+    let store = open(&root);
+    let blob = put(&store, b"blob");
+    tagged(&store, "1", blob);
+    std::fs::remove_file(root.join("index.redb")).unwrap();
+    fill(&store, folder.path());
+    std::fs::remove_file(folder.path().join("filler")).unwrap();
+    assert!(store.inner.database.settle());
+    let read = |store: &Store| store.inner.database.count(Table::Tags).unwrap();
+    assert_eq!(read(&store), 1);
+    store.probe().unwrap();
+    until_mended(&store);
+    assert!(root.join("index.redb").exists());
+    assert_eq!(read(&store), 1);
+    drop(store);
+    unmount(folder.path());
+}
+
+/// The same while its file system is not mounted: a new one would be written to the mount point, and take the place of
+/// the right one when that is back.
+#[test]
+fn a_full_disk_that_is_unmounted_gets_no_index_in_its_mount_point() {
+    let folder = tempfile::tempdir().unwrap();
+    if !mounted(folder.path()) {
+        eprintln!("NOT CHECKED: a file system that is not mounted takes a mount, and that root");
+        return;
+    }
+    // The same file system at another place, to mount it anew from.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let bind = |from: &Path, to: &Path| {
+        let status = std::process::Command::new("mount")
+            .arg("--bind")
+            .args([from, to])
+            .status();
+        assert!(status.unwrap().success());
+    };
+    bind(folder.path(), elsewhere.path());
+    let store = open(folder.path());
+    let blob = put(&store, b"blob");
+    tagged(&store, "1", blob);
+    unmount(folder.path());
+    fill(&store, elsewhere.path());
+    assert!(store.probe().is_err());
+    assert_eq!(
+        std::fs::read_dir(folder.path()).unwrap().count(),
+        0,
+        "nothing in the mount point"
+    );
+    std::fs::remove_file(elsewhere.path().join("filler")).unwrap();
+    bind(elsewhere.path(), folder.path());
+    store.probe().unwrap();
+    until_mended(&store);
+    assert_eq!(store.inner.database.count(Table::Tags).unwrap(), 1);
+    store.close();
+    drop(store);
+    let store = open(folder.path());
+    assert_eq!(store.index_state().recovery, None);
+    assert!(store.tag(REPOSITORY, "1").is_some() && store.linked(REPOSITORY, &blob));
+    drop(store);
+    unmount(folder.path());
+    unmount(elsewhere.path());
 }
