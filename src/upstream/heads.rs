@@ -22,6 +22,10 @@ use super::waiting::Waiting;
 const CONFIRMED_FOR: Duration = Duration::from_secs(30);
 /// How long none of them is believed after a GET was answered with 200.
 const CONTRADICTED_FOR: Duration = Duration::from_secs(600);
+/// How long a HEAD that was answered with 404 waits for its turn to be checked; then it is believed.
+const TURN_FOR: Duration = Duration::from_secs(1);
+/// How long a GET that checks a 404 may take to begin its answer; then the 404 is believed.
+const CHECK_FOR: Duration = Duration::from_secs(5);
 /// How long a HEAD is not repeated at an address after one failed and a GET was answered.
 const FAILING_FOR: Duration = Duration::from_secs(600);
 
@@ -121,9 +125,13 @@ impl Client {
         if is_not_found {
             // One check at a time: many HEADs of what is not there are not as many GETs.
             if !evidence.is_contradicted() {
-                _turn = tokio::time::timeout_at(deadline, evidence.turn.lock()).await.ok();
+                let patience = deadline.min(Instant::now() + TURN_FOR);
+                let turn = tokio::time::timeout_at(patience, evidence.turn.lock()).await;
                 // That was Larder's own queue.
                 waiting.restart();
+                // A check that hangs keeps nobody else, nor the places that they hold.
+                let Ok(turn) = turn else { return asked };
+                _turn = Some(turn);
             }
             if evidence.is_confirmed() {
                 return asked;
@@ -135,9 +143,16 @@ impl Client {
             get_fallback: GetFallback::Never,
             ..question.clone()
         };
-        let verdict = self.once(endpoint, &get, deadline, waiting).await;
+        let until = match is_not_found {
+            true => deadline.min(Instant::now() + CHECK_FOR),
+            false => deadline,
+        };
+        let verdict = self.once(endpoint, &get, until, waiting).await;
         if is_not_found {
             evidence.note(&verdict);
+            if matches!(verdict, Err(ErrorKind::Timeout(_))) {
+                return asked;
+            }
         }
         verdict.map(|reply| Reply {
             get_for_head: Some(doubt),

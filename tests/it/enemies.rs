@@ -218,3 +218,27 @@ async fn a_login_page_confirms_nothing() {
         assert!(!is_secret, "{method}: {got:?}");
     }
 }
+
+/// HEADs of what is not there wait for a check that hangs, and keep nobody from anything else.
+#[tokio::test]
+async fn heads_of_nothing_hold_no_slots() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |toml| {
+        toml.upstream("docker.io", "max_connections", 4);
+    })
+    .await;
+    let held = upstream.blob(REPO, 1_000);
+    let missing: Vec<_> = (0..4).map(|n| upstream.blob(REPO, 5_000 + n)).collect();
+    for digest in &missing {
+        upstream.on(On::Blob(*digest).head()).always().status(404);
+        upstream.on(On::Blob(*digest).get()).always().hang_connection();
+    }
+    for digest in &missing {
+        tokio::spawn(Ask::head(blob(REPO, digest)).send(larder.registry()));
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let begun = Instant::now();
+    larder.get(blob(REPO, held)).await.expect_content(&held);
+    // They have a second for their turn; `answer_timeout` is five minutes.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
