@@ -394,8 +394,8 @@ pub fn find(places: &TokenPlaces, port: u16) -> TokenSearch {
     search
 }
 
-/// What proxies of users have written, each into the folder that is named after its user and is his. Where there is none
-/// nothing is said: these are guesses.
+/// Finds the token files that users' proxies have written, each in a folder that is named after its user and belongs to him.
+/// A missing one is not reported, since these places are guesses.
 fn find_of_users(folders: &UserFolders, file: &str) -> Vec<FoundToken> {
     let entries = std::fs::read_dir(folders.path()).into_iter().flatten().flatten();
     let named = entries.filter_map(|entry| folders.folder(entry.file_name().to_str()?));

@@ -31,7 +31,7 @@ pub struct AdminAddress {
     certificate: Option<PathBuf>,
 }
 
-/// What a command knows of tokens, and of the user whose proxy it asks.
+/// A command's knowledge of tokens, and of the user whose proxy it asks.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     pub places: TokenPlaces,

@@ -50,7 +50,7 @@ struct Made {
     places: TokenPlaces,
     ports: Vec<u16>,
     files: Vec<(u16, TokenFile)>,
-    /// What the log has been told of ports without a file.
+    /// Warnings about ports without a token file that were logged already.
     told: Vec<String>,
 }
 
