@@ -87,7 +87,7 @@ impl Findings<'_> {
 
     pub fn duration(&mut self, key: &[&str], figure: &Figure, (least, most): (Duration, Duration)) -> Duration {
         let (duration, shown) = match figure {
-            Figure::Number(number) => (None, number.to_string()),
+            Figure::Number(seconds) => (units::from_seconds(*seconds), seconds.to_string()),
             Figure::Text(text) => (parse_duration(text), quoted(text)),
         };
         match duration {

@@ -1,6 +1,6 @@
 //! Addresses to listen on.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::file::quoted;
 use super::findings::Findings;
@@ -38,10 +38,11 @@ fn address(text: &str) -> Result<SocketAddr, String> {
                 return Ok(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port));
             }
         }
-        Some(("" | "*", port)) if port.parse::<u16>().is_ok() => {
-            return Err(format!(
-                "an address before the port, such as \"[::]:{port}\" for every interface"
-            ));
+        // Every interface, IPv4's too; `http::server` binds 0.0.0.0 where the machine has no IPv6.
+        Some(("" | "*", port)) => {
+            if let Ok(port) = port.parse() {
+                return Ok(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
+            }
         }
         _ if text.starts_with("unix:") => {
             return Err("an IP address here; a Unix socket takes a [listener.NAME] of its own".to_owned());
@@ -49,7 +50,8 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         _ if text.parse::<IpAddr>().is_ok() => return Err("a port too, such as \"127.0.0.1:5000\"".to_owned()),
         _ => {}
     }
-    Err("an IP address or localhost, and a port, such as \"127.0.0.1:5000\" or \"[::]:5000\"".to_owned())
+    Err("an IP address or localhost, and a port, such as \"127.0.0.1:5000\" or \":5000\" for every interface"
+        .to_owned())
 }
 
 /// Two listeners that cannot both be bound; the wildcard takes a port on every address.
@@ -74,6 +76,8 @@ mod tests {
             ("127.0.0.1:0", "127.0.0.1:0"),
             ("localhost:80", "127.0.0.1:80"),
             ("[::]:5000", "[::]:5000"),
+            (":5000", "[::]:5000"),
+            ("*:5000", "[::]:5000"),
         ] {
             assert_eq!(address(text).unwrap().to_string(), want);
         }
@@ -81,8 +85,8 @@ mod tests {
             "",
             ":",
             "5000",
-            "*:5000",
-            ":5000",
+            ":65536",
+            "*",
             "::1",
             "a.example:1",
             "127.0.0.1:65536",

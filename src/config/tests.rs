@@ -168,7 +168,7 @@ fn the_file_is_looked_up_in_order() {
 fn several_mistakes_are_told_together_with_their_places() {
     let site = Site::new(
         "[cache]\nmaxsize = \"1GiB\"\nmax_size = \"lots\"\noffline = \"yes\"\n\n[servre]\nlisten = \"x\"\n",
-        &[("LARDER_CACHE__TAG_TTL", "5"), ("LARDER_CACHE_MIN_FREE", "1GiB")],
+        &[("LARDER_CACHE__TAG_TTL", "5x"), ("LARDER_CACHE_MIN_FREE", "1GiB")],
     );
     let lines: Vec<String> = site.refusal().lines().map(str::to_owned).collect();
     assert_eq!(
@@ -180,10 +180,25 @@ fn several_mistakes_are_told_together_with_their_places() {
             "proxy.toml:4: cache.offline: found \"yes\", expected true or false",
             "proxy.toml:6: servre: there is no such key; did you mean server?",
             "LARDER_CACHE_MIN_FREE: this sets no key; did you mean LARDER_CACHE__MIN_FREE?",
-            "LARDER_CACHE__TAG_TTL: cache.tag_ttl: found \"5\", expected a duration such as \"5m\", \"30d\", \"1h30m\", \
-             \"500ms\" or \"0s\"",
+            "LARDER_CACHE__TAG_TTL: cache.tag_ttl: found \"5x\", expected a duration such as \"5m\", \"30d\", \"1h30m\", \
+             \"500ms\" or a whole number of seconds",
         ]
     );
+}
+
+/// The short spellings of other programs: Kubernetes' sizes, seconds as numbers, an address that is only a port.
+#[test]
+fn usual_spellings_are_understood() {
+    let config = Config::from_toml(
+        "[server]\nlisten = \":5000\"\n[cache]\nmax_size = \"50Gi\"\nmin_free = \"2G\"\ntag_ttl = 300\nnegative_ttl = \"3\"\n",
+    )
+    .unwrap();
+    assert_eq!(config.server.listen[0].to_string(), "[::]:5000");
+    assert_eq!((config.cache.max_size, config.cache.min_free), (50 << 30, 2_000_000_000));
+    assert_eq!(config.cache.tag_ttl, std::time::Duration::from_secs(300));
+    assert_eq!(config.cache.negative_ttl, std::time::Duration::from_secs(3));
+    let refused = Config::from_toml("[cache]\ntag_ttl = 3153600001\n").unwrap_err().to_string();
+    assert!(refused.contains("found 3153600001, expected"), "{refused}");
 }
 
 #[test]
@@ -207,8 +222,8 @@ fn each_impossible_value_names_line_and_key() {
             ":2: cache.max_size: found 1.5, expected a size",
         ),
         (
-            "[cache]\ntag_ttl = 300",
-            ":2: cache.tag_ttl: found 300, expected a duration",
+            "[cache]\ntag_ttl = 3.5",
+            ":2: cache.tag_ttl: found 3.5, expected a duration",
         ),
         ("cache = 5", ":1: cache: found 5, expected a table"),
         ("[cache]\ndefault_upstream = \"dcker.io\"", "did you mean docker.io?"),

@@ -1,6 +1,7 @@
-//! Sizes and durations as people write them: `50GiB`, `10GB`, `1048576`; `5m`, `1h30m`, `500ms`.
+//! Sizes and durations as people write them: `50GiB`, `50Gi`, `10GB`, `10G`, `1048576`; `5m`, `1h30m`, `500ms`, `90`.
 //!
-//! Whole numbers only, and every unit is spelled out: `50G` could mean two things and is refused.
+//! Whole numbers only. `50G` is 50 GB and `50Gi` 50 GiB, as Kubernetes reads them: where a program would take `G` for GiB,
+//! the limit here is the smaller one. A duration without a unit is in seconds.
 //! What is parsed can be shown again without loss ([`show_size`], [`show_duration`]).
 
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 /// What a size should look like; ends the sentence "expected …".
 pub const SIZE: &str = "a size such as \"50GiB\", \"10GB\", \"512MiB\" or a whole number of bytes";
 /// What a duration should look like; ends the sentence "expected …".
-pub const DURATION: &str = "a duration such as \"5m\", \"30d\", \"1h30m\", \"500ms\" or \"0s\"";
+pub const DURATION: &str = "a duration such as \"5m\", \"30d\", \"1h30m\", \"500ms\" or a whole number of seconds";
 
 /// Longest duration in days. Past it, adding one to a clock reading could overflow.
 pub const MAX_DAYS: u64 = 36_500;
@@ -44,14 +45,25 @@ pub fn parse_size(text: &str) -> Option<u64> {
     let unit = unit.trim_start();
     let factor = match unit {
         "" => 1,
-        _ => SIZE_UNITS.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1,
+        _ => SIZE_UNITS.iter().find(|(name, _)| is_spelling(unit, name))?.1,
     };
     number.checked_mul(factor)
+}
+
+/// Returns true if `text` is the unit `name`, whole or without its last letter ("Gi", "G"), in any case.
+fn is_spelling(text: &str, name: &str) -> bool {
+    let short = name.strip_suffix('B').filter(|short| !short.is_empty());
+    text.eq_ignore_ascii_case(name) || short.is_some_and(|short| text.eq_ignore_ascii_case(short))
 }
 
 /// `None` for anything that is no duration, and for more than [`MAX_DAYS`].
 pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
+    if let Ok(seconds) = rest.parse::<u64>()
+        && rest.starts_with(|first: char| first.is_ascii_digit())
+    {
+        return from_seconds(seconds);
+    }
     let mut millis: u64 = 0;
     let mut units = DURATION_UNITS.iter();
     if rest.is_empty() {
@@ -67,6 +79,11 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         rest = next;
     }
     (millis <= MAX_DAYS * 86_400_000).then(|| Duration::from_millis(millis))
+}
+
+/// `None` for more than [`MAX_DAYS`].
+pub fn from_seconds(seconds: u64) -> Option<Duration> {
+    (seconds <= MAX_DAYS * 86_400).then(|| Duration::from_secs(seconds))
 }
 
 fn split_number(text: &str) -> Option<(u64, &str)> {
@@ -117,6 +134,13 @@ mod tests {
             ("10GB", 10_000_000_000),
             ("512MiB", 512 << 20),
             ("7B", 7),
+            ("50G", 50_000_000_000),
+            ("50g", 50_000_000_000),
+            ("50Gi", 50 << 30),
+            ("50 Mi", 50 << 20),
+            ("1k", 1000),
+            ("1Ki", 1024),
+            ("2T", 2_000_000_000_000),
         ] {
             assert_eq!(parse_size(text), Some(want), "{text}");
         }
@@ -125,8 +149,10 @@ mod tests {
             "GiB",
             "-1",
             "1.5GiB",
-            "50G",
             "50GiBs",
+            "50GBi",
+            "50i",
+            "G",
             "5 0GiB",
             "1e9",
             "0x10",
@@ -150,12 +176,17 @@ mod tests {
             ("500ms", Duration::from_millis(500)),
             ("1s500ms", Duration::from_millis(1500)),
             ("36500d", seconds(36_500 * 86_400)),
+            ("0", seconds(0)),
+            ("90", seconds(90)),
+            (" 300 ", seconds(300)),
         ] {
             assert_eq!(parse_duration(text), Some(want), "{text}");
         }
         for bad in [
             "",
-            "5",
+            "+5",
+            "1h30",
+            "3153600001",
             "m",
             "5 m",
             "-5m",

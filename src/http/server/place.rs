@@ -1,7 +1,7 @@
 //! One address that is listened on: bound, handed from server to server, and let go of.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use rustix::net::sockopt;
@@ -68,7 +68,11 @@ impl Bound {
         let bound = match wanted {
             Listen::Tcp(address) => {
                 let in_the_way: Vec<&Bound> = leaving.iter().filter(|bound| bound.overlaps(*address)).collect();
-                bind_tcp(*address, &in_the_way).and_then(|listener| {
+                let bound = bind_tcp(*address, &in_the_way).or_else(|error| match every_ipv4(*address, &error) {
+                    Some(ipv4) => bind_tcp(ipv4, &in_the_way),
+                    None => Err(error),
+                });
+                bound.and_then(|listener| {
                     let at = Listen::Tcp(listener.local_addr()?);
                     Ok((at, Kind::Tcp(listener)))
                 })
@@ -125,6 +129,16 @@ impl Bound {
             Kind::Unix(_) => Ok(()),
         }
     }
+}
+
+/// Returns 0.0.0.0 with the port of `address` if that is every interface of a machine without IPv6: `:5000` is then every
+/// interface all the same.
+fn every_ipv4(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    use rustix::io::Errno;
+    let without_ipv6 = [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].map(|errno| Some(errno.raw_os_error()));
+    let every = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    (address.ip() == every && without_ipv6.contains(&error.raw_os_error()))
+        .then(|| SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port()))
 }
 
 /// An address is shared for the moment of binding only, and with sockets of this process only: at any other time a second
