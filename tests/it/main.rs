@@ -67,3 +67,4 @@ mod unreadable;
 mod upstreams;
 mod users;
 mod webhooks;
+mod wrong_logins;
