@@ -44,6 +44,7 @@ mod manifests;
 mod naming;
 mod offline;
 mod prefetch;
+mod passwords;
 mod prefetch_commands;
 mod pressure;
 mod privacy;
