@@ -94,9 +94,12 @@
 //!   status codes.
 //! - **Who may operate**: at its start (and at a reload) `app::api_token` takes the configured token, or has one made and written for each admin
 //!   port (`admin::token`, in a folder of `config::token_places`). A command finds address and token (`app::admin_address`)
-//!   without reading the configuration, and keeps the token from other machines and users; `http::access` refuses other sites' pages,
-//!   then compares the token, or asks the kernel whose process is at the other end of a Unix socket. Without any token the API is
-//!   closed; health and metrics (`http::ops`) are open.
+//!   by the configuration, by what is left of one that is refused (`config::AdminPart`), or without any, and keeps the
+//!   token from other machines and users; `http::access` refuses other sites' pages, then compares the token, or asks
+//!   the kernel whose process is at the other end of a Unix socket. Without any token the API is closed; health and
+//!   metrics (`http::ops`) are open.
+//! - **What is hardly meant**: `cli::check_config` → `app::review`: variables that cover keys, the disk and the paths
+//!   of this machine, rules that match nobody or never match.
 //! - **Checkup**: `cli::doctor` → `app::checkup`: a topic a file, each answering with findings (level, what was found, what to
 //!   do); upstreams are asked at their door (`upstream::greet`) by clients made as the proxy's own are.
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
