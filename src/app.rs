@@ -16,6 +16,7 @@ mod listeners;
 mod memory;
 mod reload;
 mod rest;
+mod review;
 mod traces;
 
 use std::net::{SocketAddr, TcpListener};
@@ -35,6 +36,7 @@ pub use hooks::test_webhook;
 pub use listeners::ListenError;
 pub use reload::{ReloadError, ReloadRequest, Reloaded};
 pub use rest::AtRest;
+pub use review::{User, review};
 
 use crate::acme::Keeper;
 use crate::admin::views::ApiView;

@@ -17,6 +17,7 @@ mod keep;
 mod lists;
 mod log_level;
 mod ls;
+mod password;
 mod prefetch;
 mod reload;
 mod remote;

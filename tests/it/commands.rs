@@ -255,9 +255,13 @@ async fn bad_usage() {
     // A look makes no folder.
     let none = run(folder.path(), &["ls"]).await.expect(1).err;
     assert!(none.contains("there is no cache folder") && !cache.exists(), "{none}");
-    std::fs::write(&file, "[cache]\nmax_sise = 1\n").unwrap();
+    let mistaken = format!("[admin]\nlisten = \"{listen}\"\n[cache]\nmax_sise = 1\n");
+    std::fs::write(&file, mistaken).unwrap();
     let refused = run(folder.path(), &["ls"]).await.expect(64).err;
-    assert!(refused.contains("max_size"), "{refused}");
+    assert!(
+        refused.contains("max_size") && refused.contains(&listen.to_string()),
+        "{refused}"
+    );
     for shell in ["bash", "zsh", "fish"] {
         let script = run(folder.path(), &["completions", shell]).await.expect(0).out;
         assert!(script.contains("inspect") && script.contains("repair"), "{shell}");

@@ -15,7 +15,7 @@ use crate::bundle::sign::SecretKey;
 use crate::config::{Config, ConfigError, units};
 
 /// A password for the key, where it has one.
-const PASSWORD: &str = "LARDER_BUNDLE_PASSWORD";
+const PASSWORD: &str = crate::config::BUNDLE_PASSWORD_VARIABLE;
 /// Seconds since 1970, for builds that are to be the same (reproducible-builds.org).
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 

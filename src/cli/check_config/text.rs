@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use super::{origin, without_user};
+use crate::app;
 use crate::config::units::{show_duration, show_size};
 use crate::config::{
     Acme, Cache, Challenge, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, TlsIdentity,
@@ -223,6 +224,7 @@ fn cache(cache: &Cache) -> Vec<String> {
             "stays free",
             format!("{} of the file system", show_size(cache.min_free)),
         ),
+        row("paths", format!("looked at as {}", app::User::of_process())),
     ]
 }
 
@@ -589,7 +591,7 @@ mod tests {
         ] {
             assert!(text.contains(want), "{want}\n{text}");
         }
-        for shown in [text, super::super::json::meaning(&config)] {
+        for shown in [text, super::super::json::meaning(&config, true)] {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
     }
