@@ -16,7 +16,7 @@ use super::file::{self, Layer};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, acme, names, prefetch, settle, settle_access, traces, upstreams, webhook};
+use super::{Config, acme, foreign, names, prefetch, settle, settle_access, traces, upstreams, webhook};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -166,7 +166,7 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
         origins: &origins,
         paths: &paths,
         problems,
-        warnings: Vec::new(),
+        warnings: foreign::warnings(&environment.variables),
     };
     let config = settle_all(&mut findings, &raw, sources)?;
     Ok(Config { file: path, ..config })
