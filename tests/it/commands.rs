@@ -52,7 +52,7 @@ async fn with_and_without_a_proxy() {
 
     // What is changed at rest is there when the proxy runs again.
     let pinned = run(&folder, &["pin", "alpine:a"]).await.expect(0).out;
-    assert_eq!(pinned, format!("{NAME}:a: pinned, 304.0 KiB stay\n"));
+    assert_eq!(pinned, format!("{NAME}:a: pinned, 304.0 KiB cached\n"));
     let refused = run(&folder, &["rm", "alpine:b", "alpine:a"]).await.expect(1);
     assert_eq!(refused.out, format!("{NAME}:b: removed, 60.0 KiB freed in 3 blobs\n"));
     assert!(

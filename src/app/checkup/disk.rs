@@ -80,7 +80,7 @@ fn folder(path: &Path, at: &Path) -> Finding {
         Ok(()) if at == path => Finding::ok(CHECK, format!("{shown} can be written by user {who}")),
         Ok(()) => Finding::ok(
             CHECK,
-            format!("{shown} is not there yet; user {who} can make it in {}", at.display()),
+            format!("{shown} is not there yet, and can be made in {} by user {who}", at.display()),
         ),
         Err(error) => Finding::problem(CHECK, format!("user {who} cannot write in {}: {error}", at.display())).advice(
             format!("give {shown} to the user that runs larder, or ask as that user; under ProtectSystem= it has to be among ReadWritePaths= or be the StateDirectory="),

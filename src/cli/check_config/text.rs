@@ -114,7 +114,7 @@ fn listeners(config: &Config) -> Vec<String> {
     rows.extend(further);
     rows.extend([
         row(
-            "operators",
+            "admin",
             format!(
                 "{}, {}, {api}",
                 list(&config.admin.listen),
@@ -354,10 +354,7 @@ fn webhooks(config: &Config) -> Vec<String> {
             true => "everything".to_owned(),
             false => list(&hook.events),
         };
-        out.push(row(
-            &hook.name,
-            format!("{} is told of {events}, for {images}", hook.url),
-        ));
+        out.push(row(&hook.name, format!("{} gets {events}, for {images}", hook.url)));
         let mut say = |name: &str, text: String| out.push(format!("    {name}: {text}"));
         say(
             "signed",
@@ -576,7 +573,7 @@ mod tests {
         .unwrap();
         let text = meaning(&config);
         for want in [
-            "ci          https://hooks.example/… is told of pull, evict, for all images",
+            "ci          https://hooks.example/… gets pull, evict, for all images",
             "signed: with the secret from proxy.toml:11",
             "headers: authorization",
             "A tag is asked for by HEAD every time.",
