@@ -397,8 +397,10 @@ fn readiness(
                 disk.is_ok(),
                 match &disk {
                     Ok(()) => format!(
-                        "{} blobs, {} of {} bytes",
-                        usage.blobs, usage.used_bytes, usage.max_bytes
+                        "{}, {} of {} bytes",
+                        crate::text::count(usage.blobs, "blob"),
+                        usage.used_bytes,
+                        usage.max_bytes
                     ),
                     Err(error) => error.to_string(),
                 },

@@ -139,6 +139,9 @@
 //! - **Bundle, in**: `bundle::import` reads the catalogue, asks whom it is from, and takes from then on only what that
 //!   names → `store::writer` → blobs that are linked to nobody; at the end image by image is shown (`store::reveal`):
 //!   links, tag and pin in one durable step, or nothing.
+//! - **Lists of others**: `larder prefetch --from` → `cli::lists`: the file's text → a tree for each document (`yaml`, also of JSON) →
+//!   what each is (`documents`) → who reads it (`kubernetes`, `compose`, `tools`) → images that are fetched, possible ones, and what
+//!   is named and was not read: that is shown, and makes the exit status 1.
 //! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
 //!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).

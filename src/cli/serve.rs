@@ -185,11 +185,11 @@ fn describe(config: &Config) -> String {
         crate::config::units::show_size(config.cache.max_size)
     );
     text += &match config.cache.offline {
-        true => "larder: offline: no upstream is dialled\n".to_owned(),
+        true => "larder: offline: no upstream is contacted\n".to_owned(),
         false => format!(
-            "larder: names without a registry come from {}; {} upstreams are known\n",
+            "larder: names without a registry come from {}; {} known\n",
             config.cache.default_upstream,
-            config.upstreams.len()
+            super::table::count(config.upstreams.len(), "upstream")
         ),
     };
     text

@@ -6,9 +6,9 @@ use serde::Deserialize as _;
 use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Table, Value};
 
-use super::builtin;
 use super::error::{ConfigError, KeyPath, Place, Problem, show_key};
 use super::keys::{self, Key, Kind};
+use super::{builtin, foreign};
 use crate::oci::HostPort;
 use crate::oci::name::looks_like_host;
 
@@ -156,6 +156,12 @@ impl Check<'_> {
         for (name, value) in table {
             let path = [at, std::slice::from_ref(&name)].concat();
             let Some(key) = keys::find(keys, &name) else {
+                if let Some(problems) = foreign::problems(&path, &value) {
+                    problems
+                        .into_iter()
+                        .for_each(|(path, message)| self.refuse(&path, message));
+                    continue;
+                }
                 // What was meant is looked up for the first ones only: it takes a while.
                 let message = match self.problems.len() < MOST_HINTS {
                     true => unknown(&path),

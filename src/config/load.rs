@@ -17,7 +17,7 @@ use super::file::{self, Layer, Origins};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, acme, names, prefetch, settle, settle_access, traces, upstreams, webhook};
+use super::{Config, acme, foreign, names, prefetch, settle, settle_access, traces, upstreams, webhook};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -221,7 +221,7 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
         origins: &laid.origins,
         paths: &paths,
         problems: laid.problems,
-        warnings: laid.warnings.iter().map(ToString::to_string).collect(),
+        warnings: laid.warnings.iter().map(ToString::to_string).chain(foreign::warnings(&environment.variables)).collect(),
     };
     match settle_all(&mut findings, &laid.raw, sources) {
         Ok(config) => Ok(Config {

@@ -5,7 +5,7 @@
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `admin_part` saves what a refused one says of the admin API, `builtin` knows the well-known
-//! registries, `example` is where proxy.toml.example is held to the code; `token_places` says where the admin API's
+//! registries, `foreign` the keys of another registry program, `example` is where proxy.toml.example is held to the code; `token_places` says where the admin API's
 //! token is kept, `traces` where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
 //! what they and `larder prefetch` are to fetch.
 
@@ -22,6 +22,7 @@ mod error;
 mod example;
 mod file;
 mod findings;
+mod foreign;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keys;
@@ -48,6 +49,7 @@ pub use admin_part::AdminPart;
 pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::{BUNDLE_PASSWORD_VARIABLE, Environment};
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
+pub use findings::OPEN_FILE;
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
 pub use token_places::{
     ADMIN_URL_VARIABLE, TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, token_file_name,

@@ -330,7 +330,7 @@ impl ApiError {
                 error.upstream
             )),
             ErrorKind::Offline => plain(StatusCode::NOT_FOUND, subject.unknown())
-                .detail("this mirror is offline: it serves what it holds and asks nobody"),
+                .detail("this mirror is offline: it serves what is cached and contacts no upstream"),
             // 503, not 429: clients repeat a 429 at once or stall on it, and turn elsewhere on a 503 (R-C11, R-C65).
             ErrorKind::RateLimited { retry_after } => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
                 .retry_after(retry_after.as_secs().max(1))

@@ -501,7 +501,10 @@ fn open_part(path: &Path, digest: Digest) -> std::io::Result<Option<(File, Hashi
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)?;
         if !file.metadata()?.is_file() {
-            return Err(std::io::ErrorKind::InvalidInput.into());
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "the staged file is no file",
+            ));
         }
         let mut hashing = Hashing::new(digest);
         hash_file(&file, &mut hashing)?;

@@ -565,7 +565,7 @@ async fn platforms_referrers_and_the_incomplete() {
     assert!(
         refused
             .err
-            .contains(&format!("not held whole: {NAME}:half, {NAME}:multi")),
+            .contains(&format!("not cached completely: {NAME}:half, {NAME}:multi")),
         "{}",
         refused.err
     );
@@ -593,7 +593,7 @@ async fn platforms_referrers_and_the_incomplete() {
     assert!(
         created
             .err
-            .contains(&format!("{NAME}:half is not held whole: left out")),
+            .contains(&format!("{NAME}:half is not cached completely: left out")),
         "{}",
         created.err
     );
@@ -713,6 +713,18 @@ async fn archives_of_others() {
     let closed = Closed::new(|_| {}).await;
     let ran = closed.run(&["bundle", "import", path(&save)]).await.expect(0);
     assert!(ran.out.contains("docker.io/library/thing:1: new"), "{}", ran.out);
+    // An archive of another tool has no date.
+    assert!(
+        !ran.out.contains("1970") && !ran.out.contains("bundle of"),
+        "{}",
+        ran.out
+    );
+    let ran = closed.run(&["bundle", "import", path(&at("none.tar"))]).await.expect(1);
+    assert!(
+        ran.err.contains("there is no such file") && !ran.err.contains("entity"),
+        "{}",
+        ran.err
+    );
     let closed = closed.serve().await;
     let answer = closed
         .larder

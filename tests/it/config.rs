@@ -83,6 +83,7 @@ fn a_good_one_is_0_and_said_in_words() {
         "What a registry does not have is asked for again after 5 seconds.",
         "me, password from LARDER_UPSTREAM__OWN_EXAMPLE_5000__PASSWORD",
         "a tag is trusted for: 1 hour",
+        "Server-Timing for clients that ask for it",
     ] {
         assert!(text.contains(want), "{want}\n{text}");
     }
@@ -95,6 +96,32 @@ fn a_good_one_is_0_and_said_in_words() {
     assert!(!(text + &out(&output)).contains("hunter2"));
     // Looking is not touching: the cache folder was not made.
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// What people bring along from the registry of CNCF Distribution: its keys are refused with the right ones, its variables are
+/// warned of.
+#[test]
+fn keys_of_another_registry_are_answered() {
+    let dir = folder("[proxy]\nremoteurl = \"https://registry-1.docker.io\"\n[http]\naddr = \":5000\"\n");
+    let output = check_config(dir.path(), &[], &[]);
+    assert_eq!(output.status.code(), Some(64));
+    let text = err(&output);
+    assert!(
+        text.contains("proxy.toml:2: proxy.remoteurl: this is a key of the registry of CNCF Distribution; here: ")
+            && text.contains("cache.default_upstream")
+            && text.contains("proxy.toml:4: http.addr: ")
+            && text.contains("here: server.listen"),
+        "{text}"
+    );
+    let dir = folder("");
+    let variable = [("REGISTRY_PROXY_REMOTEURL", "https://me:hunter2@registry-1.docker.io")];
+    let output = check_config(dir.path(), &[], &variable);
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    let text = out(&output) + &err(&output);
+    assert!(
+        text.contains("REGISTRY_PROXY_REMOTEURL: ") && text.contains("sets nothing") && !text.contains("hunter2"),
+        "{text}"
+    );
 }
 
 #[test]

@@ -22,6 +22,7 @@ mod bundle;
 mod bundle_hostile;
 mod circle;
 mod claims;
+mod client_files;
 mod clients_containerd;
 mod clients_docker;
 mod clients_others;

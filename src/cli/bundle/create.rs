@@ -94,7 +94,7 @@ fn key(args: &Args) -> Result<Option<SecretKey>, String> {
 async fn create(args: &Args, order: &BundleOrder, key: Option<SecretKey>, desk: &Desk) -> Outcome {
     let plan = desk.bundle_plan(order).await?;
     for name in &plan.left_out {
-        complain(&printable(&format!("{name} is not held whole: left out")));
+        complain(&printable(&format!("{name} is not cached completely: left out")));
     }
     if args.dry_run {
         return Ok(match args.place.json {
