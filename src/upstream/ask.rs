@@ -25,7 +25,7 @@ use super::items::{Items, Pages};
 use super::question::{Kind, List, Question, Take, blob, check};
 use super::retry::Next;
 use super::waiting::Waiting;
-use super::{body, link, probe};
+use super::{body, link, probe, queue};
 use crate::oci::{Digest, Repository, media_type};
 
 const MAX_PAGES: usize = 1_000;
@@ -101,11 +101,12 @@ impl Client {
     }
 
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        match &self.slots {
-            // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
-            Some(slots) if !self.offline => slots.clone().acquire_owned().await.ok(),
-            _ => None,
+        let slots = self.slots.as_ref().filter(|_| !self.offline)?;
+        if let Ok(slot) = slots.clone().try_acquire_owned() {
+            return Some(slot);
         }
+        // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
+        queue::waited(slots.clone().acquire_owned()).await.ok()
     }
 
     /// The same, by a caller that has its slot.
