@@ -435,7 +435,7 @@ fn readiness(
             checks.push((
                 "configuration".to_owned(),
                 false,
-                format!("refused, the one of before holds on: {why}"),
+                format!("refused, the previous configuration stays active: {why}"),
             ));
         }
         for (upstream, left) in pull.paused() {

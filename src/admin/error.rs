@@ -43,7 +43,7 @@ pub enum AdminError {
     #[error("no proxy runs: there is no log level to show or change")]
     NoLog,
     /// With file, line, key and what was expected.
-    #[error("the configuration is refused, the one of before holds on: {0}")]
+    #[error("the configuration is refused, and the previous configuration stays active: {0}")]
     Reload(String),
     #[error("nobody here reads the configuration again: no proxy runs, or it has none")]
     NoReload,

@@ -534,7 +534,7 @@ impl Store {
     /// Begins or resumes a blob apart from what the repository's upstream sends: only this `owner` goes on with it.
     pub fn stage_for(&self, owner: &str, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
         let key = keys::staging_key(owner, digest);
-        {
+        let staged = {
             let mut index = self.inner.index();
             match index.staging(&key) {
                 Some(Staging::Active) => return Err(StoreError::Busy(Box::new(*digest))),
@@ -545,11 +545,17 @@ impl Store {
             let (staged, _) = index.staged(&key);
             let shelf = index.shelf(repository);
             index.stage(&key, staged, Staging::Active, shelf);
-        }
+            staged
+        };
         Writer::begin(self.inner.clone(), *digest, Some(key)).inspect_err(|_| {
-            // A part that could not be opened at this moment is there still, and takes room.
-            let left = std::fs::metadata(self.inner.tree.part(&key)).map(|meta| meta.len());
-            self.inner.end_staging(&key, left.ok());
+            // A part that could not be opened at this moment is there still, and takes room; also if it cannot be
+            // looked at.
+            let left = match std::fs::symlink_metadata(self.inner.tree.part(&key)) {
+                Ok(meta) => meta.len(),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+                Err(_) => staged,
+            };
+            self.inner.end_staging(&key, Some(left));
         })
     }
 
