@@ -16,6 +16,7 @@ mod listeners;
 mod memory;
 mod reload;
 mod rest;
+mod review;
 mod traces;
 
 use std::net::{SocketAddr, TcpListener};
@@ -35,6 +36,7 @@ pub use hooks::test_webhook;
 pub use listeners::ListenError;
 pub use reload::{ReloadError, ReloadRequest, Reloaded};
 pub use rest::AtRest;
+pub use review::{User, review};
 
 use crate::acme::Keeper;
 use crate::admin::views::ApiView;
@@ -395,8 +397,10 @@ fn readiness(
                 disk.is_ok(),
                 match &disk {
                     Ok(()) => format!(
-                        "{} blobs, {} of {} bytes",
-                        usage.blobs, usage.used_bytes, usage.max_bytes
+                        "{}, {} of {} bytes",
+                        crate::text::count(usage.blobs, "blob"),
+                        usage.used_bytes,
+                        usage.max_bytes
                     ),
                     Err(error) => error.to_string(),
                 },
@@ -431,7 +435,7 @@ fn readiness(
             checks.push((
                 "configuration".to_owned(),
                 false,
-                format!("refused, the one of before holds on: {why}"),
+                format!("refused, the previous configuration stays active: {why}"),
             ));
         }
         for (upstream, left) in pull.paused() {

@@ -45,7 +45,8 @@
 //! - **Who may**: `http::v2::door` makes an identity of header and certificate (`auth::Gate`: `basic`, `bearer`, `jwks`), once for
 //!   each request, and a right of identity, place and image (`auth::policy`) before anything is told, hot or not. Where that
 //!   depends on whether the repository needs credentials, `pull::privacy` knows, or asks the upstream once as nobody. A right to
-//!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token.
+//!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token, and refuses
+//!   a wrong one unless everything that is asked for is for everybody.
 //! - **A claim is not proof**: what is held, or coming, for other repositories only → `pull::proof`: the repositories that have
 //!   shown it (links) × what is known of their privacy → a HEAD suffices (public), the registry itself has to confirm (one
 //!   upstream), or the bytes have to come: then it is a miss, with a transfer and a staged file of its own, and of two copies
@@ -53,7 +54,8 @@
 //! - **Login**: `auth::basic` looks whether the pair of name and password is remembered as right or wrong → else it
 //!   waits for its turn (`auth::login_turns`) in the queue of its client's address; `auth::login_queue` decides,
 //!   purely, whose turn it is, from fair queues and a budget of processor time for wrong logins → bcrypt on a
-//!   blocking thread → remembered, answered. Refusals that cost no hash are paced by the client's address.
+//!   blocking thread → remembered, answered. Refusals that cost no hash are paced by the client's address;
+//!   `auth::wrong_logins` says which of them are logged.
 //! - **Text from outside** (what a registry, a client or a bundle wrote): cut to an excerpt where it enters an
 //!   error ([`text::excerpt`]) → written out and bounded once more where it leaves: `http::error`, `telemetry::log`,
 //!   the command line.
@@ -77,6 +79,7 @@
 //! - **A slow upstream**: a client waits 20 s in all (`pull::client_wait`) and is told to come back; what it asked is a task of its own, with
 //!   `answer_timeout` to be answered (`upstream::ask`, and `upstream::late`, which bounds how many take that long). Whoever asks again joins it. A
 //!   late answer is kept for a moment (`pull::single`), a late transfer is finished or kept running (`pull::flight`).
+//!   What has not been sent yet, for want of a connection (`upstream::queue`), is given up a while after its last client left.
 //! - **In a circle**: `http::v2` reads `Via` (`upstream::via`): a request that has been here is answered 508; the names of other Larders go
 //!   with the task, and with the questions and transfers that it begins, to `upstream::transport`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
@@ -92,9 +95,12 @@
 //!   status codes.
 //! - **Who may operate**: at its start (and at a reload) `app::api_token` takes the configured token, or has one made and written for each admin
 //!   port (`admin::token`, in a folder of `config::token_places`). A command finds address and token (`app::admin_address`)
-//!   without reading the configuration, and keeps the token from other machines and users; `http::access` refuses other sites' pages,
-//!   then compares the token, or asks the kernel whose process is at the other end of a Unix socket. Without any token the API is
-//!   closed; health and metrics (`http::ops`) are open.
+//!   by the configuration, by what is left of one that is refused (`config::AdminPart`), or without any, and keeps the
+//!   token from other machines and users; `http::access` refuses other sites' pages, then compares the token, or asks
+//!   the kernel whose process is at the other end of a Unix socket. Without any token the API is closed; health and
+//!   metrics (`http::ops`) are open.
+//! - **What is hardly meant**: `cli::check_config` → `app::review`: variables that cover keys, the disk and the paths
+//!   of this machine, rules that match nobody or never match.
 //! - **Checkup**: `cli::doctor` → `app::checkup`: a topic a file, each answering with findings (level, what was found, what to
 //!   do); upstreams are asked at their door (`upstream::greet`) by clients made as the proxy's own are.
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
@@ -134,6 +140,9 @@
 //! - **Bundle, in**: `bundle::import` reads the catalogue, asks whom it is from, and takes from then on only what that
 //!   names → `store::writer` → blobs that are linked to nobody; at the end image by image is shown (`store::reveal`):
 //!   links, tag and pin in one durable step, or nothing.
+//! - **Lists of others**: `larder prefetch --from` → `cli::lists`: the file's text → a tree for each document (`yaml`, also of JSON) →
+//!   what each is (`documents`) → who reads it (`kubernetes`, `compose`, `tools`) → images that are fetched, possible ones, and what
+//!   is named and was not read: that is shown, and makes the exit status 1.
 //! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
 //!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).

@@ -52,6 +52,17 @@ pub fn cut(text: &str, limit: usize) -> String {
     out
 }
 
+/// `1 image`, `2 images`, `2 wishes`.
+pub fn count(n: impl TryInto<u64>, what: &str) -> String {
+    let n = n.try_into().unwrap_or(u64::MAX);
+    let hisses = ["s", "x", "ch", "sh"].iter().any(|end| what.ends_with(end));
+    match (n, hisses) {
+        (1, _) => format!("{n} {what}"),
+        (_, true) => format!("{n} {what}es"),
+        (_, false) => format!("{n} {what}s"),
+    }
+}
+
 /// Displays `value` as [`cut`] at [`EXCERPT`] does: for errors that repeat what they found.
 pub fn excerpt(value: &(impl fmt::Display + ?Sized)) -> String {
     cut_display(value, EXCERPT)
@@ -164,6 +175,14 @@ mod tests {
 
     /// One of each kind.
     const HIDDEN: &str = "\u{0}\u{1b}\u{7f}\u{85}\u{9b}\u{ad}\u{61c}\u{200b}\u{200d}\u{200e}\u{200f}\u{2028}\u{2029}\u{202a}\u{202e}\u{2060}\u{2066}\u{2069}\u{feff}\u{e0041}\n\r\t";
+
+    #[test]
+    fn numbers_and_their_words() {
+        assert_eq!(count(1usize, "blob"), "1 blob");
+        assert_eq!(count(0u64, "blob"), "0 blobs");
+        assert_eq!(count(2i32, "wish"), "2 wishes");
+        assert_eq!(count(1u32, "wish"), "1 wish");
+    }
 
     #[test]
     fn hidden_characters_are_written_out() {

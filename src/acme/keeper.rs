@@ -299,7 +299,10 @@ impl Keeper {
         };
         let until = match &known.certificate {
             Some(certificate) if certificate.not_after > now => {
-                format!("the one of before holds until {}", date(certificate.not_after))
+                format!(
+                    "the previous certificate stays in use until {}",
+                    date(certificate.not_after)
+                )
             }
             Some(_) => "the one that there is has expired: clients refuse it".to_owned(),
             None => "until then clients see a self-signed one, which those that verify refuse".to_owned(),

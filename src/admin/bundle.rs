@@ -17,6 +17,7 @@ use crate::bundle::select::{self, Selection};
 use crate::bundle::sign::PublicKey;
 use crate::bundle::{BundleError, Input, create};
 use crate::oci::Reference;
+use crate::oci::reference::without_transport;
 use crate::pull::Probe;
 use crate::store::{ImageName, Store, unix_ms};
 
@@ -206,7 +207,12 @@ impl Admin {
     async fn bundle_names(&self, images: &[String]) -> Result<Vec<ImageName>, AdminError> {
         let patterns: Vec<String> = match images {
             [] => vec!["*".to_owned()],
-            images => images.iter().filter(|image| image.contains('*')).cloned().collect(),
+            images => {
+                let patterns = images.iter().filter(|image| image.contains('*'));
+                patterns
+                    .map(|pattern| without_transport(pattern).unwrap_or(pattern).to_owned())
+                    .collect()
+            }
         };
         let mut names = Vec::new();
         for image in images.iter().filter(|image| !image.contains('*')) {
@@ -222,7 +228,7 @@ impl Admin {
                     let before = found.len();
                     found.extend(fits.map(|(name, _)| name.clone()));
                     if found.len() == before {
-                        return Err(BundleError::Nothing(format!("nothing that fits {pattern:?} is held")));
+                        return Err(BundleError::Nothing(format!("no cached image fits {pattern:?}")));
                     }
                 }
                 Ok(found)

@@ -5,7 +5,7 @@ use crate::jobs::Busy;
 pub use crate::jobs::prefetch::BeginError;
 use crate::jobs::prefetch::TooMany;
 use crate::oci::digest::DigestError;
-use crate::oci::reference::TagError;
+use crate::oci::reference::{TagError, TransportError};
 use crate::pull::PullError;
 
 #[derive(Debug, thiserror::Error)]
@@ -14,10 +14,12 @@ pub enum AdminError {
     #[error(transparent)]
     Name(PullError),
     #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
     Tag(#[from] TagError),
     #[error(transparent)]
     Digest(#[from] DigestError),
-    #[error("{0} is not held here: `larder ls` shows what is")]
+    #[error("{0} is not cached here: `larder ls` lists what is")]
     NotHeld(String),
     #[error("{0} is not pinned")]
     NotPinned(String),
@@ -27,8 +29,12 @@ pub enum AdminError {
     Pinned(String),
     #[error("{0} is called by its digest, which never points anywhere else: only a tag can be refreshed")]
     NoTag(String),
-    #[error("{image} stays as it is held: {error}")]
-    Refresh { image: String, error: PullError },
+    #[error("{}", not_refreshed(.image, *.is_cached, .error))]
+    Refresh {
+        image: String,
+        is_cached: bool,
+        error: PullError,
+    },
     #[error(transparent)]
     Busy(#[from] Busy),
     #[error("{0}")]
@@ -37,7 +43,7 @@ pub enum AdminError {
     #[error("no proxy runs: there is no log level to show or change")]
     NoLog,
     /// With file, line, key and what was expected.
-    #[error("the configuration is refused, the one of before holds on: {0}")]
+    #[error("the configuration is refused, and the previous configuration stays active: {0}")]
     Reload(String),
     #[error("nobody here reads the configuration again: no proxy runs, or it has none")]
     NoReload,
@@ -60,6 +66,16 @@ pub enum AdminError {
     Dropped,
 }
 
+fn not_refreshed(image: &str, is_cached: bool, error: &PullError) -> String {
+    match (is_cached, error.is_offline()) {
+        (true, true) => format!("{image} stays as it is cached: it is offline here, so its upstream was not asked"),
+        (true, false) => format!("{image} stays as it is cached: {error}"),
+        // It names the image itself.
+        (false, true) => error.to_string(),
+        (false, false) => format!("{image} is not cached here, and could not be fetched: {error}"),
+    }
+}
+
 fn those_known(names: &[String]) -> String {
     match names {
         [] => "the configuration has none".to_owned(),
@@ -72,7 +88,7 @@ impl AdminError {
     pub fn as_str(&self) -> &'static str {
         match self {
             AdminError::Name(error) => error.as_str(),
-            AdminError::Tag(_) | AdminError::Digest(_) => "bad-name",
+            AdminError::Transport(_) | AdminError::Tag(_) | AdminError::Digest(_) => "bad-name",
             AdminError::NotHeld(_) => "not-held",
             AdminError::NotPinned(_) => "not-pinned",
             AdminError::NotWritten(_) => "store",

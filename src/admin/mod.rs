@@ -30,6 +30,7 @@ use arc_swap::ArcSwap;
 use crate::events::{Action, Event};
 use crate::jobs::{Prefetcher, Progress, Verifier, Webhooks};
 use crate::oci::Reference;
+use crate::oci::reference::without_transport;
 use crate::pull::{AddressState, Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
@@ -203,6 +204,7 @@ impl Admin {
     ) -> Result<ImageList, AdminError> {
         let limit = limit.clamp(1, MOST_ROWS);
         let (pattern, after) = (pattern.unwrap_or_default(), after.unwrap_or_default());
+        let pattern = without_transport(&pattern).map(str::to_owned).unwrap_or(pattern);
         self.work(move |admin| {
             let mut names: Vec<(String, ImageName)> = admin
                 .store()
@@ -434,7 +436,8 @@ impl Admin {
         let answer = self.inner.pull.refresh(&target, &tag).await;
         let answer = answer.map_err(|error| AdminError::Refresh {
             image: name.clone(),
-            error,
+            is_cached: before.is_some(),
+            error: error.about(&Reference::Tag(tag.clone())),
         })?;
         self.store().events().emit(Action::Refresh, |bare| Event {
             repository: Some(target.key.clone()),

@@ -5,7 +5,7 @@
 
 use super::{Admin, AdminError};
 use crate::events::{Action, Event, Events};
-use crate::oci::reference::split_image;
+use crate::oci::reference::{split_image, without_transport};
 use crate::oci::{Reference, Tag};
 use crate::pull::{PullError, Target};
 use crate::store::ImageName;
@@ -60,7 +60,7 @@ pub(super) fn split(text: &str) -> Result<(&str, Reference), AdminError> {
 
 impl Admin {
     pub(super) async fn wanted(&self, text: &str) -> Result<Wanted, AdminError> {
-        let (name, reference) = split(text.trim())?;
+        let (name, reference) = split(without_transport(text.trim())?)?;
         match self.inner.pull.resolve(name, None) {
             Ok(target) => Ok(Wanted {
                 key: target.key.to_string(),

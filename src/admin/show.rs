@@ -87,7 +87,7 @@ impl ImageView {
     /// Blocking: reads manifests.
     pub(super) fn of(store: &Store, image: &Image) -> ImageView {
         let row = ImageRow::of(image);
-        let document = store.peek_manifest(&image.digest);
+        let document = store.peek_manifest(&image.digest).ok().flatten().map(|held| held.bytes);
         let media_type = store
             .media_type(&image.digest)
             .or_else(|| image.record.as_ref().map(|record| record.media_type.clone()));
@@ -162,13 +162,13 @@ fn platforms(store: &Store, bytes: &[u8]) -> Vec<PlatformView> {
     };
     let view = |entry: Entry| {
         let digest: Digest = entry.digest.parse().ok()?;
-        let document = store.peek_manifest(&digest);
+        let document = store.peek_manifest(&digest).ok().flatten();
         Some(PlatformView {
             platform: entry.platform.map(|platform| platform.show()).unwrap_or_default(),
             digest: entry.digest,
             held: store.size(&digest).is_some(),
             held_bytes: store.held_bytes_of(&digest),
-            layers: document.map(|bytes| layers(store, &bytes)).unwrap_or_default(),
+            layers: document.map(|held| layers(store, &held.bytes)).unwrap_or_default(),
         })
     };
     // BuildKit's cache is an index of layers.

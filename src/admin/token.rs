@@ -413,10 +413,36 @@ fn find_of_users(folders: &UserFolders, file: &str) -> Vec<FoundToken> {
     found
 }
 
+/// The ports of admin addresses for which there are token files, sorted: of the folders in which a command of this user
+/// looks, the first that has any. A file may have been left by a crash. Blocking.
+pub fn ports(places: &TokenPlaces) -> Vec<u16> {
+    let folders = places.to_search(geteuid().as_raw());
+    let found = folders.iter().map(|folder| ports_in(&folder.path()));
+    let mut ports = found.into_iter().find(|ports| !ports.is_empty()).unwrap_or_default();
+    ports.sort_unstable();
+    ports
+}
+
+fn ports_in(folder: &Path) -> Vec<u16> {
+    let port = |entry: std::fs::DirEntry| {
+        let name = entry.file_name();
+        let name = name.to_str()?;
+        let port = name.strip_prefix("admin-")?.strip_suffix(".token")?.parse().ok()?;
+        (token_file_name(port) == name).then_some(port)
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(port).collect()
+}
+
 /// Reads the file that `$LARDER_ADMIN_TOKEN_FILE` names. Errors: a sentence that names it.
 pub fn read_named(path: &Path) -> Result<FoundToken, String> {
+    read_given(path, TOKEN_FILE_VARIABLE)
+}
+
+/// Reads a file that `option` names. Errors: a sentence that names both.
+pub fn read_given(path: &Path, option: &str) -> Result<FoundToken, String> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let told = |why: String| format!("{TOKEN_FILE_VARIABLE}: {}: {why}", path.display());
+    let told = |why: String| format!("{option}: {}: {why}", path.display());
     let file = openat(CWD, path, flags, Mode::empty()).map_err(|error| told(reason(error)))?;
     let (token, owner) = read_token(File::from(file), None).map_err(told)?;
     let path = path.to_owned();
@@ -511,6 +537,13 @@ mod tests {
         let places = places(&[("XDG_RUNTIME_DIR", root.path())]);
         let token = make_token().unwrap();
         let file = TokenFile::write(&places, 5001, &token).unwrap();
+        for other in ["admin-05001.token", "admin-x.token", "admin-5002.token.bak"] {
+            std::fs::write(root.path().join("larder").join(other), "x").unwrap();
+        }
+        assert_eq!(ports(&places), [5001]);
+        for other in ["admin-05001.token", "admin-x.token", "admin-5002.token.bak"] {
+            std::fs::remove_file(root.path().join("larder").join(other)).unwrap();
+        }
         assert_eq!(file.path(), root.path().join("larder/admin-5001.token"));
         assert_eq!((mode(file.path()), mode(&root.path().join("larder"))), (0o600, 0o700));
         assert_eq!(tokens(&find(&places, 5001)), [token.reveal()]);

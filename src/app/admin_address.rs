@@ -16,7 +16,7 @@ use url::Url;
 
 use crate::admin::listening;
 use crate::admin::token::{self, FoundToken};
-use crate::config::{Config, Listen, Password, Secret, TlsIdentity, TokenPlaces};
+use crate::config::{Admin, AdminPart, Config, Listen, Password, Secret, TlsIdentity, TokenPlaces};
 use crate::store;
 
 /// Where an admin API answers.
@@ -34,6 +34,8 @@ pub struct AdminAddress {
 /// A command's knowledge of tokens, and of the user whose proxy it asks.
 #[derive(Clone, Debug, Default)]
 pub struct Known {
+    /// The file that the command line names: its token is the one to bring.
+    pub file: Option<PathBuf>,
     pub places: TokenPlaces,
     /// In the configuration.
     pub token: Option<Password>,
@@ -49,7 +51,17 @@ impl Known {
             places: config.admin.token_places.clone(),
             token: config.admin.token.clone(),
             cache: Some(config.cache.path.clone()),
-            insecure: false,
+            ..Known::default()
+        }
+    }
+
+    /// By what could be read of a configuration that is refused.
+    pub fn of_part(part: &AdminPart) -> Known {
+        Known {
+            places: part.admin.token_places.clone(),
+            token: part.admin.token.clone(),
+            cache: part.cache.clone(),
+            ..Known::default()
         }
     }
 }
@@ -105,19 +117,38 @@ impl AdminAddress {
 
     /// Where this configuration has it; without those whose port the system chooses.
     pub fn configured(config: &Config) -> Result<Vec<AdminAddress>, String> {
-        let places = config.admin.listen.iter().filter(|at| at.port() != Some(0));
+        let name = config.acme.as_ref().and_then(|acme| acme.names.first());
+        AdminAddress::all(&config.admin, name)
+    }
+
+    /// Where a configuration that is refused has it, and, where the file could not be read to its end, the proxy of
+    /// this user that has written its token: if there are several, nobody knows which one is meant. Blocking, briefly.
+    pub fn saved(part: &AdminPart) -> Result<Vec<AdminAddress>, String> {
+        let mut all = AdminAddress::all(&part.admin, part.acme_name.as_ref())?;
+        if !part.is_whole && !part.is_given {
+            let ports = token::ports(&part.admin.token_places);
+            if let ([port], true) = (ports.as_slice(), all.iter().all(|at| !ports.contains(&at.port()))) {
+                let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
+                all.push(AdminAddress::of(listen, &part.admin, part.acme_name.as_ref())?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn all(admin: &Admin, acme_name: Option<&String>) -> Result<Vec<AdminAddress>, String> {
+        let places = admin.listen.iter().filter(|at| at.port() != Some(0));
         places
             .map(|at| match at {
                 Listen::Unix(path) => AdminAddress::at_socket(path),
-                Listen::Tcp(address) => AdminAddress::of(*address, config),
+                Listen::Tcp(address) => AdminAddress::of(*address, admin, acme_name),
             })
             .collect()
     }
 
-    fn of(listen: SocketAddr, config: &Config) -> Result<AdminAddress, String> {
+    fn of(listen: SocketAddr, admin: &Admin, acme_name: Option<&String>) -> Result<AdminAddress, String> {
         let ip = reached(listen);
         let url = |text: String| text.parse().map_err(|error| format!("{text}: {error}"));
-        Ok(match config.admin.tls.as_ref().map(|tls| &tls.identity) {
+        Ok(match admin.tls.as_ref().map(|tls| &tls.identity) {
             None => AdminAddress::at(url(format!("http://{ip}"))?),
             Some(TlsIdentity::Files { cert, .. }) => AdminAddress {
                 certificate: Some(cert.clone()),
@@ -125,8 +156,7 @@ impl AdminAddress {
             },
             // Its certificate is for these names, and nobody has to resolve them here.
             Some(TlsIdentity::Acme) => {
-                let name = config.acme.as_ref().and_then(|acme| acme.names.first());
-                let host = name.map_or_else(|| ip.ip().to_string(), String::clone);
+                let host = acme_name.map_or_else(|| ip.ip().to_string(), String::clone);
                 AdminAddress {
                     ip: Some(ip),
                     ..AdminAddress::at(url(format!("https://{host}:{}", ip.port()))?)
@@ -189,11 +219,17 @@ impl AdminAddress {
         self.url.port_or_known_default().unwrap_or_default()
     }
 
-    /// The tokens to try. What `$LARDER_ADMIN_TOKEN_FILE` names comes before the configuration, and that before what is
-    /// found on this machine; a file of this machine is only for a proxy of this machine. Blocking, briefly.
+    /// The tokens to try. The file that the command line names comes first, then the one of `$LARDER_ADMIN_TOKEN_FILE`,
+    /// then the configuration, then what is found on this machine; a file of this machine is only for a proxy of this
+    /// machine. Blocking, briefly.
     ///
     /// Errors: a token that was named cannot be read, or must not be sent there.
     pub fn tokens(&self, known: &Known) -> Result<Tokens, TokenError> {
+        if let Some(path) = &known.file {
+            let FoundToken { token, owner, .. } =
+                token::read_given(path, "--token-file").map_err(TokenError::Unreadable)?;
+            return self.named(token, Some(owner), known);
+        }
         if let Some(path) = &known.places.file {
             match token::read_named(path) {
                 Ok(FoundToken { token, owner, .. }) => return self.named(token, Some(owner), known),

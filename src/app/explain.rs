@@ -2,6 +2,7 @@
 
 use crate::auth::{Asked, Explanation, Identity, Place, Policy};
 use crate::config::Config;
+use crate::oci::reference::without_transport;
 use crate::pull::Names;
 
 /// A verdict, as far as the configuration decides it.
@@ -19,6 +20,7 @@ pub struct AccessCheck {
 ///
 /// Errors: what is wrong with its name.
 pub fn explain(config: &Config, who: &Identity, place: Place<'_>, image: &str) -> Result<AccessCheck, String> {
+    let image = without_transport(image).map_err(|error| error.to_string())?;
     let name = image.split_once('@').map_or(image, |(name, _)| name);
     // A colon behind the last slash begins a tag, one before it a port.
     let name = match name.rsplit_once(':') {

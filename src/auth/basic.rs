@@ -7,7 +7,7 @@
 //! costs none. The hash covers the user's line of the file: what has changed there is not remembered. All wrong
 //! logins cost the same work, whoever they are for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -487,25 +487,42 @@ fn read(path: &Path) -> Result<Users, HtpasswdError> {
     Users::parse(&text).map_err(|error| wrong(error.to_string()))
 }
 
+/// The users of a file.
+pub fn users(path: &Path) -> Result<BTreeSet<String>, HtpasswdError> {
+    Ok(read(path)?.hashes.into_keys().collect())
+}
+
 /// Whether the file has such a user.
 pub fn has_user(path: &Path, name: &str) -> Result<bool, HtpasswdError> {
     Ok(read(path)?.hashes.contains_key(name))
+}
+
+/// Errors: why a line of the file cannot begin with this name.
+pub fn check_name(name: &str) -> Result<(), String> {
+    match name.is_empty() || name.contains(':') || !is_visible(name) {
+        true => Err("expected a user's name without colon".to_owned()),
+        false => Ok(()),
+    }
+}
+
+/// Errors: why this cannot be a password.
+pub fn check_password(password: &str) -> Result<(), String> {
+    // bcrypt reads no further: a longer one would be let in by its beginning.
+    match password.is_empty() || password.len() > 72 || password.contains('\0') {
+        true => Err(format!(
+            "found {} bytes, expected a password of 1 to 72",
+            password.len()
+        )),
+        false => Ok(()),
+    }
 }
 
 /// A line for the file.
 ///
 /// Errors: why there is none.
 pub fn line(name: &str, password: &str) -> Result<String, String> {
-    if name.is_empty() || name.contains(':') || !is_visible(name) {
-        return Err("expected a user's name without colon".to_owned());
-    }
-    // bcrypt reads no further: a longer one would be let in by its beginning.
-    if password.is_empty() || password.len() > 72 || password.contains('\0') {
-        return Err(format!(
-            "found {} bytes, expected a password of 1 to 72",
-            password.len()
-        ));
-    }
+    check_name(name)?;
+    check_password(password)?;
     let hash = bcrypt::hash(password, USUAL_COST).map_err(|error| error.to_string())?;
     Ok(format!("{name}:{hash}"))
 }

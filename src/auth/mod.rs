@@ -3,7 +3,8 @@
 //! A request comes with an `Authorization` header, a client certificate, both or neither. [`Gate::recognise`] makes
 //! an identity of them: `basic` knows passwords (`login_queue` says whose is hashed next), `bearer` the tokens that
 //! Larder issued itself, `jwks` those of other issuers, and `jws` what a signed token is. `policy` makes a right of
-//! identity, place and image; `hint` knows what operators should hear of it.
+//! identity, place and image; `hint` knows what operators should hear of it, and `wrong_logins` which wrong logins are
+//! logged.
 //!
 //! Nothing here reaches the network, and nothing knows HTTP: a header comes as its text, and the keys of other issuers by
 //! a function that is handed in. A login that is wrong makes a caller anonymous; what becomes of it is for `http` to say.
@@ -18,6 +19,7 @@ pub mod jws;
 mod login_queue;
 mod login_turns;
 pub mod policy;
+mod wrong_logins;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -33,12 +35,15 @@ use self::jws::{Token, TokenError};
 use self::login_queue::Client;
 use self::policy::CERTIFICATE;
 pub use self::policy::{Asked, Explanation, Identity, Place, Policy, Right, shown};
+use self::wrong_logins::WrongLogins;
 use crate::config::Access;
 use crate::oci::Digest;
 
 /// How long a token that was right is believed without looking at its signature again, if it does not expire before.
 const REMEMBERED: Duration = Duration::from_secs(60);
 const MAX_REMEMBERED: u64 = 10_000;
+/// As long as a token can be good at most.
+const MISTAKES_FOR: Duration = Duration::from_secs(3600);
 
 /// What a caller's login was worth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +75,8 @@ pub struct Recognised {
     pub claim: Claim,
     /// True if what was judged was a password: refusals of those keep a pace.
     pub by_password: bool,
+    /// The user of a password that was wrong.
+    pub mistaken: Option<Arc<str>>,
 }
 
 /// Files that cannot be used.
@@ -93,6 +100,9 @@ pub struct Gate {
     realm: Option<Arc<str>>,
     /// Tokens that were right, by their hash: whom they name, and until when they are believed.
     right: moka::sync::Cache<Digest, (Identity, Instant)>,
+    /// Anonymous tokens that were given out although the login was wrong, by their hash: whose login that was.
+    mistaken: moka::sync::Cache<Digest, Arc<str>>,
+    wrong: Arc<WrongLogins>,
 }
 
 impl Gate {
@@ -146,6 +156,14 @@ impl Gate {
                 .max_capacity(MAX_REMEMBERED)
                 .time_to_live(REMEMBERED)
                 .build(),
+            mistaken: match before {
+                Some(before) => before.mistaken.clone(),
+                None => moka::sync::Cache::builder()
+                    .max_capacity(MAX_REMEMBERED)
+                    .time_to_live(MISTAKES_FOR)
+                    .build(),
+            },
+            wrong: before.map(|before| before.wrong.clone()).unwrap_or_default(),
         })
     }
 
@@ -175,6 +193,7 @@ impl Gate {
                 who: certificate.clone(),
                 claim,
                 by_password: false,
+                mistaken: None,
             })
         };
         let good = |who: Identity| {
@@ -183,6 +202,7 @@ impl Gate {
                 who,
                 claim: Claim::Good,
                 by_password: false,
+                mistaken: None,
             })
         };
         match Credentials::read(authorization) {
@@ -217,8 +237,13 @@ impl Gate {
         let certificate = origin.certificate;
         let credentials = Credentials::read(authorization);
         let by_password = matches!(credentials, Credentials::Basic(..));
+        let mut mistaken = None;
         let login = match credentials {
-            Credentials::Basic(name, password) => self.log_in(&name, password.reveal(), origin).await,
+            Credentials::Basic(name, password) => {
+                let login = self.log_in(&name, password.reveal(), origin).await;
+                mistaken = (login == Err(Claim::Wrong)).then(|| name.into());
+                login
+            }
             Credentials::Bearer(token) => self.read_token(token, origin).await.map_err(|_| Claim::Wrong),
             Credentials::None | Credentials::Unreadable => Err(Claim::Wrong),
         };
@@ -231,6 +256,7 @@ impl Gate {
             who,
             claim,
             by_password,
+            mistaken,
         }
     }
 
@@ -247,15 +273,39 @@ impl Gate {
             return self.recognise(authorization, origin).await;
         }
         let client = Client::of(origin.address);
+        let mut mistaken = None;
         let (who, claim) = match users.check_if_idle(&name, password.reveal(), client).await {
             Some(Login::Right) => (Some(name.into()), Claim::Good),
-            Some(Login::Wrong) => (origin.certificate.clone(), Claim::Wrong),
+            Some(Login::Wrong) => {
+                mistaken = Some(name.into());
+                (origin.certificate.clone(), Claim::Wrong)
+            }
             Some(Login::Busy) | None => (origin.certificate.clone(), Claim::Unchecked),
         };
         Recognised {
             who,
             claim,
             by_password: true,
+            mistaken,
+        }
+    }
+
+    /// Logs that a login of `user` was refused because it is wrong, unless there were many such lines already.
+    /// `address` is the client's; `None`: it came by a Unix socket.
+    pub fn note_wrong_login(&self, user: &str, listener: &str, address: Option<IpAddr>) {
+        self.wrong.note(user, listener, address);
+    }
+
+    /// Notes that an anonymous token was given to somebody whose login as `user` was wrong.
+    pub fn note_mistake(&self, token: &str, user: Arc<str>) {
+        self.mistaken.insert(Digest::sha256(token.as_bytes()), user);
+    }
+
+    /// The user of the wrong login that an anonymous token was given for, if there was one.
+    pub fn mistake_behind(&self, authorization: Option<&str>) -> Option<Arc<str>> {
+        match Credentials::read(authorization) {
+            Credentials::Bearer(token) => self.mistaken.get(&Digest::sha256(token.as_bytes())),
+            _ => None,
         }
     }
 

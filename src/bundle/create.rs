@@ -47,7 +47,7 @@ fn copy<W: Write>(
 ) -> Result<(), BundleError> {
     let digest = plan.catalog.blobs[part.blob].digest;
     let held = store
-        .open_blob(&digest)?
+        .peek_blob(&digest)?
         .ok_or_else(|| BundleError::Gone(Box::new(digest)))?;
     let rotten = || BundleError::Rotten {
         digest: Box::new(digest),

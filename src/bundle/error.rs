@@ -38,7 +38,7 @@ pub enum BundleError {
         "no room: the bundle brings {needed} bytes that are not held here, and there is room for {room}. Raise cache.max_size, let pinned images go, or free some of the disk"
     )]
     NoRoom { needed: u64, room: u64 },
-    #[error("not held whole: {}. Pull them first, or leave them out with --partial", list(.0))]
+    #[error("not cached completely: {}. Pull them first, or leave them out with --partial", list(.0))]
     Incomplete(Vec<String>),
     #[error("nothing to bundle: {}", message(.0))]
     Nothing(String),

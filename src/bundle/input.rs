@@ -176,7 +176,16 @@ pub fn volumes(path: &Path) -> Result<Vec<PathBuf>, BundleError> {
     }
     let volumes: Vec<PathBuf> = (1..=9999).map(|n| volume(path, n)).take_while(|p| p.exists()).collect();
     match volumes.is_empty() {
-        true => Err(BundleError::file("open", path)(io::ErrorKind::NotFound.into())),
+        true => {
+            let why = format!(
+                "there is no such file, and no first volume {}",
+                volume(path, 1).display()
+            );
+            Err(BundleError::file("open", path)(io::Error::new(
+                io::ErrorKind::NotFound,
+                why,
+            )))
+        }
         false => Ok(volumes),
     }
 }

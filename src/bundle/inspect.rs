@@ -14,6 +14,7 @@ use super::sign::{self, PublicKey};
 use super::{BUFFER, CATALOG, MAX_CATALOG_BYTES, SIGNATURE, VOLUME};
 use crate::oci::Digest;
 use crate::store::Hashing;
+use crate::text::count;
 
 const MAX_SIGNATURE_BYTES: u64 = 16 << 10;
 const MAX_NOTE_BYTES: u64 = 4 << 10;
@@ -33,7 +34,8 @@ impl Head {
             None if volumes == 1 => Ok(1),
             Some((number, all)) if all == volumes && volumes > 1 && (1..=volumes).contains(&number) => Ok(number),
             found => Err(BundleError::hostile(format!(
-                "{VOLUME} says {found:?}, where its catalogue names {volumes} volumes"
+                "{VOLUME} says {found:?}, where its catalogue names {}",
+                count(volumes, "volume")
             ))),
         }
     }

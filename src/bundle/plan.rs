@@ -219,7 +219,7 @@ fn hash_pieces(store: &Store, catalog: &mut Catalog) -> Result<(), BundleError> 
     let mut buffer = vec![0; BUFFER];
     for blob in catalog.blobs.iter_mut().filter(|blob| !blob.pieces.is_empty()) {
         let held = store
-            .open_blob(&blob.digest)?
+            .peek_blob(&blob.digest)?
             .ok_or_else(|| BundleError::Gone(Box::new(blob.digest)))?;
         let mut whole = Hashing::new(blob.digest);
         let mut at = 0;

@@ -182,7 +182,7 @@ impl Look<'_> {
         if depth > MAX_DEPTH || !self.has(root) {
             return None;
         }
-        let held = self.readable(self.store.manifest(root))?;
+        let held = self.readable(self.store.peek_manifest(root))?;
         let manifest = Manifest::parse(&held.bytes, Some(&held.media_type)).ok()?;
         let mut tree = Tree {
             parts: BTreeSet::from([*root]),
@@ -241,7 +241,7 @@ impl Look<'_> {
     /// By its config.
     fn platform(&self, config: &Digest) -> Option<String> {
         let held = self
-            .readable(self.store.open_blob(config))
+            .readable(self.store.peek_blob(config))
             .filter(|held| held.size <= MAX_CONFIG_BYTES)?;
         let platform: Platform = serde_json::from_reader(std::io::BufReader::new(&*held.file)).ok()?;
         platform.text()

@@ -120,9 +120,8 @@ pub fn keygen(path: &Path) -> Result<(PathBuf, PublicKey), BundleError> {
     public.push(".pub");
     let public = PathBuf::from(public);
     if public.exists() {
-        return Err(BundleError::file("create", &public)(
-            std::io::ErrorKind::AlreadyExists.into(),
-        ));
+        let exists = std::io::Error::new(std::io::ErrorKind::AlreadyExists, "the file is there already");
+        return Err(BundleError::file("create", &public)(exists));
     }
     let secret = sk
         .to_box(Some("larder bundle secret key"))

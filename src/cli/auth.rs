@@ -1,11 +1,10 @@
 //! `larder auth`: why somebody may pull something or not, and lines for the password file.
 
-use std::io::{BufRead as _, IsTerminal as _};
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
 
-use super::{Exit, complain, print, print_json, refuse};
+use super::{Exit, complain, password, print, print_json, refuse};
 use crate::app::{self, AccessCheck};
 use crate::auth::{Explanation, Identity, Place, Right, basic};
 use crate::config::{Config, ConfigError, MAIN_LISTENER};
@@ -20,7 +19,7 @@ pub struct Args {
 enum Command {
     /// Tell rule by rule what a caller may do with an image
     Check(Check),
-    /// Read a password from standard input and print its line for the password file
+    /// Print a line for the password file: the password is typed twice and not shown, or is one line of a pipe
     Hash {
         /// The user
         #[arg(value_name = "USER")]
@@ -29,6 +28,9 @@ enum Command {
 }
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Exit status: 0 the caller may pull it, perhaps only if its repository is public; 1 refused in any case; 64 bad usage or
+configuration.")]
 struct Check {
     /// Who asks: a user, "anonymous", "github:acme/app", "cert:node-1"
     #[arg(value_name = "USER")]
@@ -58,19 +60,16 @@ pub fn run(args: &Args, config: impl FnOnce() -> Result<Config, ConfigError>) ->
 }
 
 fn hash(user: &str) -> Exit {
-    if std::io::stdin().is_terminal() {
-        complain("type the password and end the line; it will be seen");
-    }
-    let mut password = String::new();
-    if let Err(error) = std::io::stdin().lock().read_line(&mut password) {
-        complain(&format!("the password cannot be read: {error}"));
-        return Exit::Failed;
-    }
-    match basic::line(user, password.trim_end_matches(['\r', '\n'])) {
+    let usage = |what: String| (Exit::Usage, what);
+    let line = basic::check_name(user)
+        .map_err(usage)
+        .and_then(|()| password::read_new(user, basic::check_password))
+        .and_then(|password| basic::line(user, password.reveal()).map_err(usage));
+    match line {
         Ok(line) => print(&(line + "\n")),
-        Err(what) => {
+        Err((exit, what)) => {
             complain(&what);
-            Exit::Usage
+            exit
         }
     }
 }
@@ -97,10 +96,20 @@ fn tell(check: &Check, config: &Config) -> Exit {
             return Exit::Usage;
         }
     };
-    match check.json {
+    let shown = match check.json {
         true => print_json(&as_json(check, &found)),
         false => print(&as_text(check, config, &found)),
+    };
+    match shown {
+        Exit::Done if is_refused(&found) => Exit::Failed,
+        shown => shown,
     }
+}
+
+/// Returns whether the image is refused, also if its repository is public.
+fn is_refused(found: &AccessCheck) -> bool {
+    let may_be_private = found.has_credentials && found.private.right > Right::Nothing;
+    found.public.right == Right::Nothing && !may_be_private
 }
 
 /// Whether it matters if the repository needs credentials.
@@ -175,6 +184,7 @@ fn as_json(check: &Check, found: &AccessCheck) -> Value {
         "listener": check.listener,
         "image": found.image,
         "upstream_has_credentials": found.has_credentials,
+        "refused": is_refused(found),
         "public": explained(&found.public),
         "private": explained(&found.private),
     })

@@ -5,24 +5,50 @@ mod text;
 
 use url::Url;
 
-use super::{Exit, print, refuse};
+use super::{Exit, complain, print, refuse};
+use crate::app;
 use crate::config::{Config, ConfigError, show_key};
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+Exit status: 0 the configuration can be used, 64 it is refused, or has warnings and --strict is given. Paths are looked
+at as the user who runs the command: run it as the proxy's user.")]
 pub struct Args {
+    /// Take warnings for errors, such as a variable that matches no key
+    #[arg(long)]
+    strict: bool,
     /// Print data for programs in place of text
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
-    match (config, args.json) {
-        (Ok(config), false) => print(&text::meaning(&config)),
-        (Ok(config), true) => print(&json::meaning(&config)),
-        (Err(error), false) => refuse(&error),
-        (Err(error), true) => {
-            print(&json::refusal(&error));
+    match config {
+        Ok(config) => tell(args, config),
+        Err(error) => {
+            if args.json {
+                print(&json::refusal(&error));
+            }
             refuse(&error)
+        }
+    }
+}
+
+fn tell(args: &Args, mut config: Config) -> Exit {
+    config.warnings.extend(app::review(&config));
+    let is_good = !args.strict || config.warnings.is_empty();
+    let shown = print(&match args.json {
+        true => json::meaning(&config, is_good),
+        false => text::meaning(&config),
+    });
+    match is_good {
+        true => shown,
+        false => {
+            let count = super::table::count(config.warnings.len(), "warning");
+            complain(&format!(
+                "the configuration has {count}, which --strict takes for errors"
+            ));
+            Exit::Usage
         }
     }
 }

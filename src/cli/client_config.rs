@@ -1,7 +1,8 @@
 //! `larder client-config`: prints what to write where, so that a client pulls through this proxy, or writes it there.
 //!
 //! Made from this proxy's own configuration: its address, whether it speaks TLS, and every upstream that it knows.
-//! `recipe` is what the files hold, `place` puts them where the client reads them.
+//! `recipe` is what the files hold, `place` puts them where the client reads them. Standard output has one file, valid as
+//! it is, so that it can be redirected to its place; what people should know beside it goes to standard error.
 
 mod place;
 mod recipe;
@@ -21,9 +22,22 @@ use crate::config::{Config, ConfigError, ServerTls};
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
 
 #[derive(clap::Args)]
+#[command(after_help = "\
+The file goes to standard output, and what to do with it to standard error:
+
+  larder client-config podman --address larder.example:5000 > /etc/containers/registries.conf.d/larder.conf
+
+containerd reads a file for each registry. Without --write the one of the default upstream is printed, or the one that
+--upstream names:
+
+  larder client-config containerd --upstream ghcr.io > /etc/containerd/certs.d/ghcr.io/hosts.toml
+  larder client-config containerd --write /etc/containerd/certs.d")]
 pub struct Args {
     /// Which client's configuration
     client: Client,
+    /// Only for this upstream, by its name or alias; may be repeated [default: all of them]
+    #[arg(long = "upstream", value_name = "NAME")]
+    upstreams: Vec<String>,
     /// How clients reach this proxy, when that is not the address it listens on
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
@@ -96,7 +110,7 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
         }
     };
     match place {
-        None => print(&recipe.text()),
+        None => show(&recipe, config.cache.default_upstream.as_str(), &args.upstreams),
         Some((folder, name)) if args.watch => watch(folder, name, &recipe, args.force),
         Some((folder, _)) => tell(place::write(folder, &recipe.files, args.force), true),
     }
@@ -114,11 +128,24 @@ fn proxy<'a>(args: &Args, config: &'a Config) -> Result<Proxy<'a>, String> {
             "--address {address:?} is no HOST:PORT, such as larder.example:5000"
         ));
     }
-    let named = |u: &'a crate::config::Upstream| (u.name.as_str(), server_of(u.name.as_str(), &u.url));
+    let known = |name: &String| {
+        let found = config
+            .upstreams
+            .iter()
+            .find(|upstream| upstream.name.as_str() == name || upstream.aliases.contains(name));
+        found.ok_or_else(|| format!("--upstream {name}: the configuration has no such upstream"))
+    };
+    let mut chosen: Vec<&crate::config::Upstream> = match args.upstreams.as_slice() {
+        [] => config.upstreams.iter().collect(),
+        names => names.iter().map(known).collect::<Result<_, _>>()?,
+    };
+    let mut seen = std::collections::HashSet::new();
+    chosen.retain(|upstream| seen.insert(upstream.name.as_str()));
+    let named = |u: &&'a crate::config::Upstream| (u.name.as_str(), server_of(u.name.as_str(), &u.url));
     Ok(Proxy {
         scheme: if config.server.tls.is_some() { "https" } else { "http" },
         address,
-        upstreams: config.upstreams.iter().map(named).collect(),
+        upstreams: chosen.iter().map(named).collect(),
         aliases: config
             .upstreams
             .iter()
@@ -129,6 +156,45 @@ fn proxy<'a>(args: &Args, config: &'a Config) -> Result<Proxy<'a>, String> {
         no_fallback: args.no_fallback,
         has_logins: config.access.htpasswd_file.is_some() || !config.access.issuers.is_empty(),
     })
+}
+
+/// Prints one file, and beside it what to do with it. `chosen`: the upstreams that were asked for.
+fn show(recipe: &Recipe, default_upstream: &str, chosen: &[String]) -> Exit {
+    let of_default = || {
+        recipe
+            .files
+            .iter()
+            .find(|file| file.relative.starts_with(&format!("{default_upstream}/")))
+    };
+    let file = match (recipe.files.as_slice(), chosen.len()) {
+        ([file], _) => file,
+        // A file for each registry, and one document on standard output.
+        (_, 2..) => {
+            complain(
+                "this client reads a file for each registry: name one by --upstream, or have all of them written by --write DIR",
+            );
+            return Exit::Usage;
+        }
+        (files, _) => match of_default().or(files.first()) {
+            Some(file) => file,
+            None => {
+                complain("the configuration has no upstream");
+                return Exit::Failed;
+            }
+        },
+    };
+    complain(&format!("write this to {}", file.place));
+    if recipe.files.len() > 1 {
+        complain(&format!(
+            "it is one of {}, a file for each registry: --upstream NAME prints another one, --write DIR writes all of them",
+            recipe.files.len()
+        ));
+    }
+    let exit = print(&file.text);
+    for note in &recipe.notes {
+        complain(note);
+    }
+    exit
 }
 
 /// Says file by file what was done; all of it, or only what changed.

@@ -1,10 +1,12 @@
 //! Where operators' commands are answered: at a running proxy, or at its folder when none runs.
 //!
-//! The proxy's admin address comes from the configuration, or from `--admin`, which needs no configuration at all. If
-//! nothing answers there the folder's lock says whether a proxy runs; if none does, the folder is opened and this process
-//! does the work. `app::admin_address` knows the way there and finds the token.
+//! The proxy's admin address comes from `--admin` or `$LARDER_ADMIN_URL`, which need no configuration at all, or from
+//! the configuration: of one that is refused, what could be read of `[admin]`, since a mistake elsewhere must not keep
+//! operators from the proxy that runs. If nothing answers there the folder's lock says whether a proxy runs; if none
+//! does, the folder is opened and this process does the work, by a configuration without mistakes. `app::admin_address`
+//! knows the way there and finds the token.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -24,7 +26,9 @@ use crate::app::admin_address::{AdminAddress, Known, TokenError};
 use crate::bundle::receipt::Receipt;
 use crate::bundle::report::Report;
 use crate::bundle::{Input, pipe};
-use crate::config::{Config, ConfigError, Environment, TOKEN_FILE_VARIABLE, TokenPlaces};
+use crate::config::{
+    ADMIN_URL_VARIABLE, AdminPart, Config, ConfigError, Environment, TOKEN_FILE_VARIABLE, TokenPlaces,
+};
 use crate::telemetry::log;
 
 /// Rows of a page of images: as many as there may be.
@@ -37,15 +41,34 @@ const LOG_LEVEL: &str = "error,larder::store::verify=off";
 /// What all operators' commands take.
 #[derive(clap::Args)]
 pub struct Place {
-    /// The admin address of a running proxy, as http:// or https:// and host:port, or unix:PATH [default: admin.listen]
+    /// The admin address of a running proxy, as http:// or https:// and host:port, or unix:PATH [default:
+    /// $LARDER_ADMIN_URL or admin.listen]
     #[arg(long, value_name = "URL", value_parser = admin_address)]
     admin: Option<AdminAddress>,
+    /// The file with the admin token [default: $LARDER_ADMIN_TOKEN_FILE, the configuration's, or the one that a proxy
+    /// on this machine has written]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// Send the admin token unencrypted to another machine, or to whichever user of this one listens there
     #[arg(long)]
     insecure: bool,
     /// Print data for programs in place of text
     #[arg(long)]
     pub json: bool,
+}
+
+impl Place {
+    /// The address that somebody named. Errors: a sentence.
+    fn named(&self, environment: &Environment) -> Result<Option<AdminAddress>, String> {
+        match (&self.admin, environment.get(ADMIN_URL_VARIABLE)) {
+            (Some(address), _) => Ok(Some(address.clone())),
+            (None, Some(text)) => match admin_address(text) {
+                Ok(address) => Ok(Some(address)),
+                Err(why) => Err(format!("{ADMIN_URL_VARIABLE}: {why}")),
+            },
+            (None, None) => Ok(None),
+        }
+    }
 }
 
 fn admin_address(text: &str) -> Result<AdminAddress, String> {
@@ -112,12 +135,20 @@ fn at_desk(
     purpose: Purpose,
     command: impl AsyncFnOnce(&Desk) -> Result<Exit, String>,
 ) -> Exit {
-    let config = match config {
-        Ok(config) => Some(config),
-        // Who says where the proxy is needs no configuration here.
-        Err(_) if place.admin.is_some() => None,
-        Err(error) => return refuse(&error),
+    let environment = Environment::of_process();
+    let named = match place.named(&environment) {
+        Ok(named) => named,
+        Err(error) => {
+            complain(&error);
+            return Exit::Usage;
+        }
     };
+    // With an address from the command line no configuration is needed here.
+    if let (Err(error), None) = (&config, &named)
+        && error.admin().is_none()
+    {
+        return refuse(error);
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -126,7 +157,7 @@ fn at_desk(
         }
     };
     runtime.block_on(async {
-        let desk = match Desk::find(place, config, purpose).await {
+        let desk = match Desk::find(place, named, config, &environment, purpose).await {
             Ok(desk) => desk,
             Err((exit, error)) => {
                 complain(&error);
@@ -174,7 +205,7 @@ impl Asking {
         let mut why = last.unwrap_or_default();
         if !tokens.missed.is_empty() {
             why += &format!(
-                ". Looked for in vain: {}. {TOKEN_FILE_VARIABLE} names a file elsewhere",
+                ". Looked for in vain: {}. --token-file or {TOKEN_FILE_VARIABLE} names a file elsewhere",
                 tokens.missed.join("; ")
             );
         }
@@ -191,43 +222,46 @@ impl Asking {
 }
 
 impl Desk {
-    async fn find(place: &Place, config: Option<Config>, purpose: Purpose) -> Result<Desk, (Exit, String)> {
+    async fn find(
+        place: &Place,
+        named: Option<AdminAddress>,
+        config: Result<Config, ConfigError>,
+        environment: &Environment,
+        purpose: Purpose,
+    ) -> Result<Desk, (Exit, String)> {
         let failed = |error: String| (Exit::Failed, error);
+        let known = match &config {
+            Ok(config) => Known::of(config),
+            Err(error) => error.admin().map_or_else(
+                || Known {
+                    places: TokenPlaces::of(environment),
+                    ..Known::default()
+                },
+                Known::of_part,
+            ),
+        };
         let asking = Asking {
             known: Known {
+                file: place.token_file.clone(),
                 insecure: place.insecure,
-                ..match &config {
-                    Some(config) => Known::of(config),
-                    None => Known {
-                        places: TokenPlaces::of(&Environment::of_process()),
-                        ..Known::default()
-                    },
-                }
+                ..known
             },
         };
-        if let Some(address) = &place.admin {
+        if let Some(address) = &named {
             return match asking.ask(address).await? {
                 Ok((remote, _)) => Ok(Desk::Proxy(remote)),
                 Err(error) => Err(failed(error.to_string())),
             };
         }
-        let Some(config) = config else {
-            return Err(failed(
-                "there is no configuration that says where the proxy is".to_owned(),
-            ));
+        let addresses = match &config {
+            Ok(config) => AdminAddress::configured(config).map_err(failed)?,
+            Err(error) => saved(error).map_err(failed)?,
         };
         let mut silent = Vec::new();
-        for address in AdminAddress::configured(&config).map_err(failed)? {
+        for address in addresses {
             match asking.ask(&address).await? {
                 Ok((remote, stats)) => {
-                    let own = config.cache.path.display().to_string();
-                    if stats.path != own {
-                        complain(&format!(
-                            "note: the larder at {} keeps its cache in {}, not in {own}",
-                            remote.shown(),
-                            stats.path
-                        ));
-                    }
+                    note_other_cache(&remote, &stats, config.as_ref().ok());
                     return Ok(Desk::Proxy(remote));
                 }
                 Err(error @ (CallError::Refused(_) | CallError::Unauthorized(_))) => {
@@ -236,15 +270,21 @@ impl Desk {
                 Err(error) => silent.push(error.to_string()),
             }
         }
-        Desk::open(config, &silent, purpose).await.map_err(failed)
+        match config {
+            Ok(config) => Desk::open(config, &silent, purpose).await.map_err(failed),
+            Err(error) => Err((
+                Exit::Usage,
+                format!(
+                    "{}; and to open the cache folder takes a configuration without mistakes\n{error}",
+                    nobody(&silent)
+                ),
+            )),
+        }
     }
 
     async fn open(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, String> {
         let path = config.cache.path.clone();
-        let silence = match silent {
-            [] => "admin.listen names no port to ask a running proxy at".to_owned(),
-            errors => errors.join("; "),
-        };
+        let silence = nobody(silent);
         if !path.is_dir() && purpose == Purpose::Look {
             let path = path.display();
             return Err(format!(
@@ -532,6 +572,57 @@ impl Desk {
     pub fn is_folder(&self) -> bool {
         matches!(self, Desk::Folder(_))
     }
+}
+
+/// Why no running proxy was found.
+fn nobody(silent: &[String]) -> String {
+    match silent {
+        [] => "admin.listen names no port to ask a running proxy at".to_owned(),
+        errors => errors.join("; "),
+    }
+}
+
+fn note_other_cache(remote: &Remote, stats: &StatsView, config: Option<&Config>) {
+    let Some(own) = config.map(|config| config.cache.path.display().to_string()) else {
+        return;
+    };
+    if stats.path != own {
+        complain(&format!(
+            "note: the larder at {} keeps its cache in {}, not in {own}",
+            remote.shown(),
+            stats.path
+        ));
+    }
+}
+
+/// The addresses that a configuration that is refused names all the same, after a warning. Blocking, briefly.
+fn saved(error: &ConfigError) -> Result<Vec<AdminAddress>, String> {
+    let Some(part) = error.admin() else {
+        return Ok(Vec::new());
+    };
+    let addresses = AdminAddress::saved(part)?;
+    complain(&warning(error, part, &addresses));
+    Ok(addresses)
+}
+
+fn warning(error: &ConfigError, part: &AdminPart, addresses: &[AdminAddress]) -> String {
+    let first = error.problems().first().map(ToString::to_string).unwrap_or_default();
+    let more = match error.problems().len() {
+        0 | 1 => String::new(),
+        count => format!(" (and {} more)", count - 1),
+    };
+    let shown: Vec<String> = addresses.iter().map(AdminAddress::shown).collect();
+    let shown = shown.join(", ");
+    let asked = match (part.is_given, part.is_whole) {
+        (true, _) => format!("only its admin address is used: {shown}"),
+        (false, true) => format!("the admin address that is built in is used: {shown}"),
+        (false, false) => format!("and its admin address could not be read: {shown} is tried (--admin names another)"),
+    };
+    let mut text = format!("warning: the configuration is refused, {asked}\n{first}{more}");
+    for problem in part.problems.iter().filter(|problem| **problem != first) {
+        text += &format!("\n{problem}");
+    }
+    text
 }
 
 fn told<T, E: std::fmt::Display>(outcome: Result<T, E>) -> Result<T, String> {

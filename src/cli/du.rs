@@ -1,7 +1,7 @@
 //! `larder du`: what the cache costs, and what would be freed.
 
 use super::desk::{Desk, Place, with_desk};
-use super::ls::parts;
+use super::ls::of_all;
 use super::table::{Align, Table, count, size};
 use super::{Exit, print, print_json};
 use crate::admin::views::DuView;
@@ -41,7 +41,7 @@ fn text(view: &DuView) -> String {
         "  by no image",
         view.loose_bytes,
         format!(
-            "{}: pulled alone, or their manifest is gone",
+            "{}: pulled alone, or their manifest was removed",
             count(view.loose_blobs, "blob")
         ),
     );
@@ -75,7 +75,7 @@ fn images(view: &DuView) -> String {
         ("IMAGE", Align::Left),
         ("EXCLUSIVE", Align::Right),
         ("SHARED", Align::Right),
-        ("PARTS", Align::Right),
+        ("BLOBS", Align::Right),
         ("", Align::Left),
     ]);
     for image in &view.images {
@@ -83,7 +83,7 @@ fn images(view: &DuView) -> String {
             image.name.clone(),
             size(image.exclusive_bytes),
             size(image.shared_bytes),
-            parts(image.parts, image.missing),
+            of_all(image.parts, image.missing),
             if image.pinned { "pinned" } else { "" }.to_owned(),
         ]);
     }
@@ -91,6 +91,7 @@ fn images(view: &DuView) -> String {
         0 => String::new(),
         more => format!("and {} (-n shows more)\n", count(more, "smaller image")),
     };
-    let note = "Removing an image frees its exclusive bytes; shared ones go with the last image that reaches them.\n";
+    let note =
+        "Removing an image frees its exclusive bytes; shared ones are freed with the last image that has them.\n";
     table.text() + &more + note
 }

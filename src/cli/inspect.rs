@@ -1,8 +1,8 @@
 //! `larder inspect IMAGE`: everything that is known of an image.
 
 use super::desk::{Desk, Place, with_desk};
-use super::ls::parts;
-use super::table::{Align, Table, ago, printable, size};
+use super::ls::of_all;
+use super::table::{Align, Table, ago, count, printable, size};
 use super::{Exit, print, print_json};
 use crate::admin::views::{ImageView, LayerView};
 use crate::config::{Config, ConfigError};
@@ -33,13 +33,13 @@ fn text(view: &ImageView) -> String {
     line("digest", &view.digest);
     line(
         "type",
-        view.media_type.as_deref().unwrap_or("not known: it is not held"),
+        view.media_type.as_deref().unwrap_or("not known: it is not cached"),
     );
     let held = match view.held {
-        true => format!("{} in {} parts", size(view.held_bytes), parts(view.parts, view.missing)),
-        false => "its manifest is not held: it is fetched when a client asks for it".to_owned(),
+        true => format!("{} in {}", size(view.held_bytes), blobs(view.parts, view.missing)),
+        false => "its manifest is not cached: it is fetched when a client asks for it".to_owned(),
     };
-    line("held", &held);
+    line("cached", &held);
     line("pinned", if view.pinned { "yes" } else { "no" });
     line("checked", &ago(view.checked_ms));
     line("used", &ago(view.used_ms));
@@ -59,11 +59,19 @@ fn text(view: &ImageView) -> String {
     text
 }
 
+/// `5 blobs`, or `5 of 7 blobs`.
+fn blobs(cached: usize, missing: usize) -> String {
+    match missing {
+        0 => count(cached, "blob"),
+        _ => format!("{} blobs", of_all(cached, missing)),
+    }
+}
+
 fn platforms(view: &ImageView) -> String {
     let mut table = Table::new(&[
         ("PLATFORM", Align::Left),
         ("DIGEST", Align::Left),
-        ("HELD", Align::Right),
+        ("CACHED", Align::Right),
     ]);
     for platform in &view.platforms {
         let held = match platform.held {
@@ -79,7 +87,7 @@ fn layers(list: &[LayerView]) -> String {
     let mut table = Table::new(&[
         ("LAYER", Align::Left),
         ("SIZE", Align::Right),
-        ("HELD", Align::Left),
+        ("CACHED", Align::Left),
         ("TYPE", Align::Left),
     ]);
     for layer in list {
@@ -97,11 +105,23 @@ fn moves(view: &ImageView) -> String {
     let mut table = Table::new(&[
         ("POINTED AT", Align::Left),
         ("UNTIL", Align::Right),
-        ("HELD", Align::Left),
+        ("CACHED", Align::Left),
     ]);
     for earlier in view.moves.iter().rev() {
         let held = if earlier.held { "yes" } else { "no" };
         table.row([earlier.digest.clone(), ago(Some(earlier.until_ms)), held.to_owned()]);
     }
     table.text()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!(blobs(1, 0), "1 blob");
+        assert_eq!(blobs(3, 0), "3 blobs");
+        assert_eq!(blobs(1, 2), "1 of 3 blobs");
+    }
 }

@@ -1,13 +1,17 @@
-//! Signals for commands that wait for a proxy: the first one ends the wait in good order, the next one the process.
+//! Signals for commands that wait for a proxy: the first one ends the wait in good order, the next one the process,
+//! unless it comes together with the first.
 //!
 //! A process that listens for a signal is no longer ended by it. So a thread listens for as long as the process lives:
 //! a signal that no wait takes ends the process as the signal itself would have done, whatever the command does at that
 //! moment, such as waiting for a proxy that hangs or for an answer on the terminal.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+
+use super::serve::ONE_WISH;
 
 /// Exit status of a process that a signal ended, as shells report it, less the signal's number.
 const BY_SIGNAL: i32 = 128;
@@ -26,7 +30,31 @@ struct Signals {
 struct State {
     /// Waits that a signal may end.
     waits: usize,
-    is_heard: bool,
+    /// When one was told of a signal.
+    heard: Option<Instant>,
+}
+
+impl State {
+    /// Returns what becomes of a signal.
+    fn take(&mut self, now: Instant) -> Taken {
+        match self.heard {
+            Some(heard) if now.saturating_duration_since(heard) < ONE_WISH => Taken::Again,
+            None if self.waits > 0 => {
+                self.heard = Some(now);
+                Taken::ByWait
+            }
+            _ => Taken::ByNobody,
+        }
+    }
+}
+
+/// The fate of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    ByWait,
+    /// It came together with the one that a wait has taken.
+    Again,
+    ByNobody,
 }
 
 static SIGNALS: OnceLock<Option<Signals>> = OnceLock::new();
@@ -71,15 +99,13 @@ impl Signals {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells a wait of a signal. Returns false if none takes it.
+    /// Tells a wait of a signal. Returns false if nobody takes it.
     fn tell(&self, why: &'static str) -> bool {
-        let mut state = self.state();
-        let is_taken = state.waits > 0 && !state.is_heard;
-        if is_taken {
-            state.is_heard = true;
+        let taken = self.state().take(Instant::now());
+        if taken == Taken::ByWait {
             self.heard.send_replace(Some(why));
         }
-        is_taken
+        taken != Taken::ByNobody
     }
 }
 
@@ -112,5 +138,24 @@ async fn hear(mut interrupt: Signal, mut terminate: Signal) {
         if !signals.is_some_and(|signals| signals.tell(why)) {
             std::process::exit(BY_SIGNAL + kind.as_raw_value());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_come_together_are_one() {
+        let begun = Instant::now();
+        let mut state = State::default();
+        assert_eq!(state.take(begun), Taken::ByNobody, "nobody waits");
+        state.waits = 1;
+        assert_eq!(state.take(begun), Taken::ByWait);
+        state.waits = 0;
+        assert_eq!(state.take(begun + ONE_WISH / 2), Taken::Again);
+        assert_eq!(state.take(begun + ONE_WISH), Taken::ByNobody);
+        state.waits = 1;
+        assert_eq!(state.take(begun + ONE_WISH * 2), Taken::ByNobody, "one signal is taken");
     }
 }

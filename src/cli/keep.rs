@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::desk::{Desk, Place, with_desk};
 use super::ls::short;
-use super::table::{printable, size};
+use super::table::{count, printable, size};
 use super::{Exit, complain, print, print_json};
 use crate::admin::views::{PinView, RefreshView, RemovedView};
 use crate::config::{Config, ConfigError};
@@ -90,9 +90,12 @@ fn pinned(view: &PinView) -> String {
     }
     let missing = match view.missing {
         0 => String::new(),
-        n => format!("; {n} parts of it are not held, and stay too once they are pulled"),
+        n => format!(
+            "; {} of it not cached yet: what is pulled later stays too",
+            count(n, "blob")
+        ),
     };
-    format!("{}: pinned, {} stay{missing}", view.name, size(view.held_bytes))
+    format!("{}: pinned, {} cached{missing}", view.name, size(view.held_bytes))
 }
 
 fn removed(view: &RemovedView) -> String {
@@ -105,7 +108,7 @@ fn removed(view: &RemovedView) -> String {
     };
     let what = match view.blobs {
         0 => "nothing freed: other images or pins need all of it".to_owned(),
-        n => format!("{} freed in {n} blobs", size(view.freed_bytes)),
+        n => format!("{} freed in {}", size(view.freed_bytes), count(n, "blob")),
     };
     format!("{}: removed, {what}{later}", view.name)
 }
@@ -116,5 +119,32 @@ fn refreshed(view: &RefreshView) -> String {
         Some(before) if view.moved => format!("{}: moved from {} to {now}", view.name, short(before)),
         Some(_) => format!("{}: still {now}", view.name),
         None => format!("{}: {now}, which is new here", view.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        let view = |missing| PinView {
+            name: "a:1".to_owned(),
+            pinned: true,
+            missing,
+            held_bytes: 4096,
+        };
+        assert_eq!(pinned(&view(0)), "a:1: pinned, 4.0 KiB cached");
+        assert_eq!(
+            pinned(&view(1)),
+            "a:1: pinned, 4.0 KiB cached; 1 blob of it not cached yet: what is pulled later stays too"
+        );
+        let view = RemovedView {
+            name: "a:1".to_owned(),
+            freed_bytes: 4096,
+            blobs: 1,
+            later_bytes: 0,
+        };
+        assert_eq!(removed(&view), "a:1: removed, 4.0 KiB freed in 1 blob");
     }
 }

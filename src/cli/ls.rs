@@ -1,4 +1,4 @@
-//! `larder ls`: the images that are held.
+//! `larder ls`: the images that are cached.
 
 use super::desk::{Desk, Place, with_desk};
 use super::table::{Align, Table, ago, count, size};
@@ -28,15 +28,15 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
 fn text(list: &ImageList, pattern: &str) -> String {
     if list.images.is_empty() {
         return match pattern {
-            "" => "nothing is held yet\n".to_owned(),
-            _ => format!("nothing that fits {pattern:?} is held\n"),
+            "" => "nothing is cached yet\n".to_owned(),
+            _ => format!("no cached image fits {pattern:?}\n"),
         };
     }
     let mut table = Table::new(&[
         ("IMAGE", Align::Left),
         ("DIGEST", Align::Left),
         ("SIZE", Align::Right),
-        ("PARTS", Align::Right),
+        ("BLOBS", Align::Right),
         ("CHECKED", Align::Right),
         ("USED", Align::Right),
         ("", Align::Left),
@@ -46,7 +46,7 @@ fn text(list: &ImageList, pattern: &str) -> String {
             image.name.clone(),
             short(&image.digest),
             size(image.held_bytes),
-            parts(image.parts, image.missing),
+            of_all(image.parts, image.missing),
             ago(image.checked_ms),
             ago(image.used_ms),
             if image.pinned { "pinned" } else { "" }.to_owned(),
@@ -55,11 +55,11 @@ fn text(list: &ImageList, pattern: &str) -> String {
     table.text() + &format!("{}\n", count(list.images.len(), "image"))
 }
 
-/// `5`, or `5 of 7` where some are not held.
-pub fn parts(held: usize, missing: usize) -> String {
+/// `5`, or `5 of 7` where some are not cached.
+pub fn of_all(cached: usize, missing: usize) -> String {
     match missing {
-        0 => held.to_string(),
-        _ => format!("{held} of {}", held + missing),
+        0 => cached.to_string(),
+        _ => format!("{cached} of {}", cached + missing),
     }
 }
 

@@ -17,6 +17,7 @@ mod keep;
 mod lists;
 mod log_level;
 mod ls;
+mod password;
 mod prefetch;
 mod reload;
 mod remote;
@@ -79,39 +80,39 @@ enum Command {
     Serve,
     /// Why somebody may pull something or not; lines for the password file
     Auth(auth::Args),
-    /// Say what the configuration means, or what is wrong with it
+    /// Show what the configuration means, or what is wrong with it
     CheckConfig(check_config::Args),
-    /// Look at everything that can be wrong, and say what to do about it
+    /// Check everything that can be wrong, and what to do about it
     Doctor(doctor::Args),
     /// Show what Larder does, without the internet: a tour with an upstream on this machine
     Demo(demo::Args),
-    /// List the images that are held
+    /// List cached images
     Ls(ls::Args),
-    /// Say what the cache costs: by image, shared layers explained, and in all
+    /// Show how much disk the cache takes: by image, with shared layers, and in all
     Du(du::Args),
-    /// Say how the proxy is doing: requests, transfers, upstreams
+    /// Show statistics: requests, transfers, upstreams
     Stats(stats::Args),
-    /// Show everything that is known of an image
+    /// Show an image: digest, platforms, layers, history of its tag
     Inspect(inspect::Args),
-    /// Keep images: eviction passes them by
+    /// Pin images: they are not evicted
     Pin(keep::Args),
-    /// Let pinned images go when their time comes
+    /// Unpin images: they are evicted when room is needed
     Unpin(keep::Args),
-    /// Forget images and free what only they need
+    /// Remove images, and free the disk space that only they take
     Rm(keep::RemoveArgs),
-    /// Ask the upstream again, now, where tags point
+    /// Ask the upstream now where tags point
     Refresh(keep::Args),
-    /// Have the running proxy read its configuration again, and say what came of it
+    /// Have the running proxy read its configuration again, and show the result
     Reload(reload::Args),
-    /// Show or change how much the running proxy tells in its log
+    /// Show or change the log level of the running proxy
     LogLevel(log_level::Args),
     /// Carry images across an air gap as files
     Bundle(bundle::Args),
     /// Fetch images before anybody asks for them
     Prefetch(prefetch::Args),
-    /// Say what was asked for while nobody could be asked (offline = true)
+    /// List the images that were requested offline and missed (offline = true)
     Wishes(wishes::Args),
-    /// Hash everything that is held again
+    /// Check every cached blob against its digest
     Verify(verify::Args),
     /// Try a webhook
     Webhook(webhook::Args),

@@ -37,15 +37,15 @@ pub struct Args {
     /// A list, an image a line; - for standard input
     #[arg(long, value_name = "FILE")]
     file: Vec<PathBuf>,
-    /// A file that names images: compose, Kubernetes manifests, a Dockerfile; - for standard input
+    /// A file that names images: compose, Kubernetes manifests, a Dockerfile, lists of other tools; - for standard input
     #[arg(long, value_name = "FILE")]
     from: Vec<PathBuf>,
     /// What --from is, where its content does not tell
     #[arg(long, value_enum, requires = "from")]
     kind: Option<Kind>,
-    /// Take what looks like an image in custom resources as well
-    #[arg(long, requires = "from")]
-    perhaps: bool,
+    /// Take possible images as well: what looks like one in custom resources, arguments and variables
+    #[arg(long, alias = "perhaps", requires = "from")]
+    possible: bool,
     /// What a closed site wished for: its receipt, or what `larder wishes --json` printed there
     #[arg(long, value_name = "FILE")]
     wishes: Vec<PathBuf>,
@@ -112,8 +112,8 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             configured(args, desk, name.as_deref()).await
         });
     }
-    let entries = match gather::entries(args) {
-        Ok(entries) => entries,
+    let gathered = match gather::gather(args) {
+        Ok(gathered) => gathered,
         Err(errors) => {
             for error in errors {
                 complain(&error);
@@ -121,12 +121,20 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             return Exit::Usage;
         }
     };
-    if entries.is_empty() {
+    if gathered.entries.is_empty() {
         return print("nothing was wished for\n");
     }
-    with_desk_to_fill(&args.place, config, async |desk: &Desk| {
-        fetch(args, desk, &entries).await
-    })
+    let exit = with_desk_to_fill(&args.place, config, async |desk: &Desk| {
+        fetch(args, desk, &gathered.entries).await
+    });
+    match (exit, gathered.unread) {
+        (Exit::Done, 1..) => {
+            let parts = count(gathered.unread, "part");
+            complain(&format!("not read, and named above: {parts} of the files of --from"));
+            Exit::Failed
+        }
+        (exit, _) => exit,
+    }
 }
 
 /// Those of the configuration: of the proxy's, where one runs.
@@ -313,13 +321,14 @@ fn platforms(image: &PrefetchImage) -> String {
 
 fn state(image: &PrefetchImage, dry_run: bool) -> String {
     let word = match (image.state.as_str(), image.new_bytes) {
-        ("planned", 0) if dry_run && image.new_blobs == 0 => "held",
+        ("planned", 0) if dry_run && image.new_blobs == 0 => "cached",
         ("planned", _) if dry_run => "to fetch",
+        ("held", _) => "cached",
         (state, _) => state,
     };
     match image.referrers {
         0 => word.to_owned(),
-        n => format!("{word}, {n} referring"),
+        n => format!("{word}, {}", count(n, "referrer")),
     }
 }
 
@@ -338,13 +347,13 @@ fn summary(view: &PrefetchView) -> String {
         count(totals.new_blobs, "blob"),
     );
     if !view.dry_run {
-        text += &format!("; {} fetched, {} held", size(totals.fetched_bytes), totals.held);
+        text += &format!("; {} fetched, {} cached", size(totals.fetched_bytes), totals.held);
     }
     if totals.failed > 0 {
         text += &format!(", {} failed", totals.failed);
     }
     if view.state == "cancelled" {
-        text += "; ended before its end, what has come stays";
+        text += "; cancelled, and what was fetched stays";
     }
     text
 }
@@ -370,7 +379,7 @@ async fn jobs(args: &Args, desk: &Desk) -> Result<Exit, String> {
         ("STATE", Align::Left),
         ("STARTED", Align::Left),
         ("IMAGES", Align::Right),
-        ("HELD", Align::Right),
+        ("CACHED", Align::Right),
         ("FAILED", Align::Right),
         ("FETCHED", Align::Right),
     ];

@@ -7,8 +7,8 @@ use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Exit status: 0 the configuration holds now, 1 the proxy could not be asked, 64 it refuses the configuration and goes on
-with the one of before. What needs a restart is named.")]
+Exit status: 0 the configuration is active now, 1 the proxy could not be asked, 64 it refuses the configuration, and the
+previous configuration stays active. What needs a restart is named.")]
 pub struct Args {
     #[command(flatten)]
     place: Place,

@@ -4,6 +4,7 @@ mod reload;
 
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -17,6 +18,10 @@ use crate::telemetry::log;
 /// microsecond, and what it finds last gets the next turn, before all who wait: with 8 turns between, the slowest of a
 /// hundred small answers took from a tenth longer to twice as long (benches/README.md).
 const TURNS_BETWEEN_LOOKS: u32 = 16;
+
+/// Signals that come within this time are one wish. A terminal sends Ctrl-C to a whole group of processes, and a
+/// supervisor among them passes it on; people need longer to press it again.
+pub(super) const ONE_WISH: Duration = Duration::from_millis(500);
 
 /// `load` reads the configuration, now and whenever it has changed.
 pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {
@@ -185,11 +190,11 @@ fn describe(config: &Config) -> String {
         crate::config::units::show_size(config.cache.max_size)
     );
     text += &match config.cache.offline {
-        true => "larder: offline: no upstream is dialled\n".to_owned(),
+        true => "larder: offline: no upstream is contacted\n".to_owned(),
         false => format!(
-            "larder: names without a registry come from {}; {} upstreams are known\n",
+            "larder: names without a registry come from {}; {} known\n",
             config.cache.default_upstream,
-            config.upstreams.len()
+            super::table::count(config.upstreams.len(), "upstream")
         ),
     };
     text
@@ -199,6 +204,7 @@ fn describe(config: &Config) -> String {
 pub(super) struct Stop {
     interrupt: Option<Signal>,
     terminate: Option<Signal>,
+    last: Option<Instant>,
 }
 
 impl Stop {
@@ -206,12 +212,25 @@ impl Stop {
         Stop {
             interrupt: signal(SignalKind::interrupt()).ok(),
             terminate: signal(SignalKind::terminate()).ok(),
+            last: None,
         }
     }
 
-    /// Waits for the next of them, and returns which it was. May be dropped and called again: one that comes between
-    /// two calls is not lost.
+    /// Waits for the next of them, and returns which it was. What comes within [`ONE_WISH`] of it is the same wish. May
+    /// be dropped and called again: one that comes between two calls is not lost.
     pub(super) async fn asked(&mut self) -> &'static str {
+        loop {
+            let why = self.next().await;
+            let is_new = self.last.is_none_or(|last| last.elapsed() >= ONE_WISH);
+            if is_new {
+                self.last = Some(Instant::now());
+                return why;
+            }
+            tracing::debug!(why, "a signal that came together with another one");
+        }
+    }
+
+    async fn next(&mut self) -> &'static str {
         async fn came(signal: &mut Option<Signal>) {
             match signal {
                 Some(signal) => {

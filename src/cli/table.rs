@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::text;
+pub use crate::text::count;
 
 /// How a column is aligned.
 #[derive(Clone, Copy)]
@@ -110,12 +111,6 @@ pub fn span(seconds: u64) -> String {
         3600..172_800 => format!("{}h", seconds / 3600),
         _ => format!("{}d", seconds / 86_400),
     }
-}
-
-/// `1 image`, `2 images`.
-pub fn count(n: usize, what: &str) -> String {
-    let s = if n == 1 { "" } else { "s" };
-    format!("{n} {what}{s}")
 }
 
 #[cfg(test)]

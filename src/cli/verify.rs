@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::desk::{Desk, Place, with_desk};
 use super::interrupt::Interrupt;
-use super::table::{printable, size, span};
+use super::table::{count, printable, size, span};
 use super::{Exit, complain, print, print_json};
 use crate::admin::views::{FoundView, VerifyView};
 use crate::config::{Config, ConfigError};
@@ -128,7 +128,7 @@ fn text(view: &VerifyView) -> String {
     for found in &view.found {
         text += &format!("{}\n", printable(&describe(found)));
     }
-    let checked = format!("{} blobs, {}", view.blobs, size(view.bytes));
+    let checked = format!("{}, {}", count(view.blobs, "blob"), size(view.bytes));
     text += &match (view.state.as_str(), view.bad) {
         ("done", 0) if view.unreadable > 0 => format!("{checked}: "),
         ("done", 0) => format!("{checked}: all as they should be\n"),
@@ -141,7 +141,7 @@ fn text(view: &VerifyView) -> String {
                     view.repaired
                 ),
             };
-            format!("{checked}: {bad} damaged and put aside; {rest}\n")
+            format!("{checked}: {bad} damaged and quarantined; {rest}\n")
         }
         (state, _) => format!("{checked}: the check was {state} before its end\n"),
     };
@@ -162,7 +162,7 @@ fn describe(found: &FoundView) -> String {
     let now = match (&found.error, found.repaired) {
         (_, true) => "fetched again".to_owned(),
         (Some(why), _) => format!("not fetched again: {why}"),
-        (None, _) => "put aside".to_owned(),
+        (None, _) => "quarantined".to_owned(),
     };
     let whose = match found.repositories.is_empty() {
         true => String::new(),
@@ -208,10 +208,15 @@ mod tests {
 
     #[test]
     fn the_last_line() {
+        let one = VerifyView {
+            blobs: 1,
+            ..view(4096, 0)
+        };
+        assert_eq!(text(&one), "1 blob, 4.0 KiB: all as they should be\n");
         assert_eq!(text(&view(4096, 0)), "3 blobs, 4.0 KiB: all as they should be\n");
         let bad = text(&view(4096, 2));
         assert!(
-            bad.contains("2 damaged and put aside; 0 fetched again, 2 to be fetched"),
+            bad.contains("2 damaged and quarantined; 0 fetched again, 2 to be fetched"),
             "{bad}"
         );
         let unread = VerifyView {

@@ -1,7 +1,7 @@
 //! `larder wishes`: what was asked for while nobody could be asked for it.
 
 use super::desk::{Desk, Place, with_desk};
-use super::table::{Align, Table, ago, date};
+use super::table::{Align, Table, ago, count, date};
 use super::{Exit, print, print_json};
 use crate::config::{Config, ConfigError};
 
@@ -20,7 +20,7 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             let view = desk.clear_wishes().await?;
             return Ok(match args.place.json {
                 true => print_json(&view),
-                false => print(&format!("{} wishes forgotten\n", view.cleared)),
+                false => print(&format!("{} forgotten\n", count(view.cleared, "wish"))),
             });
         }
         let list = desk.wishes().await?;

@@ -13,15 +13,22 @@ use toml::{Table, Value};
 use super::error::{KeyPath, Place, Problem, clip};
 use super::file::{Layer, quoted};
 use super::keys::{self, Kind};
-use super::token_places::TOKEN_FILE_VARIABLE;
+use super::token_places::{ADMIN_URL_VARIABLE, TOKEN_FILE_VARIABLE};
 
 const PREFIX: &str = "LARDER_";
 /// A name longer than this is no typo of any.
 const LONGEST_NAME: usize = 400;
 /// Says where the file is; no key of it.
 pub const CONFIG_VARIABLE: &str = "LARDER_CONFIG";
+/// Opens the key that bundles are signed with; no key of the configuration.
+pub const BUNDLE_PASSWORD_VARIABLE: &str = "LARDER_BUNDLE_PASSWORD";
 /// Variables that begin as those of keys do, and set none.
-const NO_KEYS: [&str; 2] = [CONFIG_VARIABLE, TOKEN_FILE_VARIABLE];
+const NO_KEYS: [&str; 4] = [
+    CONFIG_VARIABLE,
+    ADMIN_URL_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+    BUNDLE_PASSWORD_VARIABLE,
+];
 
 /// What the surroundings of a process say, as a value, so that tests need no real ones.
 #[derive(Clone, Debug, Default)]
@@ -59,11 +66,15 @@ impl Environment {
 
 /// The variables that set keys. `named` tells the upstreams, built in and configured, and the other tables of the file
 /// that have names.
+///
+/// A variable that matches no key goes to `warnings`: programs and platforms set variables with this prefix that are
+/// not meant for Larder, and those must not keep it from starting.
 pub fn read(
     environment: &Environment,
     upstreams: &[String],
     named: keys::Named<'_>,
     problems: &mut Vec<Problem>,
+    warnings: &mut Vec<Problem>,
 ) -> Layer {
     let known = spellings(named);
     let mut layer = Layer::default();
@@ -73,7 +84,14 @@ pub fn read(
             continue;
         }
         let problem = match known.get(&rest).map(Vec::as_slice) {
-            None | Some([]) => (Vec::new(), unknown(&rest, &known, upstreams)),
+            None | Some([]) => {
+                warnings.push(Problem {
+                    place: Place::Variable(variable.clone()),
+                    key: Vec::new(),
+                    message: unknown(&rest, &known, upstreams),
+                });
+                continue;
+            }
             Some([(path, kind)]) => match value(text, *kind) {
                 Ok(value) => match layer.origins.insert(path.clone(), Place::Variable(variable.clone())) {
                     None => {
@@ -165,15 +183,15 @@ fn unknown(rest: &str, known: &BTreeMap<String, Vec<(KeyPath, Kind)>>, upstreams
         .and_then(|rest| rest.rsplit_once("__"))
         .filter(|(name, _)| upstreams.iter().all(|upstream| spelled(upstream) != *name));
     match (nearest, upstream) {
-        (Some((_, name)), _) => format!("this sets no key; did you mean {PREFIX}{name}?"),
+        (Some((_, name)), _) => format!("this sets no key and is ignored; did you mean {PREFIX}{name}?"),
         (None, Some((name, _))) => format!(
-            "no upstream is spelled {}; a registry that is not built in must be named in the file first, \
-             such as [upstream.\"registry.example\"]",
+            "this is ignored, since no upstream is spelled {}; a registry that is not built in must be named in the file \
+             first, such as [upstream.\"registry.example\"]",
             clip(name)
         ),
-        (None, None) => {
-            "this sets no key; expected a name such as LARDER_CACHE__MAX_SIZE for cache.max_size".to_owned()
-        }
+        (None, None) => "this sets no key and is ignored; expected a name such as LARDER_CACHE__MAX_SIZE for \
+                         cache.max_size"
+            .to_owned(),
     }
 }
 

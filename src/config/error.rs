@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::AdminPart;
+
 /// A key as the operator writes it, in parts: `["upstream", "docker.io", "url"]`.
 pub type KeyPath = Vec<String>;
 
@@ -89,13 +91,22 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigError {
     problems: Vec<Problem>,
+    /// The settings of the admin API, as far as they could be read.
+    admin: Option<Box<AdminPart>>,
 }
 
 impl ConfigError {
     pub(super) fn new(mut problems: Vec<Problem>) -> ConfigError {
         problems.sort_by(|a, b| a.place.cmp(&b.place));
         problems.dedup();
-        ConfigError { problems }
+        ConfigError { problems, admin: None }
+    }
+
+    pub(super) fn with_admin(self, admin: AdminPart) -> ConfigError {
+        ConfigError {
+            admin: Some(Box::new(admin)),
+            ..self
+        }
     }
 
     pub(super) fn one(place: Place, message: impl Into<String>) -> ConfigError {
@@ -108,6 +119,12 @@ impl ConfigError {
 
     pub fn problems(&self) -> &[Problem] {
         &self.problems
+    }
+
+    /// The way to the admin API of a proxy that runs with this configuration, as far as it could be read. `None`: the
+    /// file that somebody named is not there.
+    pub fn admin(&self) -> Option<&AdminPart> {
+        self.admin.as_deref()
     }
 }
 

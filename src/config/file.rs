@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use toml::de::{DeTable, DeValue};
+use serde::Deserialize as _;
+use toml::de::{DeTable, DeValue, ValueDeserializer};
 use toml::{Table, Value};
 
-use super::builtin;
 use super::error::{ConfigError, KeyPath, Place, Problem, show_key};
 use super::keys::{self, Key, Kind};
+use super::{builtin, foreign};
 use crate::oci::HostPort;
 use crate::oci::name::looks_like_host;
 
@@ -55,6 +56,36 @@ pub fn read(text: &str, shown: &str, problems: &mut Vec<Problem>) -> Result<Laye
     };
     let values = check.table(values, keys::ROOT, &[]);
     Ok(Layer { values, origins })
+}
+
+/// Reads the tables of `names` in a text that is no TOML as a whole, as far as they can be read: what stands before and
+/// behind the mistake usually can. What is wrong in them is left out.
+pub fn salvage(text: &str, shown: &str, names: &[&str]) -> Layer {
+    let lines = Lines::of(text);
+    let place = |offset: usize| Place::File {
+        path: shown.to_owned(),
+        line: Some(lines.of_offset(offset)),
+    };
+    let (document, _) = DeTable::parse_recoverable(text);
+    let mut origins = Origins::new();
+    note_lines(document.get_ref(), &mut Vec::new(), &mut origins, &place);
+    let mut values = Table::new();
+    for (name, value) in document.into_inner() {
+        let name = name.into_inner();
+        if !names.contains(&&*name) {
+            continue;
+        }
+        if let Ok(value) = Value::deserialize(ValueDeserializer::from(value)) {
+            values.insert(name.into_owned(), value);
+        }
+    }
+    let mut problems = Vec::new();
+    let mut check = Check {
+        origins: &origins,
+        problems: &mut problems,
+    };
+    let values = check.table(values, keys::ROOT, &[]);
+    Layer { values, origins }
 }
 
 /// Where each line of a text begins, but for the first. Looked up for every key: counting line ends each time would make
@@ -125,6 +156,12 @@ impl Check<'_> {
         for (name, value) in table {
             let path = [at, std::slice::from_ref(&name)].concat();
             let Some(key) = keys::find(keys, &name) else {
+                if let Some(problems) = foreign::problems(&path, &value) {
+                    problems
+                        .into_iter()
+                        .for_each(|(path, message)| self.refuse(&path, message));
+                    continue;
+                }
                 // What was meant is looked up for the first ones only: it takes a while.
                 let message = match self.problems.len() < MOST_HINTS {
                     true => unknown(&path),

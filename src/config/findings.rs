@@ -14,6 +14,8 @@ use super::units::{self, parse_duration, parse_size};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const FOREVER: Duration = Duration::from_secs(units::MAX_DAYS * 86_400);
+/// Begins every warning of a file with a secret that others can read.
+pub const OPEN_FILE: &str = "every user of this machine can read";
 /// The shortest time that can be waited for something.
 pub const MOMENT: Duration = Duration::from_millis(1);
 
@@ -64,7 +66,7 @@ impl Findings<'_> {
             && self.paths.file_dir.is_some()
             && super::paths::readable_by_others(&self.paths.environment.cwd.join(&path))
         {
-            let message = format!("every user of this machine can read {path}; chmod o-r or {instead} helps");
+            let message = format!("{OPEN_FILE} {path}; chmod o-r or {instead} helps");
             self.warn(key, message);
         }
     }
@@ -146,10 +148,7 @@ impl Findings<'_> {
         let path = self.file(key, text)?;
         if paths::readable_by_others(&path) {
             let path = path.display();
-            self.warn(
-                key,
-                format!("every user of this machine can read {path}; chmod o-r helps"),
-            );
+            self.warn(key, format!("{OPEN_FILE} {path}; chmod o-r helps"));
         }
         Some(path)
     }

@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use figment::Figment;
 use figment::providers::Serialized;
 
+use super::admin_part::{self, AdminPart};
 use super::environment::{self, CONFIG_VARIABLE, Environment};
 use super::error::{ConfigError, Place, Problem};
-use super::file::{self, Layer};
+use super::file::{self, Layer, Origins};
 use super::findings::Findings;
 use super::paths::{Paths, reason};
 use super::raw::Raw;
-use super::{Config, acme, names, prefetch, settle, settle_access, traces, upstreams, webhook};
+use super::{Config, acme, foreign, names, prefetch, settle, settle_access, traces, upstreams, webhook};
 use crate::oci::HostPort;
 
 /// In the current folder; then in `larder` below `/etc`.
@@ -25,6 +26,7 @@ const FILE_NAME: &str = "proxy.toml";
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
 /// The text of a configuration file.
+#[derive(Default)]
 struct Source {
     /// As messages name it.
     shown: String,
@@ -40,14 +42,19 @@ impl Config {
     /// A file that somebody named must be there; the usual ones may be absent, but not unreadable.
     pub fn load(explicit: Option<&Path>, environment: &Environment) -> Result<Config, ConfigError> {
         let source = match (explicit, environment.get(CONFIG_VARIABLE)) {
-            (Some(path), _) => Some(read_named(path, environment, Place::CommandLine)?),
+            (Some(path), _) => read_named(path, environment, Place::CommandLine).map(Some),
             (None, Some(path)) => {
                 let place = Place::Variable(CONFIG_VARIABLE.to_owned());
-                Some(read_named(Path::new(path), environment, place)?)
+                read_named(Path::new(path), environment, place).map(Some)
             }
-            (None, None) => find_usual(environment)?,
+            (None, None) => find_usual(environment),
         };
-        assemble(source, environment)
+        match source {
+            Ok(source) => assemble(source, environment),
+            // A file that somebody named by mistake says nothing of a proxy; one that only its user may read does.
+            Err((error, Absence::Missing)) => Err(error),
+            Err((error, Absence::Unreadable)) => Err(unread(error, Layer::default(), None, environment)),
+        }
     }
 
     /// Returns true if a file was read and has at least one key.
@@ -81,31 +88,44 @@ impl Config {
     }
 }
 
-fn read_named(path: &Path, environment: &Environment, place: Place) -> Result<Source, ConfigError> {
+/// Why there is no text.
+enum Absence {
+    Missing,
+    Unreadable,
+}
+
+fn read_named(path: &Path, environment: &Environment, place: Place) -> Result<Source, (ConfigError, Absence)> {
     let shown = path.display().to_string();
     read_source(&environment.cwd.join(path), &shown).map_err(|e| {
-        let reason = reason(&e);
-        ConfigError::one(place, format!("cannot read the configuration file {shown}: {reason}"))
+        let message = format!("cannot read the configuration file {shown}: {}", reason(&e));
+        let absence = match is_missing(&e) {
+            true => Absence::Missing,
+            false => Absence::Unreadable,
+        };
+        (ConfigError::one(place, message), absence)
     })
 }
 
-fn find_usual(environment: &Environment) -> Result<Option<Source>, ConfigError> {
+fn is_missing(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+    )
+}
+
+fn find_usual(environment: &Environment) -> Result<Option<Source>, (ConfigError, Absence)> {
     let system_wide = environment.etc.join("larder").join(FILE_NAME).display().to_string();
     for shown in [FILE_NAME, &system_wide] {
         match read_source(&environment.cwd.join(shown), shown) {
             Ok(source) => return Ok(Some(source)),
-            Err(e)
-                if matches!(
-                    e.kind(),
-                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-                ) => {}
+            Err(e) if is_missing(&e) => {}
             Err(e) => {
                 let place = Place::File {
                     path: shown.to_owned(),
                     line: None,
                 };
                 let message = format!("it is there, but cannot be read: {}", reason(&e));
-                return Err(ConfigError::one(place, message));
+                return Err((ConfigError::one(place, message), Absence::Unreadable));
             }
         }
     }
@@ -131,12 +151,19 @@ fn read_source(path: &Path, shown: &str) -> std::io::Result<Source> {
     })
 }
 
-fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config, ConfigError> {
-    let mut problems = Vec::new();
-    let file = match &source {
-        Some(source) => file::read(&source.text, &source.shown, &mut problems)?,
-        None => Layer::default(),
-    };
+/// The layers, merged, and where each value is from.
+struct Laid {
+    raw: Raw,
+    origins: Origins,
+    /// The variables that set keys, sorted.
+    variables: Vec<String>,
+    covered: Vec<(String, String, String)>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+/// Lays the variables over the file, and both over the defaults. `problems` are those of the file.
+fn lay(file: Layer, environment: &Environment, mut problems: Vec<Problem>) -> Result<Laid, ConfigError> {
     let mut defaults = Raw::default();
     if let Some(named) = file.values.get("upstream").and_then(toml::Value::as_table) {
         for name in named.keys() {
@@ -150,26 +177,69 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
         [.., rule] if rule == "rule" => Vec::new(),
         table => file::names_at(&file.values, table),
     };
-    let variables = environment::read(environment, &names, &named, &mut problems);
+    let mut warnings = Vec::new();
+    let variables = environment::read(environment, &names, &named, &mut problems, &mut warnings);
     let raw = merge(&defaults, &file, &variables)?;
-
-    let mut sources: Vec<String> = source.iter().map(|source| source.shown.clone()).collect();
-    sources.extend(variables.origins.values().map(Place::to_string));
     let mut origins = file.origins;
+    let covered = variables.origins.iter().filter_map(|(key, variable)| {
+        let place = origins.get(key)?;
+        Some((super::error::show_key(key), place.to_string(), variable.to_string()))
+    });
+    let covered = covered.collect();
+    let names = variables.origins.values().map(Place::to_string).collect();
     origins.extend(variables.origins);
-    let path = source.as_ref().and_then(|source| source.path.clone());
+    Ok(Laid {
+        raw,
+        origins,
+        variables: names,
+        covered,
+        problems,
+        warnings,
+    })
+}
+
+fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config, ConfigError> {
+    let is_file = source.is_some();
+    let source = source.unwrap_or_default();
+    let mut problems = Vec::new();
+    let file = match is_file.then(|| file::read(&source.text, &source.shown, &mut problems)) {
+        None => Layer::default(),
+        Some(Ok(layer)) => layer,
+        Some(Err(error)) => {
+            let saved = file::salvage(&source.text, &source.shown, &admin_part::TABLES);
+            return Err(unread(error, saved, source.dir, environment));
+        }
+    };
+    let laid = lay(file, environment, problems)?;
+    let mut sources: Vec<String> = is_file.then_some(source.shown).into_iter().collect();
+    sources.extend(laid.variables);
     let paths = Paths {
         environment,
-        file_dir: source.and_then(|source| source.dir),
+        file_dir: source.dir,
     };
     let mut findings = Findings {
-        origins: &origins,
+        origins: &laid.origins,
         paths: &paths,
-        problems,
-        warnings: Vec::new(),
+        problems: laid.problems,
+        warnings: laid.warnings.iter().map(ToString::to_string).chain(foreign::warnings(&environment.variables)).collect(),
     };
-    let config = settle_all(&mut findings, &raw, sources)?;
-    Ok(Config { file: path, ..config })
+    match settle_all(&mut findings, &laid.raw, sources) {
+        Ok(config) => Ok(Config {
+            file: source.path,
+            covered: laid.covered,
+            ..config
+        }),
+        Err(error) => Err(error.with_admin(AdminPart::of(&laid.raw, &laid.origins, &paths, true))),
+    }
+}
+
+/// The error of a file that could not be read to its end, with what `saved` and the variables say of the admin API.
+fn unread(error: ConfigError, saved: Layer, file_dir: Option<PathBuf>, environment: &Environment) -> ConfigError {
+    let paths = Paths { environment, file_dir };
+    match lay(saved, environment, Vec::new()) {
+        Ok(laid) => error.with_admin(AdminPart::of(&laid.raw, &laid.origins, &paths, false)),
+        Err(_) => error,
+    }
 }
 
 fn merge(defaults: &Raw, file: &Layer, variables: &Layer) -> Result<Raw, ConfigError> {
@@ -237,6 +307,7 @@ fn settle_all(findings: &mut Findings<'_>, raw: &Raw, mut sources: Vec<String>) 
         sources,
         file: None,
         warnings: std::mem::take(&mut findings.warnings),
+        covered: Vec::new(),
         origins: findings
             .origins
             .iter()

@@ -4,15 +4,16 @@
 //! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
-//! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
-//! held to the code; `token_places` says where the admin API's token is kept,
-//! `traces` where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
+//! sizes and durations, `admin_part` saves what a refused one says of the admin API, `builtin` knows the well-known
+//! registries, `foreign` the keys of another registry program, `example` is where proxy.toml.example is held to the code; `token_places` says where the admin API's
+//! token is kept, `traces` where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
 //! what they and `larder prefetch` are to fetch.
 
 mod access;
 #[cfg(test)]
 mod access_tests;
 mod acme;
+mod admin_part;
 mod builtin;
 mod care;
 mod environment;
@@ -21,6 +22,7 @@ mod error;
 mod example;
 mod file;
 mod findings;
+mod foreign;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keys;
@@ -43,11 +45,15 @@ mod webhook;
 
 pub use access::{Access, AccessRule, Issuer, JwksAt, Listen, Listener, MAIN_LISTENER, May};
 pub use acme::{Acme, Binding, Challenge};
+pub use admin_part::AdminPart;
 pub use care::{Cloud, Floor, Lender, is_helper_name};
-pub use environment::Environment;
+pub use environment::{BUNDLE_PASSWORD_VARIABLE, Environment};
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
+pub use findings::OPEN_FILE;
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
-pub use token_places::{TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, token_file_name};
+pub use token_places::{
+    ADMIN_URL_VARIABLE, TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, token_file_name,
+};
 pub use traces::{Traces, header_pairs};
 pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 
@@ -89,6 +95,8 @@ pub struct Config {
     pub file: Option<PathBuf>,
     /// What works but should not stay so: a secret that others can read. For `check-config` and the log.
     pub warnings: Vec<String>,
+    /// Keys that a variable sets although the file sets them too: the key, its place in the file, the variable.
+    pub covered: Vec<(String, String, String)>,
     /// Which keys were given and where: `cache.max_size` → `proxy.toml:3` or a variable's name.
     pub origins: BTreeMap<String, String>,
 }
@@ -129,7 +137,7 @@ impl ServerTls {
 }
 
 /// Operators: health, metrics and the API.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     /// At least one.
     pub listen: Vec<Listen>,

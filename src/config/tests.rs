@@ -35,8 +35,9 @@ fn what_is_no_configuration_at_all() {
     let last = error.problems().last().unwrap().to_string();
     assert!(last.starts_with("proxy.toml:30000: key29999: "), "{last}");
 
-    let error = Config::load(None, &env(&[(&format!("LARDER_UPSTREAM__{long}__URL"), "x")])).unwrap_err();
-    assert!(error.to_string().len() < 5_000, "{} bytes", error.to_string().len());
+    let config = Config::load(None, &env(&[(&format!("LARDER_UPSTREAM__{long}__URL"), "x")])).unwrap();
+    assert_eq!(config.warnings.len(), 1);
+    assert!(config.warnings[0].len() < 5_000, "{} bytes", config.warnings[0].len());
 }
 
 /// A folder with a `proxy.toml` in it, and an environment that stands there.
@@ -124,6 +125,9 @@ fn variables_win_over_the_file_and_the_file_over_defaults() {
     assert_eq!(config.sources.len(), 7);
     assert_eq!(config.sources[0], "proxy.toml");
     assert_eq!(config.origins["cache.max_size"], "LARDER_CACHE__MAX_SIZE");
+    let covered = ("cache.max_size", "proxy.toml:2", "LARDER_CACHE__MAX_SIZE");
+    let covered = [covered].map(|(key, place, variable)| (key.to_owned(), place.to_owned(), variable.to_owned()));
+    assert_eq!(config.covered, covered);
     assert_eq!(config.origins["cache.min_free"], "proxy.toml:3");
 }
 
@@ -179,7 +183,6 @@ fn several_mistakes_are_told_together_with_their_places() {
              whole number of bytes",
             "proxy.toml:4: cache.offline: found \"yes\", expected true or false",
             "proxy.toml:6: servre: there is no such key; did you mean server?",
-            "LARDER_CACHE_MIN_FREE: this sets no key; did you mean LARDER_CACHE__MIN_FREE?",
             "LARDER_CACHE__TAG_TTL: cache.tag_ttl: found \"5x\", expected a duration such as \"5m\", \"30d\", \"1h30m\", \
              \"500ms\" or a whole number of seconds",
         ]
@@ -400,7 +403,6 @@ fn no_message_holds_a_secret() {
     }
     let bad = env(&[
         ("LARDER_UPSTREAM__DOCKER_IO__PASSWORD", "hunter2"),
-        ("LARDER_UPSTREAM__DOCKER_IO__PASWORD", "hunter2"),
         (
             "LARDER_UPSTREAM__DOCKER_IO__MIRRORS",
             "[\"https://me:hunter2@a.io\", 5]",
@@ -408,9 +410,12 @@ fn no_message_holds_a_secret() {
     ]);
     let message = Config::load(None, &bad).unwrap_err().to_string();
     assert!(!message.contains("hunter2"), "{message}");
+    let misspelt = env(&[("LARDER_UPSTREAM__DOCKER_IO__PASWORD", "hunter2")]);
+    let warnings = Config::load(None, &misspelt).unwrap().warnings.concat();
+    assert!(!warnings.contains("hunter2"), "{warnings}");
     assert!(
-        message.contains("did you mean LARDER_UPSTREAM__DOCKER_IO__PASSWORD?"),
-        "{message}"
+        warnings.contains("did you mean LARDER_UPSTREAM__DOCKER_IO__PASSWORD?"),
+        "{warnings}"
     );
 
     let good = env(&[
@@ -426,8 +431,9 @@ fn no_message_holds_a_secret() {
     assert!(matches!(&credentials.password, Password::Value(secret) if secret.reveal() == "hunter2"));
 }
 
+/// Others set variables with this prefix too: they are named, and keep nothing from starting.
 #[test]
-fn variables_that_set_no_key_are_refused_by_name() {
+fn variables_that_set_no_key_are_named_and_ignored() {
     for (variable, want) in [
         ("LARDER_CACHE__MAXSIZE", "did you mean LARDER_CACHE__MAX_SIZE?"),
         ("LARDER_LOG", "did you mean LARDER_LOG__LEVEL?"),
@@ -441,9 +447,26 @@ fn variables_that_set_no_key_are_refused_by_name() {
             "did you mean LARDER_UPSTREAM__GHCR_IO__URL?",
         ),
     ] {
-        let message = Config::load(None, &env(&[(variable, "x")])).unwrap_err().to_string();
+        let config = Config::load(None, &env(&[(variable, "a-value-of-others")])).unwrap();
+        let [message] = config.warnings.as_slice() else {
+            panic!("{:?}", config.warnings)
+        };
         assert!(message.starts_with(&format!("{variable}: ")), "{message}");
-        assert!(message.contains(want), "{message}");
+        assert!(message.contains(want) && message.contains("ignored"), "{message}");
+        assert!(!message.contains("a-value-of-others"), "{message}");
+        assert!(config.sources.is_empty() && config.origins.is_empty());
+    }
+    // Kubernetes sets the first three beside a Service; the others are Larder's own, and no keys.
+    for variable in [
+        "LARDER_PORT",
+        "LARDER_PORT_5000_TCP",
+        "LARDER_SERVICE_HOST",
+        "LARDER_ADMIN_URL",
+        "LARDER_ADMIN_TOKEN_FILE",
+        "LARDER_BUNDLE_PASSWORD",
+    ] {
+        let config = Config::load(None, &env(&[(variable, "tcp://10.0.0.1:5000")])).unwrap();
+        assert_eq!(config.warnings, [""; 0], "{variable}");
     }
     let twice = env(&[("LARDER_CACHE__OFFLINE", "true"), ("larder_cache__offline", "false")]);
     assert!(

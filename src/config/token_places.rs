@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use super::environment::Environment;
 
+/// Says where commands find the admin API, in place of the configuration.
+pub const ADMIN_URL_VARIABLE: &str = "LARDER_ADMIN_URL";
+
 /// Names the file, in place of every folder below.
 pub const TOKEN_FILE_VARIABLE: &str = "LARDER_ADMIN_TOKEN_FILE";
 

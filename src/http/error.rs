@@ -190,18 +190,30 @@ impl ApiError {
             ErrorCode::Unauthorized,
             "log in to this proxy to pull this",
         );
-        match HeaderValue::from_str(challenge) {
-            Ok(value) => error.header(WWW_AUTHENTICATE, value),
-            Err(_) => error,
-        }
+        error.challenge(challenge)
+    }
+
+    /// 401 to somebody who has logged in, with a password that is wrong.
+    pub fn log_in_again(challenge: &str) -> ApiError {
+        ApiError::unknown_login().challenge(challenge)
     }
 
     /// A login that is none of ours, at `/token`.
     pub fn wrong_login() -> ApiError {
+        ApiError::unknown_login().challenge("Basic realm=\"larder\"")
+    }
+
+    fn unknown_login() -> ApiError {
         let message = "this proxy does not know this user and password";
         ApiError::new(StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized, message)
             .detail("these are the proxy's own users, not those of the registries behind it")
-            .header(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"larder\""))
+    }
+
+    fn challenge(self, challenge: &str) -> ApiError {
+        match HeaderValue::from_str(challenge) {
+            Ok(value) => self.header(WWW_AUTHENTICATE, value),
+            Err(_) => self,
+        }
     }
 
     pub fn bad_grant(found: &str) -> ApiError {
@@ -318,7 +330,7 @@ impl ApiError {
                 error.upstream
             )),
             ErrorKind::Offline => plain(StatusCode::NOT_FOUND, subject.unknown())
-                .detail("this mirror is offline: it serves what it holds and asks nobody"),
+                .detail("this mirror is offline: it serves what is cached and contacts no upstream"),
             // 503, not 429: clients repeat a 429 at once or stall on it, and turn elsewhere on a 503 (R-C11, R-C65).
             ErrorKind::RateLimited { retry_after } => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
                 .retry_after(retry_after.as_secs().max(1))

@@ -69,6 +69,32 @@ impl fmt::Debug for Tag {
     }
 }
 
+/// Words that other tools put before an image in a registry: skopeo and cri-o; Helm, Flux and oras; what Kubernetes reports.
+const TRANSPORTS: [&str; 3] = ["docker://", "oci://", "docker-pullable://"];
+
+/// An image without the transport that skopeo, Helm and others write before it.
+///
+/// Errors: another scheme stands there, such as `https`.
+pub fn without_transport(text: &str) -> Result<&str, TransportError> {
+    let bare = TRANSPORTS.iter().find_map(|transport| text.strip_prefix(transport));
+    match (bare, text.split_once("://")) {
+        (Some(image), _) => Ok(image),
+        (None, Some((scheme, image))) => Err(TransportError {
+            scheme: crate::text::excerpt(scheme),
+            image: crate::text::excerpt(image),
+        }),
+        (None, None) => Ok(text),
+    }
+}
+
+/// An address where the name of an image belongs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("found {scheme}://{image}, expected the name of an image: write {image}")]
+pub struct TransportError {
+    scheme: String,
+    image: String,
+}
+
 /// What people write for an image, in its parts, none of them checked: name, tag, digest.
 ///
 /// `registry.example:5000/a/b:1@sha256:…` has all three; a colon before the last slash is a port.
@@ -156,6 +182,22 @@ mod tests {
         ] {
             assert_eq!(split_image(text), parts, "{text}");
         }
+    }
+
+    #[test]
+    fn transports_of_other_tools_are_left_out() {
+        for (text, image) in [
+            ("docker://alpine:3", "alpine:3"),
+            ("oci://ghcr.io/x/chart:1", "ghcr.io/x/chart:1"),
+            ("h:5000/a/b:1", "h:5000/a/b:1"),
+        ] {
+            assert_eq!(without_transport(text).unwrap(), image);
+        }
+        let error = without_transport("https://ghcr.io/x/y").unwrap_err().to_string();
+        assert!(
+            error.ends_with("expected the name of an image: write ghcr.io/x/y"),
+            "{error}"
+        );
     }
 
     #[test]

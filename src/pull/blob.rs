@@ -177,12 +177,16 @@ impl Pull {
             let wait = wait_span(&follower);
             let decided = match client_wait::bounded(follower.decided()).await {
                 Ok(decided) => decided,
-                Err(late) if follower.is_asking() => {
-                    follower.promise();
-                    self.hear_for(target, digest, &follower);
-                    Err(late)
-                }
-                Err(_) => follower.decided().await,
+                // Bytes that come are waited for, but not another answer: after wrong bytes of a mirror the next
+                // address is asked.
+                Err(late) => match follower.decided_unless_asking().await {
+                    Some(decided) => decided,
+                    None => {
+                        follower.promise();
+                        self.hear_for(target, digest, &follower);
+                        Err(late)
+                    }
+                },
             };
             if let Err(error) = &decided {
                 wait.fail(error.as_str(), error);

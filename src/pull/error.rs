@@ -33,7 +33,7 @@ pub enum PullError {
     #[error(transparent)]
     NotInMirror(Absent),
     /// Not held, and who asks may not have it fetched.
-    #[error("{0} is not held here")]
+    #[error("{0} is not cached here")]
     NotHeld(String),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
@@ -97,7 +97,7 @@ impl std::fmt::Display for Absent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} is not in this mirror, which is offline and asks nobody; ",
+            "{} is not in this mirror, which is offline and contacts no upstream; ",
             self.what
         )?;
         match &self.filled {

@@ -25,6 +25,7 @@ use crate::oci::{Digest, Repository};
 use crate::store::Store;
 use crate::telemetry;
 use crate::telemetry::trace::{self, Kind, Span};
+use crate::upstream::queue::QueueWatch;
 use crate::upstream::{Client, via};
 pub use follower::{Follower, HOLD_BACK_BYTES, Phase, Run, SMALL_BYTES, State};
 pub use front::FRONT_BYTES;
@@ -38,6 +39,8 @@ pub struct Flight {
     followers: AtomicUsize,
     left: Notify,
     came: Notify,
+    /// Tells if it waits for one of its upstream's `max_connections`: then nothing has been asked for yet.
+    queue: QueueWatch,
     /// Set once a client was told to come back for it.
     is_promised: AtomicBool,
     /// Set once somebody hears its upstream's verdict on behalf of clients that waited in vain.
@@ -128,6 +131,19 @@ impl Flight {
 
     fn is_asking(&self) -> bool {
         matches!(self.state.borrow().phase, Phase::Asking)
+    }
+
+    /// Returns whether nobody has been asked for it yet.
+    fn is_queued(&self) -> bool {
+        self.is_asking() && self.queue.is_waiting()
+    }
+
+    /// How long one that is queued stays so without anybody waiting for it.
+    fn queue_grace(&self, timing: &Timing) -> Duration {
+        match self.is_promised.load(Ordering::Acquire) {
+            true => timing.late_grace,
+            false => timing.grace,
+        }
     }
 
     /// Waits until its upstream has answered.
@@ -297,6 +313,7 @@ impl Flights {
             followers: AtomicUsize::new(0),
             left: Notify::new(),
             came: Notify::new(),
+            queue: QueueWatch::default(),
             is_promised: AtomicBool::new(false),
             is_heard: AtomicBool::new(false),
             positions: Positions::default(),
@@ -323,9 +340,10 @@ impl Flights {
         );
         let stop = self.stop.clone();
         let span = entry.flight.span.clone();
-        self.tasks.spawn(via::carry(telemetry::carry(async move {
+        let queue = entry.flight.queue.clone();
+        self.tasks.spawn(via::carry(telemetry::carry(queue.over(async move {
             span.over(Box::pin(transfer.run(&entry, &stop))).await;
-        })));
+        }))));
         Place::Among(follower)
     }
 
@@ -370,16 +388,24 @@ impl Entry {
         true
     }
 
-    /// Resolves when nobody follows and policy says stop; then it is off the list already. Not before its upstream has
-    /// answered: that is what those who come back will ask for.
+    /// Resolves when nobody follows and policy says stop; then it is off the list already. Once its upstream is asked,
+    /// not before that has answered: that is what those who come back will ask for.
     pub(super) async fn abandoned(&self, timing: &Timing) {
         let flight = &self.flight;
         loop {
             let mut is_owed = false;
             while flight.is_alone() {
+                if flight.is_queued() {
+                    if self.left_in_queue(timing).await {
+                        return;
+                    }
+                    continue;
+                }
                 if flight.is_asking() {
-                    flight.answered().await;
-                    is_owed = flight.is_promised.load(Ordering::Acquire);
+                    tokio::select! {
+                        () = flight.answered() => is_owed = flight.is_promised.load(Ordering::Acquire),
+                        () = flight.queue.queued() => {}
+                    }
                     continue;
                 }
                 if flight.worth_finishing(timing, is_owed) {
@@ -397,6 +423,22 @@ impl Entry {
                 }
             }
             flight.left.notified().await;
+        }
+    }
+}
+
+impl Entry {
+    /// Waits while it is queued and nobody follows. Returns whether that took too long; then it is off the list. A
+    /// registry that hangs would otherwise gather a transfer, with an open file, for each client that left.
+    async fn left_in_queue(&self, timing: &Timing) -> bool {
+        let flight = &self.flight;
+        tokio::select! {
+            () = tokio::time::sleep(flight.queue_grace(timing)) => {
+                self.remove_if(|flight| flight.is_alone() && flight.is_queued())
+            }
+            () = flight.queue.admitted() => false,
+            // Whoever comes begins the time anew by leaving.
+            () = flight.came.notified() => false,
         }
     }
 }

@@ -401,6 +401,7 @@ impl Pull {
             Ok(Ok(items)) => return fetched(items),
             Ok(Err(error)) => error.as_str(),
             Err(_) => {
+                pending.will_come_back();
                 let trouble = self.failing(target).unwrap_or(trouble);
                 if !patience.is_zero() {
                     self.note_trouble(target, trouble);

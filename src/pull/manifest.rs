@@ -139,6 +139,7 @@ impl Pull {
             }
             Err(_) => {
                 // The question goes on; its answer is for those who come later.
+                pending.will_come_back();
                 let reason = self.failing(target).unwrap_or(reason);
                 if !patience.is_zero() {
                     self.note_trouble(target, reason);

@@ -12,12 +12,14 @@ use crate::oci::{Digest, Reference, Tag};
 
 impl Pull {
     /// Asks the upstream about a tag now, however young its record is, and fetches what it points at if that is not
-    /// held. Nothing stale is given: the error says what the upstream said, and what is held stays. Waits as long as a
-    /// client does.
+    /// held. Nothing stale is given: the error says what the upstream said, and what is held stays. Nor is an answer to
+    /// what was asked before, or that is kept because it came late. Waits as long as a client does.
     pub async fn refresh(self: &Arc<Pull>, target: &Target, tag: &Tag) -> Result<ManifestAnswer, PullError> {
         self.client(target)?;
         // An operator knows what it costs.
         let key = (target.scope(), tag.clone(), Want::Body, false);
+        self.tag_questions.forget(&key);
+        self.tag_bodies.forget(&(target.scope(), tag.clone()));
         let (pull, to, asked) = (self.clone(), target.clone(), tag.clone());
         let mut pending =
             self.tag_questions.join(

@@ -369,7 +369,12 @@ impl Transfer {
             let poured;
             (sink, poured) = self.attempt(sink).await?;
             let (error, is_fatal) = match poured {
-                Poured::Complete => return Ok(sink),
+                Poured::Complete => {
+                    if let Some(mirror) = &self.source {
+                        self.sources.note_delivery(mirror, sink.len().saturating_sub(before));
+                    }
+                    return Ok(sink);
+                }
                 Poured::Handed => continue,
                 Poured::Left(error) if left < MOST_LEFT => {
                     tracing::debug!(%digest, %error, "a mirror's answer is not taken: the next address is asked");
@@ -455,7 +460,8 @@ impl Transfer {
                     ..
                 }) = &error
                 {
-                    self.sources.note_stall(mirror, &self.order.repository, kind);
+                    let bytes = sink.len().saturating_sub(before);
+                    self.sources.note_stall(mirror, &self.order.repository, bytes, kind);
                 }
                 if sink.len() == before {
                     self.sources.note_cut(mirror, &error);

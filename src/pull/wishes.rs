@@ -70,7 +70,7 @@ impl Pull {
 
     /// What an index says that a manifest is for.
     fn platform_of(&self, index: &Digest, child: &Digest) -> Option<Platform> {
-        let manifest = Manifest::parse(&self.store.peek_manifest(index)?, None).ok()?;
+        let manifest = Manifest::parse(&self.store.peek_manifest(index).ok()??.bytes, None).ok()?;
         let entry = manifest.descriptors.into_iter().find(|entry| entry.digest == *child);
         entry.filter(|entry| entry.is_manifest)?.platform
     }

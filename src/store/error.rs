@@ -52,6 +52,11 @@ pub struct Mismatch {
 }
 
 impl StoreError {
+    /// Returns whether a file or folder was not there that should be.
+    pub(super) fn is_not_there(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+
     pub(super) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> StoreError {
         let path = path.into();
         move |source| StoreError::Io {

@@ -1004,9 +1004,9 @@ impl Store {
                 unlink(Some(inner.tree.list(&key)));
             }
             let record = inner.open_list(&key, &stored);
-            outcome = Some(
-                record.ok_or_else(|| StoreError::io("open", inner.tree.list(&key))(Error::from(ErrorKind::NotFound))),
-            );
+            outcome = Some(record.ok_or_else(|| {
+                StoreError::io("open", inner.tree.list(&key))(Error::new(ErrorKind::NotFound, "its file is gone"))
+            }));
             Some(Arc::new(stored))
         });
         drop(spool);

@@ -241,13 +241,19 @@ impl Inner {
         Ok(())
     }
 
-    /// Forgets parts that were staged for a later writer and are not there any more.
+    /// Forgets parts that were staged for a later writer and are not there any more. What cannot be looked at is still
+    /// counted.
     fn forget_gone_parts(&self) {
         let idle = self.index().all_idle_staged();
         for key in idle {
-            let left = std::fs::metadata(self.tree.part(&key)).map(|meta| meta.len());
+            let found = std::fs::symlink_metadata(self.tree.part(&key));
+            let is_gone = found.is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound);
+            // Without its folder, as where that is not mounted just now, nothing can be said.
+            if !is_gone || !self.tree.staging().is_dir() {
+                continue;
+            }
             let mut index = self.index();
-            if left.is_err() && index.staging(&key) == Some(super::index::Staging::Idle) {
+            if index.staging(&key) == Some(super::index::Staging::Idle) {
                 index.unstage(&key);
             }
         }

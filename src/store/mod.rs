@@ -340,8 +340,26 @@ impl Store {
     ///
     /// Error: `Unreadable` for every other reason that the file cannot be opened for. It may be quite right, and stays.
     pub fn open_blob(&self, digest: &Digest) -> Result<Option<Held>, StoreError> {
-        let Some(size) = self.size(digest) else { return Ok(None) };
         let as_of = self.inner.opened.as_of_now();
+        let Some((file, size)) = self.open_file(digest)? else {
+            return Ok(None);
+        };
+        self.touch(digest);
+        let held = self.lend(digest, size, file);
+        self.inner.opened.put(*digest, held.file.clone(), &as_of);
+        Ok(Some(held))
+    }
+
+    /// Opens a held blob as [`Store::open_blob`] does, without counting it as used: what operators read of the cache
+    /// must not change what is evicted next.
+    pub fn peek_blob(&self, digest: &Digest) -> Result<Option<Held>, StoreError> {
+        let opened = self.open_file(digest)?;
+        Ok(opened.map(|(file, size)| self.lend(digest, size, file)))
+    }
+
+    /// The file of a held blob, and its size.
+    fn open_file(&self, digest: &Digest) -> Result<Option<(Arc<File>, u64)>, StoreError> {
+        let Some(size) = self.size(digest) else { return Ok(None) };
         let path = self.inner.tree.blob(digest);
         let open = |size| match self
             .inner
@@ -375,9 +393,7 @@ impl Store {
                 }
             }
         };
-        let held = self.lend(digest, size, Arc::new(file));
-        self.inner.opened.put(*digest, held.file.clone(), &as_of);
-        Ok(Some(held))
+        Ok(Some((Arc::new(file), size)))
     }
 
     /// A held blob that was opened a moment ago, counted as used. `None` says only that it takes longer to find out:
@@ -385,6 +401,7 @@ impl Store {
     pub fn open_hot(&self, digest: &Digest) -> Option<Held> {
         let size = self.size(digest)?;
         let file = self.inner.opened.get(digest, size)?;
+        self.touch(digest);
         Some(self.lend(digest, size, file))
     }
 
@@ -394,7 +411,6 @@ impl Store {
     }
 
     fn lend(&self, digest: &Digest, size: u64, file: Arc<File>) -> Held {
-        self.touch(digest);
         // Evicted since it was opened: readable all the same, there is just nothing left to hold on to.
         self.inner.index().lease(digest);
         let lease = Lease {
@@ -421,6 +437,32 @@ impl Store {
         let Some(held) = self.open_blob(digest)? else {
             return Ok(None);
         };
+        let Some(manifest) = self.read_manifest(digest, &held, media_type)? else {
+            return Ok(None);
+        };
+        self.inner.manifests.insert(*digest, manifest.clone());
+        Ok(Some(manifest))
+    }
+
+    /// A held manifest's bytes, read from the disk without counting as a use. `None` and errors are those of
+    /// [`Store::open_blob`]. Blocking.
+    pub fn peek_manifest(&self, digest: &Digest) -> Result<Option<Manifest>, StoreError> {
+        let Some(media_type) = self.media_type(digest) else {
+            return Ok(None);
+        };
+        match self.peek_blob(digest)? {
+            Some(held) => self.read_manifest(digest, &held, media_type),
+            None => Ok(None),
+        }
+    }
+
+    /// `None`: what the disk gives is not the manifest, which is forgotten.
+    fn read_manifest(
+        &self,
+        digest: &Digest,
+        held: &Held,
+        media_type: Arc<str>,
+    ) -> Result<Option<Manifest>, StoreError> {
         let bytes = match self.inner.disk.read_to_end(&held.file, &self.inner.tree.blob(digest)) {
             Ok(bytes) => bytes,
             Err(error) if disk::is_damage(&error) => {
@@ -438,9 +480,7 @@ impl Store {
             }
             return Ok(None);
         }
-        let manifest = Manifest::new(bytes.into(), media_type);
-        self.inner.manifests.insert(*digest, manifest.clone());
-        Ok(Some(manifest))
+        Ok(Some(Manifest::new(bytes.into(), media_type)))
     }
 
     /// Whether [`Store::manifest`] would answer from memory.
@@ -494,7 +534,7 @@ impl Store {
     /// Begins or resumes a blob apart from what the repository's upstream sends: only this `owner` goes on with it.
     pub fn stage_for(&self, owner: &str, repository: &str, digest: &Digest) -> Result<Writer, StoreError> {
         let key = keys::staging_key(owner, digest);
-        {
+        let staged = {
             let mut index = self.inner.index();
             match index.staging(&key) {
                 Some(Staging::Active) => return Err(StoreError::Busy(Box::new(*digest))),
@@ -505,11 +545,17 @@ impl Store {
             let (staged, _) = index.staged(&key);
             let shelf = index.shelf(repository);
             index.stage(&key, staged, Staging::Active, shelf);
-        }
+            staged
+        };
         Writer::begin(self.inner.clone(), *digest, Some(key)).inspect_err(|_| {
-            // A part that could not be opened at this moment is there still, and takes room.
-            let left = std::fs::metadata(self.inner.tree.part(&key)).map(|meta| meta.len());
-            self.inner.end_staging(&key, left.ok());
+            // A part that could not be opened at this moment is there still, and takes room; also if it cannot be
+            // looked at.
+            let left = match std::fs::symlink_metadata(self.inner.tree.part(&key)) {
+                Ok(meta) => meta.len(),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+                Err(_) => staged,
+            };
+            self.inner.end_staging(&key, Some(left));
         })
     }
 

@@ -28,6 +28,7 @@ use super::index::{Index, on_disk};
 use super::keys::Tree;
 use super::relief::{self, Relief};
 use super::{Inner, Store, disk, privacy, startup, wishes};
+use crate::text::count;
 
 /// The number of the last copy, in [`Table::Meta`].
 const NUMBER: &[u8] = b"copy";
@@ -68,12 +69,14 @@ impl Recovery {
         let found = &self.found;
         match (self.copy_ms.map(shown), self.is_whole) {
             (Some(copy), true) => format!(
-                "damaged or gone at the start ({found}), and rebuilt from its copy of {copy}: {} tags, {} pins",
-                self.tags, self.pins
+                "damaged or gone at the start ({found}), and rebuilt from its copy of {copy}: {}, {}",
+                count(self.tags, "tag"),
+                count(self.pins, "pin")
             ),
             (Some(copy), false) => format!(
-                "damaged or gone at the start ({found}), and rebuilt from what is left of its copy of {copy}, which is damaged too: {} tags, {} pins; some may be lost",
-                self.tags, self.pins
+                "damaged or gone at the start ({found}), and rebuilt from what is left of its copy of {copy}, which is damaged too: {}, {}; some may be lost",
+                count(self.tags, "tag"),
+                count(self.pins, "pin")
             ),
             (None, _) => {
                 format!(

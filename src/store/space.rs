@@ -323,8 +323,12 @@ impl Inner {
             if is_there(&index, arrival, &place) {
                 // Out of the way before its key is free: another writer may stage under it at once.
                 let aside = self.tree.temporary(digest);
-                std::fs::rename(arrival.path, &aside).map_err(StoreError::io("move aside", arrival.path))?;
-                spare = Some(aside);
+                match std::fs::rename(arrival.path, &aside) {
+                    Ok(()) => spare = Some(aside),
+                    // The folder was emptied, and the blob has come by another way since.
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(StoreError::io("move aside", arrival.path)(error)),
+                }
             } else {
                 self.disk
                     .rename(arrival.path, &place)

@@ -243,6 +243,34 @@ fn the_least_recently_used_goes_and_readers_keep_their_handle() {
     assert_eq!(store.usage().evicted, 2);
 }
 
+/// Reading for an operator changes neither what is evicted next nor what is kept open for clients.
+#[test]
+fn a_look_is_no_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), 3);
+    let blob = |n: u8| vec![n; UNIT_BYTES];
+    let layer = put(&store, "r", &blob(1));
+    let manifest = Bytes::from_static(b"{}");
+    let digest = Digest::sha256(&manifest);
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    store
+        .put_manifest("r", &digest, media_type, &[layer], &manifest)
+        .unwrap();
+    let other = put(&store, "r", &blob(2));
+    drop(store.peek_blob(&layer).unwrap().unwrap());
+    assert_eq!(store.peek_manifest(&digest).unwrap().unwrap().bytes, manifest);
+    assert!(store.open_hot(&layer).is_none(), "it is not kept open");
+    let last = put(&store, "r", &blob(3));
+    put(&store, "r", &blob(4));
+    assert_eq!(store.size(&layer), None, "it was pulled before all others");
+    assert!([&other, &last].iter().all(|digest| store.size(digest).is_some()));
+    // While it is read it stays.
+    let read = store.peek_blob(&other).unwrap().unwrap();
+    put(&store, "r", &blob(5));
+    assert!(store.size(&other).is_some() && store.size(&last).is_none());
+    drop(read);
+}
+
 /// L5: what is evicted or found damaged is not kept open for those who ask next: it would take room that is not counted.
 #[test]
 fn what_goes_is_not_kept_open() {

@@ -192,13 +192,6 @@ impl Store {
         check.finish()
     }
 
-    /// A held manifest's bytes, read without counting as a use. `None` if it is not held or not right. Blocking.
-    pub fn peek_manifest(&self, digest: &Digest) -> Option<Vec<u8>> {
-        self.media_type(digest)?;
-        let bytes = std::fs::read(self.inner.tree.blob(digest)).ok()?;
-        super::verify(digest, &bytes).is_ok().then_some(bytes)
-    }
-
     /// Lets go of a damaged blob: it is put aside and fetched again when somebody asks for it. Blocking.
     pub fn quarantine(&self, digest: &Digest) {
         self.quarantine_for(digest, "hash");

@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +17,9 @@ use super::error::{Mismatch, StoreError};
 use super::index::{Kind, Staging};
 use super::{Arrival, Inner, reservation};
 use crate::oci::{Digest, Hasher};
+
+/// Bytes that are copied at once when a file has to be written again.
+const COPY_BYTES: usize = 1 << 20;
 
 /// A blob on its way in.
 pub struct Writer {
@@ -327,7 +330,7 @@ impl Writer {
             self.place.reserved = self.place.store.index().restage(&self.place.digest, 0);
             self.place.announced = true;
         }
-        self.file = Arc::new(self.place.store.create(&self.place.path)?);
+        self.file = Arc::new(self.place.store.create_mending(&self.place.path)?);
         self.trail = Trail::of(self.blob, Hashing::new(self.blob));
         self.held.clear();
         self.state = State::Open;
@@ -411,7 +414,12 @@ impl Writer {
             linked,
             kind,
         };
-        let noted = store.admit(&arrival).inspect_err(|error| store.note_trouble(error))?;
+        let admitted = match store.admit(&arrival) {
+            // The folder was emptied while this came.
+            Err(error) if error.is_not_there() => self.put_back().and_then(|()| store.admit(&arrival)),
+            admitted => admitted,
+        };
+        let noted = admitted.inspect_err(|error| store.note_trouble(error))?;
         self.state = State::Gone;
         self.place.counted = false;
         self.place.small = 0;
@@ -425,6 +433,46 @@ impl Writer {
         store.show(&digest, linked.then_some(repository));
         store.evict_for_index();
         synced
+    }
+
+    /// Returns whether the staged file is the one in its place, as far as that can be looked at: whoever empties the
+    /// folder removes it, and leaves it open here.
+    fn is_in_place(&self) -> bool {
+        let found = match std::fs::symlink_metadata(&self.place.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return false,
+            found => found.ok(),
+        };
+        let is_other = found.zip(self.file.metadata().ok()).is_some_and(|(found, own)| {
+            // One that nobody can link back.
+            (found.dev(), found.ino()) != (own.dev(), own.ino())
+        });
+        !is_other
+    }
+
+    /// Makes folders again that were removed, and of a staged file that went with them another one of the same bytes: a
+    /// removed file cannot be linked back.
+    fn put_back(&mut self) -> Result<(), StoreError> {
+        let (store, path, len) = (self.place.store.clone(), self.place.path.clone(), self.len());
+        store.mend()?;
+        if self.is_in_place() {
+            return Ok(());
+        }
+        let free = store.free_bytes(&store.index());
+        if free < super::on_disk(len) {
+            // The removed one takes room as well, until its last reader has left.
+            return Err(StoreError::NoRoom(Box::new(self.blob)));
+        }
+        let file = store.create_mending(&path)?;
+        let write = |piece, at| store.disk.write_all_at(&file, &path, &[piece], at);
+        let written = copy(&self.file, len, write).and_then(|()| store.disk.sync(&file, &path));
+        if let Err(error) = written {
+            // Nobody counts what came of it.
+            let _ = std::fs::remove_file(&path);
+            return Err(store.failed("write again", &path, error));
+        }
+        self.file = Arc::new(file);
+        tracing::info!(digest = %self.blob, "the cache folder was emptied while this came: it is kept all the same");
+        Ok(())
     }
 
     /// Throws the staged bytes away.
@@ -445,7 +493,9 @@ impl Drop for Writer {
         if !self.place.counted {
             self.discard();
         }
-        self.place.left = (self.state != State::Gone).then_some(self.trail.len() - self.held_bytes());
+        // A file that was removed with its folder takes no room that is ours to count.
+        let is_there = self.state != State::Gone && self.is_in_place();
+        self.place.left = is_there.then_some(self.trail.len() - self.held_bytes());
     }
 }
 
@@ -501,7 +551,10 @@ fn open_part(path: &Path, digest: Digest) -> std::io::Result<Option<(File, Hashi
             .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
             .open(path)?;
         if !file.metadata()?.is_file() {
-            return Err(std::io::ErrorKind::InvalidInput.into());
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::InvalidInput,
+                "the staged file is no file",
+            ));
         }
         let mut hashing = Hashing::new(digest);
         hash_file(&file, &mut hashing)?;
@@ -522,6 +575,20 @@ fn open_part(path: &Path, digest: Digest) -> std::io::Result<Option<(File, Hashi
     }
     let _ = std::fs::remove_file(path);
     Ok(None)
+}
+
+/// Reads `len` bytes of a file and gives them to `write`, piece by piece, with where they belong.
+fn copy(from: &File, len: u64, mut write: impl FnMut(Bytes, u64) -> std::io::Result<()>) -> std::io::Result<()> {
+    let mut buffer = vec![0; COPY_BYTES];
+    let mut at = 0;
+    while at < len {
+        let most = usize::try_from(len - at).map_or(COPY_BYTES, |left| left.min(COPY_BYTES));
+        let piece = &mut buffer[..most];
+        from.read_exact_at(piece, at)?;
+        write(Bytes::copy_from_slice(piece), at)?;
+        at += most as u64;
+    }
+    Ok(())
 }
 
 pub(super) fn hash_file(mut file: &File, hashing: &mut Hashing) -> std::io::Result<()> {

@@ -52,6 +52,8 @@ pub(super) enum Failure {
     SilentBeyond,
     /// It was left because it had not begun to answer in time.
     Late,
+    /// It began to send a body and stopped, so many bytes later.
+    Stalled(u64),
     /// The request failed, and so did all repeats of it: each has been recorded already.
     Exhausted,
 }
@@ -80,7 +82,7 @@ enum Silence {
 impl Silence {
     fn of(failure: Failure, kind: Kind) -> Silence {
         match failure {
-            Failure::Silent | Failure::Late => Silence::Itself,
+            Failure::Silent | Failure::Late | Failure::Stalled(_) => Silence::Itself,
             Failure::SilentBeyond => Silence::Beyond(kind),
             Failure::Error | Failure::Exhausted => Silence::No,
         }
@@ -103,7 +105,10 @@ pub(super) struct Health {
     /// The last times to the first byte in milliseconds, or [`LATE`]; a ring.
     recent: [u16; SAMPLES],
     answers: usize,
-    failed_in_a_row: u32,
+    /// Failures in a row, of each kind of request: a mirror that answers manifests says nothing of its blobs.
+    failed_in_a_row: [u32; Kind::COUNT],
+    /// Set if the last request failed.
+    is_failing: bool,
     failures: u64,
     state: State,
     /// How often the pause has doubled.
@@ -111,6 +116,8 @@ pub(super) struct Health {
     /// The kind of request that brought it down last. Only an answer to a client's request of that kind proves that it is
     /// well: a mirror with a hung store answers everything else.
     weak: Option<Kind>,
+    /// Set since a body stopped after so many bytes, until a longer one has come whole: heads alone prove nothing then.
+    stalled_at: Option<u64>,
     last_error: Option<Fault>,
     last_ok: Option<Instant>,
 }
@@ -126,11 +133,13 @@ impl Health {
             first_byte: None,
             recent: [0; SAMPLES],
             answers: 0,
-            failed_in_a_row: 0,
+            failed_in_a_row: [0; Kind::COUNT],
+            is_failing: false,
             failures: 0,
             state: State::Up,
             level: 0,
             weak: None,
+            stalled_at: None,
             last_error: None,
             last_ok: None,
         }
@@ -146,10 +155,27 @@ impl Health {
     pub(super) fn answered(&mut self, now: Instant, kind: Kind, waited: Duration) -> bool {
         self.sample(waited);
         self.last_ok = Some(now);
-        if self.weak.is_some_and(|weak| weak != kind) {
+        self.failed_in_a_row[kind as usize] = 0;
+        if self.stalled_at.is_some() || self.weak.is_some_and(|weak| weak != kind) {
             return false;
         }
-        self.failed_in_a_row = 0;
+        self.recover()
+    }
+
+    /// Records that a body of so many bytes has come whole.
+    ///
+    /// Returns whether the address has come back by it.
+    pub(super) fn delivered(&mut self, bytes: u64) -> bool {
+        if self.stalled_at.take_if(|stalled_at| bytes > *stalled_at).is_none() {
+            return false;
+        }
+        self.failed_in_a_row[Kind::Blob as usize] = 0;
+        self.recover()
+    }
+
+    /// A client has been answered with what failed last: the address is well.
+    fn recover(&mut self) -> bool {
+        self.is_failing = false;
         self.level = 0;
         self.weak = None;
         std::mem::replace(&mut self.state, State::Up) != State::Up
@@ -162,17 +188,22 @@ impl Health {
         // The last repeat has been recorded by itself.
         if failure != Failure::Exhausted {
             self.failures += 1;
-            self.failed_in_a_row = self.failed_in_a_row.saturating_add(1);
+            let in_a_row = &mut self.failed_in_a_row[kind as usize];
+            *in_a_row = in_a_row.saturating_add(1);
+            self.is_failing = true;
             self.last_error = Some(why);
         }
-        if failure == Failure::Late {
-            self.push(LATE);
+        match failure {
+            Failure::Late => self.push(LATE),
+            Failure::Stalled(at) => self.stalled_at = Some(at),
+            _ => {}
         }
+        let in_a_row = self.failed_in_a_row[kind as usize];
         let goes = match (failure, self.role) {
             (Failure::Silent | Failure::SilentBeyond | Failure::Exhausted, _) => true,
-            (Failure::Late, role) => role == Role::Mirror,
+            (Failure::Late | Failure::Stalled(_), role) => role == Role::Mirror,
             // The registry's own errors are ridden out first.
-            (Failure::Error, role) => role == Role::Mirror && self.failed_in_a_row >= FAILURES_IN_A_ROW,
+            (Failure::Error, role) => role == Role::Mirror && in_a_row >= FAILURES_IN_A_ROW,
         };
         let new = Silence::of(failure, kind);
         match &mut self.state {
@@ -200,7 +231,8 @@ impl Health {
         }
         match outcome {
             Ok(()) => {
-                self.failed_in_a_row = 0;
+                self.failed_in_a_row = [0; Kind::COUNT];
+                self.is_failing = false;
                 self.last_ok = Some(now);
                 self.state = State::Up;
                 true
@@ -258,6 +290,13 @@ impl Health {
                 *tried = true;
                 Some(LAST_PATIENCE)
             }
+        }
+    }
+
+    /// Records that nothing was sent after all to an address that was the last resort: the next request may try it.
+    pub(super) fn was_not_tried(&mut self) {
+        if let State::Down { tried, .. } = &mut self.state {
+            *tried = false;
         }
     }
 
@@ -388,6 +427,19 @@ impl AddressHealth {
         self.note(kind, Failure::Late, "late", &why)
     }
 
+    /// Records that a blob's body stopped after so many bytes, with `error`.
+    pub(super) fn note_stall(&self, bytes: u64, error: &ErrorKind) -> bool {
+        self.note(Kind::Blob, Failure::Stalled(bytes), error.as_str(), &error.to_string())
+    }
+
+    /// Records that a blob's body of so many bytes has come whole.
+    pub(super) fn note_delivery(&self, bytes: u64) {
+        let is_back = self.health().delivered(bytes);
+        if is_back {
+            self.tell_back();
+        }
+    }
+
     /// Records that a request and all its repeats failed.
     pub(super) fn note_exhausted(&self, kind: Kind, error: &ErrorKind) -> bool {
         self.note(kind, Failure::Exhausted, error.as_str(), &error.to_string())
@@ -460,7 +512,7 @@ impl AddressHealth {
     pub fn failing(&self) -> Option<&'static str> {
         let health = self.health();
         let (reason, _) = health.last_error.as_ref()?;
-        (health.failed_in_a_row > 0).then_some(*reason)
+        health.is_failing.then_some(*reason)
     }
 
     pub(super) fn probe_at(&self) -> Option<Instant> {
@@ -473,6 +525,13 @@ impl AddressHealth {
 
     pub(super) fn last_resort(&self) -> Option<Duration> {
         self.health().last_resort()
+    }
+
+    /// Takes back that it was the last resort, if a request of it ended in an error by which nothing was sent.
+    pub(super) fn note_last_resort(&self, error: &ErrorKind) {
+        if Verdict::of(error, self.role) == Verdict::Nothing {
+            self.health().was_not_tried();
+        }
     }
 
     pub(super) fn is_silent(&self, kind: Kind) -> bool {
@@ -651,6 +710,47 @@ mod tests {
         assert_eq!(pause_of(&mirror, now), FIRST_PAUSE * 4 * 12 / 10);
     }
 
+    /// An answer between failures of the same kind ends their row, whatever kind failed last. Other kinds say nothing.
+    #[test]
+    fn only_failures_of_one_kind_make_a_row() {
+        let now = Instant::now();
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        assert!(fail(&mut mirror, now, Kind::Blob, Failure::Late));
+        assert!(mirror.probed(now, Ok(()), 0.5));
+        for _ in 0..10 {
+            assert!(!fail(&mut mirror, now, Kind::Manifest, Failure::Error));
+            assert!(!mirror.answered(now, Kind::Manifest, MS));
+        }
+        assert!(!mirror.is_down());
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        for failures in 1..=3 {
+            mirror.answered(now, Kind::Manifest, MS);
+            assert_eq!(fail(&mut mirror, now, Kind::Blob, Failure::Error), failures == 3);
+        }
+    }
+
+    /// A mirror that stalls in its bodies begins each answer in time: its pauses grow until it has sent more than it
+    /// stalled at.
+    #[test]
+    fn heads_do_not_prove_bodies() {
+        let now = Instant::now();
+        let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+        for pause in [5, 10, 20, 40] {
+            assert!(fail(&mut mirror, now, Kind::Blob, Failure::Stalled(1_000)));
+            assert_eq!(pause_of(&mirror, now).as_secs(), pause);
+            assert!(!mirror.answered(now, Kind::Blob, MS) && mirror.is_down());
+            assert!(mirror.probed(now, Ok(()), 0.5));
+            assert!(!mirror.answered(now, Kind::Blob, MS) && !mirror.delivered(1_000));
+        }
+        // One that began before.
+        assert!(fail(&mut mirror, now, Kind::Blob, Failure::Stalled(1_000)));
+        assert!(mirror.delivered(1_001) && !mirror.is_down());
+        assert!(fail(&mut mirror, now, Kind::Blob, Failure::Late));
+        assert_eq!(pause_of(&mirror, now), FIRST_PAUSE);
+        assert!(mirror.answered(now, Kind::Blob, MS));
+        assert!(!mirror.delivered(u64::MAX), "it was well");
+    }
+
     #[test]
     fn patience_follows_what_is_usual() {
         let now = Instant::now();
@@ -712,6 +812,11 @@ mod tests {
             (silent.last_resort(), silent.last_resort()),
             (Some(LAST_PATIENCE), None)
         );
+        silent.was_not_tried();
+        assert_eq!(
+            (silent.last_resort(), silent.last_resort()),
+            (Some(LAST_PATIENCE), None)
+        );
         let mut refusing = Health::new(Role::Mirror, FIRST_PAUSE);
         for _ in 0..3 {
             fail(&mut refusing, now, Kind::Blob, Failure::Error);
@@ -762,6 +867,7 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Step {
         Answered(Kind, u16),
+        Delivered(u64),
         Failed(Kind, Failure),
         Probed(bool),
         LastResort,
@@ -775,10 +881,12 @@ mod tests {
             Failure::Silent,
             Failure::SilentBeyond,
             Failure::Late,
+            Failure::Stalled(100),
             Failure::Exhausted,
         ]);
         prop_oneof![
             (kind(), any::<u16>()).prop_map(|(kind, ms)| Step::Answered(kind, ms)),
+            (0u64..200).prop_map(Step::Delivered),
             (kind(), failure).prop_map(|(kind, failure)| Step::Failed(kind, failure)),
             any::<bool>().prop_map(Step::Probed),
             Just(Step::LastResort),
@@ -795,19 +903,29 @@ mod tests {
             let mut health = Health::new(role, FIRST_PAUSE);
             let mut now = Instant::now();
             let (mut failures, mut last_failed) = (0, None);
+            let mut has_stalled = false;
             for step in steps {
                 let was_down = health.is_down();
                 match step {
                     Step::Answered(kind, ms) => {
                         let is_back = health.answered(now, kind, MS * u32::from(ms));
                         prop_assert_eq!(is_back, was_down && !health.is_down());
-                        if last_failed == Some(kind) {
+                        if last_failed == Some(kind) && !has_stalled {
                             prop_assert!(!health.is_down());
                         }
                         prop_assert_eq!(health.last_ok, Some(now));
                     }
+                    Step::Delivered(bytes) => {
+                        let is_back = health.delivered(bytes);
+                        prop_assert_eq!(is_back, was_down && !health.is_down());
+                        if has_stalled && bytes > 100 {
+                            prop_assert!(!health.is_down());
+                            has_stalled = false;
+                        }
+                    }
                     Step::Failed(kind, failure) => {
                         failures += u64::from(failure != Failure::Exhausted);
+                        has_stalled |= failure == Failure::Stalled(100);
                         let has_gone = health.failed(now, kind, failure, fault(), dice);
                         prop_assert_eq!(has_gone, !was_down && health.is_down());
                         if has_gone {

@@ -22,10 +22,10 @@ use super::endpoint::{Ask, Endpoint};
 use super::error::{ErrorKind, UpstreamError};
 use super::heads::Doubt;
 use super::items::{Items, Pages};
-use super::question::{Kind, List, Question, Take, blob, check};
-use super::retry::Next;
-use super::waiting::Waiting;
-use super::{body, link, probe};
+use super::question::{List, Question, Take, blob, check};
+use super::retry::{Next, Ticket};
+use super::waiting::{Exceeded, Waiting};
+use super::{body, link, probe, queue};
 use crate::oci::{Digest, Repository, media_type};
 
 const MAX_PAGES: usize = 1_000;
@@ -74,6 +74,37 @@ struct Asked {
     doubtful: Option<ErrorKind>,
 }
 
+/// The time that the registry itself has to begin an answer.
+struct Time {
+    begun: Instant,
+    may_take: Duration,
+    deadline: Option<Instant>,
+}
+
+impl Time {
+    fn new(may_take: Duration) -> Time {
+        Time {
+            begun: Instant::now(),
+            may_take,
+            deadline: None,
+        }
+    }
+
+    /// It is counted from the first call on, when the registry is asked for the first time.
+    fn deadline(&mut self) -> Instant {
+        *self.deadline.get_or_insert_with(|| Instant::now() + self.may_take)
+    }
+
+    /// Mirrors took so long: that is not the registry's.
+    fn leave_out(&mut self, taken: Duration) {
+        self.deadline = self.deadline.map(|deadline| deadline + taken);
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+}
+
 impl Asked {
     fn has_refused(&self, mirror: &Endpoint) -> bool {
         self.refused.contains(mirror.health.name())
@@ -101,11 +132,12 @@ impl Client {
     }
 
     async fn slot(&self) -> Option<OwnedSemaphorePermit> {
-        match &self.slots {
-            // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
-            Some(slots) if !self.offline => slots.clone().acquire_owned().await.ok(),
-            _ => None,
+        let slots = self.slots.as_ref().filter(|_| !self.offline)?;
+        if let Ok(slot) = slots.clone().try_acquire_owned() {
+            return Some(slot);
         }
+        // Waiting for a slot is Larder's own queue: the upstream's deadline begins after it.
+        queue::waited(slots.clone().acquire_owned()).await.ok()
     }
 
     /// The same, by a caller that has its slot.
@@ -142,9 +174,11 @@ impl Client {
         question.within.map_or(most, |within| within.min(most))
     }
 
-    /// Returns until when a mirror may take to answer: others are behind it.
-    fn of_mirror(&self, deadline: Instant) -> Instant {
-        deadline.min(Instant::now() + self.tuning.headers)
+    /// Returns until when a mirror may take to answer: others are behind it. It takes none of the registry's time, but
+    /// all together have no more than the question has.
+    fn of_mirror(&self, question: &Question<'_>, begun: Instant) -> Instant {
+        let until = Instant::now() + self.tuning.headers;
+        question.within.map_or(until, |within| until.min(begun + within))
     }
 
     fn note(&self, question: &Question<'_>, reply: Reply) -> Reply {
@@ -169,8 +203,7 @@ impl Client {
         if self.offline {
             return Err(self.error(ErrorKind::Offline));
         }
-        // The registry itself may take its time; a mirror has others behind it.
-        let deadline = Instant::now() + self.may_take(question);
+        let mut time = Time::new(self.may_take(question));
         self.repeats.note_request();
         // A registry that is down is asked once.
         let is_up = !self.own.health.is_down();
@@ -179,9 +212,9 @@ impl Client {
         }
         let is_patient = is_up && !is_extra(question) && !self.own.heads.are_failing(question);
         let mut asked = Asked::default();
-        let mut ticket = None;
+        let mut ticket: Option<Ticket<'_>> = None;
         let error = loop {
-            let outcome = self.round(question, mirrors, &mut asked, deadline).await;
+            let outcome = self.round(question, mirrors, &mut asked, &mut time).await;
             if ticket.is_some() {
                 self.count_repeat(outcome.is_ok());
             }
@@ -196,6 +229,8 @@ impl Client {
             };
             if self.own.health.is_answer(&error) {
                 self.repeats.note_answer(question.kind);
+            } else if self.ends_repeats(ticket.as_ref(), &error) {
+                self.repeats.end(question.kind);
             }
             if !is_patient || !error.may_pass() || self.own.health.is_down() {
                 break error;
@@ -205,7 +240,9 @@ impl Client {
                 list.sink.restart();
             }
             let ticket = ticket.get_or_insert_with(|| self.repeats.ticket(question.kind));
-            match self.repeats.wait(ticket, &error, deadline).await {
+            match self.repeats.wait(ticket, &error, time.deadline()).await {
+                // Without time it would fail, and be blamed for it.
+                Next::Repeat if time.is_over() => break error,
                 Next::Repeat => tracing::debug!(upstream = %self.name, %error, "asking again"),
                 Next::GiveUp => break error,
                 Next::Exhausted => {
@@ -216,10 +253,18 @@ impl Client {
                 }
             }
         };
-        match self.last_resort(question, mirrors, &error, deadline).await {
+        match self.last_resort(question, mirrors, &error, time.begun).await {
             Some(reply) => Ok(reply),
             None => Err(self.error(question.worst_of(asked.doubtful, error))),
         }
+    }
+
+    /// Returns whether a request that failed with `error` is the end for all that wait for their repeat: the registry
+    /// wants to be left alone, or the repeat showed that it is not there, or does not answer.
+    fn ends_repeats(&self, ticket: Option<&Ticket<'_>>, error: &ErrorKind) -> bool {
+        let is_repeat = ticket.is_some_and(Ticket::has_turn);
+        let is_silent = matches!(error, ErrorKind::Timeout(_)) || self.own.health.is_down();
+        matches!(error, ErrorKind::RateLimited { .. }) || is_repeat && is_silent
     }
 
     /// Mirrors that are `Up` in their order, then the registry itself, which has the last word.
@@ -228,8 +273,9 @@ impl Client {
         question: &Question<'_>,
         mirrors: &[Arc<Endpoint>],
         asked: &mut Asked,
-        deadline: Instant,
+        time: &mut Time,
     ) -> Result<Reply, ErrorKind> {
+        let begun = Instant::now();
         for mirror in mirrors {
             if mirror.health.is_down() {
                 probe::watch(mirror);
@@ -240,7 +286,8 @@ impl Client {
                 continue;
             }
             let patience = Some(mirror.health.patience());
-            let outcome = self.at(mirror, question, self.of_mirror(deadline), patience).await;
+            let until = self.of_mirror(question, time.begun);
+            let outcome = self.at(mirror, question, until, patience).await;
             match self.judge_mirror(address, question, outcome) {
                 Ok(reply) => return Ok(reply),
                 Err(error) => {
@@ -252,6 +299,8 @@ impl Client {
                 }
             }
         }
+        time.leave_out(begun.elapsed());
+        let deadline = time.deadline();
         if !self.own.health.is_silent(question.kind) {
             return self.at(&self.own, question, deadline, None).await;
         }
@@ -269,7 +318,7 @@ impl Client {
         question: &Question<'_>,
         mirrors: &[Arc<Endpoint>],
         error: &ErrorKind,
-        deadline: Instant,
+        begun: Instant,
     ) -> Option<Reply> {
         // The registry has said that it does not have it, or nobody wants to hear more.
         let is_final = matches!(
@@ -284,15 +333,18 @@ impl Client {
             if self.is_left_out(address, question) {
                 continue;
             }
+            let until = self.of_mirror(question, begun);
+            if until <= Instant::now() {
+                continue;
+            }
             let Some(patience) = mirror.health.last_resort() else {
                 continue;
             };
-            let outcome = self
-                .at(mirror, question, self.of_mirror(deadline), Some(patience))
-                .await;
+            let outcome = self.at(mirror, question, until, Some(patience)).await;
             match self.judge_mirror(address, question, outcome) {
                 Ok(reply) => return Some(reply),
                 Err(error) => {
+                    mirror.health.note_last_resort(&error);
                     tracing::debug!(upstream = %self.name, address = %mirror.health.name(), %error, "a mirror that is down failed")
                 }
             }
@@ -308,14 +360,17 @@ impl Client {
         deadline: Instant,
         patience: Option<Duration>,
     ) -> Result<Reply, ErrorKind> {
-        let waiting = Waiting::begin();
+        let (waiting, is_own) = (Waiting::begin(), Arc::ptr_eq(endpoint, &self.own));
+        // Its repeats have only what is left of its time.
+        let is_cut_short = is_own && deadline.saturating_duration_since(Instant::now()) < self.may_take(question) / 2;
         let asking = self.attempt(endpoint, question, deadline, &waiting);
         let outcome = match patience {
             None => Ok(asking.await),
             Some(patience) => tokio::select! {
                 biased;
                 outcome = asking => Ok(outcome),
-                waited = waiting.exceeds(patience) => Err(waited),
+                // Nobody is asked in the place of the registry itself.
+                exceeded = waiting.exceeds(patience, !is_own) => Err(exceeded),
             },
         };
         let (health, kind) = (&endpoint.health, question.kind);
@@ -331,33 +386,52 @@ impl Client {
             // Larder may have asked for too much at once.
             _ if is_extra(question) => false,
             // A mirror that is down for its HEADs would never be asked for what it has.
-            Ok(Err(error)) if !Arc::ptr_eq(endpoint, &self.own) && question.says_little(error) => false,
+            Ok(Err(error)) if !is_own && question.says_little(error) => false,
+            Ok(Err(ErrorKind::Timeout(_))) if is_cut_short => false,
             Ok(Err(error)) => health.note_failure(kind, error),
-            Err(waited) => health.note_late(kind, *waited),
+            Err(Exceeded::Silent(waited)) => health.note_late(kind, *waited),
+            Err(Exceeded::WithoutCredentials) => false,
         };
         if has_gone {
             self.has_gone_down(endpoint, question);
         }
         match outcome {
             Ok(Ok(reply)) => Ok(Reply {
-                by_itself: Arc::ptr_eq(endpoint, &self.own),
+                by_itself: is_own,
                 ..reply
             }),
             Ok(Err(error)) => Err(error),
-            Err(_) if Arc::ptr_eq(endpoint, &self.own) => Err(ErrorKind::no_connection()),
-            Err(waited) => Err(ErrorKind::Timeout(waited)),
+            Err(_) if is_own => Err(ErrorKind::no_connection()),
+            Err(Exceeded::Silent(waited)) => Err(ErrorKind::Timeout(waited)),
+            Err(Exceeded::WithoutCredentials) => Err(ErrorKind::Auth("its credentials were not there in time".into())),
         }
     }
 
-    /// Reports that a mirror began to send a blob and stopped, with `error`: that cost a whole `read_timeout`, and the next
-    /// blob would cost the same.
-    pub fn note_stall(&self, address: &Arc<str>, repository: &Repository, digest: &Digest, error: &ErrorKind) {
-        let Some(mirror) = self.mirrors.iter().find(|mirror| mirror.health.name() == address) else {
-            return;
-        };
-        if mirror.health.note_failure(Kind::Blob, error) {
+    /// Reports that a mirror sent so many bytes of a blob and then nothing, which ended in `error`: that cost a whole
+    /// `read_timeout`, and the next blob would cost the same.
+    pub fn note_stall(
+        &self,
+        address: &Arc<str>,
+        repository: &Repository,
+        digest: &Digest,
+        bytes: u64,
+        error: &ErrorKind,
+    ) {
+        let Some(mirror) = self.mirror(address) else { return };
+        if mirror.health.note_stall(bytes, error) {
             self.has_gone_down(mirror, &blob(Method::HEAD, repository, digest, Take::Head));
         }
+    }
+
+    /// Reports that a mirror's answer for a blob has come whole, with so many bytes.
+    pub fn note_delivery(&self, address: &Arc<str>, bytes: u64) {
+        if let Some(mirror) = self.mirror(address) {
+            mirror.health.note_delivery(bytes);
+        }
+    }
+
+    fn mirror(&self, address: &Arc<str>) -> Option<&Arc<Endpoint>> {
+        self.mirrors.iter().find(|mirror| mirror.health.name() == address)
     }
 
     fn has_gone_down(&self, endpoint: &Arc<Endpoint>, question: &Question<'_>) {

@@ -52,12 +52,9 @@ impl Endpoint {
         if ask.as_nobody {
             return self.ask_as(ask, Arc::new(Credential::Anonymous)).await;
         }
-        let found = self.credentials.find(Some(ask.repository)).await;
-        let found = found.map_err(|e| ErrorKind::Auth(e.into()))?;
         // A helper program may take its time: that is not the address's.
-        if let Some(waiting) = ask.waiting {
-            waiting.restart();
-        }
+        let found = ask.without_asking(self.credentials.find(Some(ask.repository))).await;
+        let found = found.map_err(|e| ErrorKind::Auth(e.into()))?;
         let outcome = self.ask_as(ask, found.credential.clone()).await;
         let (Err(refusal), Some(lease)) = (&outcome, &found.lease) else {
             return outcome;
@@ -66,7 +63,7 @@ impl Endpoint {
             return outcome;
         }
         // What was given out for a while may have ended before its time (R-U43). Another is worth one more try.
-        match lease.renew(&found.credential).await {
+        match ask.without_asking(lease.renew(&found.credential)).await {
             Some(another) => self.ask_as(ask, another).await,
             None => outcome,
         }

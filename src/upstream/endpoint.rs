@@ -21,7 +21,7 @@ use super::heads::Heads;
 use super::probe::Probes;
 use super::token::Tokens;
 use super::transport::Transport;
-use super::waiting::Waiting;
+use super::waiting::{Pause, Waiting};
 use crate::config::Floor;
 use crate::oci::{HostPort, Repository};
 
@@ -57,6 +57,18 @@ impl Ask<'_> {
         if let Some(waiting) = self.waiting {
             waiting.note_answer();
         }
+    }
+
+    /// Waits for credentials, during which nothing is asked of the address.
+    pub(super) async fn without_asking<T>(&self, finding: impl Future<Output = T>) -> T {
+        if let Some(waiting) = self.waiting {
+            waiting.pause(Pause::Credentials);
+        }
+        let found = finding.await;
+        if let Some(waiting) = self.waiting {
+            waiting.restart();
+        }
+        found
     }
 }
 

@@ -16,7 +16,7 @@ use super::client::Client;
 use super::endpoint::Endpoint;
 use super::error::{ErrorKind, UpstreamError};
 use super::question::{Kind, Question};
-use super::waiting::Waiting;
+use super::waiting::{Pause, Waiting};
 
 /// How long the 404s of an address to HEAD are believed after a GET was answered with 404, too.
 const CONFIRMED_FOR: Duration = Duration::from_secs(30);
@@ -126,8 +126,8 @@ impl Client {
             // One check at a time: many HEADs of what is not there are not as many GETs.
             if !evidence.is_contradicted() {
                 let patience = deadline.min(Instant::now() + TURN_FOR);
+                waiting.pause(Pause::Queue);
                 let turn = tokio::time::timeout_at(patience, evidence.turn.lock()).await;
-                // That was Larder's own queue.
                 waiting.restart();
                 // A check that hangs keeps nobody else, nor the places that they hold.
                 let Ok(turn) = turn else { return asked };

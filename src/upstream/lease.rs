@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use super::credentials::Credential;
+use crate::telemetry;
 
 /// How long a giver that says no end is believed.
 const TERM: Duration = Duration::from_secs(600);
@@ -69,16 +70,24 @@ impl Lease {
         }
     }
 
-    /// What is good now.
-    pub async fn get(&self) -> Result<Arc<Credential>, Arc<str>> {
+    /// Returns the credential that is good now. The giver is asked by a task of its own: whoever waits may leave, and a
+    /// credential that is given out late is there for the next.
+    pub async fn get(self: &Arc<Lease>) -> Result<Arc<Credential>, Arc<str>> {
         if let Some(found) = self.at_hand() {
             return found;
         }
-        let _turn = self.turn.lock().await;
-        match self.at_hand() {
-            Some(found) => found,
-            None => self.ask().await,
-        }
+        let lease = self.clone();
+        let asking = tokio::spawn(telemetry::carry(async move {
+            let _turn = lease.turn.lock().await;
+            match lease.at_hand() {
+                Some(found) => found,
+                None => lease.ask().await,
+            }
+        }));
+        // Ends early only by a panic or with the process.
+        asking
+            .await
+            .unwrap_or_else(|_| Err("who gives out credentials was not asked to the end".into()))
     }
 
     /// What was given out last, if there was anything: who asks may not wait.
@@ -202,7 +211,7 @@ mod tests {
             good_for: Some(HOUR),
             ..Clerk::default()
         };
-        let lease = Lease::of(clerk.clone());
+        let lease = Arc::new(Lease::of(clerk.clone()));
         let all = futures_util::future::join_all((0..50).map(|_| lease.get())).await;
         assert!(all.iter().all(|one| text(one.as_ref().unwrap()) == "t0"));
         assert_eq!(clerk.asked(), 1);
@@ -213,13 +222,30 @@ mod tests {
         assert_eq!(clerk.asked(), 2);
     }
 
+    /// A credential that one could not wait for is there for those who come later.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_out_late_is_kept() {
+        let clerk = Clerk::default();
+        let lease = Arc::new(Lease::of(clerk.clone()));
+        let millisecond = Duration::from_millis(1);
+        for _ in 0..5 {
+            assert!(tokio::time::timeout(millisecond, lease.get()).await.is_err());
+        }
+        tokio::time::sleep(millisecond * 10).await;
+        assert_eq!(
+            text(&tokio::time::timeout(millisecond, lease.get()).await.unwrap().unwrap()),
+            "t0"
+        );
+        assert_eq!(clerk.asked(), 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_is_good_yet_is_used_when_the_giver_fails() {
         let clerk = Clerk {
             good_for: Some(HOUR),
             ..Clerk::default()
         };
-        let lease = Lease::of(clerk.clone());
+        let lease = Arc::new(Lease::of(clerk.clone()));
         lease.get().await.unwrap();
         clerk.fails.store(true, Ordering::SeqCst);
         tokio::time::advance(HOUR.mul_f64(0.95)).await;
@@ -236,7 +262,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_refused_one_is_replaced_once_for_all() {
         let clerk = Clerk::default();
-        let lease = Lease::of(clerk.clone());
+        let lease = Arc::new(Lease::of(clerk.clone()));
         let old = lease.get().await.unwrap();
         let all = futures_util::future::join_all((0..50).map(|_| lease.renew(&old))).await;
         assert!(all.iter().all(|one| text(one.as_ref().unwrap()) == "t1"));

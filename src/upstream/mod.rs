@@ -6,6 +6,7 @@
 //! From the top: `client` is the face; `question` is what can be asked, `ask` brings it to an answer over mirrors and
 //! upstream within a deadline, and `heads` decides where a refused HEAD is no verdict. `address` remembers how each of them is doing, `probe`
 //! finds out when one is back, `retry` says when what failed everywhere is repeated, `waiting` how long an address has sent nothing.
+//! `queue` says what waits for a connection.
 //! `late` bounds how many are long in coming. `endpoint` is one address; `dance` gets an answer out of it with challenge and token,
 //! `walk` is one attempt with its redirects. `transport` is proxies and the HTTP clients, `tls` whom they
 //! believe. `challenge` parses
@@ -48,6 +49,7 @@ mod link;
 mod pacer;
 mod probe;
 mod question;
+pub mod queue;
 mod rate_limit;
 mod realm;
 mod redirect;

@@ -56,9 +56,13 @@ impl Probes {
         }
     }
 
+    fn request(&self) -> Option<Request> {
+        self.request.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Takes over what would be asked at the same address.
     pub(super) fn inherit(&self, before: &Probes) {
-        let request = before.request.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let request = before.request();
         *self.request.lock().unwrap_or_else(PoisonError::into_inner) = request;
     }
 
@@ -114,6 +118,11 @@ pub(super) fn hurry(endpoint: &Arc<Endpoint>) {
 }
 
 async fn probe(endpoint: &Endpoint) {
+    // They are kept, and there when it is asked. Waiting for them is not the address's silence.
+    if let Some(request) = endpoint.probes.request().filter(|request| !request.as_nobody) {
+        let repository = endpoint.name_of(&request.repository);
+        let _ = endpoint.credentials.find(Some(&repository)).await;
+    }
     // Waiting for it is Larder's own queue.
     let _slot = match &endpoint.probes.slots {
         Some(slots) => slots.acquire().await.ok(),
@@ -129,12 +138,7 @@ async fn probe(endpoint: &Endpoint) {
 }
 
 async fn ask(endpoint: &Endpoint) -> Result<(), ErrorKind> {
-    let request = endpoint
-        .probes
-        .request
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
+    let request = endpoint.probes.request();
     // One that went down by no request of this process: whatever it answers at its door.
     let Some(request) = request else { return Ok(()) };
     let failed = match send(endpoint, &request, Method::HEAD).await {

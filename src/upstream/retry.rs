@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 
 use super::error::ErrorKind;
@@ -38,15 +38,15 @@ pub(super) struct Policy {
     pub(super) ride_out: Duration,
 }
 
-/// When what failed is repeated. Pure.
+/// When what failed is repeated, one request at a time. Pure.
 #[derive(Clone, Debug)]
 struct Schedule {
     policy: Policy,
     begun: Instant,
     repeats: u32,
     next: Instant,
-    /// When the last repeat was sent.
-    sent: Option<Instant>,
+    /// The repeat that has the turn: its number, and when it was sent.
+    turn: Option<(u64, Instant)>,
 }
 
 impl Schedule {
@@ -57,7 +57,7 @@ impl Schedule {
             begun: now,
             repeats: 0,
             next: now,
-            sent: None,
+            turn: None,
         };
         schedule.pause(now, dice);
         schedule
@@ -68,29 +68,42 @@ impl Schedule {
         self.next = now + full.mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0);
     }
 
-    /// When the next repeat may be sent.
-    fn next(&self) -> Instant {
-        self.next
+    /// Returns when the next repeat may be sent, unless the turn is given back before; `None` if all have been sent. A
+    /// repeat that hangs loses its turn.
+    fn due(&self) -> Option<Instant> {
+        let is_free = |(_, sent): (u64, Instant)| sent + TURN;
+        let due = self.turn.map_or(self.next, |turn| is_free(turn).max(self.next));
+        (self.repeats < self.policy.repeats).then_some(due)
     }
 
     fn end(&self) -> Instant {
         self.begun + self.policy.ride_out
     }
 
+    /// Returns whether nothing more is to come: no repeat, and no answer to one.
     fn is_over(&self, now: Instant) -> bool {
-        self.repeats >= self.policy.repeats || now >= self.end()
+        self.repeats >= self.policy.repeats && self.turn.is_none() || now >= self.end()
     }
 
-    /// A repeat is sent.
-    fn take(&mut self, now: Instant, dice: f64) {
+    /// The repeat of this number is sent.
+    fn take(&mut self, number: u64, now: Instant, dice: f64) {
         self.repeats += 1;
-        self.sent = Some(now);
+        self.turn = Some((number, now));
         self.pause(now, dice);
     }
 
-    /// A repeat has failed: the pause begins now.
-    fn failed(&mut self, now: Instant, dice: f64) {
-        self.pause(now, dice);
+    /// The repeat of this number has ended, if it still has the turn.
+    ///
+    /// Returns whether it had.
+    fn give_back(&mut self, number: u64) -> bool {
+        self.turn.take_if(|(running, _)| *running == number).is_some()
+    }
+
+    /// The repeat of this number has failed: if it had the turn, the pause begins now.
+    fn failed(&mut self, number: u64, now: Instant, dice: f64) {
+        if self.give_back(number) {
+            self.pause(now, dice);
+        }
     }
 }
 
@@ -149,10 +162,21 @@ pub(super) struct Repeats {
 /// Requests of one kind that failed, and wait together.
 #[derive(Debug)]
 struct Outage {
-    /// Held by the one request that is repeated now, or waits for its time.
-    turn: Semaphore,
-    schedule: Mutex<Option<Schedule>>,
+    state: Mutex<OutageState>,
+    /// Held by whoever has waited longest: nobody else looks whether it is time.
+    first: Semaphore,
+    /// Told when a repeat has ended.
+    ended: Notify,
     news: watch::Sender<News>,
+}
+
+#[derive(Debug, Default)]
+struct OutageState {
+    /// Requests that failed and have not come to their end. Without any, the outage is over.
+    tickets: usize,
+    /// Repeats so far, of all outages.
+    sent: u64,
+    schedule: Option<Schedule>,
 }
 
 /// What those who wait hear of.
@@ -172,7 +196,8 @@ pub(super) struct Ticket<'a> {
     /// As it was when this request failed first.
     begun: (Instant, News),
     repeats: u32,
-    turn: Option<SemaphorePermit<'a>>,
+    /// Number of the repeat that is under way, unless it was released.
+    repeat: Option<u64>,
     /// Whether it went on once without a turn, because the registry had answered another.
     was_released: bool,
 }
@@ -193,8 +218,9 @@ impl Repeats {
             policy,
             budget: Mutex::default(),
             outages: std::array::from_fn(|_| Outage {
-                turn: Semaphore::new(1),
-                schedule: Mutex::new(None),
+                state: Mutex::default(),
+                first: Semaphore::new(1),
+                ended: Notify::new(),
                 news: watch::Sender::new(News::default()),
             }),
         }
@@ -207,8 +233,16 @@ impl Repeats {
     /// The registry itself has answered a request of this kind: those that wait go on.
     pub(super) fn note_answer(&self, kind: Kind) {
         let outage = self.outage(kind);
-        if outage.schedule().take().is_some() {
+        if outage.state().schedule.take().is_some() {
             outage.news.send_modify(|news| news.answered += 1);
+        }
+    }
+
+    /// Ends the repeats of this kind, because one of them ended in what no repeat mends: all that wait have failed.
+    pub(super) fn end(&self, kind: Kind) {
+        let outage = self.outage(kind);
+        if outage.state().schedule.take().is_some() {
+            outage.news.send_modify(|news| news.given_up += 1);
         }
     }
 
@@ -219,6 +253,7 @@ impl Repeats {
     /// For a request of this kind that has just failed for the first time.
     pub(super) fn ticket(&self, kind: Kind) -> Ticket<'_> {
         let outage = self.outage(kind);
+        outage.state().tickets += 1;
         let news = outage.news.subscribe();
         let begun = (Instant::now(), *news.borrow());
         Ticket {
@@ -226,7 +261,7 @@ impl Repeats {
             news,
             begun,
             repeats: 0,
-            turn: None,
+            repeat: None,
             was_released: false,
         }
     }
@@ -235,15 +270,15 @@ impl Repeats {
     pub(super) async fn wait(&self, ticket: &mut Ticket<'_>, error: &ErrorKind, deadline: Instant) -> Next {
         let now = Instant::now();
         let outage = ticket.outage;
-        let had_turn = ticket.turn.take().is_some();
+        let repeat = ticket.repeat.take();
         let until = {
-            let mut schedule = outage.schedule();
-            if had_turn && let Some(running) = schedule.as_mut() {
-                running.failed(now, fastrand::f64());
-            }
-            // One whose requests have all gone away is over and nobody knows.
-            if !had_turn && schedule.as_ref().is_some_and(|running| now >= running.end()) {
-                *schedule = None;
+            let mut state = outage.state();
+            let schedule = &mut state.schedule;
+            match (repeat, schedule.as_mut()) {
+                (Some(number), Some(running)) => running.failed(number, now, fastrand::f64()),
+                // Its requests wait for the answer to a repeat, and no longer for another.
+                (None, Some(running)) if now >= running.end() => *schedule = None,
+                _ => {}
             }
             let running = schedule.get_or_insert_with(|| Schedule::new(self.policy, now, fastrand::f64()));
             if running.is_over(now) || ticket.repeats >= self.policy.repeats {
@@ -251,7 +286,8 @@ impl Repeats {
                 if is_over {
                     *schedule = None;
                 }
-                drop(schedule);
+                drop(state);
+                outage.ended.notify_one();
                 if is_over {
                     outage.news.send_modify(|news| news.given_up += 1);
                 }
@@ -259,6 +295,7 @@ impl Repeats {
             }
             running.end().min(ticket.begun.0 + self.policy.ride_out)
         };
+        outage.ended.notify_one();
         let asked_to_wait = match error {
             ErrorKind::Status { retry_after, .. } => retry_after.unwrap_or_default(),
             _ => Duration::ZERO,
@@ -268,7 +305,7 @@ impl Repeats {
             return Next::GiveUp;
         }
         let until = until.min(deadline);
-        let turn = tokio::select! {
+        let repeat = tokio::select! {
             biased;
             next = ticket.hear() => {
                 if next == Next::Repeat {
@@ -276,19 +313,55 @@ impl Repeats {
                 }
                 return next;
             }
-            turn = outage.turn(now + asked_to_wait) => turn,
+            repeat = self.turn(outage, now + asked_to_wait) => repeat,
             () = tokio::time::sleep_until(until) => return Next::GiveUp,
         };
-        let now = Instant::now();
-        if !self.budget().take(now) {
-            return Next::GiveUp;
+        match repeat {
+            Some(number) => {
+                ticket.repeat = Some(number);
+                ticket.repeats += 1;
+                Next::Repeat
+            }
+            None => Next::GiveUp,
         }
-        if let Some(running) = outage.schedule().as_mut() {
-            running.take(now, fastrand::f64());
+    }
+
+    /// Waits for `earliest`, for all who have waited longer, and for the time of the next repeat, and takes the turn.
+    /// Returns the repeat's number; `None` if the budget is spent.
+    async fn turn(&self, outage: &Outage, earliest: Instant) -> Option<u64> {
+        tokio::time::sleep_until(earliest).await;
+        // Never closed.
+        let _first = outage.first.acquire().await.ok();
+        loop {
+            let due = {
+                let mut state = outage.state();
+                let now = Instant::now();
+                let OutageState { sent, schedule, .. } = &mut *state;
+                let running = schedule.get_or_insert_with(|| Schedule::new(self.policy, now, fastrand::f64()));
+                match running.due() {
+                    // Looked at and taken under one lock: nobody else finds the turn free.
+                    Some(due) if due <= now => {
+                        if !self.budget().take(now) {
+                            return None;
+                        }
+                        *sent += 1;
+                        running.take(*sent, now, fastrand::f64());
+                        return Some(*sent);
+                    }
+                    due => due,
+                }
+            };
+            let is_due = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = is_due => {}
+                () = outage.ended.notified() => {}
+            }
         }
-        ticket.turn = turn;
-        ticket.repeats += 1;
-        Next::Repeat
     }
 
     fn budget(&self) -> MutexGuard<'_, RetryBudget> {
@@ -297,35 +370,33 @@ impl Repeats {
 }
 
 impl Outage {
-    fn schedule(&self) -> MutexGuard<'_, Option<Schedule>> {
-        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, OutageState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Waits until `earliest`, for the turn, and for the time of the next repeat. `None`: the last repeat hangs, and still has
-    /// the turn.
-    async fn turn(&self, earliest: Instant) -> Option<SemaphorePermit<'_>> {
-        tokio::time::sleep_until(earliest).await;
-        let sent = || self.schedule().as_ref().and_then(|running| running.sent);
-        let turn = loop {
-            let last = sent();
-            let patience = last.unwrap_or_else(Instant::now) + TURN;
-            match tokio::time::timeout_at(patience, self.turn.acquire()).await {
-                Ok(turn) => break turn.ok(),
-                Err(_) if last.is_some() && sent() == last => break None,
-                Err(_) => {}
-            }
-        };
-        loop {
-            let next = self.schedule().as_ref().map(Schedule::next);
-            match next {
-                Some(next) if Instant::now() < next => tokio::time::sleep_until(next).await,
-                _ => return turn,
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.outage.state();
+            state.tickets -= 1;
+            if state.tickets == 0 {
+                // The next hiccup is another one, with all its repeats.
+                state.schedule = None;
+            } else if let (Some(number), Some(running)) = (self.repeat, state.schedule.as_mut()) {
+                running.give_back(number);
             }
         }
+        self.outage.ended.notify_one();
     }
 }
 
 impl Ticket<'_> {
+    /// Returns whether this request is the one that is repeated for all.
+    pub(super) fn has_turn(&self) -> bool {
+        self.repeat.is_some()
+    }
+
     /// Returns when the outage has ended, if this request has to do with that.
     async fn hear(&mut self) -> Next {
         loop {
@@ -394,12 +465,15 @@ mod tests {
             let (mut now, mut schedule) = (begun, Schedule::new(POLICY, begun, dice[0]));
             for (n, dice) in (0..5).zip(&dice[1..]) {
                 let full = MS * 100 * 2u32.pow(n);
-                let pause = schedule.next() - now;
+                let due = schedule.due().unwrap();
+                let pause = due - now;
                 prop_assert!(pause >= full / 2 && pause <= full, "{} {:?}", n, pause);
                 prop_assert!(!schedule.is_over(now));
-                now = schedule.next();
-                schedule.take(now, *dice);
-                schedule.failed(now, *dice);
+                now = due;
+                schedule.take(u64::from(n), now, *dice);
+                // Until it is answered, only its silence makes room for the next.
+                prop_assert!(schedule.due().is_none_or(|due| due >= now + TURN) && !schedule.is_over(now));
+                schedule.failed(u64::from(n), now, *dice);
             }
             prop_assert!(schedule.is_over(now));
             prop_assert!(now - begun <= MS * 3100);
@@ -548,14 +622,97 @@ mod tests {
     async fn a_repeat_that_hangs_gives_up_the_turn() {
         let repeats = Repeats::new(POLICY);
         let begun = Instant::now();
-        let mut hangs = repeats.ticket(Kind::Blob);
-        assert_eq!(repeats.wait(&mut hangs, &refused(), far(begun)).await, Next::Repeat);
+        let mut hang = vec![repeats.ticket(Kind::Blob)];
+        assert_eq!(repeats.wait(&mut hang[0], &refused(), far(begun)).await, Next::Repeat);
         let sent = Instant::now();
         for n in 1..=3 {
             let mut other = repeats.ticket(Kind::Blob);
             assert_eq!(repeats.wait(&mut other, &refused(), far(begun)).await, Next::Repeat);
             let took = sent.elapsed();
             assert!(took >= TURN * n && took < TURN * n + MS * 5, "{took:?}");
+            hang.push(other);
+        }
+        // One that has lost its turn takes nobody's along.
+        drop(hang.remove(0));
+        let mut other = repeats.ticket(Kind::Blob);
+        assert_eq!(repeats.wait(&mut other, &refused(), far(begun)).await, Next::Repeat);
+        assert!(sent.elapsed() >= TURN * 4, "{:?}", sent.elapsed());
+    }
+
+    /// However many wait for one that hangs, and on however many threads: the next one goes alone.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn behind_a_repeat_that_hangs_one_goes_at_a_time() {
+        // The pause is longer than a turn: when it ends, all have waited for longer than that.
+        let policy = Policy {
+            pause: SECOND * 12 / 10,
+            ride_out: SECOND * 20,
+            ..POLICY
+        };
+        let repeats = Arc::new(Repeats::new(policy));
+        let begun = Instant::now();
+        let sent: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let asking = (0..200).map(|_| {
+            let (repeats, sent) = (repeats.clone(), sent.clone());
+            tokio::spawn(async move {
+                let mut ticket = repeats.ticket(Kind::Blob);
+                if repeats.wait(&mut ticket, &refused(), far(begun)).await == Next::Repeat {
+                    sent.lock().unwrap().push(Instant::now());
+                    std::future::pending::<()>().await;
+                }
+            })
+        });
+        let asking: Vec<_> = asking.collect();
+        tokio::time::sleep(SECOND * 4).await;
+        asking.iter().for_each(|asked| asked.abort());
+        let sent = sent.lock().unwrap();
+        assert!(sent.len() >= 2, "in 4 s: {sent:?}");
+        let is_apart = |pair: &[Instant]| pair[1] - pair[0] >= TURN;
+        assert!(sent.windows(2).all(is_apart), "{sent:?}");
+    }
+
+    /// The end of the outage is one for all that wait.
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_one_for_all() {
+        let repeats = Arc::new(Repeats::new(POLICY));
+        let begun = Instant::now();
+        let asking = (0..20).map(|_| {
+            let repeats = repeats.clone();
+            tokio::spawn(async move {
+                let mut ticket = repeats.ticket(Kind::Blob);
+                let next = repeats.wait(&mut ticket, &refused(), far(begun)).await;
+                if ticket.has_turn() {
+                    tokio::time::sleep(MS).await;
+                    repeats.end(Kind::Blob);
+                }
+                next
+            })
+        });
+        let mut ended = Vec::new();
+        for asked in asking.collect::<Vec<_>>() {
+            ended.push(asked.await.unwrap());
+        }
+        assert!(begun.elapsed() <= MS * 102, "{:?}", begun.elapsed());
+        assert_eq!(
+            ended.iter().filter(|next| **next == Next::GiveUp).count(),
+            19,
+            "{ended:?}"
+        );
+    }
+
+    /// An outage whose requests have all gone away leaves nothing to the next one.
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_is_over() {
+        let repeats = Repeats::new(POLICY);
+        let begun = Instant::now();
+        let mut gone = repeats.ticket(Kind::Blob);
+        for _ in 0..5 {
+            assert_eq!(repeats.wait(&mut gone, &refused(), far(begun)).await, Next::Repeat);
+        }
+        // Its client leaves while the last repeat is under way.
+        drop(gone);
+        let mut next = repeats.ticket(Kind::Blob);
+        for _ in 0..5 {
+            assert_eq!(repeats.wait(&mut next, &refused(), far(begun)).await, Next::Repeat);
         }
     }
 

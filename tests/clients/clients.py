@@ -169,9 +169,8 @@ class Dockerd(Client):
         self.containerd.await_ready((self.folder / "c.sock").exists)
         # A configuration file of its own, so that the machine's is not read.
         config = self.folder / "daemon.json"
-        recipe = self.larder.recipe("docker", self.port).splitlines()
         config.write_text(json.dumps({
-            **json.loads("".join(line for line in recipe if not line.startswith("#"))),
+            **json.loads(self.larder.recipe("docker", self.port)),
             "deprecated-key-path": str(self.folder / "key.json"),
         }))
         self.daemon = self.work.start(

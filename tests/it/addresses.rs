@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::support::client::Ask;
+use crate::support::gate::Gate;
 use crate::support::larder::Larder;
 use crate::support::toml::Toml;
 use crate::support::upstream::{Fault, Image, On, Rule, TokenPolicy, Upstream};
@@ -146,6 +147,16 @@ async fn until_state(larder: &Larder, address: &str, state: &str) {
     within(&format!("{address} to be {state}"), async {
         let wanted = (address.to_owned(), state.to_owned());
         while !states(larder).await.contains(&wanted) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+async fn until_state_or_unknown(larder: &Larder, address: &str) {
+    within(&format!("{address} to be asked"), async {
+        let down = (address.to_owned(), "down".to_owned());
+        while states(larder).await.contains(&down) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
@@ -560,6 +571,57 @@ async fn retry_after_is_heeded() {
         .answer(503, &[("Retry-After", "60")], "");
     larder.get(blob(REPO, other)).await.expect(503);
     assert_eq!(upstream.count(On::Blob(other)), 1, "{}", upstream.print());
+}
+
+/// A registry that asks to be left alone while it is asked again ends the repeats for all that wait for theirs.
+#[tokio::test]
+async fn a_rate_limit_ends_the_repeats() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |_| {}).await;
+    let blobs: Vec<_> = (0..20).map(|n| upstream.blob(REPO, 1_000 + n)).collect();
+    upstream.on(On::Blobs).next(blobs.len()).status(503);
+    upstream.on(On::Blobs).always().rate_limit(Some("60"));
+    let begun = Instant::now();
+    for got in join_all(blobs.iter().map(|digest| larder.get(blob(REPO, digest)))).await {
+        got.expect(503);
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_millis(500) + MARGIN, "{took:?}");
+    assert!(upstream.count(On::Blobs) <= blobs.len() + 2, "{}", upstream.print());
+}
+
+/// A mirror that stalls in its bodies answers its probe, and begins the next one: its pause grows all the same.
+#[tokio::test]
+async fn a_mirror_that_stalls_in_its_bodies_is_asked_ever_more_rarely() {
+    let (mirror, upstream) = (Upstream::start().await, Upstream::start().await);
+    let larder = Larder::start(&upstream, |toml| {
+        with_mirrors(toml, &[mirror.url()]);
+        toml.upstream("docker.io", "read_timeout", "300ms");
+    })
+    .await;
+    let stalls = Gate::closed();
+    mirror.on(On::Blobs.get()).always().stall_after(100_000, &stalls);
+    let mut pauses = Vec::new();
+    for _ in 0..2 {
+        until_state_or_unknown(&larder, &mirror.url()).await;
+        let digest = upstream.blob(REPO, 300_000);
+        mirror.put_blob(REPO, upstream.bytes(&digest));
+        larder.get(blob(REPO, digest)).await.expect_content(&digest);
+        let stats = Ask::get("/api/v1/stats").send(larder.admin()).await.expect(200).json();
+        let upstreams = stats["upstreams"].as_array().unwrap().clone();
+        let hub = upstreams
+            .into_iter()
+            .find(|upstream| upstream["name"] == "docker.io")
+            .unwrap();
+        pauses.push(
+            hub["addresses"][0]["probe_seconds"]
+                .as_u64()
+                .unwrap_or_else(|| panic!("{hub}")),
+        );
+    }
+    // 5 s, then 10 s, each spread by a fifth; whole seconds, and some of the first has passed.
+    assert!(pauses[0] <= 6 && pauses[1] >= 7, "{pauses:?}");
+    stalls.open();
 }
 
 /// Verdicts and rate limits are never asked for twice.

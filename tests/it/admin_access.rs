@@ -111,7 +111,8 @@ async fn being_here_is_no_proof() {
     );
     // Also where the configuration makes no sense.
     let broken = tempfile::tempdir().unwrap();
-    std::fs::write(broken.path().join("proxy.toml"), "[cashe]\n").unwrap();
+    let mistaken = format!("[cashe]\n[admin]\nlisten = \"{}\"\n", free());
+    std::fs::write(broken.path().join("proxy.toml"), mistaken).unwrap();
     run(broken.path(), &["ls", "--admin", &at]).await.expect(0);
     run(broken.path(), &["ls"]).await.expect(64);
     let lost = run_elsewhere(&[("XDG_RUNTIME_DIR", "/nonexistent")], &["ls", "--admin", &at]).await;

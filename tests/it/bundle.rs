@@ -97,6 +97,55 @@ async fn only_private_images_are_marked() {
     );
 }
 
+/// To carry images away is not to use them: what clients pulled longest ago is still what goes first.
+#[tokio::test]
+async fn a_bundle_is_no_use_of_its_images() {
+    let upstream = Upstream::start().await;
+    let layer = 3 << 20;
+    let larder = LarderProcess::start(&upstream, |toml| {
+        toml.cache("max_size", "24MiB");
+    })
+    .await;
+    let (oldest, newer) = (
+        upstream.image(REPO, "oldest", &[layer]),
+        upstream.image(REPO, "newer", &[layer]),
+    );
+    pull(&larder, &oldest, "oldest").await;
+    pull(&larder, &newer, "newer").await;
+    let disk = tempfile::tempdir().unwrap();
+    let used = async || {
+        let list = ask(&larder, &["ls", "alpine:oldest", "--json"]).await.expect(0).json();
+        list["images"][0]["used_ms"].clone()
+    };
+    let before = used().await;
+    // Whole, in volumes, which are hashed before, and only planned.
+    for (out, more) in [
+        ("a.tar", &[][..]),
+        ("b.tar", &["--volume-size", "2MiB"]),
+        ("c.tar", &["--dry-run"]),
+    ] {
+        let out = disk.path().join(out);
+        let args = [&["bundle", "create", path(&out), "alpine:oldest"], more].concat();
+        ask(&larder, &args).await.expect(0);
+    }
+    ask(&larder, &["inspect", "alpine:oldest"]).await.expect(0);
+    assert_eq!(used().await, before);
+    let is_there = |image: &Image| {
+        let place = |digest: &Digest| larder.cache().join("blobs/sha256").join(digest.hex());
+        place(&image.layers[0]).exists()
+    };
+    for number in 0.. {
+        assert!(number < 8, "nothing was evicted");
+        let tag = format!("more-{number}");
+        let more = upstream.image(REPO, &tag, &[layer]);
+        pull(&larder, &more, &tag).await;
+        if !is_there(&oldest) || !is_there(&newer) {
+            break;
+        }
+    }
+    assert!(is_there(&newer) && !is_there(&oldest));
+}
+
 /// BuildKit writes its cache as an index whose `manifests` are layers: they are fetched as blobs, and cross as blobs.
 #[tokio::test]
 async fn a_build_cache_crosses() {
@@ -516,7 +565,7 @@ async fn platforms_referrers_and_the_incomplete() {
     assert!(
         refused
             .err
-            .contains(&format!("not held whole: {NAME}:half, {NAME}:multi")),
+            .contains(&format!("not cached completely: {NAME}:half, {NAME}:multi")),
         "{}",
         refused.err
     );
@@ -544,7 +593,7 @@ async fn platforms_referrers_and_the_incomplete() {
     assert!(
         created
             .err
-            .contains(&format!("{NAME}:half is not held whole: left out")),
+            .contains(&format!("{NAME}:half is not cached completely: left out")),
         "{}",
         created.err
     );
@@ -664,6 +713,18 @@ async fn archives_of_others() {
     let closed = Closed::new(|_| {}).await;
     let ran = closed.run(&["bundle", "import", path(&save)]).await.expect(0);
     assert!(ran.out.contains("docker.io/library/thing:1: new"), "{}", ran.out);
+    // An archive of another tool has no date.
+    assert!(
+        !ran.out.contains("1970") && !ran.out.contains("bundle of"),
+        "{}",
+        ran.out
+    );
+    let ran = closed.run(&["bundle", "import", path(&at("none.tar"))]).await.expect(1);
+    assert!(
+        ran.err.contains("there is no such file") && !ran.err.contains("entity"),
+        "{}",
+        ran.err
+    );
     let closed = closed.serve().await;
     let answer = closed
         .larder

@@ -190,10 +190,39 @@ async fn a_chain_of_larders() {
     // A store with signed addresses is asked as ever.
     let stored = cdn.matching(On::Storage).pop().expect("a request to the store");
     assert_eq!(stored.header("via"), None);
-    // Longer than any chain of Larders.
-    let through: Vec<String> = (0..20).map(|n| format!("1.1 larder-{n:016x}")).collect();
-    let ask = Ask::get(manifest(REPO, "1")).header("Via", through.join(", "));
-    ask.send(a.registry()).await.expect(508);
+}
+
+/// Anybody may write a name into a request: one that this proxy has not made up is no reason to refuse it, here or
+/// behind.
+#[tokio::test]
+async fn forged_names_refuse_nobody() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[300_000]);
+    let (mut a, b) = (larder(&upstream).await, larder(&upstream).await);
+    lead_to(&mut a, url(&b));
+    for forged in [15, 16, 200] {
+        let through: Vec<String> = (0..forged).map(|n| format!("1.1 larder-{n:016x}")).collect();
+        let ask = |path| Ask::get(path).header("Via", through.join(", "));
+        upstream.forget();
+        for (path, digest) in [
+            (manifest(REPO, "1"), image.manifest),
+            (blob(REPO, image.layers[0]), image.layers[0]),
+        ] {
+            ask(path).send(a.registry()).await.expect_content(&digest);
+        }
+        let tag = format!("{forged}");
+        upstream.move_tag(REPO, &tag, &image.manifest);
+        ask(manifest(REPO, &tag))
+            .send(a.registry())
+            .await
+            .expect_content(&image.manifest);
+        let names = via(&upstream, On::Manifest(tag));
+        assert_eq!(names.len(), 16, "{names:?}");
+        // A circle is found all the same: a request that was here is not taken for the number of names before.
+        let own = &names[14];
+        let back = Ask::get(manifest(REPO, forged)).header("Via", format!("{}, {own}", through.join(", ")));
+        back.send(a.registry()).await.expect(508);
+    }
 }
 
 /// Who joins a question that goes in a circle for somebody else asks once more.

@@ -52,7 +52,7 @@ async fn with_and_without_a_proxy() {
 
     // What is changed at rest is there when the proxy runs again.
     let pinned = run(&folder, &["pin", "alpine:a"]).await.expect(0).out;
-    assert_eq!(pinned, format!("{NAME}:a: pinned, 304.0 KiB stay\n"));
+    assert_eq!(pinned, format!("{NAME}:a: pinned, 304.0 KiB cached\n"));
     let refused = run(&folder, &["rm", "alpine:b", "alpine:a"]).await.expect(1);
     assert_eq!(refused.out, format!("{NAME}:b: removed, 60.0 KiB freed in 3 blobs\n"));
     assert!(
@@ -72,7 +72,7 @@ async fn with_and_without_a_proxy() {
         .json();
     assert_eq!(removed[0]["freed_bytes"], 304 * 1024);
     let empty = ask(&larder, &["ls"]).await.expect(0).out;
-    assert_eq!(empty, "nothing is held yet\n");
+    assert_eq!(empty, "nothing is cached yet\n");
 }
 
 /// What only looks, as text and as data, but for what depends on when it was looked at.
@@ -131,7 +131,7 @@ async fn verify() {
     flip(&larder.cache(), &image.layers[0]);
     let bad = ask(&larder, &["verify"]).await.expect(1);
     assert!(
-        bad.out.contains(&image.layers[0].to_string()) && bad.out.contains("1 damaged and put aside"),
+        bad.out.contains(&image.layers[0].to_string()) && bad.out.contains("1 damaged and quarantined"),
         "{}",
         bad.out
     );
@@ -183,7 +183,50 @@ async fn refresh() {
     assert_eq!(back[0]["digest"], old.manifest.to_string());
     upstream.go_down().await;
     let failed = run(larder.folder(), &["refresh", "alpine:1"]).await.expect(1).err;
-    assert!(failed.contains("stays as it is held"), "{failed}");
+    assert!(failed.contains("stays as it is cached"), "{failed}");
+    // What was never there does not stay.
+    let failed = run(larder.folder(), &["refresh", "alpine:never"]).await.expect(1).err;
+    assert!(
+        failed.contains(&format!("{NAME}:never is not cached here, and could not be fetched: ")),
+        "{failed}"
+    );
+}
+
+/// What skopeo and Helm write before a name is understood wherever an image is named; an address of the web is not, and the
+/// message has the name to write.
+#[tokio::test]
+async fn names_with_a_transport() {
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "1", &[100]);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    for args in [
+        &["prefetch", "docker://alpine:1", "--no-referrers"][..],
+        &["prefetch", "oci://docker.io/library/alpine:1", "--no-referrers"],
+        &["inspect", "docker://alpine:1"],
+        &["pin", "docker://docker.io/library/alpine:1"],
+        &["unpin", "docker://alpine:1"],
+        &["refresh", "docker://alpine:1"],
+        &["ls", "docker://docker.io/library/alpine"],
+        &["ls", "docker://docker.io/*"],
+        &["rm", "docker://alpine:1"],
+    ] {
+        let ran = ask(&larder, args).await.expect(0);
+        assert!(ran.out.contains(&format!("{NAME}:1")), "{args:?}: {}", ran.out);
+    }
+    for (args, status) in [
+        (&["inspect", "https://docker.io/library/alpine:1"][..], 1),
+        (&["pin", "https://docker.io/library/alpine:1"], 1),
+        (&["prefetch", "https://docker.io/library/alpine:1"], 64),
+    ] {
+        let refused = ask(&larder, args).await.expect(status);
+        assert!(
+            refused.err.contains("write docker.io/library/alpine:1"),
+            "{args:?}: {}",
+            refused.err
+        );
+    }
+    let allowed = run(larder.folder(), &["auth", "check", "anonymous", "docker://alpine:1"]).await;
+    assert!(allowed.out.contains(NAME), "{}{}", allowed.out, allowed.err);
 }
 
 /// The folder belongs to a proxy that cannot be asked: who it is, and what to do.
@@ -255,9 +298,13 @@ async fn bad_usage() {
     // A look makes no folder.
     let none = run(folder.path(), &["ls"]).await.expect(1).err;
     assert!(none.contains("there is no cache folder") && !cache.exists(), "{none}");
-    std::fs::write(&file, "[cache]\nmax_sise = 1\n").unwrap();
+    let mistaken = format!("[admin]\nlisten = \"{listen}\"\n[cache]\nmax_sise = 1\n");
+    std::fs::write(&file, mistaken).unwrap();
     let refused = run(folder.path(), &["ls"]).await.expect(64).err;
-    assert!(refused.contains("max_size"), "{refused}");
+    assert!(
+        refused.contains("max_size") && refused.contains(&listen.to_string()),
+        "{refused}"
+    );
     for shell in ["bash", "zsh", "fish"] {
         let script = run(folder.path(), &["completions", shell]).await.expect(0).out;
         assert!(script.contains("inspect") && script.contains("repair"), "{shell}");
@@ -270,8 +317,8 @@ async fn unknown_images() {
     let upstream = Upstream::start().await;
     let larder = LarderProcess::start(&upstream, |_| {}).await;
     for (args, words) in [
-        (&["inspect", "alpine:9"][..], "is not held here"),
-        (&["rm", "alpine:9"], "is not held here"),
+        (&["inspect", "alpine:9"][..], "is not cached here"),
+        (&["rm", "alpine:9"], "is not cached here"),
         (&["pin", "Alpine"], "not a repository name"),
         (&["refresh", "evil.example/x"], "not an upstream of this proxy"),
         (&["inspect", "al pine?x#y"], "not a repository name"),

@@ -1,10 +1,22 @@
 //! `larder check-config` as a process: what it prints where, and with which exit status.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::support::process::become_user;
+
 fn check_config(dir: &Path, args: &[&str], variables: &[(&str, &str)]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_larder"))
+    check_config_as(None, dir, args, variables)
+}
+
+/// As another user, which takes root.
+fn check_config_as(user: Option<u32>, dir: &Path, args: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    if let Some(user) = user {
+        become_user(&mut command, user);
+    }
+    command
         .arg("check-config")
         .args(args)
         .env_clear()
@@ -71,6 +83,7 @@ fn a_good_one_is_0_and_said_in_words() {
         "What a registry does not have is asked for again after 5 seconds.",
         "me, password from LARDER_UPSTREAM__OWN_EXAMPLE_5000__PASSWORD",
         "a tag is trusted for: 1 hour",
+        "Server-Timing for clients that ask for it",
     ] {
         assert!(text.contains(want), "{want}\n{text}");
     }
@@ -83,6 +96,32 @@ fn a_good_one_is_0_and_said_in_words() {
     assert!(!(text + &out(&output)).contains("hunter2"));
     // Looking is not touching: the cache folder was not made.
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// What people bring along from the registry of CNCF Distribution: its keys are refused with the right ones, its variables are
+/// warned of.
+#[test]
+fn keys_of_another_registry_are_answered() {
+    let dir = folder("[proxy]\nremoteurl = \"https://registry-1.docker.io\"\n[http]\naddr = \":5000\"\n");
+    let output = check_config(dir.path(), &[], &[]);
+    assert_eq!(output.status.code(), Some(64));
+    let text = err(&output);
+    assert!(
+        text.contains("proxy.toml:2: proxy.remoteurl: this is a key of the registry of CNCF Distribution; here: ")
+            && text.contains("cache.default_upstream")
+            && text.contains("proxy.toml:4: http.addr: ")
+            && text.contains("here: server.listen"),
+        "{text}"
+    );
+    let dir = folder("");
+    let variable = [("REGISTRY_PROXY_REMOTEURL", "https://me:hunter2@registry-1.docker.io")];
+    let output = check_config(dir.path(), &[], &variable);
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    let text = out(&output) + &err(&output);
+    assert!(
+        text.contains("REGISTRY_PROXY_REMOTEURL: ") && text.contains("sets nothing") && !text.contains("hunter2"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -106,4 +145,109 @@ fn the_example_is_a_good_file() {
     let output = check_config(dir.path(), &[], &[]);
     assert_eq!(output.status.code(), Some(0), "{}", err(&output));
     assert!(!out(&output).contains("Warnings"));
+}
+
+fn warnings(output: &Output) -> Vec<String> {
+    let data: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let all = data["warnings"].as_array().unwrap().iter();
+    all.map(|one| one.as_str().unwrap().to_owned()).collect()
+}
+
+/// Settings that are possible and hardly meant are warned of with place and key; only `--strict` takes them for errors.
+#[test]
+fn what_is_hardly_meant() {
+    let text = "[cache]\nmax_size = \"900TiB\"\nmin_free = \"800TiB\"\n\
+        [[access.rule]]\nwho = \"alice\"\nmay = \"fetch\"\n\
+        [audit]\nfile = \"nowhere/audit.log\"\n\
+        [admin]\nlisten = \"unix:nowhere/admin.sock\"\n";
+    let dir = folder(text);
+    let variables = [("LARDER_CACHE__MAX_SIZE", "950TiB"), ("LARDER_CAHCE__OFFLINE", "true")];
+    let output = check_config(dir.path(), &["--json"], &variables);
+    assert_eq!(output.status.code(), Some(0), "{}", err(&output));
+    let all = warnings(&output);
+    for want in [
+        "LARDER_CAHCE__OFFLINE: this sets no key and is ignored; did you mean LARDER_CACHE__OFFLINE?",
+        "LARDER_CACHE__MAX_SIZE: cache.max_size: covers the value of the file (proxy.toml:2)",
+        "LARDER_CACHE__MAX_SIZE: cache.max_size: 950TiB is more than there is, since the file system of ",
+        "proxy.toml:3: cache.min_free: 800TiB is to stay free, and the file system of ",
+        "proxy.toml:5: access.rule.1.who: \"alice\" matches nobody: there is neither access.htpasswd_file",
+        "proxy.toml:8: audit.file: ",
+        "proxy.toml:10: admin.listen: the socket ",
+    ] {
+        assert!(all.iter().any(|one| one.starts_with(want)), "{want}\n{all:#?}");
+    }
+    assert_eq!(all.len(), 7, "{all:#?}");
+    let text = out(&check_config(dir.path(), &[], &variables));
+    let section = text.split_once("Warnings\n").unwrap().1;
+    assert!(all.iter().all(|one| section.contains(one.as_str())), "{section}");
+
+    let strict = check_config(dir.path(), &["--strict"], &variables);
+    assert_eq!(strict.status.code(), Some(64));
+    assert!(out(&strict).contains("Warnings"));
+    assert!(
+        err(&strict).contains("the configuration has 7 warnings, which --strict takes for errors"),
+        "{}",
+        err(&strict)
+    );
+    let strict = check_config(dir.path(), &["--strict", "--json"], &variables);
+    assert_eq!(strict.status.code(), Some(64));
+    let data: serde_json::Value = serde_json::from_slice(&strict.stdout).unwrap();
+    assert_eq!((&data["ok"], warnings(&strict)), (&false.into(), all));
+    // One that is refused stays refused, with its problems.
+    let refused = check_config(
+        dir.path(),
+        &["--strict", "--json"],
+        &[("LARDER_CACHE__OFFLINE", "maybe")],
+    );
+    assert_eq!(refused.status.code(), Some(64));
+    let data: serde_json::Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!(data["problems"][0]["key"], "cache.offline");
+    // Looking is not touching.
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// Without anything that is wrong `--strict` is content, also beside what Kubernetes sets.
+#[test]
+fn strict_is_content_with_a_good_one() {
+    let dir = folder("[log]\nlevel = \"debug\"\n");
+    let kubernetes = [
+        ("LARDER_PORT", "tcp://10.0.0.1:5000"),
+        ("LARDER_SERVICE_HOST", "10.0.0.1"),
+    ];
+    let output = check_config(dir.path(), &["--strict", "--json"], &kubernetes);
+    assert_eq!(output.status.code(), Some(0), "{}{}", out(&output), err(&output));
+    assert_eq!(warnings(&output), [""; 0]);
+}
+
+/// A path is looked at as the user who runs the command, and that one is named.
+#[test]
+fn a_path_that_this_user_cannot_make() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not run: to be another user takes root");
+        return;
+    }
+    const USER: u32 = 65_533;
+    let dir = folder("[cache]\npath = \"kept/cache\"\n");
+    let kept = dir.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    let open = |path: &Path| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    open(dir.path());
+    open(&kept);
+    let as_root = check_config(dir.path(), &["--json"], &[]);
+    assert_eq!(warnings(&as_root), [""; 0]);
+    let output = check_config_as(Some(USER), dir.path(), &["--json"], &[]);
+    let all = warnings(&output);
+    assert_eq!(all.len(), 1, "{all:#?}");
+    assert!(
+        all[0].starts_with("proxy.toml:2: cache.path: ")
+            && all[0].contains("uid 65533")
+            && all[0].contains("permission denied"),
+        "{all:#?}"
+    );
+    let data: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(data["checked_as"]["uid"], USER);
+    // Nobody can make a folder where there is a file.
+    std::fs::write(kept.join("cache"), "").unwrap();
+    let all = warnings(&check_config(dir.path(), &["--json"], &[]));
+    assert!(all.len() == 1 && all[0].contains("is no folder"), "{all:#?}");
 }

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::support::client::Ask;
+use crate::support::gate::Gate;
 use crate::support::hook::Endpoint;
 use crate::support::process::LarderProcess;
 use crate::support::ran::{ask, pull, settle};
@@ -92,6 +93,46 @@ async fn an_emptied_cache_folder_is_used_again() {
 #[tokio::test]
 async fn a_removed_cache_folder_is_made_again() {
     goes_on_after(|folder| std::fs::remove_dir_all(folder).unwrap()).await;
+}
+
+/// A download that runs meanwhile is finished for its client, kept, and counted as what it is.
+#[tokio::test]
+async fn a_download_outlives_the_emptying() {
+    for is_found_first in [true, false] {
+        let upstream = Upstream::start().await;
+        let digest = upstream.blob(REPO, 3_000_000);
+        let larder = LarderProcess::start(&upstream, |_| {}).await;
+        let gate = Gate::closed();
+        upstream.on(On::Blob(digest)).stall_after(1_000_000, &gate);
+        let mut running = Ask::get(blob(REPO, digest)).open(larder.registry()).await;
+        running.read_at_least(500_000).await;
+        empty(&larder.cache());
+        if is_found_first {
+            larder.wait_for_log("the index is on the disk again").await;
+        }
+        gate.open();
+        running.rest().await.expect_content(&digest);
+        within("the blob to be kept", async {
+            loop {
+                let again = larder.get(blob(REPO, digest)).await;
+                if again.header("cache-status") == Some("larder; hit") {
+                    return again.expect_content(&digest);
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        assert_eq!(
+            upstream.count(On::Blob(digest).get()),
+            1,
+            "{}\n{}",
+            upstream.print(),
+            larder.logs()
+        );
+        let stats = Ask::get("/api/v1/stats").send(larder.admin()).await.expect(200).json();
+        assert_eq!(stats["staged_bytes"].as_u64().unwrap_or(0), 0, "{stats}");
+        assert!(stats["disk_trouble"].is_null(), "{stats}");
+    }
 }
 
 /// Events that were waiting are lost with their file; those that come later arrive.

@@ -393,3 +393,156 @@ async fn an_answer_may_take_only_so_long() {
     hung.remove();
     larder.get(blob(REPO, digest)).await.expect_content(&digest);
 }
+
+/// `max_connections` and a registry that hangs: what only waits for a connection is given up when nobody waits for it.
+/// Else each client that left would leave a transfer behind.
+#[tokio::test]
+async fn who_leaves_the_queue_is_forgotten() {
+    let upstream = Upstream::start().await;
+    let blobs: Vec<_> = (0..20).map(|_| upstream.blob(REPO, 300_000)).collect();
+    let timing = Timing {
+        grace: Duration::from_millis(50),
+        ..quick()
+    };
+    let larder = Larder::start_timed(&upstream, timing, |toml| {
+        toml.upstream("docker.io", "max_connections", 1);
+    })
+    .await;
+    let gate = Gate::closed();
+    upstream.on(On::Blobs).always().stall_headers(&gate);
+    let clients: Vec<_> = blobs
+        .iter()
+        .map(|digest| tokio::spawn(Ask::get(blob(REPO, digest)).send(larder.registry())))
+        .collect();
+    within("all transfers to begin", async {
+        while larder.transfers() < blobs.len() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    upstream.wait_for(On::Blobs, 1).await;
+    clients.iter().for_each(|client| client.abort());
+    within("the queue to be empty", async {
+        while larder.transfers() > 1 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    // The one that was asked for is answered to whoever comes.
+    assert_eq!((larder.transfers(), upstream.count(On::Blobs)), (1, 1));
+    gate.open();
+    for digest in &blobs {
+        larder.get(blob(REPO, digest)).await.expect_content(digest);
+    }
+    assert_eq!(upstream.count(On::Blobs), blobs.len(), "{}", upstream.print());
+}
+
+/// A blob that a client was told to come back for stays in the queue as long as the client has to come back, and no
+/// longer.
+#[tokio::test]
+async fn what_was_promised_stays_in_the_queue() {
+    let upstream = Upstream::start().await;
+    for (late_grace, stay) in [(Duration::from_secs(3600), 3), (Duration::from_millis(50), 1)] {
+        let blobs: Vec<_> = (0..3).map(|_| upstream.blob(REPO, 300_000)).collect();
+        let timing = Timing {
+            grace: Duration::from_millis(1),
+            late_grace,
+            ..impatient()
+        };
+        let larder = Larder::start_timed(&upstream, timing, |toml| {
+            toml.upstream("docker.io", "max_connections", 1);
+        })
+        .await;
+        let gate = Gate::closed();
+        let rule = upstream.on(On::Blobs).always().stall_headers(&gate);
+        let asks: Vec<_> = blobs.iter().map(|digest| Ask::get(blob(REPO, digest))).collect();
+        futures_util::future::join_all(asks.iter().map(|ask| told_to_come_back(&larder, ask))).await;
+        match stay {
+            1 => {
+                within("the queue to be empty", async {
+                    while larder.transfers() > 1 {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                })
+                .await;
+            }
+            // Far more than the grace of what nobody was promised.
+            _ => tokio::time::sleep(Duration::from_millis(300)).await,
+        }
+        assert_eq!(larder.transfers(), stay);
+        gate.open();
+        rule.remove();
+        for (ask, digest) in asks.iter().zip(&blobs) {
+            answered(&larder, ask).await.expect_content(digest);
+        }
+    }
+}
+
+/// A client's wait ends for good: also where the bytes that came meanwhile were wrong, and the registry is asked for
+/// others.
+#[tokio::test]
+async fn what_is_asked_for_again_is_not_waited_for() {
+    let (mirror, upstream) = (Upstream::start().await, Upstream::start().await);
+    let digest = upstream.blob(REPO, 20_000);
+    mirror.put_blob(REPO, upstream.bytes(&digest));
+    let larder = Larder::start_timed(&upstream, impatient(), |toml| {
+        toml.upstream("docker.io", "mirrors", vec![mirror.url()]);
+    })
+    .await;
+    let (body, head) = (Gate::closed(), Gate::closed());
+    let wrong = vec![7; 20_000];
+    mirror
+        .on(On::Blob(digest).get())
+        .always()
+        .does([Fault::WrongBytes(wrong.into()), Fault::StallAfter(1_000, body.clone())]);
+    upstream.on(On::Blob(digest).get()).always().stall_headers(&head);
+    let ask = Ask::get(blob(REPO, digest));
+    let client = tokio::spawn({
+        let (ask, to) = (ask.clone(), larder.registry());
+        async move { ask.send(to).await }
+    });
+    body.wait_for_arrivals(1).await;
+    // Its wait is over, and bytes are coming.
+    tokio::time::sleep(WAIT * 2).await;
+    assert!(!client.is_finished());
+    body.open();
+    upstream.wait_for(On::Blob(digest).get(), 1).await;
+    let late = within("the client to be told", client).await.unwrap().expect(503);
+    assert_eq!(late.header("retry-after"), Some("5"), "{late:?}");
+    head.open();
+    answered(&larder, &ask).await.expect_content(&digest);
+    assert_eq!(upstream.count(On::Blob(digest).get()), 1, "{}", upstream.print());
+}
+
+/// An operator who asks for a tag's truth gets what the registry says now, and not what came late and is kept for a
+/// moment.
+#[tokio::test]
+async fn a_refresh_asks_anew() {
+    let upstream = Upstream::start().await;
+    let old = upstream.image(REPO, "1", &[1_000]);
+    let new = upstream.image(REPO, "2", &[2_000]);
+    let larder = Larder::start_timed(&upstream, impatient(), |_| {}).await;
+    let gate = Gate::closed();
+    let tag = || Matcher::from(On::Manifest("1".to_owned()));
+    upstream.on(tag()).always().stall_headers(&gate);
+    told_to_come_back(&larder, &Ask::get(manifest(REPO, "1"))).await;
+    gate.open();
+    within("the late answer", async {
+        while larder.store().tag(&format!("docker.io/{REPO}"), "1").is_none() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    upstream.move_tag(REPO, "1", &new.manifest);
+    upstream.clear_script();
+    let refreshed = Ask::new("POST", "/api/v1/refresh")
+        .header("content-type", "application/json")
+        .body(json!({"image": "alpine:1"}).to_string())
+        .send(larder.admin())
+        .await
+        .expect(200)
+        .json();
+    assert_eq!(refreshed["digest"], new.manifest.to_string(), "{refreshed}");
+    assert_ne!(old.manifest, new.manifest);
+    larder.get(manifest(REPO, "1")).await.expect_content(&new.manifest);
+}

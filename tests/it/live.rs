@@ -743,7 +743,7 @@ async fn the_command() {
         .await
         .expect(64);
     assert!(
-        refused.err.contains("cashe") && refused.err.contains("holds on"),
+        refused.err.contains("cashe") && refused.err.contains("the previous configuration stays active"),
         "{}",
         refused.err
     );

@@ -44,7 +44,7 @@ async fn through_a_proxy() {
         .await
         .expect(1);
     assert!(
-        ran.err.contains(&format!("{NAME}:1: held, 29")) && ran.err.contains(&format!("{NAME}:none: ")),
+        ran.err.contains(&format!("{NAME}:1: cached, 29")) && ran.err.contains(&format!("{NAME}:none: ")),
         "{}",
         ran.err
     );
@@ -142,7 +142,7 @@ async fn on_a_folder() {
     let ran = run(folder.path(), &["prefetch", "alpine:b", "alpine:a", "--no-referrers"])
         .await
         .expect(0);
-    assert!(ran.out.contains("held"), "{}", ran.out);
+    assert!(ran.out.contains("cached"), "{}", ran.out);
     assert_eq!(upstream.count(On::Blob(b.layers[0])), 0, "{}", upstream.print());
     assert!(
         upstream.bytes_sent(On::Blob(a.layers[0])) < 1_000_000,
@@ -204,7 +204,7 @@ async fn from_files_that_people_have() {
         assert!(ran.out.contains(place), "{place}: {}", ran.out);
     }
     assert!(ran.out.contains("to fetch"), "shown before: {}", ran.out);
-    assert!(ran.out.contains("3 held"), "{}", ran.out);
+    assert!(ran.out.contains("3 cached"), "{}", ran.out);
     assert!(ran.err.contains("services.own is built here"), "{}", ran.err);
     std::fs::write(folder.path().join("other.yaml"), "a: b\n").unwrap();
     for (args, words) in [
@@ -217,6 +217,101 @@ async fn from_files_that_people_have() {
         let refused = run(folder.path(), &args).await.expect(64);
         assert!(refused.err.contains(words), "{args:?}: {}", refused.err);
     }
+}
+
+/// A stream of everything: what is found is fetched, what is possible is listed, what is unread is named and makes the status 1.
+#[tokio::test]
+async fn nothing_of_a_stream_is_dropped() {
+    let upstream = Upstream::start().await;
+    for tag in ["1", "2", "3"] {
+        upstream.image(REPO, tag, &[1000]);
+    }
+    let folder = at_rest(&upstream, |_| {});
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: alpine:1, args: [--helper-image=alpine:3]}]}\n";
+    let hauler = "apiVersion: content.hauler.cattle.io/v1\nkind: Images\nmetadata: {name: i}\nspec: {images: [{name: alpine:2}]}\n";
+    let release = "apiVersion: helm.toolkit.fluxcd.io/v2\nkind: HelmRelease\nmetadata: {name: web}\nspec: {chart: {spec: {chart: web}}}\n";
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: b}\n";
+    let args = ["prefetch", "--from", "-", "--no-referrers"];
+    let whole = [pod, hauler, config].join("---\n");
+    let ran = run_with(folder.path(), &args, &whole).await.expect(0);
+    assert!(ran.out.contains("2 cached"), "{}", ran.out);
+    assert!(
+        ran.err
+            .contains("standard input: possible image, not fetched: alpine:3 (line 4, Pod/p spec.containers.[].args)")
+            && ran.err.contains("1 possible image not fetched: --possible"),
+        "{}",
+        ran.err
+    );
+    assert!(!ran.err.contains("not read"), "{}", ran.err);
+    let ran = run_with(folder.path(), &[&args[..], &["--possible"]].concat(), &whole)
+        .await
+        .expect(0);
+    assert!(ran.out.contains("3 cached"), "{}", ran.out);
+    let mixed = [pod, release, hauler].join("---\n");
+    let ran = run_with(folder.path(), &args, &mixed).await.expect(1);
+    assert!(ran.out.contains("2 cached"), "{}", ran.out);
+    assert!(
+        ran.err
+            .contains("standard input: not read: document 2, line 6, HelmRelease/web: the images of its chart")
+            && ran.err.contains("not read, and named above: 1 part of the files"),
+        "{}",
+        ran.err
+    );
+    // Nothing of it is an image: the reason was named.
+    let ran = run_with(folder.path(), &args, release).await.expect(64);
+    assert!(
+        ran.err.contains("not read: document 1") && ran.err.contains("none that is fetched"),
+        "{}",
+        ran.err
+    );
+    let template = "kind: Pod\nspec:\n  containers:\n  - image: {{ .Values.image }}:{{ .Values.tag }}\n";
+    let ran = run_with(folder.path(), &args, template).await.expect(64);
+    assert!(ran.err.contains("helm template"), "{}", ran.err);
+}
+
+/// Offline, what is cached is there, and that is what was wanted; what is not cached is named by its whole name.
+#[tokio::test]
+async fn offline_a_cached_image_is_no_failure() {
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "1", &[1000]);
+    let folder = at_rest(&upstream, |_| {});
+    run(folder.path(), &["prefetch", "alpine:1", "--no-referrers"])
+        .await
+        .expect(0);
+    let mut toml = Toml::new(&folder.path().join("cache"), &upstream);
+    toml.cache("offline", true);
+    std::fs::write(folder.path().join("proxy.toml"), toml.text()).unwrap();
+    upstream.forget();
+    let ran = run(folder.path(), &["prefetch", "alpine:1"]).await.expect(0);
+    assert!(
+        ran.out.contains("1 cached")
+            && ran
+                .out
+                .contains("offline: what refers to it, such as signatures, was not asked for"),
+        "{}",
+        ran.out
+    );
+    assert!(!ran.err.contains("is not in this mirror"), "{}", ran.err);
+    let ran = run(folder.path(), &["prefetch", "alpine:2"]).await.expect(1);
+    assert!(
+        ran.err.contains(&format!("{NAME}:2 is not in this mirror")),
+        "{}",
+        ran.err
+    );
+    let ran = run(folder.path(), &["refresh", "alpine:1"]).await.expect(1);
+    assert!(
+        ran.err
+            .contains(&format!("{NAME}:1 stays as it is cached: it is offline here")),
+        "{}",
+        ran.err
+    );
+    let ran = run(folder.path(), &["refresh", "alpine:2"]).await.expect(1);
+    assert!(
+        ran.err.contains(&format!("{NAME}:2 is not in this mirror")),
+        "{}",
+        ran.err
+    );
+    assert_eq!(upstream.count(On::Any), 0, "{}", upstream.print());
 }
 
 /// What a closed site lacked is what the next crossing brings: from its list, and from a receipt.
@@ -265,7 +360,7 @@ async fn wishes_are_filled() {
         ran.out,
         ran.err
     );
-    assert!(ran.out.contains("2 held, 1 failed"), "{}", ran.out);
+    assert!(ran.out.contains("2 cached, 1 failed"), "{}", ran.out);
     upstream.forget();
     let ran = ask(
         &open,

@@ -12,7 +12,7 @@ use crate::support::{DEADLINE, blob, manifest};
 
 const REPO: &str = "library/alpine";
 const HOLDS: &str = "the configuration was read again and holds";
-const REFUSED: &str = "the configuration is refused: the one of before holds on";
+const REFUSED: &str = "the configuration is refused: the previous configuration stays active";
 
 fn path(larder: &LarderProcess) -> std::path::PathBuf {
     larder.folder().join("proxy.toml")
@@ -116,7 +116,7 @@ async fn a_changed_file_is_read_by_itself() {
     assert!(!larder.logs().contains("second"));
 }
 
-/// The old one holds on, and file, line and key are told: in the log, in `/readyz`, and as a metric.
+/// The previous one stays active, and file, line and key are told: in the log, in `/readyz`, and as a metric.
 #[tokio::test]
 async fn a_bad_file_changes_nothing() {
     let upstream = Upstream::start().await;

@@ -1,5 +1,7 @@
 //! `larder serve` as a process: its lines, its operators' address, its end.
 
+use rustix::process::Signal;
+
 use crate::support::client::{Ask, Connection};
 use crate::support::gate::Gate;
 use crate::support::process::LarderProcess;
@@ -106,12 +108,44 @@ async fn a_second_signal_ends_the_grace() {
     running.read_at_least(100_000).await;
     larder.terminate();
     larder.wait_for_log("a second signal cuts them").await;
+    // A signal that comes sooner is the same wish.
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
     // The cache is closed in order all the same.
     assert_eq!(larder.stop().await, Some(0), "{}", larder.logs());
     let line = larder.wait_for_log("the wait was ended").await;
     assert!(line.contains("connections=1"), "{line}");
     larder.wait_for_log("stopped").await;
     assert!(!running.rest().await.is_complete());
+}
+
+/// A terminal's Ctrl-C goes to all processes of its group, and a supervisor passes it on: that is one wish, by two
+/// signals.
+#[tokio::test]
+async fn signals_that_come_together_cut_nothing() {
+    let upstream = Upstream::start().await;
+    let digest = upstream.blob(REPO, 1_000_000);
+    let gate = Gate::closed();
+    upstream.on(On::Blobs).stall_after(500_000, &gate);
+    let mut larder = LarderProcess::start(&upstream, |t| {
+        t.server("shutdown_grace", "1h");
+    })
+    .await;
+    let mut running = Ask::get(blob(REPO, digest)).open(larder.registry()).await;
+    running.read_at_least(100_000).await;
+    larder.signal(Signal::INT);
+    larder.wait_for_log("a second signal cuts them").await;
+    larder.signal(Signal::INT);
+    larder.signal(Signal::TERM);
+    // Time enough to be heard; if they are heard later the test is only milder.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+    assert!(
+        !larder.logs().contains("running responses are cut"),
+        "{}",
+        larder.logs()
+    );
+    gate.open();
+    running.rest().await.expect_content(&digest);
+    assert_eq!(larder.ended().await, Some(0), "{}", larder.logs());
 }
 
 /// A second Larder on the same folder would damage it.

@@ -152,11 +152,15 @@ impl Larder {
         self.folder.path().join("cache")
     }
 
+    /// Transfers under way.
+    pub fn transfers(&self) -> usize {
+        self.running.as_ref().expect("a Larder that runs").pull().transfers()
+    }
+
     /// Until nothing is transferred, written or sent any more.
     pub async fn until_idle(&self) {
-        let running = self.running.as_ref().expect("a Larder that runs");
         within("the transfers to end", async {
-            while running.pull().transfers() > 0 {
+            while self.transfers() > 0 {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         })

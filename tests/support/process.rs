@@ -133,13 +133,22 @@ impl LarderProcess {
 
     /// SIGTERM, without waiting.
     pub fn terminate(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
-        kill_process(pid.expect("a process id"), Signal::TERM).expect("a process to stop");
+        kill_process(pid.expect("a process id"), signal).expect("a process to signal");
     }
 
     /// SIGTERM; gives the exit status, `None` if a signal ended it.
     pub async fn stop(&mut self) -> Option<i32> {
         self.terminate();
+        self.ended().await
+    }
+
+    /// Waits for its end; gives the exit status, `None` if a signal ended it.
+    pub async fn ended(&mut self) -> Option<i32> {
         let what = "larder to exit";
         within(what, async {
             loop {

@@ -1,6 +1,6 @@
 //! The folder and its file system: whether it takes what the limits promise.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD};
 
@@ -12,6 +12,22 @@ use crate::config::units::show_size;
 const CHECK: &str = "disk";
 /// Files that may be made, below which an operator should know: an image is ten or twenty.
 const FEW_INODES: u64 = 10_000;
+
+/// File systems that only show what a kernel knows; linux/magic.h has the numbers.
+const KERNELS: [(u32, &str); 8] = [
+    (0x9fa0, "proc"),
+    (0x6265_6572, "sysfs"),
+    (0x6367_7270, "cgroup2"),
+    (0x0027_e0eb, "cgroup"),
+    (0x6462_6720, "debugfs"),
+    (0x7472_6163, "tracefs"),
+    (0x1cd1, "devpts"),
+    (0x7363_6673, "securityfs"),
+];
+/// PATH_MAX, its last byte left out.
+const MOST_PATH_BYTES: usize = 4095;
+/// `/blobs/sha512/` and 128 digits, and some more for names that are only there for a moment.
+const LONGEST_BELOW: usize = 200;
 
 /// A file system, in bytes.
 #[derive(Clone, Copy, Debug)]
@@ -55,15 +71,42 @@ fn folder(path: &Path, at: &Path) -> Finding {
             "cache.path is {shown}: take away what is there, or choose another"
         ));
     }
+    if let Some(why) = impossible(path, at) {
+        return Finding::problem(CHECK, format!("{shown} cannot be made: {why}")).advice("choose another cache.path");
+    }
     let may = rustix::fs::accessat(CWD, at, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
     let who = rustix::process::geteuid().as_raw();
     match may {
         Ok(()) if at == path => Finding::ok(CHECK, format!("{shown} can be written by user {who}")),
-        Ok(()) => Finding::ok(CHECK, format!("{shown} is not there yet, and can be made in {}", at.display())),
+        Ok(()) => Finding::ok(
+            CHECK,
+            format!("{shown} is not there yet, and can be made in {} by user {who}", at.display()),
+        ),
         Err(error) => Finding::problem(CHECK, format!("user {who} cannot write in {}: {error}", at.display())).advice(
             format!("give {shown} to the user that runs larder, or ask as that user; under ProtectSystem= it has to be among ReadWritePaths= or be the StateDirectory="),
         ),
     }
+}
+
+/// Why a folder cannot be made below `at`, whoever tries; `None` where nothing is known against it.
+fn impossible(path: &Path, at: &Path) -> Option<String> {
+    let missing = path.strip_prefix(at).ok().filter(|rest| !rest.as_os_str().is_empty())?;
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Some("there is .. in it, behind a folder that is not there".to_owned());
+    }
+    // Blobs lie some levels deeper, and are named by their digests.
+    if path.as_os_str().len() + LONGEST_BELOW > MOST_PATH_BYTES {
+        return Some(format!("it is longer than {} bytes", MOST_PATH_BYTES - LONGEST_BELOW));
+    }
+    let longest = missing.iter().map(|name| name.len() as u64).max().unwrap_or(0);
+    if let Ok(system) = rustix::fs::statvfs(at)
+        && longest > system.f_namemax
+    {
+        return Some(format!("a name in it is longer than {} bytes", system.f_namemax));
+    }
+    let magic = rustix::fs::statfs(at).map(|system| system.f_type as u32).ok()?;
+    let (_, name) = KERNELS.iter().find(|(kind, _)| *kind == magic)?;
+    Some(format!("{} is the kernel's ({name})", at.display()))
 }
 
 fn measured(at: &Path) -> rustix::io::Result<FileSystem> {
@@ -210,5 +253,15 @@ mod tests {
             found.level == Level::Ok && found.found.contains("not there yet"),
             "{found:?}"
         );
+        // Nobody can make these, root included.
+        for (path, why) in [
+            (Path::new("/proc/larder/cache").to_owned(), "is the kernel's (proc)"),
+            (temporary.path().join("x".repeat(300)), "longer than 255 bytes"),
+            (temporary.path().join("x/".repeat(2100)), "longer than 3895 bytes"),
+            (temporary.path().join("none/../cache"), "there is .. in it"),
+        ] {
+            let found = folder(&path, &nearest(&path));
+            assert!(found.level == Level::Problem && found.found.contains(why), "{found:?}");
+        }
     }
 }

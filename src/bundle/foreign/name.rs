@@ -61,8 +61,8 @@ pub(super) fn choose(
             .collect();
         return match names.is_empty() {
             true => Err(BundleError::Bad(format!(
-                "the archive does not say where its image {} is from: give it a name with --as",
-                short.unwrap_or("")
+                "the archive does not say where {} is from: give it a name with --as",
+                short.map_or("its image".to_owned(), |short| format!("its image {short}"))
             ))),
             false => Ok(names),
         };
@@ -123,7 +123,13 @@ mod tests {
             choose(None, &own, Some("1"), false).unwrap()[0].repository,
             "docker.io/library/a"
         );
-        assert!(choose(None, &[], Some("1"), true).is_err());
+        let nameless = |short| choose(None, &[], short, true).unwrap_err().to_string();
+        assert!(
+            nameless(Some("1")).contains("where its image 1 is from"),
+            "{}",
+            nameless(Some("1"))
+        );
+        assert!(nameless(None).contains("where its image is from"), "{}", nameless(None));
         assert_eq!(
             choose(Some("x.y/b"), &[], None, true).unwrap()[0].tag.as_deref(),
             Some("latest")

@@ -15,7 +15,7 @@ use crate::bundle::sign::SecretKey;
 use crate::config::{Config, ConfigError, units};
 
 /// A password for the key, where it has one.
-const PASSWORD: &str = "LARDER_BUNDLE_PASSWORD";
+const PASSWORD: &str = crate::config::BUNDLE_PASSWORD_VARIABLE;
 /// Seconds since 1970, for builds that are to be the same (reproducible-builds.org).
 const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
@@ -94,7 +94,7 @@ fn key(args: &Args) -> Result<Option<SecretKey>, String> {
 async fn create(args: &Args, order: &BundleOrder, key: Option<SecretKey>, desk: &Desk) -> Outcome {
     let plan = desk.bundle_plan(order).await?;
     for name in &plan.left_out {
-        complain(&printable(&format!("{name} is not held whole: left out")));
+        complain(&printable(&format!("{name} is not cached completely: left out")));
     }
     if args.dry_run {
         return Ok(match args.place.json {

@@ -140,15 +140,19 @@ fn text(report: &Report) -> String {
         Some(key) => format!("signed by {key}"),
         None => "not signed by anybody who is trusted".to_owned(),
     };
+    // Archives of other tools have no date.
+    let made = match report.created_ms {
+        0 => String::new(),
+        ms => format!("bundle of {}, ", date(ms)),
+    };
     text += &format!(
-        "{}: {} new, {} moved, {} unchanged; {} came, {} were here; bundle of {}, {by}\n",
+        "{}: {} new, {} moved, {} unchanged; {} came, {} were here; {made}{by}\n",
         count(report.images.len(), "image"),
         report.count(Became::New),
         report.count(Became::Moved),
         report.count(Became::Unchanged),
         size(report.new_bytes),
-        size(report.held_bytes),
-        date(report.created_ms)
+        size(report.held_bytes)
     );
     text
 }

@@ -97,19 +97,23 @@ fn text(found: &Inspection) -> String {
         }
         let mut notes = Vec::new();
         notes.extend(row.private.then(|| "private".to_owned()));
-        notes.extend((row.absent > 0).then(|| format!("without {} other parts", row.absent)));
+        notes.extend((row.absent > 0).then(|| format!("without {}", count(row.absent, "other blob"))));
         notes.extend((row.referrers > 0).then(|| count(row.referrers, "referrer")));
         cells.push(notes.join(", "));
         table.row(cells);
     }
     let mut text = table.text();
+    // A bundle without any image has no date.
+    let made = match found.created_ms {
+        0 => String::new(),
+        ms => format!(" of {}", date(ms)),
+    };
     text += &format!(
-        "{}, {} in {}; bundle {} of {}\n",
+        "{}, {} in {}; bundle {}{made}\n",
         count(found.images.len(), "image"),
         size(found.bytes),
         count(found.blobs, "blob"),
-        found.bundle,
-        date(found.created_ms)
+        found.bundle
     );
     text += &match &found.signature {
         Signature::None => "not signed\n".to_owned(),

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::super::desk::{Desk, Place, with_desk};
+use super::super::table::count;
 use super::super::{Exit, print};
 use crate::config::{Config, ConfigError};
 
@@ -28,10 +29,10 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             None => Ok(print(&text)),
             Some(path) => write(path, &text).map(|()| {
                 let told = format!(
-                    "{}: what {site} has, {} tags, {} wishes\n",
+                    "{}: what {site} has, {}, {}\n",
                     path.display(),
-                    receipt.tags.len(),
-                    receipt.wishes.len()
+                    count(receipt.tags.len(), "tag"),
+                    count(receipt.wishes.len(), "wish")
                 );
                 if args.place.json { Exit::Done } else { print(&told) }
             }),

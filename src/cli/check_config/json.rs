@@ -3,17 +3,20 @@
 use serde_json::{Value, json};
 
 use super::{origin, without_user};
+use crate::app;
 use crate::config::wanted::Platforms;
 use crate::config::{
     Acme, Challenge, Config, ConfigError, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials,
     TlsIdentity, Upstream, Webhook, show_key,
 };
 
-pub fn meaning(config: &Config) -> String {
+/// `is_good`: whether it is taken as it is.
+pub fn meaning(config: &Config, is_good: bool) -> String {
     let upstreams: Vec<Value> = config.upstreams.iter().map(|one| upstream(config, one)).collect();
     pretty(&json!({
-        "ok": true,
+        "ok": is_good,
         "sources": config.sources,
+        "checked_as": app::User::of_process(),
         "server": {
             "listen": config.server.listen,
             "tls": config.server.tls.as_ref().map(tls),

@@ -4,11 +4,13 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use super::{origin, without_user};
+use crate::app;
 use crate::config::units::{show_duration, show_size};
 use crate::config::{
     Acme, Cache, Challenge, Config, Lender, LogFormat, Password, Prefetch, ServerTls, StaticCredentials, TlsIdentity,
     Upstream, WEBHOOK_EVENTS,
 };
+use crate::text::count;
 
 pub fn meaning(config: &Config) -> String {
     let mut out = String::new();
@@ -48,7 +50,8 @@ fn section(out: &mut String, title: &str, lines: &[String]) {
 }
 
 fn row(name: &str, value: impl Display) -> String {
-    format!("{name:<12}{value}")
+    // At least one blank, also behind a name that is longer than its column.
+    format!("{name:<11} {value}")
 }
 
 fn list<T: Display>(items: &[T]) -> String {
@@ -112,7 +115,7 @@ fn listeners(config: &Config) -> Vec<String> {
     rows.extend(further);
     rows.extend([
         row(
-            "operators",
+            "admin",
             format!(
                 "{}, {}, {api}",
                 list(&config.admin.listen),
@@ -127,7 +130,7 @@ fn listeners(config: &Config) -> Vec<String> {
             "Server-Timing",
             match config.server.server_timing {
                 true => "in every answer",
-                false => "for who asks",
+                false => "for clients that ask for it (Larder-Timing: 1)",
             },
         ),
     ]);
@@ -223,6 +226,7 @@ fn cache(cache: &Cache) -> Vec<String> {
             "stays free",
             format!("{} of the file system", show_size(cache.min_free)),
         ),
+        row("paths", format!("looked at as {}", app::User::of_process())),
     ]
 }
 
@@ -246,8 +250,8 @@ fn policy(cache: &Cache) -> Vec<String> {
         ),
     };
     let dialled = match cache.offline {
-        true => "Offline: no upstream is dialled, unless its own settings say so.",
-        false => "What is not held is fetched from its upstream; no other host is dialled.",
+        true => "Offline: no upstream is contacted, unless its own settings say so.",
+        false => "What is not cached is fetched from its upstream; no other host is contacted.",
     };
     vec![
         trusted,
@@ -286,9 +290,9 @@ fn limits(config: &Config) -> Vec<String> {
         row(
             "manifests",
             format!(
-                "{} and {} descriptors each",
+                "{} and {} each",
                 show_size(limits.manifest_size as u64),
-                limits.manifest_descriptors
+                count(limits.manifest_descriptors, "descriptor")
             ),
         ),
         row("log", format!("{} as {format}", config.log.level)),
@@ -321,15 +325,14 @@ fn traces(config: &Config) -> String {
         (false, _) => format!("of requests, {share}, whatever the client says"),
     };
     let headers = if traces.headers.is_some() { ", with headers" } else { "" };
-    let told = if traces.propagate { "; upstreams are told" } else { "" };
+    let told = if traces.propagate { "; sent to upstreams" } else { "" };
     format!("to {} as {name}{headers}, {which}{told}", traces.endpoint)
 }
 
 fn prefetches(config: &Config) -> Vec<String> {
     let line = |one: &Prefetch| {
         let what = match one.wanted() {
-            Ok(wanted) if wanted.len() == 1 => "1 line".to_owned(),
-            Ok(wanted) => format!("{} lines", wanted.len()),
+            Ok(wanted) => count(wanted.len(), "line"),
             Err(why) => why,
         };
         let whom = match &one.platforms {
@@ -353,10 +356,7 @@ fn webhooks(config: &Config) -> Vec<String> {
             true => "everything".to_owned(),
             false => list(&hook.events),
         };
-        out.push(row(
-            &hook.name,
-            format!("{} is told of {events}, for {images}", hook.url),
-        ));
+        out.push(row(&hook.name, format!("{} gets {events}, for {images}", hook.url)));
         let mut say = |name: &str, text: String| out.push(format!("    {name}: {text}"));
         say(
             "signed",
@@ -470,7 +470,7 @@ fn special(config: &Config, one: &Upstream) -> Vec<String> {
         );
     }
     if given("offline") {
-        say("dialled", if one.offline { "never" } else { "yes" }.to_owned());
+        say("contacted", if one.offline { "never" } else { "yes" }.to_owned());
     }
     if let Some(size) = one.max_size {
         say("of the cache at most", show_size(size));
@@ -575,7 +575,7 @@ mod tests {
         .unwrap();
         let text = meaning(&config);
         for want in [
-            "ci          https://hooks.example/… is told of pull, evict, for all images",
+            "ci          https://hooks.example/… gets pull, evict, for all images",
             "signed: with the secret from proxy.toml:11",
             "headers: authorization",
             "A tag is asked for by HEAD every time.",
@@ -589,7 +589,7 @@ mod tests {
         ] {
             assert!(text.contains(want), "{want}\n{text}");
         }
-        for shown in [text, super::super::json::meaning(&config)] {
+        for shown in [text, super::super::json::meaning(&config, true)] {
             assert!(!shown.contains("hunter2"), "{shown}");
         }
     }

@@ -36,23 +36,10 @@ pub struct File {
     pub text: String,
 }
 
-/// Files with what is to be said before and after them.
+/// Files, and what people should know beside them: sentences, and lines to copy. The files are data, and nothing but data.
 pub struct Recipe {
-    pub before: String,
     pub files: Vec<File>,
-    pub after: String,
-}
-
-impl Recipe {
-    /// As it is printed: each file below a line that says where it goes.
-    pub fn text(&self) -> String {
-        let mut text = self.before.clone();
-        for file in &self.files {
-            let gap = if text.is_empty() { "" } else { "\n" };
-            let _ = write!(text, "{gap}# {}\n{}", file.place, file.text);
-        }
-        text + &self.after
-    }
+    pub notes: Vec<String>,
 }
 
 /// Everything for one client.
@@ -65,33 +52,40 @@ pub fn of(client: Client, proxy: &Proxy<'_>) -> Recipe {
         Client::Buildkit => buildkit(proxy),
     };
     if proxy.has_logins {
-        recipe.after += &login(proxy, client);
+        recipe.notes.extend(login(proxy, client).lines().map(str::to_owned));
     }
     recipe
 }
 
-/// How the client logs in, as comments: passwords belong into none of these files that can do without.
+/// How the client logs in: passwords belong into none of these files that can do without.
 fn login(proxy: &Proxy<'_>, client: Client) -> String {
     let Proxy { scheme, address, .. } = proxy;
     let insecure = if *scheme == "http" { " --tls-verify=false" } else { "" };
     match client {
         Client::Docker => format!(
-            "\n# To log in, for images with the address before their name:\n#   docker login {address}\n\
-             # Never used for registry-mirrors: there Docker sends the login of Docker Hub, or none.\n\
-             # Give daemons a [listener.NAME] of this proxy, and a rule for it.\n"
+            "to log in, for images with the address before their name: docker login {address}\n\
+             this login is never used for registry-mirrors: there Docker sends the login of Docker Hub, or none; \
+             give daemons a [listener.NAME] of this proxy, and a rule for it\n"
         ),
         Client::Containerd => format!(
-            "\n# To log in, below each [host.\"{scheme}://{address}\"], with the output of: printf USER:PASSWORD | base64 -w0\n\
-             #   [host.\"{scheme}://{address}\".header]\n#     Authorization = \"Basic …\"\n"
+            "to log in, add below each [host.\"{scheme}://{address}\"], with the output of printf USER:PASSWORD | base64 -w0:\n\
+             \x20 [host.\"{scheme}://{address}\".header]\n\
+             \x20   Authorization = \"Basic …\"\n"
         ),
-        Client::Podman => format!("\n# To log in:\n#   podman login{insecure} {address}\n"),
+        Client::Podman => format!("to log in: podman login{insecure} {address}\n"),
         Client::CriO => format!(
-            "\n# To log in, write the file that global_auth_file of crio.conf names:\n#   podman login{insecure} --authfile /etc/crio/auth.json {address}\n"
+            "to log in, write the file that global_auth_file of crio.conf names: \
+             podman login{insecure} --authfile /etc/crio/auth.json {address}\n"
         ),
         Client::K3s => format!(
-            "# To log in:\n#configs:\n#  \"{address}\":\n#    auth:\n#      username: USER\n#      password: PASSWORD\n"
+            "to log in, add:\n\
+             \x20 configs:\n\
+             \x20   \"{address}\":\n\
+             \x20     auth:\n\
+             \x20       username: USER\n\
+             \x20       password: PASSWORD\n"
         ),
-        Client::Buildkit => format!("# To log in, where builds are started:\n#   docker login {address}\n"),
+        Client::Buildkit => format!("to log in, where builds are started: docker login {address}\n"),
     }
 }
 
@@ -108,30 +102,28 @@ fn docker(proxy: &Proxy<'_>) -> Recipe {
         // JSON has no comments, so no mark either.
         text: format!("{{\n  \"registry-mirrors\": [\"{scheme}://{address}{path}\"]\n}}\n"),
     };
-    let mut after =
-        "\n# Docker uses mirrors for Docker Hub only, and logs in to none of them: this proxy has to let it pull.\n\
-         # For other registries put the address before the name:\n"
-            .to_owned();
     let other = proxy
         .upstreams
         .iter()
         .map(|(name, _)| *name)
         .find(|name| *name == "ghcr.io")
         .unwrap_or("docker.io");
-    let _ = writeln!(after, "#   docker pull {address}/{other}/owner/image:tag");
+    let mut notes = vec![
+        "Docker uses mirrors for Docker Hub only, and logs in to none of them: this proxy has to let it pull"
+            .to_owned(),
+        format!("for other registries put the address before the name: docker pull {address}/{other}/owner/image:tag"),
+    ];
     if *scheme == "http" {
-        let _ = writeln!(
-            after,
-            "# which, over plain HTTP and not on loopback, also needs in daemon.json\n#   \"insecure-registries\": [\"{address}\"]"
-        );
+        notes.push(format!(
+            "over plain HTTP and not on loopback, that also needs in daemon.json: \"insecure-registries\": [\"{address}\"]"
+        ));
     }
     if proxy.no_fallback {
-        after += "# Docker always falls back to Docker Hub; only a firewall closes that way.\n";
+        notes.push("Docker always falls back to Docker Hub; only a firewall closes that way".to_owned());
     }
     Recipe {
-        before: String::new(),
         files: vec![file],
-        after,
+        notes,
     }
 }
 
@@ -150,10 +142,10 @@ fn containerd(proxy: &Proxy<'_>) -> Recipe {
             ),
         }
     };
+    let config_path = "containerd's own configuration must have, in the section of the registry: config_path = \"/etc/containerd/certs.d\"";
     Recipe {
-        before: "# containerd's own configuration must have, in the section of the registry:\n#   config_path = \"/etc/containerd/certs.d\"\n".to_owned(),
         files: proxy.upstreams.iter().map(file).collect(),
-        after: String::new(),
+        notes: vec![config_path.to_owned()],
     }
 }
 
@@ -168,7 +160,7 @@ fn podman(proxy: &Proxy<'_>, client: Client) -> Recipe {
     } else {
         ""
     };
-    let mut text = MARK_LINE.to_owned();
+    let (mut text, mut notes) = (MARK_LINE.to_owned(), Vec::new());
     for (name, _) in &proxy.upstreams {
         let alias = proxy.aliases.iter().find(|(of, _)| of == name).map(|(_, alias)| *alias);
         let here = match (name.contains(':'), alias) {
@@ -176,10 +168,9 @@ fn podman(proxy: &Proxy<'_>, client: Client) -> Recipe {
             (true, Some(alias)) => format!("{}/{alias}", proxy.address),
             // By the address alone it would get images of the default upstream: it sends no `?ns=`.
             (true, None) => {
-                let _ = write!(
-                    text,
-                    "\n# {name} is left out: a path cannot name a host with a port. Give it an alias in proxy.toml (aliases = [\"NAME\"]).\n"
-                );
+                notes.push(format!(
+                    "{name} is left out: a path cannot name a host with a port; give it an alias in proxy.toml (aliases = [\"NAME\"])"
+                ));
                 continue;
             }
         };
@@ -194,7 +185,7 @@ fn podman(proxy: &Proxy<'_>, client: Client) -> Recipe {
             ),
         };
     }
-    one(place, "larder.conf", text, String::new())
+    one(place, "larder.conf", text, notes)
 }
 
 fn k3s(proxy: &Proxy<'_>) -> Recipe {
@@ -203,12 +194,10 @@ fn k3s(proxy: &Proxy<'_>) -> Recipe {
     for (name, _) in &proxy.upstreams {
         let _ = write!(text, "  \"{name}\":\n    endpoint: [\"{scheme}://{address}\"]\n");
     }
-    let after = match proxy.no_fallback {
-        true => "# and start k3s with --disable-default-registry-endpoint\n",
-        false => "",
-    };
+    let closed = "start k3s with --disable-default-registry-endpoint";
+    let notes = proxy.no_fallback.then(|| closed.to_owned()).into_iter().collect();
     let place = "/etc/rancher/k3s/registries.yaml (rke2: /etc/rancher/rke2/registries.yaml), then restart it";
-    one(place.to_owned(), "registries.yaml", text, after.to_owned())
+    one(place.to_owned(), "registries.yaml", text, notes)
 }
 
 fn buildkit(proxy: &Proxy<'_>) -> Recipe {
@@ -224,23 +213,21 @@ fn buildkit(proxy: &Proxy<'_>) -> Recipe {
     if *scheme == "http" {
         let _ = write!(text, "[registry.\"{address}\"]\n  http = true\n");
     }
-    let after = match proxy.no_fallback {
-        true => "# BuildKit always falls back to the registry itself; only a firewall closes that way.\n",
-        false => "",
-    };
+    let closed = "BuildKit always falls back to the registry itself; only a firewall closes that way";
+    let notes = proxy.no_fallback.then(|| closed.to_owned()).into_iter().collect();
     let place = "buildkitd.toml: docker buildx create --config buildkitd.toml --use";
-    one(place.to_owned(), "buildkitd.toml", text, after.to_owned())
+    one(place.to_owned(), "buildkitd.toml", text, notes)
 }
 
-fn one(place: String, relative: &str, text: String, after: String) -> Recipe {
+fn one(place: String, relative: &str, text: String, notes: Vec<String>) -> Recipe {
+    let file = File {
+        place,
+        relative: relative.to_owned(),
+        text,
+    };
     Recipe {
-        before: String::new(),
-        files: vec![File {
-            place,
-            relative: relative.to_owned(),
-            text,
-        }],
-        after,
+        files: vec![file],
+        notes,
     }
 }
 
@@ -275,7 +262,7 @@ mod tests {
     }
 
     fn table(recipe: &Recipe) -> toml::Table {
-        recipe.text().parse().unwrap()
+        recipe.files[0].text.parse().unwrap()
     }
 
     /// What can be parsed is parsed by the parser of its kind.
@@ -318,10 +305,16 @@ mod tests {
         proxy
             .upstreams
             .push(("r.example:8443", "https://r.example:8443".to_owned()));
-        let text = of(Client::Podman, &proxy).text();
+        let recipe = of(Client::Podman, &proxy);
         assert!(
-            !text.contains("prefix = \"r.example:8443\"") && text.contains("# r.example:8443 is left out"),
-            "{text}"
+            !recipe.files[0].text.contains("r.example:8443"),
+            "{}",
+            recipe.files[0].text
+        );
+        assert!(
+            recipe.notes[0].starts_with("r.example:8443 is left out"),
+            "{:?}",
+            recipe.notes
         );
         proxy.aliases.push(("r.example:8443", "r"));
         let registries = table(&of(Client::Podman, &proxy));
@@ -338,13 +331,12 @@ mod tests {
         assert_eq!(json["registry-mirrors"][0], "http://larder.example:5000/docker.io");
     }
 
-    /// What is pasted from the output is known again as what `--write` would have written.
+    /// What is printed is known again as what `--write` would have written.
     #[test]
     fn every_file_but_json_is_marked() {
         for client in Client::value_variants() {
             for file in of(*client, &proxy(false)).files {
                 assert_eq!(file.text.starts_with(MARK), *client != Client::Docker, "{client:?}");
-                assert!(of(*client, &proxy(false)).text().contains(&file.text));
             }
         }
     }
@@ -354,10 +346,8 @@ mod tests {
         for client in Client::value_variants() {
             let text = login(&proxy(false), *client);
             assert!(text.contains("larder.example:5000"), "{text}");
-            assert!(
-                text.lines().all(|line| line.is_empty() || line.starts_with('#')),
-                "{text}"
-            );
+            let notes = of(*client, &proxy(false)).notes.join("\n");
+            assert!(notes.ends_with(text.trim_end()), "{notes}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::variables::expand;
-use super::{Images, clip, option};
+use super::{Images, clip};
 
 /// A comment may change how lines are continued, and which image reads the file.
 struct Directives {
@@ -25,7 +25,7 @@ pub fn is_one(text: &str) -> bool {
 pub fn find(text: &str, images: &mut Images) {
     let directives = directives(text);
     if let Some(syntax) = &directives.syntax {
-        images.add(syntax.clone(), "line 1, syntax".to_owned());
+        images.add(syntax, "line 1, syntax".to_owned());
     }
     let mut file = File {
         images,
@@ -173,7 +173,7 @@ impl File<'_> {
             _ => String::new(),
         };
         match self.expand(image) {
-            Err(why) => self.images.pass_over(format!(
+            Err(why) => self.images.unread(format!(
                 "line {line}: FROM {}: {why}, and there is no default",
                 clip(image)
             )),
@@ -184,7 +184,7 @@ impl File<'_> {
                     // Of the machine that builds: nothing of it is known here.
                     let platform = platform.and_then(|platform| self.expand(platform).ok());
                     self.images
-                        .add(image + &option(platform.as_deref()), format!("line {line}, FROM"));
+                        .add_for(&image, platform.as_deref(), format!("line {line}, FROM"));
                 }
             }
         }
@@ -199,8 +199,8 @@ impl File<'_> {
         }
         match self.expand(from) {
             Ok(image) if self.stages.contains(&image.to_ascii_lowercase()) || image == "scratch" => {}
-            Ok(image) => self.images.add(image, format!("line {line}, {what}")),
-            Err(why) => self.images.pass_over(format!(
+            Ok(image) => self.images.add(&image, format!("line {line}, {what}")),
+            Err(why) => self.images.unread(format!(
                 "line {line}: {what} from {}: {why}, and there is no default",
                 clip(from)
             )),

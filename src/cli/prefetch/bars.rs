@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::admin::prefetch::{PrefetchImage, PrefetchView};
-use crate::cli::table::printable;
+use crate::cli::table::{count, printable};
 
 /// Images that have a bar of their own at the same time.
 const MOST_BARS: usize = 8;
@@ -73,11 +73,12 @@ impl Bars {
 
     fn tell_all(&mut self, view: &PrefetchView) {
         let totals = &view.totals;
-        let asked = format!("{} of {} images looked at", totals.planned, totals.images);
+        let images = count(totals.images, "image");
+        let asked = format!("{} of {images} looked at", totals.planned);
         let message = match &view.waits {
             Some(why) => printable(why),
             None if totals.planned < totals.images || view.dry_run => asked,
-            None => format!("{} of {} images held", totals.held, totals.images),
+            None => format!("{} of {images} cached", totals.held),
         };
         if totals.new_bytes > 0 && !view.dry_run {
             if !std::mem::replace(&mut self.is_sized, true) {

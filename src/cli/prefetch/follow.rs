@@ -8,7 +8,7 @@ use super::bars::Bars;
 use crate::admin::prefetch::{PrefetchImage, PrefetchView};
 use crate::cli::desk::Desk;
 use crate::cli::interrupt::Interrupt;
-use crate::cli::table::{printable, size};
+use crate::cli::table::{count, printable, size};
 
 /// Where no terminal shows bars, how far it is is said this often.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -124,9 +124,9 @@ impl Lines {
             *last = Instant::now();
             let _ = writeln!(
                 err,
-                "{} of {} images held, {} of {} fetched",
+                "{} of {} cached, {} of {} fetched",
                 totals.held,
-                totals.images,
+                count(totals.images, "image"),
                 size(totals.fetched_bytes),
                 size(totals.new_bytes)
             );
@@ -136,7 +136,7 @@ impl Lines {
 
 fn line(image: &PrefetchImage) -> Option<String> {
     match image.state.as_str() {
-        "held" => Some(format!("{}: held, {} fetched", image.name, size(image.fetched_bytes))),
+        "held" => Some(format!("{}: cached, {} fetched", image.name, size(image.fetched_bytes))),
         "failed" => Some(format!(
             "{}: {}",
             image.name,

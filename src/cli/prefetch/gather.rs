@@ -6,7 +6,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::Args;
+use crate::cli::complain;
 use crate::cli::lists::{self, Found};
+use crate::cli::table::{count, printable};
 use crate::config::wanted::{ListError, MAX_LIST_BYTES, Wanted, parse_line, parse_list};
 
 /// One line of the job.
@@ -34,10 +36,19 @@ pub fn sources(entries: &[Entry], wanted: &str) -> String {
     }
 }
 
+/// Everything that was named.
+#[derive(Debug, Default)]
+pub struct Gathered {
+    pub entries: Vec<Entry>,
+    /// How much of the files of `--from` names images and was not read.
+    pub unread: usize,
+}
+
 /// Everything that was asked for. Errors: everything that was wrong.
-pub fn entries(args: &Args) -> Result<Vec<Entry>, Vec<String>> {
+pub fn gather(args: &Args) -> Result<Gathered, Vec<String>> {
     let mut entries = Vec::new();
     let mut errors = Vec::new();
+    let mut unread = 0;
     let mut take = |found: Result<Vec<Entry>, Vec<String>>| match found {
         Ok(found) => entries.extend(found),
         Err(found) => errors.extend(found),
@@ -47,17 +58,20 @@ pub fn entries(args: &Args) -> Result<Vec<Entry>, Vec<String>> {
         take(list(file));
     }
     for file in &args.from {
-        take(from(file, args));
+        take(from(file, args, &mut unread));
     }
     for file in &args.wishes {
         take(wishes(file));
     }
     // A site that wished for nothing is well supplied.
     if errors.is_empty() && entries.is_empty() && args.wishes.is_empty() {
-        errors.push("no image is named: give IMAGE, --file, --from or --wishes".to_owned());
+        errors.push(match args.from.is_empty() {
+            true => "no image is named: give IMAGE, --file, --from or --wishes".to_owned(),
+            false => "no image is named: what --from gave has none that is fetched".to_owned(),
+        });
     }
     match errors.is_empty() {
-        true => Ok(entries),
+        true => Ok(Gathered { entries, unread }),
         false => Err(errors),
     }
 }
@@ -138,22 +152,25 @@ fn list(path: &Path) -> Result<Vec<Entry>, Vec<String>> {
     Ok(wanted.into_iter().map(entry).collect())
 }
 
-fn from(path: &Path, args: &Args) -> Result<Vec<Entry>, Vec<String>> {
+/// `unread` counts what is named and was not read.
+fn from(path: &Path, args: &Args, unread: &mut usize) -> Result<Vec<Entry>, Vec<String>> {
     let (text, shown) = read(path).map_err(|error| vec![error])?;
     let folder = path.parent().filter(|_| path.as_os_str() != "-");
     let images = lists::images(&text, args.kind, path, folder).map_err(|error| vec![format!("{shown}: {error}")])?;
-    for word in &images.passed_over {
-        crate::cli::complain(&crate::cli::table::printable(&format!("{shown}: {word}")));
-    }
-    let mut found = Vec::new();
-    if !args.perhaps {
-        for Found { image, place } in &images.perhaps {
-            let word = format!("{shown}: perhaps an image, and left out: {image} ({place}); --perhaps takes it");
-            crate::cli::complain(&crate::cli::table::printable(&word));
+    let say = |word: &str| complain(&printable(&format!("{shown}: {word}")));
+    images.passed_over.iter().for_each(|word| say(word));
+    images.unread.iter().for_each(|word| say(&format!("not read: {word}")));
+    *unread += images.unread.len();
+    if !args.possible && !images.possible.is_empty() {
+        for Found { image, place } in &images.possible {
+            say(&format!("possible image, not fetched: {image} ({place})"));
         }
+        let all = count(images.possible.len(), "possible image");
+        say(&format!("{all} not fetched: --possible takes what is listed so"));
     }
-    let perhaps = images.perhaps.into_iter().filter(|_| args.perhaps);
-    for Found { image, place } in images.found.into_iter().chain(perhaps) {
+    let possible = images.possible.into_iter().filter(|_| args.possible);
+    let mut found = Vec::new();
+    for Found { image, place } in images.found.into_iter().chain(possible) {
         match entry(image, Some(format!("{shown}: {place}"))) {
             Ok(entry) => found.extend(entry),
             Err(error) => return Err(vec![format!("{shown}: {place}: {error}")]),

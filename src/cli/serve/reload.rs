@@ -163,9 +163,9 @@ async fn reload(
             tracing::error!(
                 why,
                 error = text,
-                "the configuration is refused: the one of before holds on"
+                "the configuration is refused: the previous configuration stays active"
             );
-            systemd::tell_reloaded("the configuration is refused: the one of before holds on");
+            systemd::tell_reloaded("the configuration is refused: the previous configuration stays active");
             Err(text)
         }
     }

@@ -9,11 +9,13 @@
 //! redis tags=*-alpine newest=1 referrers=no
 //! ```
 
+mod shape;
 mod tags;
 
+pub use shape::{Shape, shape};
 pub use tags::{Choice, Range};
 
-use crate::oci::reference::split_image;
+use crate::oci::reference::{split_image, without_transport};
 use crate::oci::{Digest, Platform, Reference, Tag};
 
 /// Largest list, in bytes, and most lines of one that name something.
@@ -233,6 +235,7 @@ impl Line {
     }
 
     fn image(mut self, text: &str) -> Result<Wanted, String> {
+        let text = without_transport(text).map_err(|error| error.to_string())?;
         let (name, tag, digest) = split_image(text);
         if name.is_empty() {
             return Err(format!(
@@ -347,6 +350,8 @@ mod tests {
             ("nginx \"semver=^1\" newest=2", "nginx semver=\"^1\" newest=2"),
             ("nginx tags=*-alpine", "nginx:*-alpine"),
             ("nginx tags=1.27", "nginx tags=1.27"),
+            ("docker://alpine", "alpine:latest"),
+            ("oci://ghcr.io/x/chart:1.0.0", "ghcr.io/x/chart:1.0.0"),
             ("# only this", ""),
             ("", ""),
         ] {
@@ -374,6 +379,8 @@ mod tests {
         assert!(errors[2].message.contains("quote"), "{}", errors[2]);
         assert!(parse_line(&format!("a@{D} newest=2")).is_err());
         assert!(parse_line(&"a".repeat(3000)).is_err());
+        let (_, message) = parse_line("https://ghcr.io/x/y:1").unwrap_err();
+        assert!(message.contains("write ghcr.io/x/y:1"), "{message}");
     }
 
     proptest! {

@@ -92,7 +92,8 @@ impl From<AdminError> for OperatorError {
     fn from(error: AdminError) -> OperatorError {
         let status = match &error {
             AdminError::Name(error) => of_name(error),
-            AdminError::Tag(_)
+            AdminError::Transport(_)
+            | AdminError::Tag(_)
             | AdminError::Digest(_)
             | AdminError::NoTag(_)
             | AdminError::Level(_)

@@ -56,6 +56,8 @@ pub(super) struct Visitor {
     pub(super) who: Identity,
     pub(super) claim: Claim,
     pub(super) by_password: bool,
+    /// The user of a password that was wrong, in this request or in the one that got its token.
+    pub(super) mistaken: Option<Arc<str>>,
     from: Option<IpAddr>,
 }
 
@@ -65,6 +67,7 @@ impl Visitor {
             who: recognised.who,
             claim: recognised.claim,
             by_password: recognised.by_password,
+            mistaken: recognised.mistaken,
             from: caller.address.ip(),
         }
     }
@@ -118,6 +121,7 @@ impl Door {
             who: caller.certificate.clone(),
             claim: Claim::None,
             by_password: false,
+            mistaken: None,
         };
         Visitor::new(recognised, caller)
     }
@@ -126,6 +130,20 @@ impl Door {
     pub(super) async fn pace_refusal(&self, visitor: &Visitor, caller: &Caller) {
         if visitor.by_password && matches!(visitor.claim, Claim::Wrong | Claim::Busy) {
             self.gate.pace_refusal(origin(caller)).await;
+        }
+    }
+
+    /// Finds out whether an anonymous token was given for a wrong login.
+    pub(super) fn look_for_mistake(&self, visitor: &mut Visitor, headers: &HeaderMap) {
+        if visitor.who.is_none() && visitor.claim == Claim::Good {
+            visitor.mistaken = self.gate.mistake_behind(authorization(headers));
+        }
+    }
+
+    /// To be called where a request is refused with 401: a wrong password behind it is logged, within bounds.
+    pub(super) fn note_wrong_login(&self, visitor: &Visitor) {
+        if let Some(user) = &visitor.mistaken {
+            self.gate.note_wrong_login(user, &self.listener, visitor.from);
         }
     }
 
@@ -267,12 +285,16 @@ impl Door {
         if let Some(name) = name.filter(is_plain) {
             challenge += &format!(",scope=\"repository:{name}:pull\"");
         }
-        match visitor.claim {
-            Claim::Wrong => challenge += ",error=\"invalid_token\"",
-            Claim::Good => challenge += ",error=\"insufficient_scope\"",
+        match (visitor.claim, &visitor.mistaken) {
+            // Docker reports this one as "unauthorized", and the other as an image that may not exist (R-C45).
+            (Claim::Wrong, _) | (_, Some(_)) => challenge += ",error=\"invalid_token\"",
+            (Claim::Good, None) => challenge += ",error=\"insufficient_scope\"",
             _ => {}
         }
-        ApiError::log_in_first(&challenge)
+        match visitor.mistaken {
+            Some(_) => ApiError::log_in_again(&challenge),
+            None => ApiError::log_in_first(&challenge),
+        }
     }
 
     /// What clients of this listener speak.

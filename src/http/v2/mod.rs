@@ -42,7 +42,7 @@ use super::outbox::Outbox;
 use super::payload::Payload;
 use super::range;
 use super::server::{Caller, Handler, Peer};
-use crate::auth::{Identity, Right};
+use crate::auth::{Claim, Identity, Right};
 use crate::oci::{Digest, Reference};
 use crate::pull::{Circle, Forwarded, Outcome, Probe, Pull, PullError, Target, View};
 use crate::telemetry::trace::Tracer;
@@ -243,7 +243,7 @@ impl Registry {
         known: Option<Visitor>,
         caller: &Caller,
     ) -> ((Response, Labels), Identity) {
-        let (visitor, told) = match known {
+        let (mut visitor, told) = match known {
             Some(visitor) => (visitor, None),
             None => {
                 let visitor = match self.takes_no_login(door, &parts, caller) {
@@ -258,7 +258,11 @@ impl Registry {
         match told {
             Some(told) => (told, who),
             None => {
+                door.look_for_mistake(&mut visitor, &parts.headers);
                 let answer = self.walk(door, parts, &visitor, caller).await;
+                if answer.0.status() == StatusCode::UNAUTHORIZED {
+                    door.note_wrong_login(&visitor);
+                }
                 if matches!(
                     answer.0.status(),
                     StatusCode::UNAUTHORIZED | StatusCode::SERVICE_UNAVAILABLE
@@ -433,6 +437,11 @@ async fn repository(
         Err(_) => Err(ApiError::too_slow(&ask.target, DEADLINE)),
     };
     let mut response = answered.unwrap_or_else(failed);
+    // "Not there" would hide that it is the login that is wrong: the right one might have it fetched.
+    let is_mistaken = visitor.claim == Claim::Wrong || visitor.mistaken.is_some();
+    if is_mistaken && ask.target.held_only && response.status() == StatusCode::NOT_FOUND {
+        response = refused(door.refusal(visitor, &ask.headers, &ask.target, subject));
+    }
     response.extensions_mut().insert(upstream);
     about(response, &ask.target.key)
 }

@@ -1,8 +1,10 @@
 //! `/token`: a login becomes a token (Docker's token flow; R-C22, R-C46, R-C51, R-U7).
 //!
-//! `GET` with `Basic` credentials or none, `POST` with a form (`grant_type=password`). A request without scope is a login, and
-//! one that is wrong is refused. With a scope it is a pull: whoever may pull as anybody gets an anonymous token, whatever
-//! he brought, since a Docker daemon brings the Hub's password to every mirror that asks (R-C37).
+//! `GET` with `Basic` credentials or none, `POST` with a form (`grant_type=password`). A login that is wrong is
+//! refused, so that a client reports the password and not a missing image. Excepted is a pull of what everybody may
+//! have: it gets an anonymous token whatever it brought, since a Docker daemon brings the Hub's password, or an
+//! identity token in its place, to every mirror that asks (R-C37). A repository of which nobody knows yet if it is
+//! public counts as such here. If the request that follows is refused all the same, its answer names the login.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,7 +82,9 @@ pub(super) async fn answer(
         },
         _ => return (Err(ApiError::no_such_endpoint(PATH)), None),
     };
-    if let Some(kind) = request.grant_type.as_deref().filter(|kind| *kind != "password") {
+    let is_bad =
+        |kind: &&str| *kind != "password" && !(*kind == "refresh_token" && is_excused(door, pull, &request, caller));
+    if let Some(kind) = request.grant_type.as_deref().filter(is_bad) {
         return (Err(ApiError::bad_grant(kind)), None);
     }
     let mut visitor = match takes_no_login(door, pull, &request, caller) {
@@ -91,11 +95,19 @@ pub(super) async fn answer(
         visitor.by_password = true;
         match door.gate().log_in(name, password.reveal(), origin(caller)).await {
             Ok(who) => (visitor.who, visitor.claim) = (who, Claim::Good),
-            Err(claim) => visitor.claim = claim,
+            Err(claim) => {
+                visitor.claim = claim;
+                visitor.mistaken = (claim == Claim::Wrong).then(|| name.as_str().into());
+            }
         }
     }
-    let answer = decide(door, pull, &visitor, &request);
+    let is_refused = visitor.claim == Claim::Wrong && !is_excused(door, pull, &request, caller);
+    let answer = match is_refused {
+        true => Err(ApiError::wrong_login()),
+        false => decide(door, pull, &visitor, &request),
+    };
     if answer.is_err() {
+        door.note_wrong_login(&visitor);
         door.pace_refusal(&visitor, caller).await;
     }
     (answer, visitor.who)
@@ -104,18 +116,36 @@ pub(super) async fn answer(
 /// True if every scope that is asked for may be had without a login, as far as is known now. Without scope it is the
 /// login itself that is asked about. The form's is a login that somebody made on purpose.
 fn takes_no_login(door: &Door, pull: &Pull, request: &Request, caller: &Caller) -> bool {
+    let may_fetch = |right| right == Some(Right::Fetch);
+    request.login.is_none() && all_scopes(door, pull, request, caller, may_fetch)
+}
+
+/// True if some of every scope that is asked for may be had without a login, or may turn out to be: then a login that
+/// is wrong may be meant for another registry.
+fn is_excused(door: &Door, pull: &Pull, request: &Request, caller: &Caller) -> bool {
+    all_scopes(door, pull, request, caller, |right| right != Some(Right::Nothing))
+}
+
+/// Returns whether `fits` holds for the right of a caller without login to every scope, as far as it is known now.
+/// False without scopes, and for scopes that are about something else than a pull.
+fn all_scopes(
+    door: &Door,
+    pull: &Pull,
+    request: &Request,
+    caller: &Caller,
+    fits: impl Fn(Option<Right>) -> bool,
+) -> bool {
     let nobody = door.visitor_without_login(caller);
-    let is_open = |scope: &String| {
-        let name = pulled(scope).and_then(|name| door.view().resolve(name, None).ok());
-        name.is_some_and(|target| door.right_now(&nobody, pull, &target) == Some(Right::Fetch))
+    let fits_scope = |scope: &String| {
+        let target = pulled(scope).and_then(|name| door.view().resolve(name, None).ok());
+        target.is_some_and(|target| fits(door.right_now(&nobody, pull, &target)))
     };
-    request.login.is_none() && !request.scopes.is_empty() && request.scopes.iter().all(is_open)
+    !request.scopes.is_empty() && request.scopes.iter().all(fits_scope)
 }
 
 fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Result<Response, ApiError> {
     match visitor.claim {
         Claim::Busy => return Err(ApiError::busy()),
-        Claim::Wrong if request.scopes.is_empty() => return Err(ApiError::wrong_login()),
         Claim::Good => {}
         _ if visitor.who.is_some() || door.lets_in(&None, visitor) => {}
         _ => return Err(ApiError::wrong_login()),
@@ -127,6 +157,9 @@ fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Res
         .collect();
     let mint = door.gate().mint();
     let token = mint.issue(&visitor.who, Value::Array(granted), unix_seconds());
+    if let Some(user) = &visitor.mistaken {
+        door.gate().note_mistake(&token, user.clone());
+    }
     let issued_at = issued_at();
     let mut response = document(
         json!({
@@ -153,9 +186,12 @@ fn granted(door: &Door, pull: &Pull, visitor: &Visitor, scope: &str) -> Option<V
     (right > Right::Nothing).then(|| json!({ "type": "repository", "name": name, "actions": ["pull"] }))
 }
 
-/// The repository that a scope is about, if it asks for a pull.
+/// The repository that a scope is about, if it asks for a pull. Docker writes a class into that of a plugin:
+/// `repository(plugin):NAME:pull`.
 fn pulled(scope: &str) -> Option<&str> {
-    let (name, actions) = scope.strip_prefix("repository:")?.rsplit_once(':')?;
+    let rest = scope.strip_prefix("repository")?;
+    let rest = rest.strip_prefix("(plugin)").unwrap_or(rest);
+    let (name, actions) = rest.strip_prefix(':')?.rsplit_once(':')?;
     let pulls = actions.split(',').any(|action| action == "pull" || action == "*");
     pulls.then_some(name)
 }
@@ -194,6 +230,23 @@ mod tests {
     fn times() {
         assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
         assert_eq!(rfc3339(784_111_777), "1994-11-06T08:49:37Z");
+    }
+
+    #[test]
+    fn scopes_that_are_pulls() {
+        for (scope, name) in [
+            ("repository:a/b:pull", Some("a/b")),
+            ("repository:a/b:push,pull", Some("a/b")),
+            ("repository:host:5000/a:*", Some("host:5000/a")),
+            ("repository(plugin):a/b:pull", Some("a/b")),
+            ("repository:a/b:push", None),
+            ("repository(other):a/b:pull", None),
+            ("repositorya/b:pull", None),
+            ("registry:catalog:*", None),
+            ("", None),
+        ] {
+            assert_eq!(pulled(scope), name, "{scope}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::config::wanted::{Choice, Platforms, Wanted, Which};
 use crate::oci::{Digest, Reference};
 use crate::pull::{Brought, Listing, Pull, PullError, Target};
 use crate::store::unix_ms;
+use crate::text::count;
 
 /// Images that are looked at, or waited for, at the same time.
 const IMAGES: usize = 8;
@@ -335,7 +336,7 @@ impl Job {
             }
         };
         match references.len() {
-            0 => self.fail(row, format!("none of its {all} tags fits")),
+            0 => self.fail(row, format!("no tag fits: it has {}", count(all, "tag"))),
             n if n > MOST_TAGS => {
                 self.fail(
                     row,
@@ -345,7 +346,7 @@ impl Job {
             }
             n => self.note_image(row, |image| {
                 image.state = ImageState::Listed;
-                image.notes.push(format!("gives {n} of {all} tags"));
+                image.notes.push(format!("{n} of {} fit", count(all, "tag")));
             }),
         }
         references
@@ -381,7 +382,8 @@ impl Job {
         let missing = wanted.filter(|digest| store.shown(key, digest).is_none()).count();
         if problems.is_empty() && missing > 0 {
             problems.push(format!(
-                "{missing} of its parts came and could not be kept: the cache has no room for it (cache.max_size)"
+                "{} of it came and could not be kept: the cache has no room for it (cache.max_size)",
+                count(missing, "blob")
             ));
         }
         match problems.is_empty() {

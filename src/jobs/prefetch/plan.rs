@@ -112,11 +112,16 @@ impl Planner<'_> {
         let (pull, target) = (self.job.pull(), self.target);
         self.job
             .ask(self.row, target, || async {
-                match &step.what {
+                let answer = match &step.what {
                     // Not what was true a while ago: a mirror is filled with what is there now.
-                    Reference::Tag(tag) => pull.refresh(target, tag).await,
+                    Reference::Tag(tag) => match pull.refresh(target, tag).await {
+                        // Where nobody is asked, what is cached is all there is.
+                        Err(error) if error.is_offline() => pull.manifest(target, &step.what, Want::Body).await,
+                        answer => answer,
+                    },
                     digest => pull.manifest(target, digest, Want::Body).await,
-                }
+                };
+                answer.map_err(|error| error.about(&step.what))
             })
             .await
     }
@@ -183,9 +188,22 @@ impl Planner<'_> {
     /// What refers to a manifest, as references of the same repository.
     async fn companions(&self, subject: &Digest, remote: u8, plan: &mut Plan) -> Result<Vec<Reference>, Stop> {
         let (pull, target) = (self.job.pull(), self.target);
-        let listing = self.job.ask(self.row, target, || pull.referrers(target, subject)).await;
-        let mut found: Vec<Reference> = match listing {
-            Ok(listing) => {
+        let listing = self.job.ask(self.row, target, || async {
+            match pull.referrers(target, subject).await {
+                // Offline: nobody can be asked what else there is.
+                Err(error) if error.is_offline() => Ok(None),
+                listing => listing.map(Some),
+            }
+        });
+        let mut found: Vec<Reference> = match listing.await {
+            Ok(None) => {
+                let note = "offline: what refers to it, such as signatures, was not asked for";
+                if !plan.notes.iter().any(|known| known == note) {
+                    plan.notes.push(note.to_owned());
+                }
+                Vec::new()
+            }
+            Ok(Some(listing)) => {
                 if let Outcome::Stale { reason, .. } = listing.outcome {
                     plan.problems
                         .push(format!("what refers to {subject} could not be confirmed ({reason})"));
@@ -229,7 +247,7 @@ impl Planner<'_> {
         let asked = self.job.ask(self.row, target, || async {
             match pull.manifest(target, &reference, Want::Head).await {
                 Ok(_) => Ok(true),
-                Err(error) if error.is_definite() => Ok(false),
+                Err(error) if error.is_definite() || error.is_offline() => Ok(false),
                 Err(error) => Err::<bool, PullError>(error),
             }
         });

@@ -70,7 +70,7 @@ fn look(store: &Store) -> BTreeSet<Platform> {
     };
     let digests = store.digests_after(None, usize::MAX);
     let indexes = digests.iter().filter(|digest| is_index(digest)).take(MOST_INDEXES);
-    let manifests = indexes.filter_map(|digest| Manifest::parse(&store.peek_manifest(digest)?, None).ok());
+    let manifests = indexes.filter_map(|digest| Manifest::parse(&store.peek_manifest(digest).ok()??.bytes, None).ok());
     let entries = manifests.flat_map(|manifest| manifest.descriptors);
     let held = entries.filter(|entry| entry.is_manifest && store.size(&entry.digest).is_some());
     held.filter_map(|entry| entry.platform).collect()

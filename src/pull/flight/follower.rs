@@ -134,9 +134,15 @@ impl Follower {
         self.wait_for(State::is_decided).await
     }
 
-    /// Returns whether the upstream has not answered yet.
-    pub fn is_asking(&self) -> bool {
-        self.flight.is_asking()
+    /// As `decided`; `None` as soon as an answer of the upstream is waited for.
+    pub async fn decided_unless_asking(&mut self) -> Option<Result<State, PullError>> {
+        let decided = self
+            .wait_for(|state| state.is_decided() || matches!(state.phase, Phase::Asking))
+            .await;
+        match decided {
+            Ok(state) if matches!(state.phase, Phase::Asking) => None,
+            decided => Some(decided),
+        }
     }
 
     /// Says that a client is told to come back for it.

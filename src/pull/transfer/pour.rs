@@ -324,7 +324,7 @@ impl Transfer {
         let (store, key, digest) = (self.store.clone(), self.order.key.clone(), self.order.digest);
         blocking(move || {
             let claims = store.parents(&key, &digest).into_iter().filter_map(|parent| {
-                let manifest = store.manifest(&parent).ok()??;
+                let manifest = store.peek_manifest(&parent).ok()??;
                 let parsed = Manifest::parse(&manifest.bytes, Some(&manifest.media_type)).ok()?;
                 parsed.descriptors.iter().find(|child| child.digest == digest)?.size
             });

@@ -144,9 +144,14 @@ impl Sources {
         self.client.note_cut(mirror, &self.digest, what);
     }
 
-    /// Reports that a mirror stopped sending in the middle of an answer.
-    pub(super) fn note_stall(&self, mirror: &Arc<str>, repository: &Repository, error: &ErrorKind) {
-        self.client.note_stall(mirror, repository, &self.digest, error);
+    /// Reports that a mirror stopped sending in the middle of an answer, after so many bytes of it.
+    pub(super) fn note_stall(&self, mirror: &Arc<str>, repository: &Repository, bytes: u64, error: &ErrorKind) {
+        self.client.note_stall(mirror, repository, &self.digest, bytes, error);
+    }
+
+    /// Reports that an answer of a mirror has come to its end, with so many bytes.
+    pub(super) fn note_delivery(&self, mirror: &Arc<str>, bytes: u64) {
+        self.client.note_delivery(mirror, bytes);
     }
 
     /// Distrusts every mirror that contributed, for this blob. Returns whether any did.

@@ -133,6 +133,134 @@ fn a_folder_that_was_replaced_is_used() {
     });
 }
 
+/// A blob that comes while the folder is emptied is kept, whether that has been found or not, and whatever is gone.
+#[test]
+fn what_comes_meanwhile_is_kept() {
+    let bytes: Vec<u8> = (0..3_000_000u32).map(|n| n as u8).collect();
+    let digest = Digest::sha256(&bytes);
+    type Remove = fn(&Path);
+    let all: Remove = |root| empty(root);
+    let whole: Remove = |root| std::fs::remove_dir_all(root).unwrap();
+    let blobs: Remove = |root| std::fs::remove_dir_all(root.join("blobs")).unwrap();
+    let staging: Remove = |root| std::fs::remove_dir_all(root.join("staging")).unwrap();
+    for (n, remove) in [all, whole, blobs, staging].into_iter().enumerate() {
+        for is_found_first in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().join("cache");
+            let store = open(&root);
+            let mut writer = store.stage(REPOSITORY, &digest).unwrap();
+            writer.append(&[Bytes::copy_from_slice(&bytes[..1_000_000])]).unwrap();
+            remove(&root);
+            if is_found_first {
+                store.probe().unwrap();
+                until_mended(&store);
+            }
+            writer.append(&[Bytes::copy_from_slice(&bytes[1_000_000..])]).unwrap();
+            let committed = writer.commit(REPOSITORY);
+            until_mended(&store);
+            assert!(committed.is_ok(), "{n}, {is_found_first}: {committed:?}");
+            assert_eq!(
+                (store.usage().staged_bytes, store.trouble()),
+                (0, None),
+                "{n}, {is_found_first}"
+            );
+            let held = store.open_blob(&digest).unwrap().unwrap();
+            assert_eq!(held.size, bytes.len() as u64);
+            assert!(std::fs::read(store.inner.tree.blob(&digest)).unwrap() == bytes);
+            assert!(store.linked(REPOSITORY, &digest));
+            let parts = std::fs::read_dir(store.inner.tree.staging()).unwrap().count();
+            assert_eq!(parts, 0, "{n}, {is_found_first}");
+        }
+    }
+}
+
+/// A disk that does not take it once more keeps nothing of it, on it or in the count.
+#[test]
+fn a_copy_that_fails_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let is_full = Arc::new(AtomicBool::new(false));
+    let faults: crate::store::Faults = {
+        let is_full = is_full.clone();
+        Arc::new(move |op, _: &Path| {
+            let fails = op == crate::store::DiskOp::Write && is_full.load(Ordering::Relaxed);
+            fails.then(|| crate::store::Fault::Short(10, std::io::ErrorKind::StorageFull.into()))
+        })
+    };
+    let store = Store::open_with(&config(folder.path()), Some(faults)).unwrap();
+    let bytes = vec![7; 200_000];
+    let digest = Digest::sha256(&bytes);
+    let mut writer = store.stage(REPOSITORY, &digest).unwrap();
+    writer.append(&[bytes.into()]).unwrap();
+    empty(folder.path());
+    is_full.store(true, Ordering::Relaxed);
+    assert!(writer.commit(REPOSITORY).is_err());
+    until_mended(&store);
+    assert_eq!((store.size(&digest), store.usage().staged_bytes), (None, 0));
+    assert_eq!(std::fs::read_dir(store.inner.tree.staging()).unwrap().count(), 0);
+}
+
+/// Staged bytes that are gone with their folder are not counted when their writer gives up.
+#[test]
+fn what_is_broken_off_meanwhile_takes_no_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let digest = Digest::sha256(b"whole");
+    let begin = || {
+        let mut writer = store.stage(REPOSITORY, &digest).unwrap();
+        writer.append(&[Bytes::from_static(b"who")]).unwrap();
+        writer
+    };
+    drop(begin());
+    assert!(store.usage().staged_bytes > 0, "a later one goes on with it");
+    let writer = begin();
+    empty(folder.path());
+    store.probe().unwrap();
+    until_mended(&store);
+    drop(writer);
+    assert_eq!(store.usage().staged_bytes, 0);
+    // And begins anew where it has to.
+    let mut writer = begin();
+    assert_eq!(writer.len(), 3);
+    std::fs::remove_dir_all(store.inner.tree.staging()).unwrap();
+    writer.restart().unwrap();
+    writer.append(&[Bytes::from_static(b"whole")]).unwrap();
+    writer.commit(REPOSITORY).unwrap();
+    assert_eq!((store.size(&digest), store.usage().staged_bytes), (Some(5), 0));
+}
+
+/// Only what is not there is forgotten: an error of the moment says nothing.
+#[test]
+fn a_part_that_cannot_be_looked_at_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let digest = Digest::sha256(b"half");
+    let mut writer = store.stage(REPOSITORY, &digest).unwrap();
+    writer.append(&[Bytes::from_static(b"ha")]).unwrap();
+    drop(writer);
+    let staged = store.usage().staged_bytes;
+    // Looked at through a file, each path is an error, and none of them ENOENT.
+    let (staging, aside) = (store.inner.tree.staging(), folder.path().join("aside"));
+    std::fs::rename(&staging, &aside).unwrap();
+    std::fs::write(&staging, b"").unwrap();
+    store.inner.forget_gone_parts();
+    assert_eq!(store.usage().staged_bytes, staged);
+    std::fs::remove_file(&staging).unwrap();
+    store.inner.forget_gone_parts();
+    assert_eq!(store.usage().staged_bytes, staged, "its folder is away");
+    std::fs::rename(&aside, &staging).unwrap();
+    let part = staging.join(
+        std::fs::read_dir(&staging)
+            .unwrap()
+            .next()
+            .unwrap()
+            .unwrap()
+            .file_name(),
+    );
+    std::fs::remove_file(part).unwrap();
+    store.inner.forget_gone_parts();
+    assert_eq!(store.usage().staged_bytes, 0);
+}
+
 /// The blobs are there still.
 #[test]
 fn an_index_that_is_removed_is_written_anew() {

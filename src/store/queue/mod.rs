@@ -346,7 +346,10 @@ impl State {
             self.begin_segment(tree)?;
         }
         let (Some(file), Some(last)) = (&mut self.file, self.segments.back_mut()) else {
-            return Err(io::ErrorKind::NotFound.into());
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the queue has no file to write to",
+            ));
         };
         if let Err(error) = file.write_all(lines) {
             // Half a line would spoil the next one.

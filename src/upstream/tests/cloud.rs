@@ -518,6 +518,44 @@ async fn helpers_are_asked_once_and_when_they_are_refused() {
     }
 }
 
+/// A helper that takes its time makes no mirror late: the next address is asked meanwhile, and what it gives out is
+/// kept.
+#[tokio::test]
+async fn a_slow_helper_is_not_a_mirrors_silence() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sources = helper(dir.path());
+    let program = dir.path().join("docker-credential-test");
+    let script = std::fs::read_to_string(&program).unwrap();
+    std::fs::write(&program, script.replacen('\n', "\nsleep 2\n", 1)).unwrap();
+    let mirror = Server::start(|own, seen| match seen.authorization() {
+        Some(sent) if sent == basic("me", "pw1") => manifest(),
+        _ => say(401, "").with("www-authenticate", format!(r#"Basic realm="{own}""#)),
+    })
+    .await;
+    let server = Server::start(|_, _| manifest()).await;
+    sources.inline = Some(Secret::new(format!(
+        r#"{{"credHelpers":{{"{}":"test"}}}}"#,
+        mirror.address
+    )));
+    let mut with = upstream(&server.url());
+    with.mirrors = vec![mirror.url().parse().unwrap()];
+    let client = build(with, &sources, tuning());
+    get(&client).await.unwrap();
+    assert_eq!((mirror.seen().len(), server.seen().len()), (0, 1));
+    let begun = std::time::Instant::now();
+    while mirror.seen().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the mirror is never asked");
+        get(&client).await.unwrap();
+    }
+    assert!(
+        client.addresses().iter().all(|address| address.failures == 0),
+        "{:?}",
+        client.addresses()
+    );
+    let asked = std::fs::read_to_string(dir.path().join("asked")).unwrap();
+    assert_eq!(asked.lines().count(), 1);
+}
+
 #[tokio::test]
 async fn a_helper_that_knows_nobody_is_no_failure() {
     let dir = tempfile::tempdir().unwrap();

@@ -121,6 +121,7 @@ fn config(upstream: Upstream) -> Config {
         sources: Vec::new(),
         file: None,
         warnings: Vec::new(),
+        covered: Vec::new(),
         origins: Default::default(),
     }
 }

@@ -270,6 +270,46 @@ async fn late_headers_are_an_answer() {
     assert_eq!(own.seen().len(), 1);
 }
 
+/// `answer_timeout` may be shorter than a mirror needs to fail, with the body of a list, say: that is not the
+/// registry's time.
+#[tokio::test]
+async fn a_mirror_takes_none_of_the_registrys_time() {
+    let millisecond = Duration::from_millis(1);
+    let mirror = Server::start(|_, _| say(200, r#"{"tags":["#).kind("application/json").stall(100)).await;
+    let server = Server::start(move |_, _| say(200, r#"{"tags":["a"]}"#).after(50 * millisecond)).await;
+    let mut with = upstream(&server.url());
+    with.mirrors = vec![mirror.url().parse().unwrap()];
+    with.answer_timeout = 500 * millisecond;
+    let tuning = Tuning {
+        document: 800 * millisecond,
+        ..tuning()
+    };
+    let client = build(with, &Sources::default(), tuning);
+    let gather = Gather::default();
+    client.tags(&repository("r"), &gather).await.unwrap();
+    assert_eq!((gather.lines(), mirror.seen().len()), (vec!["a".to_owned()], 1));
+    let registry = client.addresses().pop().unwrap();
+    assert_eq!(registry.failures, 0, "{registry:?}");
+}
+
+/// A mirror that is down is asked when the registry has had all its time, and has time of its own then.
+#[tokio::test]
+async fn the_last_resort_has_time_of_its_own() {
+    let millisecond = Duration::from_millis(1);
+    let asked = AtomicUsize::new(0);
+    let mirror = Server::start(move |_, _| match asked.fetch_add(1, Ordering::SeqCst) {
+        0 => say(200, "").hang(),
+        _ => manifest().after(300 * millisecond),
+    })
+    .await;
+    let server = Server::start(|_, _| say(200, "").hang()).await;
+    let mut with = upstream(&server.url());
+    with.mirrors = vec![mirror.url().parse().unwrap()];
+    with.answer_timeout = 200 * millisecond;
+    get(&client(with)).await.unwrap();
+    assert_eq!((mirror.seen().len(), server.seen().len()), (2, 1));
+}
+
 /// Of `max_connections` what nobody answers takes half, and the oldest of it gives way.
 #[tokio::test]
 async fn late_questions_leave_room_for_others() {
