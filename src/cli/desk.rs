@@ -71,6 +71,29 @@ impl Place {
     }
 }
 
+impl Place {
+    /// Where a proxy may be asked what needs no token: the address that somebody named, else the configuration's. Errors: a
+    /// sentence.
+    pub fn addresses(
+        &self,
+        environment: &Environment,
+        config: impl Fn() -> Result<Config, ConfigError>,
+    ) -> Result<Vec<AdminAddress>, String> {
+        if let Some(address) = self.named(environment)? {
+            return Ok(vec![address]);
+        }
+        let addresses = match config() {
+            Ok(config) => AdminAddress::configured(&config)?,
+            Err(error) if error.admin().is_some() => saved(&error)?,
+            Err(error) => return Err(error.to_string()),
+        };
+        match addresses.is_empty() {
+            true => Err(nobody(&[])),
+            false => Ok(addresses),
+        }
+    }
+}
+
 fn admin_address(text: &str) -> Result<AdminAddress, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return AdminAddress::at_socket(Path::new(path));

@@ -11,6 +11,7 @@ mod demo;
 mod desk;
 mod doctor;
 mod du;
+mod health;
 mod inspect;
 mod interrupt;
 mod keep;
@@ -77,13 +78,15 @@ enum Command {
     /// Print what to write where, so that a client pulls through this proxy
     ClientConfig(client_config::Args),
     /// Run the proxy; prints the addresses it listens on
-    Serve,
+    Serve(serve::Args),
     /// Why somebody may pull something or not; lines for the password file
     Auth(auth::Args),
     /// Show what the configuration means, or what is wrong with it
     CheckConfig(check_config::Args),
     /// Check everything that can be wrong, and what to do about it
     Doctor(doctor::Args),
+    /// Ask the running proxy whether requests should go to it: exit status 0 if so
+    Health(health::Args),
     /// Show what Larder does, without the internet: a tour with an upstream on this machine
     Demo(demo::Args),
     /// List cached images
@@ -140,7 +143,11 @@ where
     };
     let config = || Config::load(cli.config.as_deref(), &Environment::of_process());
     match cli.command {
-        Command::Serve => serve::run(config),
+        Command::Serve(args) => {
+            let options = args.options();
+            serve::run(|| Config::load_with(cli.config.as_deref(), &Environment::of_process(), &options))
+        }
+        Command::Health(args) => health::run(&args, config),
         Command::ClientConfig(args) => client_config::run(&args, config()),
         Command::Auth(args) => auth::run(&args, config),
         Command::CheckConfig(args) => check_config::run(&args, config()),

@@ -231,7 +231,7 @@ impl Remote {
 }
 
 /// What is at the bottom of it; what is above says only that a request failed.
-fn innermost(error: &reqwest::Error) -> String {
+pub(super) fn innermost(error: &reqwest::Error) -> String {
     let mut source: &dyn std::error::Error = error;
     while let Some(next) = source.source() {
         source = next;

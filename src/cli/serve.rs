@@ -10,7 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Exit, complain, print, refuse, systemd};
 use crate::app::{self, Running};
-use crate::config::{Config, ConfigError, LogFormat};
+use crate::config::{Config, ConfigError, GivenOption, LogFormat};
+use crate::oci::HostPort;
 use crate::telemetry::log;
 
 /// Turns that tasks get before the sockets are looked at again (tokio's own figure is 61). A hundred followers may each
@@ -22,6 +23,63 @@ const TURNS_BETWEEN_LOOKS: u32 = 16;
 /// Signals that come within this time are one wish. A terminal sends Ctrl-C to a whole group of processes, and a
 /// supervisor among them passes it on; people need longer to press it again.
 pub(super) const ONE_WISH: Duration = Duration::from_millis(500);
+
+/// Keys for a proxy without a file; each wins over the file and over variables.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The address for clients, such as 127.0.0.1:5000; ":5000" is every interface; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Vec<String>,
+    /// The admin address, for health, metrics and commands; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Vec<String>,
+    /// The cache folder
+    #[arg(long, value_name = "DIR")]
+    cache: Option<String>,
+    /// How much may be cached, such as 50GiB
+    #[arg(long, value_name = "SIZE")]
+    max_size: Option<String>,
+    /// One more registry, or another address of a known one: registry.example=https://registry.example; may be given several times
+    #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
+    upstream: Vec<(HostPort, String)>,
+}
+
+fn upstream(text: &str) -> Result<(HostPort, String), String> {
+    let (name, url) = text
+        .split_once('=')
+        .ok_or("expected NAME=URL, such as registry.example=https://registry.example")?;
+    match name.to_ascii_lowercase().parse() {
+        Ok(name) => Ok((name, url.to_owned())),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+impl Args {
+    /// As keys of the configuration.
+    pub fn options(&self) -> Vec<GivenOption> {
+        let mut options = Vec::new();
+        for (option, key, addresses) in [
+            ("--listen", ["server", "listen"], &self.listen),
+            ("--admin", ["admin", "listen"], &self.admin),
+        ] {
+            if !addresses.is_empty() {
+                options.push(GivenOption::list(option, key, addresses));
+            }
+        }
+        for (option, key, text) in [
+            ("--cache", ["cache", "path"], &self.cache),
+            ("--max-size", ["cache", "max_size"], &self.max_size),
+        ] {
+            options.extend(text.iter().map(|text| GivenOption::text(option, key, text)));
+        }
+        options.extend(
+            self.upstream
+                .iter()
+                .map(|(name, url)| GivenOption::upstream("--upstream", name, url)),
+        );
+        options
+    }
+}
 
 /// `load` reads the configuration, now and whenever it has changed.
 pub fn run(load: impl Fn() -> Result<Config, ConfigError>) -> Exit {

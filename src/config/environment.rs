@@ -245,7 +245,8 @@ fn toml_list(text: &str) -> Option<Value> {
     texts.then_some(list)
 }
 
-fn insert(table: &mut Table, path: &[String], value: Value) {
+/// Puts a value at its path, within the tables that lead there.
+pub(super) fn insert(table: &mut Table, path: &[String], value: Value) {
     let [first, rest @ ..] = path else { return };
     if rest.is_empty() {
         table.insert(first.clone(), value);

@@ -38,7 +38,7 @@ pub fn clip(name: &str) -> String {
     shown
 }
 
-/// Where a value was given. Orders as problems are shown: files by line, then variables.
+/// Where a value was given. Orders as problems are shown: files by line, then variables, then options.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// The command line named it, before any file was read.
@@ -49,6 +49,8 @@ pub enum Place {
         line: Option<usize>,
     },
     Variable(String),
+    /// An option of the command line, with its dashes.
+    Option(&'static str),
     /// Nobody gave it.
     Default,
 }
@@ -60,6 +62,7 @@ impl fmt::Display for Place {
             Place::File { path, line: Some(line) } => write!(f, "{path}:{line}"),
             Place::File { path, line: None } => f.write_str(path),
             Place::Variable(name) => f.write_str(&clip(name)),
+            Place::Option(name) => f.write_str(name),
             Place::Default => f.write_str("default"),
         }
     }

@@ -50,8 +50,10 @@ fn address(text: &str) -> Result<SocketAddr, String> {
         _ if text.parse::<IpAddr>().is_ok() => return Err("a port too, such as \"127.0.0.1:5000\"".to_owned()),
         _ => {}
     }
-    Err("an IP address or localhost, and a port, such as \"127.0.0.1:5000\" or \":5000\" for every interface"
-        .to_owned())
+    Err(
+        "an IP address or localhost, and a port, such as \"127.0.0.1:5000\" or \":5000\" for every interface"
+            .to_owned(),
+    )
 }
 
 /// Two listeners that cannot both be bound; the wildcard takes a port on every address.

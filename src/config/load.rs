@@ -15,6 +15,7 @@ use super::environment::{self, CONFIG_VARIABLE, Environment};
 use super::error::{ConfigError, Place, Problem};
 use super::file::{self, Layer, Origins};
 use super::findings::Findings;
+use super::options::{self, GivenOption};
 use super::paths::{Paths, reason};
 use super::raw::Raw;
 use super::{Config, acme, foreign, names, prefetch, settle, settle_access, traces, upstreams, webhook};
@@ -41,6 +42,15 @@ impl Config {
     ///
     /// A file that somebody named must be there; the usual ones may be absent, but not unreadable.
     pub fn load(explicit: Option<&Path>, environment: &Environment) -> Result<Config, ConfigError> {
+        Config::load_with(explicit, environment, &[])
+    }
+
+    /// As [`Config::load`], with keys that the command line sets: they win over the file and over variables.
+    pub fn load_with(
+        explicit: Option<&Path>,
+        environment: &Environment,
+        options: &[GivenOption],
+    ) -> Result<Config, ConfigError> {
         let source = match (explicit, environment.get(CONFIG_VARIABLE)) {
             (Some(path), _) => read_named(path, environment, Place::CommandLine).map(Some),
             (None, Some(path)) => {
@@ -50,7 +60,7 @@ impl Config {
             (None, None) => find_usual(environment),
         };
         match source {
-            Ok(source) => assemble(source, environment),
+            Ok(source) => assemble(source, environment, options),
             // A file that somebody named by mistake says nothing of a proxy; one that only its user may read does.
             Err((error, Absence::Missing)) => Err(error),
             Err((error, Absence::Unreadable)) => Err(unread(error, Layer::default(), None, environment)),
@@ -79,7 +89,7 @@ impl Config {
             path: None,
             text: text.to_owned(),
         };
-        assemble(Some(source), &environment)
+        assemble(Some(source), &environment, &[])
     }
 
     /// What holds where nobody configured anything, with the cache folder of [`Config::from_toml`].
@@ -162,13 +172,18 @@ struct Laid {
     warnings: Vec<Problem>,
 }
 
-/// Lays the variables over the file, and both over the defaults. `problems` are those of the file.
-fn lay(file: Layer, environment: &Environment, mut problems: Vec<Problem>) -> Result<Laid, ConfigError> {
+/// Lays the variables over the file, the command line's options over them, and all over the defaults. `problems` are those
+/// of the file.
+fn lay(
+    file: Layer,
+    environment: &Environment,
+    options: &[GivenOption],
+    mut problems: Vec<Problem>,
+) -> Result<Laid, ConfigError> {
     let mut defaults = Raw::default();
-    if let Some(named) = file.values.get("upstream").and_then(toml::Value::as_table) {
-        for name in named.keys() {
-            defaults.upstream.entry(name.clone()).or_default();
-        }
+    let options = options::layer(options);
+    for name in options::upstreams(&file.values).chain(options::upstreams(&options.values)) {
+        defaults.upstream.entry(name.clone()).or_default();
     }
     let names: Vec<String> = defaults.upstream.keys().cloned().collect();
     let named = |table: &[String]| match table {
@@ -179,7 +194,7 @@ fn lay(file: Layer, environment: &Environment, mut problems: Vec<Problem>) -> Re
     };
     let mut warnings = Vec::new();
     let variables = environment::read(environment, &names, &named, &mut problems, &mut warnings);
-    let raw = merge(&defaults, &file, &variables)?;
+    let raw = merge(&defaults, [&file, &variables, &options])?;
     let mut origins = file.origins;
     let covered = variables.origins.iter().filter_map(|(key, variable)| {
         let place = origins.get(key)?;
@@ -188,6 +203,7 @@ fn lay(file: Layer, environment: &Environment, mut problems: Vec<Problem>) -> Re
     let covered = covered.collect();
     let names = variables.origins.values().map(Place::to_string).collect();
     origins.extend(variables.origins);
+    origins.extend(options.origins);
     Ok(Laid {
         raw,
         origins,
@@ -198,7 +214,7 @@ fn lay(file: Layer, environment: &Environment, mut problems: Vec<Problem>) -> Re
     })
 }
 
-fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config, ConfigError> {
+fn assemble(source: Option<Source>, environment: &Environment, options: &[GivenOption]) -> Result<Config, ConfigError> {
     let is_file = source.is_some();
     let source = source.unwrap_or_default();
     let mut problems = Vec::new();
@@ -210,7 +226,7 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
             return Err(unread(error, saved, source.dir, environment));
         }
     };
-    let laid = lay(file, environment, problems)?;
+    let laid = lay(file, environment, options, problems)?;
     let mut sources: Vec<String> = is_file.then_some(source.shown).into_iter().collect();
     sources.extend(laid.variables);
     let paths = Paths {
@@ -221,7 +237,12 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
         origins: &laid.origins,
         paths: &paths,
         problems: laid.problems,
-        warnings: laid.warnings.iter().map(ToString::to_string).chain(foreign::warnings(&environment.variables)).collect(),
+        warnings: laid
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .chain(foreign::warnings(&environment.variables))
+            .collect(),
     };
     match settle_all(&mut findings, &laid.raw, sources) {
         Ok(config) => Ok(Config {
@@ -236,27 +257,28 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
 /// The error of a file that could not be read to its end, with what `saved` and the variables say of the admin API.
 fn unread(error: ConfigError, saved: Layer, file_dir: Option<PathBuf>, environment: &Environment) -> ConfigError {
     let paths = Paths { environment, file_dir };
-    match lay(saved, environment, Vec::new()) {
+    match lay(saved, environment, &[], Vec::new()) {
         Ok(laid) => error.with_admin(AdminPart::of(&laid.raw, &laid.origins, &paths, false)),
         Err(_) => error,
     }
 }
 
-fn merge(defaults: &Raw, file: &Layer, variables: &Layer) -> Result<Raw, ConfigError> {
-    Figment::from(Serialized::defaults(defaults))
-        .merge(Serialized::defaults(&file.values))
-        .merge(Serialized::defaults(&variables.values))
-        .extract()
-        .map_err(|errors| {
-            // Wrong types were sorted out before: this is a key that `keys` and `raw` see differently. The
-            // value stays out of the message, since it could be a secret.
-            let problem = |error: figment::Error| Problem {
-                place: Place::Default,
-                key: error.path,
-                message: "its value does not fit".to_owned(),
-            };
-            ConfigError::new(errors.into_iter().map(problem).collect())
-        })
+/// Each of `layers` covers those before it.
+fn merge(defaults: &Raw, layers: [&Layer; 3]) -> Result<Raw, ConfigError> {
+    let defaults = Figment::from(Serialized::defaults(defaults));
+    let merged = layers.iter().fold(defaults, |below, layer| {
+        below.merge(Serialized::defaults(&layer.values))
+    });
+    merged.extract().map_err(|errors| {
+        // Wrong types were sorted out before: this is a key that `keys` and `raw` see differently. The
+        // value stays out of the message, since it could be a secret.
+        let problem = |error: figment::Error| Problem {
+            place: Place::Default,
+            key: error.path,
+            message: "its value does not fit".to_owned(),
+        };
+        ConfigError::new(errors.into_iter().map(problem).collect())
+    })
 }
 
 fn settle_all(findings: &mut Findings<'_>, raw: &Raw, mut sources: Vec<String>) -> Result<Config, ConfigError> {

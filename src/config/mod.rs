@@ -2,7 +2,7 @@
 //!
 //! `load` finds the file, layers defaults, file and environment and refuses what makes no sense;
 //! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
-//! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
+//! `environment` read a layer each and hold it against `keys`, `options` is the command line's; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `admin_part` saves what a refused one says of the admin API, `builtin` knows the well-known
 //! registries, `foreign` the keys of another registry program, `example` is where proxy.toml.example is held to the code; `token_places` says where the admin API's
@@ -29,6 +29,7 @@ mod keys;
 mod listen;
 mod load;
 mod names;
+mod options;
 mod paths;
 mod prefetch;
 mod raw;
@@ -50,6 +51,7 @@ pub use care::{Cloud, Floor, Lender, is_helper_name};
 pub use environment::{BUNDLE_PASSWORD_VARIABLE, Environment};
 pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use findings::OPEN_FILE;
+pub use options::GivenOption;
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
 pub use token_places::{
     ADMIN_URL_VARIABLE, TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, token_file_name,

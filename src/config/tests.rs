@@ -197,10 +197,15 @@ fn usual_spellings_are_understood() {
     )
     .unwrap();
     assert_eq!(config.server.listen[0].to_string(), "[::]:5000");
-    assert_eq!((config.cache.max_size, config.cache.min_free), (50 << 30, 2_000_000_000));
+    assert_eq!(
+        (config.cache.max_size, config.cache.min_free),
+        (50 << 30, 2_000_000_000)
+    );
     assert_eq!(config.cache.tag_ttl, std::time::Duration::from_secs(300));
     assert_eq!(config.cache.negative_ttl, std::time::Duration::from_secs(3));
-    let refused = Config::from_toml("[cache]\ntag_ttl = 3153600001\n").unwrap_err().to_string();
+    let refused = Config::from_toml("[cache]\ntag_ttl = 3153600001\n")
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("found 3153600001, expected"), "{refused}");
 }
 
