@@ -4,8 +4,8 @@
 //! what leaves this floor is a [`Config`] that nobody has to check again. The way there: `file` and
 //! `environment` read a layer each and hold it against `keys`; `raw` is what figment merges them into;
 //! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
-//! sizes and durations, `builtin` knows the well-known registries, `foreign` the keys of another registry program, `example` is where proxy.toml.example is
-//! held to the code; `token_places` says where the admin API's token is kept,
+//! sizes and durations, `builtin` knows the well-known registries, `foreign` the keys of another registry
+//! program, `example` is where proxy.toml.example is held to the code; `token_places` says where the admin API's token is kept,
 //! `traces` where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
 //! what they and `larder prefetch` are to fetch.
 
