@@ -184,7 +184,7 @@ async fn refresh() {
     upstream.go_down().await;
     let failed = run(larder.folder(), &["refresh", "alpine:1"]).await.expect(1).err;
     assert!(failed.contains("stays as it is cached"), "{failed}");
-    // What was never there does not stay.
+    // A tag that was never there does not stay.
     let failed = run(larder.folder(), &["refresh", "alpine:never"]).await.expect(1).err;
     assert!(
         failed.contains(&format!("{NAME}:never is not cached here, and could not be fetched: ")),
@@ -192,8 +192,8 @@ async fn refresh() {
     );
 }
 
-/// What skopeo and Helm write before a name is understood wherever an image is named; an address of the web is not, and the
-/// message has the name to write.
+/// The transports that skopeo and Helm write before a name are understood wherever an image is named. An address of the web is
+/// not, and the message has the name to write.
 #[tokio::test]
 async fn names_with_a_transport() {
     let upstream = Upstream::start().await;
