@@ -253,10 +253,9 @@ impl Admin {
         };
         let report = self
             .work(move |admin| {
-                let mut input = input;
                 // An unsigned archive has to bring the bytes of content that is cached here and not public.
                 admin.inner.pull.mark_certified();
-                let outcome = import::import(admin.store(), &mut *input, &options, &mut |_| {});
+                let outcome = import::import_stream(admin.store(), input, &options);
                 if let Ok(report) = &outcome
                     && report.count(Outcome::Incomplete) < report.images.len()
                 {

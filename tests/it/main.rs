@@ -18,6 +18,7 @@ mod bandwidth;
 mod blobs;
 mod budget;
 mod bundle;
+mod bundle_foreign;
 mod bundle_hostile;
 mod circle;
 mod claims;
