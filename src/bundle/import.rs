@@ -478,6 +478,7 @@ impl<'a> Run<'a> {
             damaged: self.damaged.iter().map(ToString::to_string).collect(),
             missing_volumes: (1..=volumes).filter(|volume| !seen.contains(volume)).collect(),
             volumes,
+            unserved: Vec::new(),
             not_taken: Vec::new(),
         })
     }

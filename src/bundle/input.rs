@@ -295,19 +295,24 @@ pub fn volume(path: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Standard input: a file if it is one, which can be read in any order, else a stream.
-pub enum Standard {
+/// What is open: a file, which can be read in any order, or a stream.
+pub enum Opened {
     File(Arc<File>),
     Stream(Box<dyn Input>),
 }
 
-pub fn standard() -> io::Result<Standard> {
-    let mut file = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    // Somebody may have read its beginning.
-    if file.metadata()?.is_file() && file.stream_position()? == 0 {
-        return Ok(Standard::File(Arc::new(file)));
+impl Opened {
+    pub fn standard_input() -> io::Result<Opened> {
+        Opened::of(File::from(io::stdin().as_fd().try_clone_to_owned()?))
     }
-    Ok(Standard::Stream(Box::new(Stream(file))))
+
+    pub fn of(mut file: File) -> io::Result<Opened> {
+        // Somebody may have read its beginning.
+        if file.metadata()?.is_file() && file.stream_position()? == 0 {
+            return Ok(Opened::File(Arc::new(file)));
+        }
+        Ok(Opened::Stream(Box::new(Stream(file))))
+    }
 }
 
 /// The plain file as one stream, compressed or not.

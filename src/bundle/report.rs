@@ -23,6 +23,9 @@ pub struct Report {
     pub volumes: u32,
     /// Of these, those that were not there.
     pub missing_volumes: Vec<u32>,
+    /// Repositories that came and that no client can ask for: they have no upstream here, or its rules leave them out.
+    #[serde(default)]
+    pub unserved: Vec<String>,
     /// Of an archive of another tool: what is inside and was not taken.
     #[serde(default)]
     pub not_taken: Vec<NotTaken>,

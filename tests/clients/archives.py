@@ -96,7 +96,9 @@ def compressed(path):
 
 
 def docker(user, imports, target, one, other):
-    name = f"{one.name}:{one.tag}"
+    # A name of its own: under the image's own one its tag would move to the manifest that is made for it.
+    name = "saved:1"
+    user.docker("tag", f"{one.name}:{one.tag}", name)
     ident = json.loads(user.docker("image", "inspect", f"{other.name}:{other.tag}"))[0]["Id"]
     saved = target / "docker.tar"
     user.docker("save", "-o", saved, name)
@@ -127,9 +129,9 @@ def podman(user, imports, target, one, other):
                 imports.named(path, f"docker.io/podman/{form}:{number + 2}")
     saved = target / "podman-many"
     user.podman("save", "--quiet", "-m", "-o", saved, user.reference(one), user.reference(other))
-    report = imports.take(saved, "--as", "docker.io/podman/many")
-    if len(report["images"]) < 1 or report["not_taken"]:
-        raise Failed(f"podman save -m: {report}")
+    # Both have the tag 1: one repository has room for one of them, so each is taken for itself.
+    for truth in (one, other):
+        imports.named(saved, f"docker.io/podman/many-{truth.name}:1", "--only", user.reference(truth))
 
 
 def containerd(user, imports, target, one, other):

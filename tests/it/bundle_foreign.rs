@@ -140,7 +140,10 @@ fn config(diff_ids: &[&[u8]]) -> String {
     json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}}).to_string()
 }
 
-fn list(images: &[(&str, Option<&[&str]>, &[&str])]) -> String {
+/// Config, names and layers of an image.
+type Saved<'a> = (&'a str, Option<&'a [&'a str]>, &'a [&'a str]);
+
+fn list(images: &[Saved<'_>]) -> String {
     let images = images
         .iter()
         .map(|(config, tags, layers)| json!({"Config": config, "RepoTags": tags, "Layers": layers}));
@@ -427,7 +430,8 @@ fn what_containerd_exported() {
     assert!(held(&store, name, &layer));
     // Nothing else: neither a tag made of a digest, nor a repository called sha256.
     let names: Vec<String> = store.image_names().iter().map(|(name, _)| name.to_string()).collect();
-    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(names, [format!("{name}:1"), format!("{name}:2")]);
+    assert!(store.image(name, &digest.to_string()).unwrap().pinned);
     // Only by its ID: there is no name to take.
     layout
         .listed
@@ -982,6 +986,33 @@ async fn from_standard_input_and_over_the_api() {
             .expect(0);
         assert!(shown.out.contains("all of it is as its digests say"), "{}", shown.out);
     }
+    // A name whose registry is no upstream here comes in, and that nobody can pull it is said.
+    let args = [&import[..], &["--as", "registry.example/a:1"]].concat();
+    let ran = run_fed(larder.folder(), &args, gzip(&archive)).await.expect(0);
+    assert!(
+        ran.err.contains("cannot be pulled by anybody: registry.example/a"),
+        "{}",
+        ran.err
+    );
+    // A pipe that has a name: `<(docker save …)`.
+    let pipe = disk.path().join("pipe");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &pipe,
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let writing = std::thread::spawn({
+        let (pipe, bytes) = (pipe.clone(), gzip(&archive));
+        move || std::fs::write(pipe, bytes)
+    });
+    let ran = ask(&larder, &["bundle", "import", pipe.to_str().unwrap()])
+        .await
+        .expect(0);
+    assert!(ran.out.contains("1 unchanged"), "{}", ran.out);
+    writing.join().unwrap().unwrap();
     let cut = run_fed(larder.folder(), &import, gzip(&archive)[..100_000].to_vec())
         .await
         .expect(1);

@@ -30,7 +30,7 @@ pub(super) struct Choice {
 pub(super) fn choose(entries: &[Entry], naming: &Naming) -> Result<Choice, BundleError> {
     for only in &naming.only {
         if !entries.iter().any(|entry| answers_to(entry, only)) {
-            return Err(BundleError::Nothing(format!(
+            return Err(BundleError::Bad(format!(
                 "the archive has no image {only:?}; it has {}",
                 list(entries)
             )));
@@ -58,7 +58,7 @@ fn nothing(left: &[NotTaken]) -> BundleError {
     if left.len() > LISTED {
         reasons.push(format!("{} more", left.len() - LISTED));
     }
-    BundleError::Nothing(match reasons.is_empty() {
+    BundleError::Bad(match reasons.is_empty() {
         true => "the archive names no image".to_owned(),
         false => format!("nothing in the archive can be taken: {}", reasons.join("; ")),
     })
@@ -282,7 +282,7 @@ impl<'a> Chooser<'a> {
         let disputed: Vec<_> = self
             .wanted
             .iter()
-            .filter(|(_, wanted)| is_disputed(*wanted))
+            .filter(|(_, wanted)| is_disputed(wanted))
             .map(|(key, _)| key.clone())
             .collect();
         for key in disputed {

@@ -68,7 +68,7 @@ pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleE
     let images: Vec<Saved> =
         serde_json::from_slice(&bytes).map_err(|error| BundleError::NotABundle(format!("manifest.json: {error}")))?;
     if images.is_empty() {
-        return Err(BundleError::Nothing("manifest.json names no image".to_owned()));
+        return Err(BundleError::NotABundle("manifest.json names no image".to_owned()));
     }
     let layers = measure(tree, &images)?;
     let mut entries: Vec<Entry> = Vec::new();

@@ -37,7 +37,7 @@ pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleE
         serde_json::from_slice(&bytes).map_err(|error| BundleError::NotABundle(format!("index.json: {error}")))?;
     let listed = index.manifests.unwrap_or_default();
     if listed.is_empty() {
-        return Err(BundleError::Nothing("index.json names no image".to_owned()));
+        return Err(BundleError::NotABundle("index.json names no image".to_owned()));
     }
     let mut gatherer = Gatherer::new(tree, Naming::Layout);
     let mut entries: Vec<Entry> = Vec::new();

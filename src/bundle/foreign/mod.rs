@@ -28,7 +28,7 @@ use tokio::sync::mpsc::Sender;
 
 use super::BUFFER;
 use super::CATALOG;
-use super::archive::{BLOCK, Writer, is_header};
+use super::archive::{BLOCK, Writer, is_header, space};
 use super::catalog::{Blob, Catalog, Image, Referrers, VERSION};
 use super::error::BundleError;
 use super::input::{Input, Section, peek};
@@ -314,8 +314,15 @@ fn catalog(tree: &Tree, parts: &mut HashMap<Digest, Part>, mut taken: Taken) -> 
 }
 
 impl Archive {
+    /// Bytes of its blobs.
     pub fn bytes(&self) -> u64 {
         self.catalog.bytes()
+    }
+
+    /// Bytes of the bundle that it is passed on as, but for its index.
+    pub fn stream_bytes(&self) -> u64 {
+        let sizes = self.catalog.blobs.iter().map(|blob| blob.size);
+        sizes.chain([self.bytes.len() as u64]).map(space).sum()
     }
 
     /// The images that it would bring.

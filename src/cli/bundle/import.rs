@@ -165,6 +165,12 @@ fn short_with_name(digest: &str) -> &str {
 
 fn problems(report: &Report) -> Vec<String> {
     let mut problems = Vec::new();
+    if !report.unserved.is_empty() {
+        problems.push(format!(
+            "came and cannot be pulled by anybody: {}. Their registries are no upstreams of this Larder, or its rules leave them out: name them in proxy.toml ([upstream.\"…\"]), or import under another name with --as",
+            report.unserved.join(", ")
+        ));
+    }
     match report.not_taken.len() {
         0 => {}
         1 => problems.push("the archive has more than was taken: what is listed as not taken".to_owned()),

@@ -1,9 +1,12 @@
 //! What `larder bundle import` and `inspect` read: a bundle or its volumes, an archive of another tool, or standard input.
 
+use std::fs::File;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::bundle::foreign::{self, Archive, Naming, Told};
+use crate::bundle::input::Opened;
 use crate::bundle::report::NotTaken;
 use crate::bundle::{BundleError, Input, UnpackLimits, input, pipe};
 
@@ -47,7 +50,19 @@ pub fn open(files: &[PathBuf], naming: &Naming, told: Told) -> Result<Source, St
 fn open_source(files: &[PathBuf], naming: &Naming, told: Told) -> Result<Source, BundleError> {
     let standard = Path::new(STANDARD);
     match files {
-        [file] if file == standard => return open_standard(naming, told),
+        [file] if file == standard => {
+            if std::io::stdin().is_terminal() {
+                return Err(BundleError::Bad(
+                    "- is standard input, which is a terminal: send an archive into it".to_owned(),
+                ));
+            }
+            return open_opened(Opened::standard_input().map_err(BundleError::Read)?, naming, told);
+        }
+        // `<(docker save …)`: read once, as standard input is.
+        [file] if is_stream(file) => {
+            let opened = File::open(file).and_then(Opened::of);
+            return open_opened(opened.map_err(BundleError::Read)?, naming, told);
+        }
         [file] if naming.is_given() || foreign::is_foreign(file) => {
             return Ok(pass_on(foreign::open(file, naming, told)?));
         }
@@ -75,19 +90,23 @@ fn open_source(files: &[PathBuf], naming: &Naming, told: Told) -> Result<Source,
     })
 }
 
-fn open_standard(naming: &Naming, told: Told) -> Result<Source, BundleError> {
-    let stream = match input::standard().map_err(BundleError::Read)? {
-        input::Standard::File(file) if naming.is_given() || foreign::is_foreign_file(&file) => {
+fn is_stream(path: &Path) -> bool {
+    path.metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir())
+}
+
+fn open_opened(opened: Opened, naming: &Naming, told: Told) -> Result<Source, BundleError> {
+    let stream = match opened {
+        Opened::File(file) if naming.is_given() || foreign::is_foreign_file(&file) => {
             return Ok(pass_on(foreign::open_file(file, naming, told)?));
         }
-        input::Standard::File(file) => {
+        Opened::File(file) => {
             return Ok(Source {
                 total: file.metadata().map_or(0, |meta| meta.len()),
                 input: input::whole(file).map_err(BundleError::Read)?,
                 foreign: None,
             });
         }
-        input::Standard::Stream(stream) => stream,
+        Opened::Stream(stream) => stream,
     };
     let (is_foreign, stream) = foreign::peek_foreign(stream).map_err(BundleError::Read)?;
     if naming.is_given() || is_foreign {
@@ -105,7 +124,7 @@ fn open_standard(naming: &Naming, told: Told) -> Result<Source, BundleError> {
 fn pass_on(archive: Archive) -> Source {
     let (sender, reader) = pipe::pipe();
     let source = Source {
-        total: archive.bytes(),
+        total: archive.stream_bytes(),
         foreign: Some(archive.not_taken().to_vec()),
         input: Box::new(reader),
     };
