@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::unpack::Refusal;
 use crate::oci::Digest;
 use crate::store::StoreError;
 use crate::text::message;
@@ -79,6 +80,16 @@ impl BundleError {
             }),
             // The file ends early, or the disk has lost it.
             _ => BundleError::Rotten { digest },
+        }
+    }
+
+    /// An archive's bytes did not come, or what they unpack to is refused.
+    pub(super) fn reading(error: io::Error) -> BundleError {
+        match Refusal::of(&error) {
+            // What came of a damaged copy is kept for the next attempt.
+            None | Some(Refusal::Damaged(..)) => BundleError::Read(error),
+            Some(Refusal::Short(name)) => BundleError::Short(format!("within its {name} stream")),
+            Some(refusal) => BundleError::Hostile(refusal.to_string()),
         }
     }
 

@@ -179,6 +179,7 @@ harness_tests! {
     token_answer
     trace_context
     units
+    unpack
     variables
 }
 

@@ -406,7 +406,7 @@ CASES |= {
     "acme": (acme, {"forty"}, {"pebble", "pebble-challtestsrv", "openssl", "curl", "skopeo"}),
     "first-byte": (first_byte, {"forty"}, {"curl"}),
     "bundle": (air_gap, {"multi", "forty", "zstd", "debian"},
-               {*Dockerd.tools, *Containerd.tools, "podman", "skopeo", "umoci"}),
+               {*Dockerd.tools, *Containerd.tools, "podman", "skopeo", "umoci", "zstd"}),
 }
 IMAGE_TOOLS = {"debian": {"debootstrap"}, "zstd": {"zstd"}}
 

@@ -19,6 +19,7 @@ mod blobs;
 mod broken_config;
 mod budget;
 mod bundle;
+mod bundle_foreign;
 mod bundle_hostile;
 mod circle;
 mod claims;
