@@ -81,6 +81,9 @@
 //!   with the task, and with the questions and transfers that it begins, to `upstream::transport`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
+//! - **Why it failed**: the client's chain of errors becomes one sentence (`upstream::reason`; `text::os_error` for the disk's) → the error of
+//!   each floor → `http::error` puts it on the answer beside its status (`http::labels::Cause`) → the access log's line (`http::access_log`). A
+//!   body that breaks off brings its own; what Larder cuts is told by the connection's `pulse`.
 //! - **Upstream**: `upstream::client` → the addresses in their order (`upstream::ask`): mirrors that are up by `upstream::address`, each for as
 //!   long as that says, then the registry → token (one request for many waiters) → request → redirects by hand, each target
 //!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again. What failed everywhere waits for its

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::access;
 use super::error::operators::OperatorError;
-use super::labels::OverTls;
+use super::labels::{Cause, OverTls};
 use crate::telemetry::metrics;
 
 /// Whether requests should be sent here, and why (not).
@@ -106,10 +106,16 @@ async fn readyz(State(ops): State<Ops>) -> Response {
         .iter()
         .map(|(name, ok, found)| json!({"name": name, "ok": ok, "detail": found}))
         .collect();
-    plain_json(
+    let mut response = plain_json(
         code,
         &json!({"ready": found.ready, "status": found.status(), "checks": checks}),
-    )
+    );
+    if !found.ready {
+        let bad = found.checks.iter().filter(|(_, ok, _)| !ok);
+        let why: Vec<String> = bad.map(|(name, _, found)| format!("{name}: {found}")).collect();
+        response.extensions_mut().insert(Cause(why.join("; ").into()));
+    }
+    response
 }
 
 async fn render(State(ops): State<Ops>) -> Response {

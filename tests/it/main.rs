@@ -48,6 +48,7 @@ mod prefetch_commands;
 mod pressure;
 mod privacy;
 mod questions;
+mod reasons;
 mod recovery;
 mod referrers;
 mod refused_ranges;

@@ -226,7 +226,11 @@ async fn running_out_of_descriptors_deletes_nothing() {
         (answer, client) = client.ask(&Ask::get(&target)).await;
         match answer.status {
             200 => assert!(!is_hit(&answer), "{target}: {answer:?}"),
-            503 => assert_eq!(answer.header("retry-after"), Some("2"), "{target}: {answer:?}"),
+            503 => {
+                assert_eq!(answer.header("retry-after"), Some("2"), "{target}: {answer:?}");
+                let line = larder.wait_for_log(&format!("path=\"{target}\" status=503")).await;
+                assert!(line.contains("this process has no file descriptors left"), "{line}");
+            }
             _ => panic!("{target}: {answer:?}"),
         }
     }

@@ -400,8 +400,15 @@ async fn repository(
             return about(failed(late), &target.key);
         }
         Ok(Right::Nothing) | Err(_) => {
-            let refusal = door.refusal(visitor, &parts.headers, &target, subject);
-            return about(refused(refusal), &target.key);
+            let mut refusal = refused(door.refusal(visitor, &parts.headers, &target, subject));
+            // Nobody could say whether everybody may have it: that is the upstream's failure, which the client is not to know of.
+            if door.right_now(visitor, &pull, &target).is_none()
+                && let Some(why) = pull.why_failing(&target)
+            {
+                let why = format!("refused, as the upstream did not tell whether it is public: {why}");
+                refusal.extensions_mut().insert(labels::Cause(why.into()));
+            }
+            return about(refusal, &target.key);
         }
     };
     let ask = Ask {
@@ -433,6 +440,7 @@ async fn repository(
         Err(_) => Err(ApiError::too_slow(&ask.target, DEADLINE)),
     };
     let mut response = answered.unwrap_or_else(failed);
+    note_why_stale(&mut response, &ask);
     response.extensions_mut().insert(upstream);
     about(response, &ask.target.key)
 }
@@ -441,6 +449,14 @@ fn failed(error: ApiError) -> Response {
     let mut response = respond(error);
     response.extensions_mut().insert(labels::Outcome("error"));
     response
+}
+
+/// For the access log: what the upstream did, in place of the one word that the outcome has for it.
+fn note_why_stale(response: &mut Response, ask: &Ask) {
+    let is_stale = response.extensions().get() == Some(&labels::Outcome("stale"));
+    if is_stale && let Some(why) = ask.pull.why_failing(&ask.target) {
+        response.extensions_mut().insert(labels::Cause(why.into()));
+    }
 }
 
 /// An answer to somebody without the right to another.
@@ -543,6 +559,11 @@ fn tell_outcome(response: &mut Response, outcome: &Outcome) {
     if let Ok(value) = value {
         headers.insert(CACHE_STATUS, value);
     }
+    if let Outcome::Stale { reason, .. } = outcome {
+        let why = format!("the upstream did not confirm it ({reason})");
+        response.extensions_mut().insert(labels::Cause(why.into()));
+    }
+    let headers = response.headers_mut();
     if let Some(value) = outcome.warning().and_then(|text| HeaderValue::from_str(&text).ok()) {
         headers.insert(WARNING, value);
     }
