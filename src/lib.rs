@@ -90,6 +90,8 @@
 //!   repeat together with others (`upstream::retry`); what is down is probed in the background (`upstream::probe`).
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations
 //!   (`demo::tour`) that pull over HTTP (`demo::client`), measure on both sides and check each claim.
+//! - **Figures of an hour and a day**: `admin::recent` is given a sample of the counters once a minute (`app`); what was counted since then is the
+//!   difference. Requests only count.
 //! - **Operators**: `cli::desk` finds the proxy by its admin address, or opens the folder when none runs; either way
 //!   [`admin`] answers with the same views. Over HTTP, `http::admin` is between them, and only there are routes and
 //!   status codes.

@@ -330,7 +330,8 @@ type Counted = (&'static str, &'static str, u16, &'static str);
 
 /// Counters by their labels: to look one up in the recorder costs some allocations each time.
 static COUNTERS: Handles<Counted, (metrics::Counter, metrics::Histogram)> = Handles::new();
-static BYTES: Handles<Option<Arc<str>>, metrics::Counter> = Handles::new();
+/// Of each upstream: bytes sent, and those of them that came from the cache.
+static BYTES: Handles<Option<Arc<str>>, (metrics::Counter, metrics::Counter)> = Handles::new();
 
 /// Handles of metrics, as many as there are combinations of labels, all of which are from small fixed sets. In a list, as
 /// what is asked for most is met early, and finding it costs less than hashing its labels would.
@@ -370,9 +371,17 @@ impl Drop for Line {
                 &self.upstream,
                 |upstream| {
                     let label = upstream.map_or(metrics::SharedString::const_str("-"), metrics::SharedString::from);
-                    metrics::counter!("larder_response_bytes_total", "upstream" => label)
+                    (
+                        metrics::counter!("larder_response_bytes_total", "upstream" => label.clone()),
+                        metrics::counter!("larder_cached_response_bytes_total", "upstream" => label),
+                    )
                 },
-                |counter| counter.increment(self.sent),
+                |(all, cached)| {
+                    all.increment(self.sent);
+                    if is_from_cache(self.outcome) {
+                        cached.increment(self.sent);
+                    }
+                },
             );
         }
         self.tell();
@@ -397,6 +406,12 @@ impl Drop for Line {
             trace_id = self.traced.id().map(tracing::field::display),
         );
     }
+}
+
+/// Returns whether an answer's body came without a download of its own: it was cached, or came from a download that was under
+/// way for another request.
+fn is_from_cache(outcome: &str) -> bool {
+    matches!(outcome, "hit" | "revalidated" | "stale" | "collapsed")
 }
 
 /// The line of an answer that no handler with a log gave: a refusal of the server's, or a failure of the admin address. Only

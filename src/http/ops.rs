@@ -118,12 +118,18 @@ async fn readyz(State(ops): State<Ops>) -> Response {
     response
 }
 
-async fn render(State(ops): State<Ops>) -> Response {
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        ops.metrics.render(),
-    )
-        .into_response()
+async fn render(State(ops): State<Ops>) -> Result<Response, OperatorError> {
+    // It asks the system how the process is doing.
+    let text = tokio::task::spawn_blocking(move || ops.metrics.render()).await;
+    let failed = |_| {
+        OperatorError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the metrics were not written",
+        )
+    };
+    let kind = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((kind, text.map_err(failed)?).into_response())
 }
 
 async fn unknown() -> OperatorError {

@@ -55,7 +55,7 @@ pub use manifest::{ManifestAnswer, Want};
 use names::Scope;
 pub use names::{Names, Target};
 pub use outcome::Outcome;
-pub use tally::Tally;
+pub use tally::{OutcomeCounts, Tally, by_outcome};
 pub use timing::{Parallel, Timing};
 use turns::Turns;
 

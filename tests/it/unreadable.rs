@@ -234,6 +234,16 @@ async fn running_out_of_descriptors_deletes_nothing() {
             _ => panic!("{target}: {answer:?}"),
         }
     }
+    // The figures are told all the same.
+    let (metrics, operator) = operator.ask(&Ask::get("/metrics")).await;
+    let metrics = String::from_utf8(metrics.expect(200).body).unwrap();
+    for name in [
+        "process_max_fds 4\n",
+        "process_open_fds ",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(metrics.contains(&format!("\n{name}")), "no {name:?} in\n{metrics}");
+    }
     let (view, operator) = verified(operator).await;
     assert_eq!((&view["state"], &view["bad"]), (&"done".into(), &0.into()), "{view}");
     assert!(view["unreadable"].as_u64().unwrap() >= 4, "{view}");

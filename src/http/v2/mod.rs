@@ -445,9 +445,17 @@ async fn repository(
     about(response, &ask.target.key)
 }
 
+/// What is not there is no failure of the proxy, and what a client got wrong was nobody's pull.
 fn failed(error: ApiError) -> Response {
+    let outcome = match error.status {
+        StatusCode::NOT_FOUND => Some("missing"),
+        status if status.is_client_error() => None,
+        _ => Some("error"),
+    };
     let mut response = respond(error);
-    response.extensions_mut().insert(labels::Outcome("error"));
+    if let Some(outcome) = outcome {
+        response.extensions_mut().insert(labels::Outcome(outcome));
+    }
     response
 }
 
