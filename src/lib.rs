@@ -84,12 +84,17 @@
 //!   with the task, and with the questions and transfers that it begins, to `upstream::transport`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
+//! - **Why it failed**: the client's chain of errors becomes one sentence (`upstream::reason`; `text::os_error` for the disk's) → the error of
+//!   each floor → `http::error` puts it on the answer beside its status (`http::labels::Cause`) → the access log's line (`http::access_log`). A
+//!   body that breaks off brings its own; what Larder cuts is told by the connection's `pulse`.
 //! - **Upstream**: `upstream::client` → the addresses in their order (`upstream::ask`): mirrors that are up by `upstream::address`, each for as
 //!   long as that says, then the registry → token (one request for many waiters) → request → redirects by hand, each target
 //!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again. What failed everywhere waits for its
 //!   repeat together with others (`upstream::retry`); what is down is probed in the background (`upstream::probe`).
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations
 //!   (`demo::tour`) that pull over HTTP (`demo::client`), measure on both sides and check each claim.
+//! - **Figures of an hour and a day**: `admin::recent` is given a sample of the counters once a minute (`app`); what was counted since then is the
+//!   difference. Requests only count.
 //! - **Operators**: `cli::desk` finds the proxy by its admin address, or opens the folder when none runs; either way
 //!   [`admin`] answers with the same views. Over HTTP, `http::admin` is between them, and only there are routes and
 //!   status codes.

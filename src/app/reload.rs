@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 use super::api_token::ApiTokens;
+use super::certificates::{self, CertificateFile};
 use super::changes::{self, Fixed};
 use super::limits;
 use super::listeners::{self, ListenError, Listeners};
@@ -246,6 +247,11 @@ impl Reloader {
             .flat_map(of)
             .chain([holds.config.access.token_key_file.clone()]);
         files.flatten().collect()
+    }
+
+    /// Files of certificates that the configuration names.
+    pub fn certificate_files(&self) -> Vec<CertificateFile> {
+        certificates::files(&self.holds().config)
     }
 
     fn note(&self, error: Option<&ReloadError>) {

@@ -8,20 +8,20 @@ use std::sync::Arc;
 use super::unpack::Refusal;
 use crate::oci::Digest;
 use crate::store::StoreError;
-use crate::text::message;
+use crate::text::{message, os_error};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {}", os_error(source))]
     File {
         doing: &'static str,
         path: PathBuf,
         source: io::Error,
     },
     /// The archive's bytes did not come.
-    #[error("the archive cannot be read on: {0}")]
+    #[error("the archive cannot be read on: {}", os_error(.0))]
     Read(io::Error),
-    #[error("the archive cannot be written on: {0}")]
+    #[error("the archive cannot be written on: {}", os_error(.0))]
     Write(io::Error),
     /// It ends too early: a copy that was cut off.
     #[error("the archive ends too early, {}: is the copy complete?", message(.0))]

@@ -55,7 +55,7 @@ pub use manifest::{ManifestAnswer, Want};
 use names::Scope;
 pub use names::{Names, Target};
 pub use outcome::Outcome;
-pub use tally::Tally;
+pub use tally::{OutcomeCounts, Tally, by_outcome};
 pub use timing::{Parallel, Timing};
 use turns::Turns;
 
@@ -107,6 +107,8 @@ pub struct Pull {
     hints: moka::sync::Cache<(Arc<str>, Digest), u64>,
     /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
     troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
+    /// Upstreams that did not confirm a tag, and when that was logged.
+    told_stale: Mutex<HashMap<HostPort, Instant>>,
     /// Whether a repository answers to nobody.
     privacy_questions: Single<(Scope, Probe), Result<Option<bool>, PullError>>,
     privacy_doubts: moka::sync::Cache<privacy::Doubt, ()>,
@@ -286,6 +288,7 @@ impl Pull {
                 .time_to_live(privacy::JUST_NOW)
                 .build(),
             troubled: Mutex::default(),
+            told_stale: Mutex::default(),
             silent_registries: moka::sync::Cache::builder()
                 .max_capacity(1_000)
                 .time_to_live(proof::SILENT_FOR)
@@ -453,6 +456,12 @@ impl Pull {
         self.upstream_of(target)?.failing()
     }
 
+    /// Why the upstream fails at the moment, in a sentence that names it, if the last request to the registry itself did.
+    pub fn why_failing(&self, target: &Target) -> Option<String> {
+        let why = self.upstream_of(target)?.why_failing()?;
+        Some(format!("{}: {why}", target.upstream.name))
+    }
+
     fn note_trouble(&self, target: &Target, reason: &'static str) {
         let until = Instant::now() + self.timing.trouble_for;
         self.troubled().insert(target.upstream.name.clone(), (until, reason));
@@ -477,6 +486,21 @@ impl Pull {
     }
 
     /// Grows to the number of upstreams and no further.
+    /// Returns whether it is to be logged that an upstream did not confirm a tag: once a minute for each, as every request that is served
+    /// stale has its own line, and not while its registry is down, of which the log speaks already.
+    fn warns_of_stale(&self, target: &Target) -> bool {
+        const EVERY: Duration = Duration::from_secs(60);
+        if self.upstream_of(target).is_some_and(|client| client.is_down()) {
+            return false;
+        }
+        let mut told = self.told_stale.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = told.get(&target.upstream.name).is_none_or(|at| at.elapsed() >= EVERY);
+        if is_due {
+            told.insert(target.upstream.name.clone(), Instant::now());
+        }
+        is_due
+    }
+
     fn troubled(&self) -> MutexGuard<'_, HashMap<HostPort, (Instant, &'static str)>> {
         self.troubled.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -52,6 +52,7 @@ mod prefetch_commands;
 mod pressure;
 mod privacy;
 mod questions;
+mod reasons;
 mod recovery;
 mod referrers;
 mod refused_ranges;

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::admin::AdminError;
 use crate::admin::error::BeginError;
+use crate::http::labels::Cause;
 use crate::pull::PullError;
 use crate::text;
 
@@ -150,6 +151,10 @@ impl IntoResponse for OperatorError {
         // It may have several lines: the mistakes in a configuration.
         let message = text::report(&self.message);
         let body = json!({ "error": { "code": self.code, "message": message } });
+        let cause = self
+            .status
+            .is_server_error()
+            .then(|| Cause(text::message(&self.message).into()));
         let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
         let mut response = (self.status, headers, format!("{body}\n")).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
@@ -158,6 +163,9 @@ impl IntoResponse for OperatorError {
         }
         if let Some(value) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
             response.headers_mut().insert(ALLOW, value);
+        }
+        if let Some(cause) = cause {
+            response.extensions_mut().insert(cause);
         }
         response
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
@@ -21,6 +22,7 @@ use super::handler::{Caller, Handler};
 use super::pulse::{Break, Pulse};
 use super::{LiveLimits, REFUSALS};
 use crate::config::Limits;
+use crate::http::access_log::log_failure;
 use crate::http::error::ApiError;
 use crate::http::outbox::{Outbox, Piece};
 use crate::oci::ErrorCode;
@@ -128,6 +130,10 @@ pub(super) async fn answer<H: Handler>(
             // The access log stands behind the handler's door.
             metrics::counter!("larder_requests_refused_total", "status" => error.status.as_u16().to_string())
                 .increment(1);
+            if error.status.is_server_error() {
+                let asked = Some((&parts.method, &parts.uri));
+                log_failure(asked, caller.address, error.status, Instant::now(), error.cause());
+            }
             tracing::debug!(client = %caller.address, status = error.status.as_u16(), reason = error.message, "request refused");
             close = true;
             let mut response = error.into_response();

@@ -262,6 +262,7 @@ async fn drive<C: GracefulConnection, H>(
         metrics::counter!("larder_connections_ended_total", "reason" => why.as_str()).increment(1);
         tracing::debug!(%client, reason = why.as_str(), "connection ended");
         if why != Overdue::Idle {
+            pulse.cut(why.why());
             return Ended::Cut;
         }
     }
@@ -276,8 +277,14 @@ async fn drive<C: GracefulConnection, H>(
     tokio::select! {
         _ended = connection.as_mut() => in_order(),
         _still_idle = still_idle(pulse) => in_order(),
-        _overdue = pulse.overdue(&limits), if overdue.is_none() => Ended::Cut,
-        () = shared.cut.cancelled() => Ended::Cut,
+        why = pulse.overdue(&limits), if overdue.is_none() => {
+            pulse.cut(why.why());
+            Ended::Cut
+        }
+        () = shared.cut.cancelled() => {
+            pulse.cut("the proxy stops, and cuts running responses (server.shutdown_grace)");
+            Ended::Cut
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -9,7 +10,8 @@ use axum::http::{Request, Response};
 use tower::ServiceExt;
 
 use super::delivery::Reported;
-use crate::http::labels::{ClientAddr, OverTls, SendsFiles, UnixPeer};
+use crate::http::access_log::log_failure;
+use crate::http::labels::{Cause, ClientAddr, OverTls, SendsFiles, UnixPeer};
 use crate::http::outbox::Outbox;
 
 /// The other end of a connection.
@@ -74,9 +76,16 @@ impl Handler for Router {
         if let Some(outbox) = caller.outbox.as_ref().filter(|outbox| outbox.sends_files()) {
             extensions.insert(SendsFiles(outbox.clone()));
         }
-        match self.clone().oneshot(request).await {
+        let (method, uri, started) = (request.method().clone(), request.uri().clone(), Instant::now());
+        let response = match self.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
+        };
+        if response.status().is_server_error() {
+            let cause = response.extensions().get::<Cause>();
+            let why = cause.map_or("no reason is known", |cause| &cause.0);
+            log_failure(Some((&method, &uri)), caller.address, response.status(), started, why);
         }
+        response
     }
 }

@@ -29,11 +29,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use axum::http::StatusCode;
 use futures_util::FutureExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::access_log::log_failure;
 use crate::config::Limits;
 pub use delivery::{Delivered, DeliveryReport, Reported};
 use gate::{Gate, Pass};
@@ -264,6 +266,7 @@ fn admit_unix(stream: UnixStream, shared: &Arc<Shared<impl Handler>>) {
         Err(full) => {
             metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
             if let Ok(pass) = shared.refusals.enter(us, REFUSALS, REFUSALS) {
+                log_refusal(Peer::Unix(None), full.as_str());
                 shared.tasks.spawn(with(pass, connection::refuse_unix(stream)));
             }
         }
@@ -300,12 +303,21 @@ fn admit_tcp(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>
             metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
             tracing::debug!(client = %peer, reason = full.as_str(), "connection refused");
             if let Ok(pass) = shared.refusals.enter(peer.ip(), REFUSALS, REFUSALS) {
-                shared
-                    .tasks
-                    .spawn(with(pass, connection::refuse(tcp, shared.way.load().tls.is_some())));
+                let is_tls = shared.way.load().tls.is_some();
+                // Over TLS a client is told nothing.
+                if !is_tls {
+                    log_refusal(Peer::Tcp(peer), full.as_str());
+                }
+                shared.tasks.spawn(with(pass, connection::refuse(tcp, is_tls)));
             }
         }
     }
+}
+
+/// A client is told 503 before it has asked for anything.
+fn log_refusal(client: Peer, limit: &'static str) {
+    let why = format!("too many connections (limits.{limit})");
+    log_failure(None, client, StatusCode::SERVICE_UNAVAILABLE, Instant::now(), &why);
 }
 
 /// Runs `task` while holding `held`.

@@ -404,8 +404,15 @@ async fn repository(
             return about(failed(late), &target.key);
         }
         Ok(Right::Nothing) | Err(_) => {
-            let refusal = door.refusal(visitor, &parts.headers, &target, subject);
-            return about(refused(refusal), &target.key);
+            let mut refusal = refused(door.refusal(visitor, &parts.headers, &target, subject));
+            // Nobody could say whether everybody may have it: that is the upstream's failure, which the client is not to know of.
+            if door.right_now(visitor, &pull, &target).is_none()
+                && let Some(why) = pull.why_failing(&target)
+            {
+                let why = format!("refused, as the upstream did not tell whether it is public: {why}");
+                refusal.extensions_mut().insert(labels::Cause(why.into()));
+            }
+            return about(refusal, &target.key);
         }
     };
     let ask = Ask {
@@ -442,14 +449,31 @@ async fn repository(
     if is_mistaken && ask.target.held_only && response.status() == StatusCode::NOT_FOUND {
         response = refused(door.refusal(visitor, &ask.headers, &ask.target, subject));
     }
+    note_why_stale(&mut response, &ask);
     response.extensions_mut().insert(upstream);
     about(response, &ask.target.key)
 }
 
+/// What is not there is no failure of the proxy, and what a client got wrong was nobody's pull.
 fn failed(error: ApiError) -> Response {
+    let outcome = match error.status {
+        StatusCode::NOT_FOUND => Some("missing"),
+        status if status.is_client_error() => None,
+        _ => Some("error"),
+    };
     let mut response = respond(error);
-    response.extensions_mut().insert(labels::Outcome("error"));
+    if let Some(outcome) = outcome {
+        response.extensions_mut().insert(labels::Outcome(outcome));
+    }
     response
+}
+
+/// For the access log: what the upstream did, in place of the one word that the outcome has for it.
+fn note_why_stale(response: &mut Response, ask: &Ask) {
+    let is_stale = response.extensions().get() == Some(&labels::Outcome("stale"));
+    if is_stale && let Some(why) = ask.pull.why_failing(&ask.target) {
+        response.extensions_mut().insert(labels::Cause(why.into()));
+    }
 }
 
 /// An answer to somebody without the right to another.
@@ -552,6 +576,11 @@ fn tell_outcome(response: &mut Response, outcome: &Outcome) {
     if let Ok(value) = value {
         headers.insert(CACHE_STATUS, value);
     }
+    if let Outcome::Stale { reason, .. } = outcome {
+        let why = format!("the upstream did not confirm it ({reason})");
+        response.extensions_mut().insert(labels::Cause(why.into()));
+    }
+    let headers = response.headers_mut();
     if let Some(value) = outcome.warning().and_then(|text| HeaderValue::from_str(&text).ok()) {
         headers.insert(WARNING, value);
     }
