@@ -6,7 +6,7 @@
 //! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `builtin` knows the well-known registries, `example` is where proxy.toml.example is
 //! held to the code; `token_places` says where the admin API's token is kept,
-//! `traces` where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
+//! `traces` where spans go, `trusted_proxies` who may speak for a client, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
 //! what they and `larder prefetch` are to fetch.
 
 mod access;
@@ -36,6 +36,7 @@ mod settle_access;
 mod tests;
 mod token_places;
 mod traces;
+mod trusted_proxies;
 pub mod units;
 mod upstreams;
 pub mod wanted;
@@ -49,6 +50,7 @@ pub use error::{ConfigError, KeyPath, Place, Problem, show_key};
 pub use prefetch::{BY_COMMAND, Prefetch, Schedule};
 pub use token_places::{TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, token_file_name};
 pub use traces::{Traces, header_pairs};
+pub use trusted_proxies::TrustedProxies;
 pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 
 use std::collections::BTreeMap;
@@ -103,6 +105,8 @@ pub struct Server {
     pub shutdown_grace: Duration,
     /// Whether every answer says where its time went.
     pub server_timing: bool,
+    /// For every listener of the registry.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// What a listener shows of itself, and whose clients it takes.

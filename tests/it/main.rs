@@ -47,6 +47,7 @@ mod prefetch;
 mod prefetch_commands;
 mod pressure;
 mod privacy;
+mod proxies;
 mod questions;
 mod recovery;
 mod referrers;

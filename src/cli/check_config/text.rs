@@ -130,6 +130,13 @@ fn listeners(config: &Config) -> Vec<String> {
                 false => "for who asks",
             },
         ),
+        row(
+            "proxies",
+            match config.server.trusted_proxies.is_empty() {
+                true => "none trusted: a client is at the address that it connects from".to_owned(),
+                false => format!("{} are trusted", config.server.trusted_proxies),
+            },
+        ),
     ]);
     rows
 }
