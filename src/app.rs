@@ -250,10 +250,11 @@ async fn launch(
         view.clone(),
         MAIN_LISTENER,
         config.server.tls.is_some(),
+        config.server.trusted_proxies.clone(),
     ));
     let registry = v2::Registry::new(pull.clone(), timed.clone(), entrance.clone()).traced(tracer);
     let listeners = Listeners::new((registry, entrance), ops, client_limits.clone(), stop.clone(), &cut);
-    listeners.apply(plan, &gate, &view);
+    listeners.apply(plan, &gate, &view, &config.server.trusted_proxies);
     let issued = acme.issued.clone();
     let keeping = acme.run(&client_limits, &cut);
     let reloader = Arc::new(Reloader {

@@ -45,8 +45,12 @@
 //! - **Who may**: `http::v2::door` makes an identity of header and certificate (`auth::Gate`: `basic`, `bearer`, `jwks`), once for
 //!   each request, and a right of identity, place and image (`auth::policy`) before anything is told, hot or not. Where that
 //!   depends on whether the repository needs credentials, `pull::privacy` knows, or asks the upstream once as nobody. A right to
-//!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token, and refuses
+//!   what is held makes the target as good as offline. `/v2/_token` (`http::v2::token`) makes a login a token, and refuses
 //!   a wrong one unless everything that is asked for is for everybody.
+//! - **Behind a proxy**: `http::server::proxy_header` reads a PROXY header, if a connection begins with one; what it says goes with the
+//!   connection. A request's headers are read by `http::forwarded`. Whose word counts is decided for each request, by the
+//!   door's `TrustedProxies` (`http::server::Caller`), before its line of the log begins: log, rules, logins and limits see the
+//!   client, and its host in place of the proxy's. The server counts connections and requests by the same function.
 //! - **A claim is not proof**: what is held, or coming, for other repositories only → `pull::proof`: the repositories that have
 //!   shown it (links) × what is known of their privacy → a HEAD suffices (public), the registry itself has to confirm (one
 //!   upstream), or the bytes have to come: then it is a miss, with a transfer and a staged file of its own, and of two copies

@@ -202,7 +202,7 @@ impl Reloader {
         self.pull.adopt(&view);
         // A port that is given up keeps no file, and no call comes to a new one before it has its own.
         self.tokens.set(&config.admin, &plan.admin());
-        self.listeners.apply(plan, &gate, &view);
+        self.listeners.apply(plan, &gate, &view, &config.server.trusted_proxies);
         self.pull.store().set_limits(&config);
         self.limits.set(config.limits.clone());
         self.admin.set_limits(limits(&config));

@@ -165,16 +165,16 @@ impl Line {
     }
 
     /// Where there are traces, it is one or a part of one.
-    pub fn traced(&mut self, tracer: &Tracer, request: &request::Parts, caller: &Caller, has_tls: bool) -> Span {
-        self.traced = Traced::begin(tracer, request, caller, has_tls);
+    pub fn traced(&mut self, tracer: &Tracer, request: &request::Parts, caller: &Caller, scheme: &'static str) -> Span {
+        self.traced = Traced::begin(tracer, request, caller, scheme);
         self.traced.span().clone()
     }
 
-    /// It is a client's, and whoever listens to `events` is told what became of it. `scheme` is the listener's.
+    /// It is a client's, and whoever listens to `events` is told what became of it. `scheme` is what the client speaks.
     pub fn heard(mut self, events: &Events, request: &request::Parts, caller: &Caller, scheme: &'static str) -> Line {
         if self.method == Method::GET && events.is_wanted(&[Action::Pull, Action::Refuse]) {
-            let host = request.uri.authority().map(|authority| authority.as_str().to_owned());
-            let host = host.or_else(|| text(&request.headers, HOST));
+            // That of an HTTP/2 request stands there too.
+            let host = text(&request.headers, HOST);
             self.heard = Some(Box::new(Heard {
                 events: events.clone(),
                 client: caller.address,

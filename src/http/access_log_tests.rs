@@ -34,6 +34,8 @@ fn broken() -> Body {
 async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
     let caller = Caller {
         address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
+        told: None,
+        is_by_proxy: false,
         certificate: None,
         tls: false,
         outbox: None,
@@ -44,7 +46,7 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
         share: 0.0,
         heeds_parent: true,
     };
-    line.traced(&Tracer::into_queue(heeds, 1).0, &parts, &caller, false);
+    line.traced(&Tracer::into_queue(heeds, 1).0, &parts, &caller, "http");
     let mut labels = Labels {
         route: "other",
         outcome: None,
@@ -226,6 +228,8 @@ async fn files_count_as_they_are_sent() {
         let frames = [io::Result::Ok(ticket.clone()), Ok(Bytes::from_static(b"more"))];
         let caller = Caller {
             address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
+            told: None,
+            is_by_proxy: false,
             certificate: None,
             tls: false,
             outbox: Some(outbox.clone()),

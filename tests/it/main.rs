@@ -51,6 +51,7 @@ mod prefetch;
 mod prefetch_commands;
 mod pressure;
 mod privacy;
+mod proxies;
 mod questions;
 mod reasons;
 mod recovery;

@@ -59,7 +59,7 @@ impl Reported for axum::body::Body {
 pub(super) struct Running {
     /// `None` when it has left.
     pulse: Option<Arc<Pulse>>,
-    /// Of an HTTP/2 request beside others. In a box, as few have one and all are moved.
+    /// For an HTTP/2 request beside others, and for one that a proxy sent. In a box, as few have one and all are moved.
     pass: Option<Box<Pass>>,
 }
 

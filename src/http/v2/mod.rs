@@ -37,6 +37,7 @@ use self::hot::{Again, Heads};
 use self::route::{Name, Query, Route, What};
 use super::access_log::{Line, Logged};
 use super::error::{API_VERSION, ApiError, Subject};
+use super::forwarded;
 use super::labels::{self, Labels};
 use super::outbox::Outbox;
 use super::payload::Payload;
@@ -126,15 +127,21 @@ impl Handler for Registry {
         door::settle_host(&mut parts);
         // Once: whatever is reloaded meanwhile, this request goes by one configuration.
         let door = self.entrance.now();
-        let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, door.scheme());
-        let span = line.traced(&self.tracer, &parts, caller, door.has_tls());
+        let behind = door.behind_proxies(&parts.headers, caller);
+        let caller = behind.as_ref().unwrap_or(caller);
+        if caller.is_by_proxy {
+            forwarded::settle_host(&mut parts.headers);
+        }
+        let scheme = door.scheme(&parts.headers, caller);
+        let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, scheme);
+        let span = line.traced(&self.tracer, &parts, caller, scheme);
         // Before all else: what came back waits for itself, and what is held here is no confirmation of what is held here.
-        let forwarded = forwarded(&self.pull, &parts.headers);
-        let (mut response, labels) = if let Err(circle) = &forwarded {
+        let through = through(&self.pull, &parts.headers);
+        let (mut response, labels) = if let Err(circle) = &through {
             let mut response = failed(ApiError::in_a_circle(*circle));
             let labels = Labels::of(kind(&route::parse(parts.uri.path())), &mut response);
             (response, labels)
-        } else if parts.uri.path() == token::PATH && door.gate().knows_logins() {
+        } else if token::is_at(parts.uri.path()) && door.gate().knows_logins() {
             let door = Guard::into_inner(door);
             let (response, who) = Box::pin(span.over(self.token(&door, &parts, body, caller))).await;
             line.known_as(who);
@@ -152,9 +159,7 @@ impl Handler for Registry {
                 (_, known) => {
                     let door = Guard::into_inner(door);
                     // In a box: it is large, and hyper moves the future of every request.
-                    let asking = forwarded
-                        .unwrap_or_default()
-                        .over(self.ask(&door, parts, known, caller));
+                    let asking = through.unwrap_or_default().over(self.ask(&door, parts, known, caller));
                     let asking = Box::pin(asking);
                     // Once more where there is something around it, or each layer would hold it twice.
                     let (answer, who) = match &watch {
@@ -180,8 +185,16 @@ impl Handler for Registry {
     }
 }
 
+/// The path of a request as its client sees it.
+fn client_path(headers: &HeaderMap, caller: &Caller, path: &str) -> String {
+    match caller.is_by_proxy {
+        true => forwarded::client_path(headers, path),
+        false => path.to_owned(),
+    }
+}
+
 /// The Larders that a request has been through.
-fn forwarded(pull: &Pull, headers: &HeaderMap) -> Result<Forwarded, Circle> {
+fn through(pull: &Pull, headers: &HeaderMap) -> Result<Forwarded, Circle> {
     match headers.contains_key(VIA) {
         false => Ok(Forwarded::default()),
         true => pull.via().read(headers.get_all(VIA).iter().map(HeaderValue::as_bytes)),
@@ -193,7 +206,7 @@ struct Ask {
     pull: Arc<Pull>,
     target: Target,
     query: Query,
-    /// The path as it came: what a Link leads back to (R-C79).
+    /// The path as the client sees it: what a Link leads back to (R-C79).
     path: String,
     headers: HeaderMap,
     is_head: bool,
@@ -315,7 +328,8 @@ impl Registry {
                 Route::Catalog => match door.first_look(visitor, &parts.headers, "") {
                     Ok(()) => {
                         let may_pull = |target: &Target| door.may_see(visitor, &pull, target);
-                        let found = tags::catalog(&pull, door.view(), &query, may_pull).await;
+                        let at = client_path(&parts.headers, caller, &path);
+                        let found = tags::catalog(&pull, door.view(), &query, &at, may_pull).await;
                         found.unwrap_or_else(respond)
                     }
                     Err(error) => respond(error),
@@ -419,7 +433,7 @@ async fn repository(
         pull,
         target,
         query,
-        path,
+        path: client_path(&parts.headers, caller, &path),
         is_head: parts.method == Method::HEAD,
         who: visitor.who.clone(),
         by: caller.address,
