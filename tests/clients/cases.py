@@ -20,6 +20,7 @@ from acme import acme
 from bundle import air_gap
 from clients import (BuildKit, Containerd, ContainerdNs, Dockerd, Plain, PlainAlias,
                      Podman, PodmanMirror, Skopeo, SkopeoTags)
+from doctor import doctor
 from larder import Larder, binary
 from login import login
 from registry import Registry, Traffic
@@ -404,6 +405,7 @@ CASES |= {
     "big": (crowd_on_one_blob, {"big"}, {"curl"}),
     "login": (login, {"forty"}, {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "acme": (acme, {"forty"}, {"pebble", "pebble-challtestsrv", "openssl", "curl", "skopeo"}),
+    "doctor": (doctor, set(), {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "first-byte": (first_byte, {"forty"}, {"curl"}),
     "bundle": (air_gap, {"multi", "forty", "zstd", "debian"},
                {*Dockerd.tools, *Containerd.tools, "podman", "skopeo", "umoci"}),

@@ -19,6 +19,7 @@ mod blobs;
 mod budget;
 mod bundle;
 mod bundle_hostile;
+mod canary;
 mod circle;
 mod claims;
 mod clients_containerd;
