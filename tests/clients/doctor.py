@@ -64,6 +64,7 @@ HOSTS = {
     "push only": '[host."http://{at}"]\ncapabilities = ["push"]\n',
     "pull only": '[host."http://{at}"]\ncapabilities = ["pull"]\n',
     "resolve only": '[host."http://{at}"]\ncapabilities = ["resolve"]\n',
+    "referrers": '[host."http://{at}"]\ncapabilities = ["pull", "resolve", "referrers"]\n',
     "big letters": '[host."http://{at}"]\ncapabilities = ["Pull", "RESOLVE"]\n',
     "a strange capability": '[host."http://{at}"]\ncapabilities = ["read"]\n',
     "a text for a list": '[host."http://{at}"]\ncapabilities = "pull"\n',
@@ -224,7 +225,7 @@ def version_of(command):
     return tuple(int(part) for part in re.search(r"(\d+)\.(\d+)\.(\d+)", shown).groups())
 
 
-def holds(only):
+def holds(only, containerd="containerd"):
     """Whether a verdict for some versions is for the ones here; None: it is for all."""
     match only:
         case None:
@@ -232,7 +233,11 @@ def holds(only):
         case "Docker 24.0.8, 25 and newer":
             return version_of("dockerd") >= (24, 0, 8)
         case "containerd before 2.1":
-            return version_of("containerd") < (2, 1, 0)
+            return version_of(containerd) < (2, 1, 0)
+        case "containerd 2":
+            return version_of(containerd) >= (2, 0, 0)
+        case "containerd 2.2 and newer":
+            return version_of(containerd) >= (2, 2, 0)
         case _:
             raise Failed(f"a verdict for {only}, which this run cannot judge")
 
@@ -331,7 +336,7 @@ def hosts(bench, proxy, containerd="containerd", ctr="ctr", name="doctor, contai
                 continue
             if seen is None:
                 seen = around(proxy, forms, daemon, ctr)
-            forms.compare(form, (by_tag, by_digest), seen, holds(only))
+            forms.compare(form, (by_tag, by_digest), seen, holds(only, containerd))
     finally:
         daemon.stop()
     forms.done()
