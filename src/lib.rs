@@ -111,7 +111,10 @@
 //! - **What is hardly meant**: `cli::check_config` → `app::review`: variables that cover keys, the disk and the paths
 //!   of this machine, rules that match nobody or never match.
 //! - **Checkup**: `cli::doctor` → `app::checkup`: a topic a file, each answering with findings (level, what was found, what to
-//!   do); upstreams are asked at their door (`upstream::greet`) by clients made as the proxy's own are.
+//!   do); upstreams are asked at their door (`upstream::greet`) by clients made as the proxy's own are. Files of clients become the
+//!   requests that those would send (`checkup::pulls`), read as requests are (`http::v2::meaning`).
+//! - **Canary**: `cli::doctor::pull` has the proxy make an image (`http::admin` → `pull::canary`, in memory) → runs the client's own pull →
+//!   `http::v2::canary` answers and notes it, and asks no upstream → the notes say whether it came, and for which upstream.
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
 //!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
 //!   it, or at once if repair was asked for.

@@ -6,6 +6,7 @@
 //! `listening` sees to it that they show it to nobody else.
 
 mod bundle;
+mod canary;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -25,6 +26,8 @@ use std::time::Instant;
 
 pub use bundle::{BundleOrder, ImportOrder, ImportPatience, PlanView, Planned};
 pub use error::AdminError;
+
+pub use crate::pull::canary::REPOSITORY as CANARY_REPOSITORY;
 
 use arc_swap::ArcSwap;
 

@@ -400,3 +400,35 @@ pub struct RefreshView {
     pub digest: String,
     pub moved: bool,
 }
+
+/// An image that nobody but this proxy can answer, for the checkup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryView {
+    /// Below any upstream.
+    pub repository: String,
+    pub tag: String,
+    /// The manifest's.
+    pub digest: String,
+    pub life_seconds: u64,
+}
+
+/// The requests that came for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanarySeen {
+    pub requests: Vec<CanaryRequest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryRequest {
+    /// `manifest` or `blob`.
+    pub kind: String,
+    /// `tag` or `digest`.
+    pub by: String,
+    /// The upstream and the repository that it was taken for.
+    pub image: String,
+    /// As it came.
+    pub path: String,
+    pub client: String,
+    /// False if the caller may pull nothing under that name.
+    pub allowed: bool,
+}

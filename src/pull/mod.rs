@@ -11,6 +11,7 @@ mod blob;
 mod blocking;
 mod body;
 mod bring;
+pub mod canary;
 mod chunk;
 mod client_wait;
 pub mod error;
@@ -47,6 +48,7 @@ use tokio_util::task::TaskTracker;
 pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
 pub use bring::Brought;
+pub use canary::{Canaries, CanaryError, MadeCanary, SeenRequest};
 pub use chunk::{ChunkMemory, SMALL_BYTES, buffered_bytes};
 pub use client_wait::ClientWait;
 pub use error::{Absent, PullError};
@@ -119,6 +121,7 @@ pub struct Pull {
     tally: Tally,
     /// For images that a missing digest is part of.
     wish_searches: Arc<Semaphore>,
+    canaries: Canaries,
 }
 
 /// The last: whether it may be left out to spare a pull limit.
@@ -295,7 +298,13 @@ impl Pull {
                 .build(),
             tally: Tally::default(),
             wish_searches: Arc::new(Semaphore::new(wishes::MOST_SEARCHES)),
+            canaries: Canaries::default(),
         }))
+    }
+
+    /// Images that nobody but this proxy can answer.
+    pub fn canaries(&self) -> &Canaries {
+        &self.canaries
     }
 
     /// What holds now.

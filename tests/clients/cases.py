@@ -20,6 +20,7 @@ from acme import acme
 from bundle import air_gap
 from clients import (BuildKit, Containerd, ContainerdNs, Dockerd, Plain, PlainAlias,
                      Podman, PodmanMirror, Skopeo, SkopeoTags)
+from doctor import doctor
 from larder import Larder, binary
 from login import login
 from proxies import haproxy, nginx
@@ -408,6 +409,7 @@ CASES |= {
     "nginx": (nginx, {"forty", "big"}, {"nginx", "openssl", "curl", *Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "haproxy": (haproxy, {"forty"}, {"haproxy", "curl"}),
     "acme": (acme, {"forty"}, {"pebble", "pebble-challtestsrv", "openssl", "curl", "skopeo"}),
+    "doctor": (doctor, set(), {*Dockerd.tools, *Containerd.tools, "podman", "skopeo"}),
     "first-byte": (first_byte, {"forty"}, {"curl"}),
     "bundle": (air_gap, {"multi", "forty", "zstd", "debian"},
                {*Dockerd.tools, *Containerd.tools, "podman", "skopeo", "umoci", "zstd"}),

@@ -21,6 +21,7 @@ mod budget;
 mod bundle;
 mod bundle_foreign;
 mod bundle_hostile;
+mod canary;
 mod circle;
 mod claims;
 mod client_files;

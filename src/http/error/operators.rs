@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::admin::AdminError;
 use crate::admin::error::BeginError;
 use crate::http::labels::Cause;
-use crate::pull::PullError;
+use crate::pull::{CanaryError, PullError};
 use crate::text;
 
 /// One error, ready to be sent.
@@ -99,7 +99,12 @@ impl From<AdminError> for OperatorError {
             | AdminError::NoTag(_)
             | AdminError::Level(_)
             | AdminError::BadOrder(_) => StatusCode::BAD_REQUEST,
-            AdminError::NotHeld(_) | AdminError::NotPinned(_) | AdminError::NoJob(_) => StatusCode::NOT_FOUND,
+            AdminError::NotHeld(_) | AdminError::NotPinned(_) | AdminError::NoJob(_) | AdminError::NoCanary => {
+                StatusCode::NOT_FOUND
+            }
+            AdminError::Canary(CanaryError::TooMany) => StatusCode::CONFLICT,
+            AdminError::Canary(CanaryError::Architecture) => StatusCode::BAD_REQUEST,
+            AdminError::Canary(CanaryError::NoRandom) => StatusCode::INTERNAL_SERVER_ERROR,
             AdminError::Pinned(_) | AdminError::Busy(_) | AdminError::TooMany(_) | AdminError::NoLog => {
                 StatusCode::CONFLICT
             }

@@ -5,12 +5,14 @@
 //! split; see `route`.
 
 mod blobs;
+mod canary;
 mod door;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod hot;
 mod listed;
 mod manifests;
+mod meaning;
 mod referrers;
 mod route;
 mod tags;
@@ -34,6 +36,7 @@ use arc_swap::Guard;
 use self::door::Visitor;
 pub use self::door::{Door, Entrance};
 use self::hot::{Again, Heads};
+pub use self::meaning::{Meaning, meaning};
 use self::route::{Name, Query, Route, What};
 use super::access_log::{Line, Logged};
 use super::error::{API_VERSION, ApiError, Subject};
@@ -45,6 +48,7 @@ use super::range;
 use super::server::{Caller, Handler, Peer};
 use crate::auth::{Claim, Identity, Right};
 use crate::oci::{Digest, Reference};
+use crate::pull::canary::is_canary;
 use crate::pull::{Circle, Forwarded, Outcome, Probe, Pull, PullError, Target, View};
 use crate::telemetry::trace::Tracer;
 
@@ -389,11 +393,9 @@ async fn repository(
     if let Err(error) = door.first_look(visitor, &parts.headers, &name.visible) {
         return about(refused(error), &name.full);
     }
-    let unknown_prefix = name.prefix.as_ref().filter(|p| !door.view().is_upstream(p)).cloned();
-    let resolved = match unknown_prefix {
-        Some(prefix) => Err(PullError::unknown_upstream(&prefix)),
-        None => door.view().resolve(&name.full, query.ns.as_deref()),
-    };
+    let view = door.view();
+    let is_upstream = |text: &str| view.is_upstream(text);
+    let resolved = meaning::resolve(&name, is_upstream, |full| view.resolve(full, query.ns.as_deref()));
     let target = match resolved {
         Ok(mut target) => {
             target.client_name = name.visible;
@@ -401,6 +403,14 @@ async fn repository(
         }
         Err(error) => return about(respond(ApiError::of_pull(&error, subject, None)), &name.full),
     };
+    if is_canary(target.repository.as_str()) {
+        let asked = canary::Asked {
+            target: &target,
+            what: &what,
+            parts: &parts,
+        };
+        return canary::answer(&pull, door, visitor, caller, &asked);
+    }
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let probe = probe(&what);
     let wait = pull.client_wait(&target);
