@@ -546,7 +546,7 @@ impl AddressHealth {
     /// The same in a sentence.
     pub fn why_failing(&self) -> Option<Arc<str>> {
         let health = self.health();
-        let (_, why) = health.last_error.as_ref().filter(|_| health.failed_in_a_row > 0)?;
+        let (_, why) = health.last_error.as_ref().filter(|_| health.is_failing)?;
         Some(why.clone())
     }
 
