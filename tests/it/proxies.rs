@@ -12,6 +12,9 @@ use crate::support::{blob, manifest};
 
 const REPO: &str = "library/alpine";
 
+/// Header lines.
+type Lines = [(&'static str, &'static str)];
+
 /// This machine is a proxy, and so is 10.0.0.0/8; only 203.0.113.0/24 may pull.
 fn trusting(toml: &mut Toml) {
     toml.server("trusted_proxies", vec!["127.0.0.1".to_owned(), "10.0.0.0/8".to_owned()]);
@@ -69,7 +72,7 @@ async fn what_trusted_proxies_say_is_the_address() {
     let mut larder = Larder::start(&upstream, trusting).await;
     let at = larder.registry();
     let (usual, standard) = ("X-Forwarded-For", "Forwarded");
-    let cases: &[(&[(&str, &str)], bool)] = &[
+    let cases: &[(&Lines, bool)] = &[
         (&[], false),
         (&[(usual, "203.0.113.9")], true),
         (&[(usual, "203.0.113.9:80, 10.1.1.1")], true),
@@ -231,7 +234,7 @@ async fn clients_are_told_their_own_address() {
     };
     let (proto, host, prefix) = ("X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Prefix");
     let paths = ["/v2/", &manifest(REPO, "1"), "/v2/_catalog"];
-    let cases: &[(&[(&str, &str)], &str, &str)] = &[
+    let cases: &[(&Lines, &str, &str)] = &[
         (&[], "http://inside:5000/v2/_token", "/v2/library/alpine"),
         (
             &[(proto, "https")],
