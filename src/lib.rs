@@ -134,8 +134,9 @@
 //! - **Bundle, in**: `bundle::import` reads the catalogue, asks whom it is from, and takes from then on only what that
 //!   names → `store::writer` → blobs that are linked to nobody; at the end image by image is shown (`store::reveal`):
 //!   links, tag and pin in one durable step, or nothing.
-//! - **Archives of other tools, in**: `cli::bundle` → `bundle::foreign` looks through a folder or a tar (`bundle::unpack` undoes its
-//!   compression, within limits), decides what is taken and lists what is not, and passes it on as a bundle nobody signed.
+//! - **Archives of other tools, in**: `cli::bundle` → `bundle::foreign` looks through a folder or a tar
+//!   (`bundle::unpack` undoes its compression, within limits), decides what is taken and lists what is not, and
+//!   passes it on as a bundle nobody signed.
 //! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
 //!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).
