@@ -155,8 +155,9 @@
 //! - **Lists of others**: `larder prefetch --from` → `cli::lists`: the file's text → a tree for each document (`yaml`, also of JSON) →
 //!   what each is (`documents`) → who reads it (`kubernetes`, `compose`, `tools`) → images that are fetched, possible ones, and what
 //!   is named and was not read: that is shown, and makes the exit status 1.
-//! - **Archives of other tools, in**: `cli::bundle` → `bundle::foreign` looks through a folder or a tar (`bundle::unpack` undoes its
-//!   compression, within limits), decides what is taken and lists what is not, and passes it on as a bundle nobody signed.
+//! - **Archives of other tools, in**: `cli::bundle` → `bundle::foreign` looks through a folder or a tar
+//!   (`bundle::unpack` undoes its compression, within limits), decides what is taken and lists what is not, and
+//!   passes it on as a bundle nobody signed.
 //! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
 //!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).

@@ -86,7 +86,7 @@ impl BundleError {
     /// An archive's bytes did not come, or what they unpack to is refused.
     pub(super) fn reading(error: io::Error) -> BundleError {
         match Refusal::of(&error) {
-            // What came of a damaged copy is kept for the next attempt.
+            // Blobs that came whole out of a damaged copy are kept for the next attempt.
             None | Some(Refusal::Damaged(..)) => BundleError::Read(error),
             Some(Refusal::Short(name)) => BundleError::Short(format!("within its {name} stream")),
             Some(refusal) => BundleError::Hostile(refusal.to_string()),

@@ -321,7 +321,7 @@ fn archive(data: &[u8]) {
     assert_eq!(again, files);
 }
 
-/// What unpacks once unpacks the same again in other pieces, within its limits, and its errors are short.
+/// A stream unpacks to the same bytes in other pieces, within its limits, and its errors are short.
 fn unpack(data: &[u8]) {
     const LIMITS: UnpackLimits = UnpackLimits {
         free: 1 << 20,

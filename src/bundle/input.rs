@@ -304,7 +304,7 @@ pub fn volume(path: &Path, number: u32) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// What is open: a file, which can be read in any order, or a stream.
+/// An open file, which can be read in any order, or a stream.
 pub enum Opened {
     File(Arc<File>),
     Stream(Box<dyn Input>),

@@ -118,7 +118,7 @@ pub struct Inspection {
     pub change: Option<Change>,
     /// Set if all bytes were read: what is not as its digest says, by volume.
     pub damaged: Option<Vec<(u32, String)>>,
-    /// Of an archive of another tool: what is inside and would not be taken.
+    /// Inside an archive of another tool, and would not be taken.
     pub not_taken: Vec<NotTaken>,
 }
 

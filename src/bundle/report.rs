@@ -26,7 +26,7 @@ pub struct Report {
     /// Repositories that came and that no client can ask for: they have no upstream here, or its rules leave them out.
     #[serde(default)]
     pub unserved: Vec<String>,
-    /// Of an archive of another tool: what is inside and was not taken.
+    /// Inside an archive of another tool, and not taken.
     #[serde(default)]
     pub not_taken: Vec<NotTaken>,
 }
@@ -36,7 +36,7 @@ pub struct Report {
 pub struct NotTaken {
     /// As the archive has it; `None` for an entry without one.
     pub name: Option<String>,
-    /// Of its manifest.
+    /// The digest of its manifest.
     pub digest: String,
     /// `image`, `signature`, `attestation`, `sbom`, `referrer` or `other`.
     pub kind: String,

@@ -1,8 +1,9 @@
 //! Decompression of gzip and zstd, recognised by the first bytes and never by a file's name, within limits.
 //!
-//! Memory is bounded by zstd's window; time and output are bounded by [`Limits`]: an input may unpack to a fixed amount,
-//! and beyond that only to so many times its own length. Several gzip members and zstd frames one behind the other are
-//! one stream, as their programs take them. Anything else behind the end is refused: programs disagree about it.
+//! Memory is bounded by zstd's window; time and output are bounded by [`Limits`]: an input may unpack to a fixed
+//! amount, and beyond that only to so many times its own length. Several gzip members and zstd frames one behind the
+//! other are one stream, as their programs take them. Anything else behind the end is refused: programs disagree
+//! about it.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 
@@ -69,8 +70,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// On the machine of whoever calls: 128 MiB, the window that `zstd` itself unpacks without being told. Archives with
-    /// the images of Kubernetes distributions are made with `--long=25`.
+    /// On the machine of whoever calls: 128 MiB, the window that `zstd` itself unpacks without being told. Archives
+    /// with the images of Kubernetes distributions are made with `--long=25`.
     pub const FILES: Limits = Limits {
         free: 1 << 30,
         ratio: 1100,
@@ -151,7 +152,7 @@ impl<R: Read> Decoder<R> {
     }
 }
 
-/// What a compressed stream unpacks to.
+/// The content of a compressed stream.
 pub struct Unpacked<R: Read> {
     decoder: Decoder<R>,
     compression: Compression,
@@ -245,7 +246,7 @@ impl<R: Read> Unpacked<R> {
     }
 }
 
-/// Whether another gzip member follows. Errors: something else does.
+/// Returns whether another gzip member follows. Errors: something else does.
 fn has_more(source: &mut impl BufRead, is_strict: bool) -> io::Result<bool> {
     let trailing = || Refusal::Trailing(Compression::Gzip.as_str()).into_io();
     let mut zeros = 0;

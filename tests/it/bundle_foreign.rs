@@ -289,7 +289,7 @@ fn compressed_layers_stay_as_they_are() {
     }
 }
 
-/// What is wrong with one image is said, and keeps no other from being taken.
+/// A fault of one image is named, and keeps no other from being taken.
 #[test]
 fn layers_that_are_not_what_the_config_says() {
     let (good, other) = (noise(1, 9_000), noise(2, 9_000));
@@ -342,7 +342,8 @@ fn layers_that_are_not_what_the_config_says() {
     assert!(refused(&archive).contains("stand behind the end of its gzip stream"));
 }
 
-/// `docker save` before Docker 25: a layer that several images share is written once, and linked; `docker save NAME ID`.
+/// `docker save` before Docker 25: a layer that several images share is written once, and linked; `docker save NAME
+/// ID`.
 #[test]
 fn what_docker_saved() {
     let (_folder, store) = store();
@@ -941,8 +942,8 @@ async fn nothing_is_dropped_in_silence() {
     }
 }
 
-/// From standard input, as a stream and as a file; a bundle and what is none, compressed and not; and a compressed bundle over
-/// the API.
+/// From standard input, as a stream and as a file; a bundle and what is none, compressed and not; and a compressed
+/// bundle over the API.
 #[tokio::test]
 async fn from_standard_input_and_over_the_api() {
     let upstream = Upstream::start().await;

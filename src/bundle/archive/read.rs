@@ -358,7 +358,7 @@ impl Read for Reader<'_> {
     }
 }
 
-/// True for the header of an entry. Headers of before ustar (V7) have no magic, so their checksum is all that they are known by.
+/// True for the header of an entry. Headers from before ustar (V7) have no magic: the checksum is all that marks them.
 pub fn is_header(block: &[u8; BLOCK as usize]) -> bool {
     // The checksum's own field counts as blanks.
     let sum: u32 = block.iter().enumerate().fold(0, |sum, (at, byte)| {

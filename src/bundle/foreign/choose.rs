@@ -1,5 +1,5 @@
-//! Which entries of an archive are taken, and under which names. Whatever is not taken is listed, with the reason and the
-//! option that takes it.
+//! Which entries of an archive are taken, and under which names. Whatever is not taken is listed, with the reason and
+//! the option that takes it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -18,7 +18,7 @@ const MAX_NAMES: usize = 200_000;
 /// Entries that an error lists.
 const LISTED: usize = 10;
 
-/// What comes of an archive's entries.
+/// The outcome for an archive's entries.
 #[derive(Debug, Default)]
 pub(super) struct Choice {
     /// Entries by their place, with the name that each gets: several for an image with several names.
@@ -84,8 +84,8 @@ fn shown(digest: &Digest) -> String {
     format!("{}:{hex}", digest.algorithm().as_str())
 }
 
-/// True if `only` is this entry's name, its digest, its image ID or how one of these begins. What belongs to an image bears
-/// the image's name, and is meant by its digest alone.
+/// True if `only` is this entry's name, its digest, its image ID or how one of these begins. A signature bears its
+/// image's name, so it is meant by its digest alone.
 fn answers_to(entry: &Entry, only: &str) -> bool {
     let begins = |digest: &Digest| {
         let whole = digest.to_string();
@@ -106,7 +106,7 @@ fn answers_to(entry: &Entry, only: &str) -> bool {
 
 struct Chooser<'a> {
     entries: &'a [Entry],
-    /// Whether the caller named images; what is not among them is no loss.
+    /// Set if the caller named images: the others are no loss.
     is_narrowed: bool,
     /// Places of the images that are to be taken.
     roots: Vec<usize>,

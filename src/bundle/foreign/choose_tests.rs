@@ -323,8 +323,8 @@ fn entries() -> impl Strategy<Value = Vec<Entry>> {
 }
 
 proptest! {
-    /// Whatever an archive lists: no name is given to two images, nothing broken is taken, no signature gets a name that
-    /// the archive writes, and what is neither taken nor listed as left comes along with something that is.
+    /// Whatever an archive lists: no name is given to two images, nothing broken is taken, no signature gets a name
+    /// that the archive writes, and what is neither taken nor listed as left comes along with something that is.
     #[test]
     fn nothing_is_lost_in_silence(entries in entries(), name in prop::option::of(prop::sample::select(vec!["y.example/z", "y.example/z:5"]))) {
         let naming = Naming { name: name.map(str::to_owned), only: Vec::new() };

@@ -1,9 +1,10 @@
-//! What `docker save` wrote before Docker 25, and what others write in its form: configs and layers, and no manifest. The
-//! manifest is made here; the bytes of config and layers stay as they are (L9).
+//! Docker archives, as `docker save` wrote them before Docker 25 and other tools still do: configs and layers, and no
+//! manifest. The manifest is made here; the bytes of config and layers stay as they are (L9).
 //!
-//! The config names the layers by the digests of their uncompressed tars. Docker, skopeo and podman write them so, and their
-//! bytes are checked where all are, in the store. crane, ko, kaniko, jib and Bazel write them compressed: such a layer
-//! is unpacked here, within limits, and held against the config, and the manifest names the bytes as they are.
+//! The config names the layers by the digests of their uncompressed tars. Docker, skopeo and podman write them so,
+//! and their bytes are checked where all are, in the store. crane, ko, kaniko, jib and Bazel write them compressed:
+//! such a layer is unpacked here, within limits, and held against the config, and the manifest names the bytes as
+//! they are.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;

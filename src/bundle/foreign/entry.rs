@@ -1,4 +1,4 @@
-//! What an archive lists, before it is decided what of it is taken.
+//! The entries that an archive lists, before it is decided which of them are taken.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ pub(super) struct Entry {
     pub(super) size: u64,
     /// Full names that the archive gives it, as they stand there.
     pub(super) names: BTreeSet<String>,
-    /// What the archive calls it among its other images: a tag, mostly.
+    /// Short names among the archive's other images: tags, mostly.
     pub(super) shorts: BTreeSet<String>,
     pub(super) kind: Kind,
     /// The image ID, by which Docker's users know it.
@@ -39,7 +39,7 @@ pub(super) struct Entry {
     pub(super) fault: Option<String>,
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Image,

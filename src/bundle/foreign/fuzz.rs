@@ -194,7 +194,7 @@ fn file_of(bytes: &[u8]) -> (std::fs::File, PathBuf) {
     (file, path)
 }
 
-/// Whether a name is given and how it is compressed, then the archive.
+/// The input: one byte that says whether a name is given and how the archive is compressed, then the archive.
 fn foreign_archive(data: &[u8]) {
     let Some((how, bytes)) = data.split_first() else { return };
     let mut bytes = bytes.to_vec();

@@ -1,7 +1,7 @@
 //! A manifest and all that it names, as far as it is in the archive.
 //!
-//! An index is whole with the platforms that are here whole: exports of one platform leave the others out, and Docker writes
-//! their manifests without their layers. Each manifest is read once, however often it is named.
+//! An index is whole with the platforms that are here whole: exports of one platform leave the others out, and Docker
+//! writes their manifests without their layers. Each manifest is read once, however often it is named.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
@@ -20,7 +20,7 @@ use crate::oci::{Algorithm, Digest};
 use crate::text::excerpt;
 
 const MAX_DEPTH: usize = 8;
-/// What all manifests together may name, each with everything below it: some hundred bytes of memory each.
+/// Blobs that all manifests together may name, each with everything below it: some hundred bytes of memory each.
 const MAX_PARTS: usize = 2_000_000;
 /// Larger configs and payloads are not read.
 const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
@@ -82,7 +82,7 @@ pub(super) struct Gatherer<'a> {
     tree: &'a Tree,
     naming: Naming,
     known: HashMap<Digest, Rc<Gathered>>,
-    /// Of all that is known.
+    /// Counted over all that is known.
     parts: usize,
 }
 
@@ -252,8 +252,8 @@ impl<'a> Gatherer<'a> {
             .ok()
     }
 
-    /// The manifest that a signature of cosign is about: by its payload, or by the statement that an attestation wraps. What
-    /// it says is checked by nobody here; it decides under which tag clients find the signature, and they check it.
+    /// The manifest that a signature of cosign is about: by its payload, or by the statement that an attestation
+    /// wraps. It decides under which tag clients find the signature; they check it, nobody does here.
     fn signed(&self, manifest: &Value) -> Option<Digest> {
         let payload = manifest["layers"][0]["digest"].as_str()?.parse().ok()?;
         let payload: Value = serde_json::from_slice(&self.document(&payload)?).ok()?;

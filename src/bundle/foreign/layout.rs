@@ -1,5 +1,5 @@
-//! OCI image layouts (image-spec, image-layout.md): `skopeo copy … oci:` and `oci-archive:`, podman, buildah, oras, crane,
-//! cosign, Hauler, `ctr image export`, and `docker save` since Docker 25.
+//! OCI image layouts (image-spec, image-layout.md): `skopeo copy … oci:` and `oci-archive:`, podman, buildah, oras,
+//! crane, cosign, Hauler, `ctr image export`, and `docker save` since Docker 25.
 
 use std::collections::HashMap;
 

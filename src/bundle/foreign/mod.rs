@@ -1,10 +1,10 @@
 //! Archives of other tools, passed on as a bundle: OCI image layouts, what `docker save` writes, and the folders of
 //! containers/image; as folders or tars, compressed by gzip or zstd or not at all.
 //!
-//! `tree` is the archive as files by name. `layout`, `docker` and `folder` say which entries it has (`entry`) and where their
-//! blobs are (`gather`); `choose` decides which of them are taken, under which names (`name`), and lists the others. What
-//! comes out is the stream that `import` takes, so that everything is checked there and nowhere else: digests by the
-//! store's writer, and that no unsigned archive opens what is private.
+//! `tree` is the archive as files by name. `layout`, `docker` and `folder` say which entries it has (`entry`) and
+//! where their blobs are (`gather`); `choose` decides which of them are taken, under which names (`name`), and lists
+//! the others. What comes out is the stream that `import` takes, so that everything is checked there and nowhere
+//! else: digests by the store's writer, and that no unsigned archive opens what is private.
 
 mod choose;
 mod docker;
@@ -48,7 +48,7 @@ const HEAD: u64 = 256 << 10;
 /// Referrers, platforms and absent manifests of all images together.
 const MAX_DETAILS: usize = 500_000;
 
-/// What whoever imports an archive says about it.
+/// Names and choices that are given for an archive.
 #[derive(Clone, Debug, Default)]
 pub struct Naming {
     /// The name of its image, or the repository for several.
@@ -74,7 +74,7 @@ enum Place {
 /// A blob that could be taken.
 struct Part {
     size: u64,
-    /// Of manifests.
+    /// Set for manifests.
     media_type: Option<String>,
     place: Place,
 }
@@ -83,7 +83,7 @@ struct Part {
 #[derive(Default)]
 struct Found {
     parts: HashMap<Digest, Part>,
-    /// What is not taken, whatever is chosen.
+    /// Not taken, whatever is chosen.
     left: Vec<NotTaken>,
 }
 
@@ -252,7 +252,7 @@ fn images(entries: &[Entry], taken: Vec<(usize, name::Name)>) -> Result<Taken, B
     Ok(Taken { images, parts })
 }
 
-/// What refers to an image, to its platforms and to what refers to these.
+/// Returns what refers to an image, to its platforms and to what refers to these.
 fn referrers(entry: &Entry, by_subject: &HashMap<Digest, Vec<&Entry>>, parts: &mut BTreeSet<Digest>) -> Vec<Referrers> {
     let mut lists: BTreeMap<Digest, BTreeMap<Digest, Value>> = BTreeMap::new();
     let mut queue: VecDeque<Digest> = entry.manifests.iter().copied().collect();
@@ -330,7 +330,7 @@ impl Archive {
         &self.catalog.images
     }
 
-    /// What is inside and would not come.
+    /// Entries and names that are inside and would not come.
     pub fn not_taken(&self) -> &[NotTaken] {
         &self.left
     }

@@ -38,7 +38,7 @@ pub(super) enum Tree {
 pub(super) struct Tar {
     source: Source,
     files: HashMap<String, Spot>,
-    /// Of a compressed archive, by where they begin.
+    /// Documents of a compressed archive, by where they begin.
     documents: HashMap<u64, Bytes>,
     /// The folder that everything is in, with its slash; mostly none.
     prefix: String,
@@ -348,7 +348,7 @@ pub(super) struct Cursor<'a> {
     tape: Option<Tape>,
 }
 
-/// What a compressed archive unpacks to, as far as it was read.
+/// The content of a compressed archive, as far as it was read.
 struct Tape {
     input: Unpacked<Counted>,
     at: u64,

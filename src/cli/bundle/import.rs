@@ -17,7 +17,8 @@ use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A bundle or its volumes; an OCI layout, an archive of `docker save` or a folder of skopeo's; a tar may be compressed; - is standard input
+    /// A bundle or its volumes; an OCI layout, an archive of `docker save` or a folder of skopeo's; a tar may be
+    /// compressed; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Trust this public key too, beside bundle.trusted_keys

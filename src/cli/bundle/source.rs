@@ -1,4 +1,5 @@
-//! What `larder bundle import` and `inspect` read: a bundle or its volumes, an archive of another tool, or standard input.
+//! The input of `larder bundle import` and `inspect`: a bundle or its volumes, an archive of another tool, or
+//! standard input.
 
 use std::fs::File;
 use std::io::IsTerminal as _;
@@ -18,17 +19,19 @@ pub struct Source {
     pub input: Box<dyn Input>,
     /// Bytes to come; 0 where nobody knows.
     pub total: u64,
-    /// Of an archive of another tool: what is inside and is not taken.
+    /// Inside an archive of another tool, and not taken; `None` for a bundle.
     pub foreign: Option<Vec<NotTaken>>,
 }
 
 /// Names for an archive of another tool.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Names {
-    /// The name for what is no bundle: docker.io/library/alpine:3.22; without a tag for several images, which keep their own
+    /// The name for what is no bundle: docker.io/library/alpine:3.22; without a tag for several images, which keep
+    /// their own
     #[arg(long = "as", value_name = "NAME")]
     pub name: Option<String>,
-    /// Of what is no bundle take this image alone: its name in the archive, or its digest or how that begins; repeatable
+    /// Take this image alone out of what is no bundle: its name in the archive, or its digest or how that begins;
+    /// repeatable
     #[arg(long, value_name = "IMAGE")]
     pub only: Vec<String>,
 }
@@ -110,7 +113,7 @@ fn open_opened(opened: Opened, naming: &Naming, told: Told) -> Result<Source, Bu
     };
     let (is_foreign, stream) = foreign::peek_foreign(stream).map_err(BundleError::Read)?;
     if naming.is_given() || is_foreign {
-        // What an archive of another tool says of itself stands at its end.
+        // An archive of another tool says at its end what is inside.
         let file = input::spool(stream, &temporary(), &*told)?;
         return Ok(pass_on(foreign::open_file(file, naming, told)?));
     }
