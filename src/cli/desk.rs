@@ -191,18 +191,6 @@ impl Asking {
 }
 
 impl Desk {
-    /// The proxy itself, for what no folder can do.
-    pub async fn proxy(place: &Place, config: Option<Config>) -> Result<Remote, String> {
-        match Desk::find(place, config, Purpose::Look).await {
-            Ok(Desk::Proxy(remote)) => Ok(remote),
-            Ok(folder) => {
-                folder.close().await;
-                Err("no proxy runs with this configuration".to_owned())
-            }
-            Err((_, error)) => Err(error),
-        }
-    }
-
     async fn find(place: &Place, config: Option<Config>, purpose: Purpose) -> Result<Desk, (Exit, String)> {
         let failed = |error: String| (Exit::Failed, error);
         let asking = Asking {
@@ -552,6 +540,20 @@ fn told<T, E: std::fmt::Display>(outcome: Result<T, E>) -> Result<T, String> {
 
 fn image_path(image: &str) -> Vec<&str> {
     std::iter::once("images").chain(image.split('/')).collect()
+}
+
+impl Desk {
+    /// The proxy itself, for what no folder can do.
+    pub async fn proxy(place: &Place, config: Result<Config, ConfigError>) -> Result<Remote, String> {
+        match Desk::find(place, config.ok(), Purpose::Look).await {
+            Ok(Desk::Proxy(remote)) => Ok(remote),
+            Ok(folder) => {
+                folder.close().await;
+                Err("no proxy runs with this configuration".to_owned())
+            }
+            Err((_, error)) => Err(error),
+        }
+    }
 }
 
 #[cfg(test)]

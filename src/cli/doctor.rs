@@ -95,7 +95,7 @@ async fn of_clients(
     let mut findings = checkup::checkup_of_clients(address.clone(), scope).await;
     if args.pull {
         // On a node there is none, and --admin says where the proxy is.
-        let pulled = match Desk::proxy(&args.place, config().ok()).await {
+        let pulled = match Desk::proxy(&args.place, config()).await {
             Ok(remote) => pull::check(&remote, &findings, &root, home.as_deref()).await,
             Err(why) => vec![Finding::problem("pull", format!("not tried: {why}")).advice(
                 "name the proxy's admin address by --admin, and give this command its token (LARDER_ADMIN_TOKEN_FILE)",
