@@ -222,20 +222,6 @@ impl Asking {
 }
 
 impl Desk {
-    /// The proxy itself, for what no folder can do.
-    pub async fn proxy(place: &Place, config: Result<Config, ConfigError>) -> Result<Remote, String> {
-        let environment = Environment::of_process();
-        let named = place.named(&environment)?;
-        match Desk::find(place, named, config, &environment, Purpose::Look).await {
-            Ok(Desk::Proxy(remote)) => Ok(remote),
-            Ok(folder) => {
-                folder.close().await;
-                Err("no proxy runs with this configuration".to_owned())
-            }
-            Err((_, error)) => Err(error),
-        }
-    }
-
     async fn find(
         place: &Place,
         named: Option<AdminAddress>,
@@ -645,6 +631,22 @@ fn told<T, E: std::fmt::Display>(outcome: Result<T, E>) -> Result<T, String> {
 
 fn image_path(image: &str) -> Vec<&str> {
     std::iter::once("images").chain(image.split('/')).collect()
+}
+
+impl Desk {
+    /// The proxy itself, for what no folder can do.
+    pub async fn proxy(place: &Place, config: Result<Config, ConfigError>) -> Result<Remote, String> {
+        let environment = Environment::of_process();
+        let named = place.named(&environment)?;
+        match Desk::find(place, named, config, &environment, Purpose::Look).await {
+            Ok(Desk::Proxy(remote)) => Ok(remote),
+            Ok(folder) => {
+                folder.close().await;
+                Err("no proxy runs with this configuration".to_owned())
+            }
+            Err((_, error)) => Err(error),
+        }
+    }
 }
 
 #[cfg(test)]

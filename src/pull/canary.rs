@@ -1,8 +1,8 @@
 //! Canaries: images that nobody but this proxy can answer, by which the checkup sees whether a client's pulls come here.
 //!
 //! A canary is a tag of 128 random bits in a repository that is reserved under every upstream ([`REPOSITORY`]). Its image
-//! has a few KiB, is made in memory for this tag alone, lives for minutes and is written nowhere. No upstream is ever asked
-//! for that repository; whoever does not know the tag, or a digest that is made from it, gets a 404.
+//! has a few KiB, is made in memory for this tag alone, lives for minutes and is written nowhere. No client's request for
+//! that repository goes on to an upstream; without the tag, or a digest that is made from it, the answer is a 404.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

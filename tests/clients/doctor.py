@@ -278,6 +278,24 @@ def dockerd(bench, proxy):
             continue
         forms.compare(form, (by_tag, by_digest), seen or ("elsewhere", "elsewhere"))
     forms.done()
+    not_restarted(bench, proxy, forms, folder)
+
+
+def not_restarted(bench, proxy, forms, folder):
+    """The file leads to Larder, and the daemon runs since before that: only the canary knows."""
+    forms.put({"etc/docker/daemon.json": MIRROR.format("[]")}, folder=folder)
+    daemon = Daemon(forms.work, folder, forms.root / "etc/docker/daemon.json")
+    daemon.start()
+    try:
+        forms.put({"etc/docker/daemon.json": DAEMON["a mirror"]}, folder=folder)
+        findings = proxy.doctor(forms.root, "--pull", DOCKER_HOST=f"unix://{daemon.socket}")
+    finally:
+        daemon.stop()
+    told = [finding for finding in findings if finding["check"] == "pull docker"]
+    if verdict(findings, "client docker")[0] != "here" or not told or "did not come here" not in told[0]["found"] \
+            or "restart docker" not in told[0]["advice"]:
+        bench.fail(forms.name, f"a daemon that was not restarted: {json.dumps(told)}", daemon.log)
+    bench.ok(forms.name, "a daemon that was not restarted since its file was changed is told by the canary")
 
 
 class Daemon:
