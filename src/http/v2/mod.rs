@@ -238,6 +238,11 @@ impl Ask {
         self.pull.wish(error, &self.target, missing, is_manifest, &by);
     }
 
+    /// Returns whether a client sent it, through whatever proxies, and no other Larder.
+    fn is_clients(&self) -> bool {
+        forwarded(&self.pull, &self.headers).is_ok_and(|forwarded| forwarded.is_empty())
+    }
+
     fn header(&self, name: HeaderName) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
@@ -459,7 +464,7 @@ async fn repository(
     let answering = async {
         match answer().await {
             // It may have joined what another Larder's request began, which goes in a circle as this one does not.
-            Err(error) if error.status == StatusCode::LOOP_DETECTED && !ask.headers.contains_key(VIA) => answer().await,
+            Err(error) if error.status == StatusCode::LOOP_DETECTED && ask.is_clients() => answer().await,
             answered => answered,
         }
     };
