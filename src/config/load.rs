@@ -221,7 +221,12 @@ fn assemble(source: Option<Source>, environment: &Environment) -> Result<Config,
         origins: &laid.origins,
         paths: &paths,
         problems: laid.problems,
-        warnings: laid.warnings.iter().map(ToString::to_string).chain(foreign::warnings(&environment.variables)).collect(),
+        warnings: laid
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .chain(foreign::warnings(&environment.variables))
+            .collect(),
     };
     match settle_all(&mut findings, &laid.raw, sources) {
         Ok(config) => Ok(Config {
