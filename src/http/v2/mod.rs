@@ -240,7 +240,7 @@ impl Ask {
 
     /// Returns whether a client sent it, through whatever proxies, and no other Larder.
     fn is_clients(&self) -> bool {
-        forwarded(&self.pull, &self.headers).is_ok_and(|forwarded| forwarded.is_empty())
+        through(&self.pull, &self.headers).is_ok_and(|forwarded| forwarded.is_empty())
     }
 
     fn header(&self, name: HeaderName) -> Option<&str> {
