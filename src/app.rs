@@ -2,11 +2,12 @@
 //!
 //! [`start`] is the proxy, `reload` gives it another configuration; `rest` opens a folder that none runs on, for operators;
 //! `listeners` is where it can be reached, `api_token` is what its admin API takes for proof and `admin_address` the way there; `acme` has its
-//! certificate kept, `memory` gives back what was freed; `checkup` looks at everything that can be wrong.
+//! certificate kept, `certificates` says when those in files expire, `memory` gives back what was freed; `checkup` looks at everything that can be wrong.
 
 mod acme;
 pub mod admin_address;
 mod api_token;
+mod certificates;
 mod changes;
 pub mod checkup;
 mod explain;
@@ -22,7 +23,7 @@ mod traces;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -55,6 +56,7 @@ use crate::pull::{Pull, Timing, buffered_bytes};
 use crate::store::{Faults, Store, StoreError, watch_clock};
 use crate::telemetry::log;
 use crate::telemetry::metrics::{self, InstallError};
+use crate::telemetry::process::Certificates;
 use crate::telemetry::trace::Exporter;
 use crate::upstream::Clients;
 use crate::upstream::client::BuildError;
@@ -65,6 +67,9 @@ use reload::{Holds, Refused, Reloader, Requests};
 
 /// Gauges are brought up to date, histograms folded, and the limit looked after, this often.
 const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Files of certificates are looked at this often.
+const LOOK_AT_CERTIFICATES: Duration = Duration::from_secs(60);
 
 /// Why Larder did not start. Each names what to change.
 #[derive(Debug, thiserror::Error)]
@@ -173,7 +178,8 @@ async fn launch(
     faults: Option<Faults>,
 ) -> Result<Running, StartError> {
     tracing::debug!(sha256_by = Hasher::sha256_by(), "starting");
-    let handle = metrics::install()?;
+    let expiries = Certificates::default();
+    let handle = metrics::install()?.with_certificates(expiries.clone());
     let acme = acme::Acme::bind(&config)?;
     let given = Holding::given(sockets).map_err(StartError::Sockets)?;
     let plan = listeners::plan(&config, &given, &acme.issued)?;
@@ -244,10 +250,11 @@ async fn launch(
         view.clone(),
         MAIN_LISTENER,
         config.server.tls.is_some(),
+        config.server.trusted_proxies.clone(),
     ));
     let registry = v2::Registry::new(pull.clone(), timed.clone(), entrance.clone()).traced(tracer);
     let listeners = Listeners::new((registry, entrance), ops, client_limits.clone(), stop.clone(), &cut);
-    listeners.apply(plan, &gate, &view);
+    listeners.apply(plan, &gate, &view, &config.server.trusted_proxies);
     let issued = acme.issued.clone();
     let keeping = acme.run(&client_limits, &cut);
     let reloader = Arc::new(Reloader {
@@ -266,6 +273,7 @@ async fn launch(
     });
     let mut background = vec![
         tokio::spawn(keep_up(pull.clone(), hooks.clone(), handle, cut.clone())),
+        tokio::spawn(keep_figures(reloader.clone(), expiries, cut.clone())),
         tokio::spawn(look_for_rot(verifier, cut.clone())),
         tokio::spawn(copy_index(pull.clone(), cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
@@ -484,9 +492,19 @@ fn log_control() -> LogControl {
 /// What operators are told of the traffic: the metrics' own figures.
 fn meter(handle: &metrics::Handle) -> Meter {
     let handle = handle.clone();
-    Arc::new(move || Traffic {
-        served: handle.counted_by("larder_response_bytes_total", "upstream"),
-        fetched: handle.counted_by("larder_upstream_bytes_total", "upstream"),
+    const NAMES: [&str; 3] = [
+        "larder_response_bytes_total",
+        "larder_cached_response_bytes_total",
+        "larder_upstream_bytes_total",
+    ];
+    Arc::new(move || {
+        let mut counted = handle.counted(&NAMES, "upstream").into_iter();
+        let mut next = || counted.next().unwrap_or_default();
+        Traffic {
+            served: next(),
+            cached: next(),
+            fetched: next(),
+        }
     })
 }
 
@@ -514,6 +532,42 @@ async fn fetch_ahead(prefetcher: Arc<Prefetcher>, stop: CancellationToken) {
     tokio::select! {
         () = prefetcher.run_schedules() => {}
         () = stop.cancelled() => {}
+    }
+}
+
+/// Takes samples of the counters, for what is said of the last hour and the last day, and looks at the files of certificates.
+async fn keep_figures(reloader: Arc<Reloader>, expiries: Certificates, stop: CancellationToken) {
+    let mut looked = None;
+    loop {
+        let (reloader, expiries, before) = (reloader.clone(), expiries.clone(), looked.take());
+        // Files are read, and a reload may hold the configuration for as long as it takes.
+        let looking = tokio::task::spawn_blocking(move || {
+            reloader.admin.sample();
+            look_at_certificates(reloader.certificate_files(), &expiries, before)
+        });
+        looked = looking.await.ok();
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Files of certificates, and when they were read.
+type Looked = (Vec<certificates::CertificateFile>, Instant);
+
+/// Reads the files if there are others than before, or a minute has passed: listeners take up renewed ones without a reload.
+fn look_at_certificates(
+    files: Vec<certificates::CertificateFile>,
+    expiries: &Certificates,
+    before: Option<Looked>,
+) -> Looked {
+    match before {
+        Some((known, at)) if known == files && at.elapsed() < LOOK_AT_CERTIFICATES => (known, at),
+        _ => {
+            expiries.set(certificates::expiries(&files));
+            (files, Instant::now())
+        }
     }
 }
 

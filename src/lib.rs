@@ -45,8 +45,12 @@
 //! - **Who may**: `http::v2::door` makes an identity of header and certificate (`auth::Gate`: `basic`, `bearer`, `jwks`), once for
 //!   each request, and a right of identity, place and image (`auth::policy`) before anything is told, hot or not. Where that
 //!   depends on whether the repository needs credentials, `pull::privacy` knows, or asks the upstream once as nobody. A right to
-//!   what is held makes the target as good as offline. `/token` (`http::v2::token`) makes a login a token, and refuses
+//!   what is held makes the target as good as offline. `/v2/_token` (`http::v2::token`) makes a login a token, and refuses
 //!   a wrong one unless everything that is asked for is for everybody.
+//! - **Behind a proxy**: `http::server::proxy_header` reads a PROXY header, if a connection begins with one; what it says goes with the
+//!   connection. A request's headers are read by `http::forwarded`. Whose word counts is decided for each request, by the
+//!   door's `TrustedProxies` (`http::server::Caller`), before its line of the log begins: log, rules, logins and limits see the
+//!   client, and its host in place of the proxy's. The server counts connections and requests by the same function.
 //! - **A claim is not proof**: what is held, or coming, for other repositories only → `pull::proof`: the repositories that have
 //!   shown it (links) × what is known of their privacy → a HEAD suffices (public), the registry itself has to confirm (one
 //!   upstream), or the bytes have to come: then it is a miss, with a transfer and a staged file of its own, and of two copies
@@ -84,12 +88,17 @@
 //!   with the task, and with the questions and transfers that it begins, to `upstream::transport`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as
 //!   long as each makes it faster (`pull::transfer::ahead`); the pour takes them in their order, and all behind it is the same.
+//! - **Why it failed**: the client's chain of errors becomes one sentence (`upstream::reason`; `text::os_error` for the disk's) → the error of
+//!   each floor → `http::error` puts it on the answer beside its status (`http::labels::Cause`) → the access log's line (`http::access_log`). A
+//!   body that breaks off brings its own; what Larder cuts is told by the connection's `pulse`.
 //! - **Upstream**: `upstream::client` → the addresses in their order (`upstream::ask`): mirrors that are up by `upstream::address`, each for as
 //!   long as that says, then the registry → token (one request for many waiters) → request → redirects by hand, each target
 //!   checked when it is dialled → answer, or an error that says whose fault it is and whether to try again. What failed everywhere waits for its
 //!   repeat together with others (`upstream::retry`); what is down is probed in the background (`upstream::probe`).
 //! - **Tour**: `cli::demo` → `demo`: a market of its own (`demo::upstream`) → [`app::start`] in front of it → stations
 //!   (`demo::tour`) that pull over HTTP (`demo::client`), measure on both sides and check each claim.
+//! - **Figures of an hour and a day**: `admin::recent` is given a sample of the counters once a minute (`app`); what was counted since then is the
+//!   difference. Requests only count.
 //! - **Operators**: `cli::desk` finds the proxy by its admin address, or opens the folder when none runs; either way
 //!   [`admin`] answers with the same views. Over HTTP, `http::admin` is between them, and only there are routes and
 //!   status codes.
@@ -102,7 +111,10 @@
 //! - **What is hardly meant**: `cli::check_config` → `app::review`: variables that cover keys, the disk and the paths
 //!   of this machine, rules that match nobody or never match.
 //! - **Checkup**: `cli::doctor` → `app::checkup`: a topic a file, each answering with findings (level, what was found, what to
-//!   do); upstreams are asked at their door (`upstream::greet`) by clients made as the proxy's own are.
+//!   do); upstreams are asked at their door (`upstream::greet`) by clients made as the proxy's own are. Files of clients become the
+//!   requests that those would send (`checkup::pulls`), read as requests are (`http::v2::meaning`).
+//! - **Canary**: `cli::doctor::pull` has the proxy make an image (`http::admin` → `pull::canary`, in memory) → runs the client's own pull →
+//!   `http::v2::canary` answers and notes it, and asks no upstream → the notes say whether it came, and for which upstream.
 //! - **Rot**: `jobs::idle` hashes what is held, slowly and when nobody needs the disk; `jobs::verify` at once, when an
 //!   operator asks. What is damaged is put aside in the store's quarantine and fetched again: when a client asks for
 //!   it, or at once if repair was asked for.
@@ -143,6 +155,9 @@
 //! - **Lists of others**: `larder prefetch --from` → `cli::lists`: the file's text → a tree for each document (`yaml`, also of JSON) →
 //!   what each is (`documents`) → who reads it (`kubernetes`, `compose`, `tools`) → images that are fetched, possible ones, and what
 //!   is named and was not read: that is shown, and makes the exit status 1.
+//! - **Archives of other tools, in**: `cli::bundle` → `bundle::foreign` looks through a folder or a tar
+//!   (`bundle::unpack` undoes its compression, within limits), decides what is taken and lists what is not, and
+//!   passes it on as a bundle nobody signed.
 //! - **Ahead**: `cli::prefetch` or a schedule → `jobs::prefetch`: lines ([`config::wanted`]) → tags → for each image a plan:
 //!   manifest, those of the wanted platforms, what refers to them → blobs by `pull`, as clients get them → all of it held, or
 //!   the reason why not. Who asks is told of each step (`jobs::prefetch::progress`).

@@ -8,6 +8,9 @@
 //! Where such text enters an error, [`excerpt`] keeps it short.
 
 use std::fmt::{self, Write as _};
+use std::io;
+
+use rustix::io::Errno;
 
 /// Longest piece of foreign text in an error, characters.
 pub const EXCERPT: usize = 300;
@@ -121,6 +124,36 @@ pub fn one_line(text: &str, limit: usize) -> String {
         out.push('…');
     }
     out
+}
+
+/// Says what an error of the operating system means, without its number: `the disk is full`.
+pub fn os_error(error: &io::Error) -> String {
+    let of = |errno: Errno| error.raw_os_error() == Some(errno.raw_os_error());
+    let known = [
+        (Errno::NOSPC, "the disk is full"),
+        (Errno::DQUOT, "the disk quota is used up"),
+        (Errno::ROFS, "the file system is read-only"),
+        (Errno::IO, "the disk reports an input/output error"),
+        (
+            Errno::MFILE,
+            "this process has no file descriptors left (LimitNOFILE, ulimit -n)",
+        ),
+        (Errno::NFILE, "this machine has no file descriptors left (fs.file-max)"),
+        (Errno::NOMEM, "there is not enough memory"),
+        (Errno::ACCESS, "permission denied"),
+        (Errno::PERM, "it is not permitted"),
+    ];
+    if let Some((_, words)) = known.iter().find(|(errno, _)| of(*errno)) {
+        return (*words).to_owned();
+    }
+    let text = match error.kind() {
+        io::ErrorKind::StorageFull => "the disk is full".to_owned(),
+        _ => error.to_string(),
+    };
+    match text.rsplit_once(" (os error ") {
+        Some((words, number)) if number.ends_with(')') => words.to_owned(),
+        _ => text,
+    }
 }
 
 /// Lines for a terminal: hidden characters are written out, but for line ends and tabs.

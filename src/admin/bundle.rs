@@ -1,6 +1,6 @@
 //! Bundles, as operators ask for them: which images, from whom, and what came of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -138,6 +138,16 @@ impl Planned {
     }
 }
 
+/// The repository in `docker.io/library/alpine:3.22` or `…@sha256:…`.
+fn repository_of(name: &str) -> &str {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let slash = name.rfind('/').unwrap_or(0);
+    match name[slash..].find(':') {
+        Some(at) => &name[..slash + at],
+        None => name,
+    }
+}
+
 impl Admin {
     /// For an archive on its way in or out.
     pub fn pipe(&self) -> (Sender<Piece>, PipeReader) {
@@ -257,12 +267,11 @@ impl Admin {
             manifest_size: limits.manifest_size,
             manifest_descriptors: limits.manifest_descriptors,
         };
-        let report = self
+        let mut report = self
             .work(move |admin| {
-                let mut input = input;
                 // An unsigned archive has to bring the bytes of content that is cached here and not public.
                 admin.inner.pull.mark_certified();
-                let outcome = import::import(admin.store(), &mut *input, &options, &mut |_| {});
+                let outcome = import::import_stream(admin.store(), input, &options);
                 if let Ok(report) = &outcome
                     && report.count(Outcome::Incomplete) < report.images.len()
                 {
@@ -276,8 +285,21 @@ impl Admin {
                 outcome
             })
             .await??;
+        report.unserved = self.unserved(&report);
         self.note_import(&report);
         Ok(report)
+    }
+
+    /// Repositories of an import that nobody can pull from with this configuration.
+    fn unserved(&self, report: &Report) -> Vec<String> {
+        let here = report.images.iter().filter(|row| row.outcome != Outcome::Incomplete);
+        let repositories: BTreeSet<&str> = here.map(|row| repository_of(&row.name)).collect();
+        let is_served = |repository: &str| {
+            let target = self.inner.pull.resolve(repository, None);
+            target.is_ok_and(|target| *target.key == *repository)
+        };
+        let unserved = repositories.into_iter().filter(|repository| !is_served(repository));
+        unserved.map(str::to_owned).collect()
     }
 
     /// A bundle is in: the log says so.

@@ -6,7 +6,7 @@ pub use crate::jobs::prefetch::BeginError;
 use crate::jobs::prefetch::TooMany;
 use crate::oci::digest::DigestError;
 use crate::oci::reference::{TagError, TransportError};
-use crate::pull::PullError;
+use crate::pull::{CanaryError, PullError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
@@ -61,6 +61,10 @@ pub enum AdminError {
     NoJob(u64),
     #[error("{0}")]
     BadOrder(String),
+    #[error(transparent)]
+    Canary(#[from] CanaryError),
+    #[error("there is no canary with that tag, or no longer")]
+    NoCanary,
     /// A task of ours ended without a result; the log says why.
     #[error("the work was dropped: the log says why")]
     Dropped,
@@ -103,7 +107,10 @@ impl AdminError {
             AdminError::Begin(BeginError::List(_)) => "bad-list",
             AdminError::Begin(_) => "busy",
             AdminError::NoJob(_) => "no-job",
-            AdminError::BadOrder(_) => "bad-request",
+            AdminError::BadOrder(_) | AdminError::Canary(CanaryError::Architecture) => "bad-request",
+            AdminError::Canary(CanaryError::TooMany) => "busy",
+            AdminError::Canary(CanaryError::NoRandom) => "internal",
+            AdminError::NoCanary => "no-canary",
             AdminError::Bundle(error) => error.as_str(),
             AdminError::Importing => "busy",
             AdminError::Dropped => "internal",

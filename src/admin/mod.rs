@@ -2,10 +2,11 @@
 //!
 //! [`Admin`] stands in front of store, service and verification; `views` is what it shows, `show` makes those from
 //! what the floors below say, `names` reads what images are called, `error` says why not. `prefetch` is about images that
-//! are fetched ahead; `token` is the file with which commands show the API who they are,
+//! are fetched ahead; `recent` knows what was counted in the last hour and the last day; `token` is the file with which commands show the API who they are,
 //! `listening` sees to it that they show it to nobody else.
 
 mod bundle;
+mod canary;
 pub mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -13,17 +14,20 @@ pub mod listening;
 mod names;
 mod pattern;
 pub mod prefetch;
+mod recent;
 mod show;
 pub mod token;
 pub mod views;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 pub use bundle::{BundleOrder, ImportOrder, ImportPatience, PlanView, Planned};
 pub use error::AdminError;
+
+pub use crate::pull::canary::REPOSITORY as CANARY_REPOSITORY;
 
 use arc_swap::ArcSwap;
 
@@ -34,9 +38,10 @@ use crate::oci::reference::without_transport;
 use crate::pull::{AddressState, Budget, Pull};
 use crate::store::{ImageName, Store};
 use names::Wanted;
+use recent::{Recent, Sample};
 use views::{
-    AddressView, ApiView, BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PinView, RefreshView,
-    ReloadView, RemovedView, StatsView, UpstreamView, VerifyView, WebhookView,
+    AddressView, ApiView, BudgetView, DuView, ImageList, ImageRow, ImageView, LogView, PeriodView, PeriodsView,
+    PinView, RefreshView, ReloadView, RemovedView, StatsView, UpstreamView, VerifyView, WebhookView,
 };
 
 /// Longest page (R-X20).
@@ -62,6 +67,8 @@ pub struct Limits {
 pub struct Traffic {
     /// Sent to clients. Answers that are no upstream's content are under a name that no upstream has.
     pub served: BTreeMap<String, u64>,
+    /// Those of them that came from the cache.
+    pub cached: BTreeMap<String, u64>,
     /// Received from upstreams.
     pub fetched: BTreeMap<String, u64>,
 }
@@ -104,6 +111,7 @@ struct Inner {
     limits: ArcSwap<Limits>,
     meter: Meter,
     started: Instant,
+    recent: Mutex<Recent>,
     /// Held while a bundle is imported.
     importing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -116,6 +124,7 @@ impl Admin {
         limits: Limits,
         meter: Meter,
     ) -> Admin {
+        let started = Instant::now();
         Admin {
             inner: Arc::new(Inner {
                 pull,
@@ -123,7 +132,8 @@ impl Admin {
                 prefetcher,
                 limits: ArcSwap::from_pointee(limits),
                 meter,
-                started: Instant::now(),
+                started,
+                recent: Mutex::new(Recent::new(started)),
                 importing: Arc::default(),
             }),
             log: None,
@@ -250,6 +260,29 @@ impl Admin {
         .await
     }
 
+    /// Takes a sample of the counters, if the last one is a minute old: call every few seconds.
+    pub fn sample(&self) {
+        let now = Instant::now();
+        if self.recent().is_due(now) {
+            let sample = self.counted(&(self.inner.meter)());
+            self.recent().note(now, sample);
+        }
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.inner.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counters as they are now.
+    fn counted(&self, traffic: &Traffic) -> Sample {
+        Sample {
+            requests: self.inner.pull.tally().counts(),
+            served: traffic.served.values().sum(),
+            cached: traffic.cached.values().sum(),
+            fetched: traffic.fetched.values().sum(),
+        }
+    }
+
     pub fn stats(&self) -> StatsView {
         let (usage, index) = (self.store().usage(), self.store().index_state());
         let pull = &self.inner.pull;
@@ -292,7 +325,8 @@ impl Admin {
         let upstream = |name: &String| UpstreamView {
             served_bytes: counted(&traffic.served, name),
             fetched_bytes: counted(&traffic.fetched, name),
-            saved_bytes: counted(&traffic.served, name).saturating_sub(counted(&traffic.fetched, name)),
+            cached_bytes: counted(&traffic.cached, name),
+            saved_bytes: counted(&traffic.cached, name),
             held_bytes: held.get(name).copied().unwrap_or(0),
             max_bytes: limits.upstreams.get(name).copied(),
             paused_seconds: paused.get(name).copied(),
@@ -306,7 +340,19 @@ impl Admin {
             name: name.clone(),
         };
         let upstreams: Vec<UpstreamView> = names.into_iter().map(upstream).collect();
-        let requests: BTreeMap<String, u64> = pull.tally().counts().map(|(word, n)| (word.to_owned(), n)).collect();
+        let (now, all) = (Instant::now(), self.counted(&traffic));
+        let periods = {
+            let recent = self.recent();
+            PeriodsView {
+                last_hour: PeriodView::of(&recent.last_hour(now, &all)),
+                last_day: PeriodView::of(&recent.last_day(now, &all)),
+                since_start: PeriodView::of(&recent::Period {
+                    counted: all,
+                    covers: now.saturating_duration_since(self.inner.started),
+                }),
+            }
+        };
+        let since_start = periods.since_start.clone();
         StatsView {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -319,11 +365,14 @@ impl Admin {
             list_bytes: usage.list_bytes,
             blobs: usage.blobs,
             evicted: usage.evicted,
-            hit_ratio: hit_ratio(&requests),
-            requests,
-            served_bytes: traffic.served.values().sum(),
-            fetched_bytes: traffic.fetched.values().sum(),
-            saved_bytes: upstreams.iter().map(|upstream| upstream.saved_bytes).sum(),
+            hit_ratio: since_start.hit_ratio,
+            requests: since_start.requests,
+            served_bytes: since_start.served_bytes,
+            cached_bytes: since_start.cached_bytes,
+            fetched_bytes: since_start.fetched_bytes,
+            saved_bytes: since_start.cached_bytes,
+            byte_hit_ratio: since_start.byte_hit_ratio,
+            periods: Some(periods),
             transfers: pull.transfers(),
             upstreams,
             disk_trouble: self.store().trouble(),
@@ -483,12 +532,4 @@ impl Admin {
 
 fn webhooks(hooks: &Webhooks) -> Vec<WebhookView> {
     hooks.status().into_iter().map(WebhookView::of).collect()
-}
-
-/// The part of the pulls that no upstream was asked for; `None` before the first. Who was refused did not pull.
-fn hit_ratio(requests: &BTreeMap<String, u64>) -> Option<f64> {
-    let of_pulls = requests.iter().filter(|(word, _)| *word != "refused");
-    let all: u64 = of_pulls.map(|(_, n)| n).sum();
-    let hits = requests.get("hit").copied().unwrap_or(0);
-    (all > 0).then(|| hits as f64 / all as f64)
 }

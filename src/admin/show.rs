@@ -1,19 +1,21 @@
 //! Views, made from what store and jobs say.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::recent::Period;
 use super::views::{
     AddressView, BackgroundView, BudgetView, DuRow, DuView, FoundView, ImageRow, ImageView, LayerView, MoveView,
-    PlatformView, VerifyView, WebhookView,
+    PeriodView, PlatformView, VerifyView, WebhookView,
 };
 use crate::jobs::webhook::HookStatus;
 use crate::jobs::{Found, Idle, Phase, Progress, Repair};
 use crate::oci::manifest::Manifest;
 use crate::oci::{Digest, media_type};
-use crate::pull::{AddressState, Budget, Role};
+use crate::pull::{AddressState, Budget, Role, by_outcome};
 use crate::store::{Image, Row, Store, Survey, Usage};
 
 impl WebhookView {
@@ -29,6 +31,37 @@ impl WebhookView {
             failing: hook.failing,
         }
     }
+}
+
+impl PeriodView {
+    pub(super) fn of(period: &Period) -> PeriodView {
+        let Period { counted, covers } = period;
+        let requests: BTreeMap<String, u64> = by_outcome(&counted.requests)
+            .map(|(word, n)| (word.to_owned(), n))
+            .collect();
+        PeriodView {
+            covers_seconds: covers.as_secs(),
+            hit_ratio: hit_ratio(&requests),
+            requests,
+            served_bytes: counted.served,
+            cached_bytes: counted.cached,
+            fetched_bytes: counted.fetched,
+            byte_hit_ratio: ratio(counted.cached, counted.served),
+        }
+    }
+}
+
+/// The part of the pulls that no upstream was asked for. Who was refused did not pull, and what does not exist cannot be cached.
+fn hit_ratio(requests: &BTreeMap<String, u64>) -> Option<f64> {
+    let pulls = requests
+        .iter()
+        .filter(|(word, _)| !matches!(word.as_str(), "refused" | "missing"));
+    let hits = requests.get("hit").copied().unwrap_or(0);
+    ratio(hits, pulls.map(|(_, n)| n).sum())
+}
+
+fn ratio(part: u64, all: u64) -> Option<f64> {
+    (all > 0).then(|| part as f64 / all as f64)
 }
 
 impl BudgetView {

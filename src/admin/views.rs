@@ -125,7 +125,7 @@ pub struct DuRow {
 }
 
 /// How the proxy is doing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StatsView {
     pub version: String,
     /// Of the process that answers.
@@ -142,14 +142,23 @@ pub struct StatsView {
     pub evicted: u64,
     /// Answers by outcome.
     pub requests: BTreeMap<String, u64>,
-    /// The part of them, 0 to 1, that no upstream was asked for; `None` before the first.
+    /// As [`PeriodView::hit_ratio`].
     pub hit_ratio: Option<f64>,
     /// Body bytes sent to clients.
     pub served_bytes: u64,
+    /// Those of them that came from the cache.
+    #[serde(default)]
+    pub cached_bytes: u64,
     /// Body bytes received from upstreams.
     pub fetched_bytes: u64,
-    /// What clients got and no upstream had to send: the sum over upstreams.
+    /// The same figure as `cached_bytes`, under its name of before.
     pub saved_bytes: u64,
+    /// As [`PeriodView::byte_hit_ratio`].
+    #[serde(default)]
+    pub byte_hit_ratio: Option<f64>,
+    /// Requests and traffic of the last hour, the last day and since the start; `None` from a proxy that does not count them.
+    #[serde(default)]
+    pub periods: Option<PeriodsView>,
     pub transfers: usize,
     pub upstreams: Vec<UpstreamView>,
     /// How the disk failed, if it did in the last minute.
@@ -166,6 +175,34 @@ pub struct StatsView {
     /// `None` for a folder that no proxy runs on.
     #[serde(default)]
     pub api: Option<ApiView>,
+}
+
+/// Requests and traffic of three times. One that is longer than the process has been running is as long as that.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeriodsView {
+    pub last_hour: PeriodView,
+    pub last_day: PeriodView,
+    pub since_start: PeriodView,
+}
+
+/// Requests and traffic of one time, which ends now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PeriodView {
+    /// How long it is.
+    pub covers_seconds: u64,
+    /// Answers by outcome.
+    pub requests: BTreeMap<String, u64>,
+    /// The part of the pulls, 0 to 1, that no upstream was asked for; `None` without any. What does not exist (`missing`) and who
+    /// was refused (`refused`) is left out.
+    pub hit_ratio: Option<f64>,
+    /// Body bytes sent to clients.
+    pub served_bytes: u64,
+    /// Those of them that came from the cache, or from a download that was under way for another request.
+    pub cached_bytes: u64,
+    /// Body bytes received from upstreams, for clients and for prefetches.
+    pub fetched_bytes: u64,
+    /// The part of the bytes served, 0 to 1, that came from the cache; `None` without any.
+    pub byte_hit_ratio: Option<f64>,
 }
 
 /// What calls to the admin API bring.
@@ -207,9 +244,12 @@ pub struct UpstreamView {
     pub held_bytes: u64,
     /// Body bytes of its content sent to clients, since the start.
     pub served_bytes: u64,
+    /// Those of them that came from the cache.
+    #[serde(default)]
+    pub cached_bytes: u64,
     /// Body bytes received from it.
     pub fetched_bytes: u64,
-    /// The difference, if clients got more than it sent.
+    /// The same figure as `cached_bytes`, under its name of before.
     pub saved_bytes: u64,
     /// Its own limit.
     pub max_bytes: Option<u64>,
@@ -267,7 +307,7 @@ pub struct BudgetView {
 }
 
 /// The pass that an operator started, and the background one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VerifyView {
     /// `never`, `running`, `done` or `cancelled`.
     pub state: String,
@@ -359,4 +399,36 @@ pub struct RefreshView {
     pub before: Option<String>,
     pub digest: String,
     pub moved: bool,
+}
+
+/// An image that nobody but this proxy can answer, for the checkup.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryView {
+    /// Below any upstream.
+    pub repository: String,
+    pub tag: String,
+    /// The manifest's.
+    pub digest: String,
+    pub life_seconds: u64,
+}
+
+/// The requests that came for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanarySeen {
+    pub requests: Vec<CanaryRequest>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryRequest {
+    /// `manifest` or `blob`.
+    pub kind: String,
+    /// `tag` or `digest`.
+    pub by: String,
+    /// The upstream and the repository that it was taken for.
+    pub image: String,
+    /// As it came.
+    pub path: String,
+    pub client: String,
+    /// False if the caller may pull nothing under that name.
+    pub allowed: bool,
 }

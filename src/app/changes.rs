@@ -26,6 +26,7 @@ pub(super) fn between(old: &Config, new: &Config) -> Vec<String> {
         "server.tls": server.tls,
         "server.shutdown_grace": server.shutdown_grace,
         "server.server_timing": server.server_timing,
+        "server.trusted_proxies": server.trusted_proxies,
         "admin.listen": admin.listen,
         "admin.tls": admin.tls,
         "cache.path": cache.path,

@@ -3,13 +3,14 @@
 //! configuration and scope → each topic's own questions → findings, in the order in which they are read. `settings`,
 //! `access`, `certificate`, `disk` and `limits` look at this machine; `running` asks the proxy that runs; `upstreams`
 //! and `clock` ask the registries, side by side and each within [`PATIENCE`]; `webhooks` connects to their endpoints,
-//! `traces` asks the collector; `clients` (with `docker`, `containerd`, `containers`, `rancher`) reads the files of
-//! clients on this machine, `naming` says which images their addresses stand for, and `reach` tries the way that they
-//! take.
+//! `traces` asks the collector; `clients` (with `docker`, `containerd`, `containers`, `rancher`, `buildkit`) reads the
+//! files of clients on this machine as requests, `pulls` says where those arrive, `naming` which images they stand for, and
+//! `reach` tries the way that they take.
 //!
 //! Nothing is changed anywhere, no blob is fetched, and no finding holds a secret.
 
 mod access;
+mod buildkit;
 mod certificate;
 mod clients;
 mod clock;
@@ -19,8 +20,10 @@ mod disk;
 mod docker;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
+mod hosts;
 mod limits;
 mod naming;
+mod pulls;
 mod rancher;
 mod reach;
 mod running;
@@ -28,9 +31,12 @@ mod settings;
 mod target;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_forms;
 mod traces;
 mod upstreams;
 mod webhooks;
+mod yaml;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -40,6 +46,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::oci::HostPort;
 
+pub use pulls::{Arrival, PullVerdict};
 pub use target::Address;
 
 /// For everything that is asked of one upstream.
@@ -67,35 +74,40 @@ pub struct Finding {
     pub found: String,
     /// What to do about it.
     pub advice: Option<String>,
+    /// About a client's file: where pulls from each registry that it names go.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub registries: Vec<PullVerdict>,
 }
 
 impl Finding {
-    fn new(check: &str, level: Level, found: impl Into<String>) -> Finding {
+    pub fn new(check: &str, level: Level, found: impl Into<String>) -> Finding {
         Finding {
             check: check.to_owned(),
             level,
             found: found.into(),
             advice: None,
+            registries: Vec::new(),
         }
     }
 
-    fn ok(check: &str, found: impl Into<String>) -> Finding {
+    pub fn ok(check: &str, found: impl Into<String>) -> Finding {
         Finding::new(check, Level::Ok, found)
     }
 
-    fn note(check: &str, found: impl Into<String>) -> Finding {
+    pub fn note(check: &str, found: impl Into<String>) -> Finding {
         Finding::new(check, Level::Note, found)
     }
 
-    fn warning(check: &str, found: impl Into<String>) -> Finding {
+    pub fn warning(check: &str, found: impl Into<String>) -> Finding {
         Finding::new(check, Level::Warning, found)
     }
 
-    fn problem(check: &str, found: impl Into<String>) -> Finding {
+    pub fn problem(check: &str, found: impl Into<String>) -> Finding {
         Finding::new(check, Level::Problem, found)
     }
 
-    fn advice(mut self, advice: impl Into<String>) -> Finding {
+    #[must_use]
+    pub fn advice(mut self, advice: impl Into<String>) -> Finding {
         self.advice = Some(advice.into());
         self
     }
@@ -112,6 +124,8 @@ pub struct Scope {
     pub network: bool,
     /// Where this machine's files begin: `/`, but for tests.
     pub root: PathBuf,
+    /// The home of whoever asks, below `root`.
+    pub home: Option<PathBuf>,
     /// How clients reach the proxy, where that is not the address it listens on.
     pub address: Option<Address>,
 }
@@ -146,14 +160,15 @@ pub async fn checkup_of_clients(address: Address, scope: Scope) -> Vec<Finding> 
         false => None,
     };
     let scheme = reached.as_ref().and_then(|reached| reached.scheme).or(address.scheme);
+    let mut target = target::Target::at(address, scheme);
+    target.is_distrusted = reached.as_ref().is_some_and(|reached| reached.is_distrusted);
     let mut findings: Vec<Finding> = reached.into_iter().map(|reached| reached.finding).collect();
-    let target = target::Target::at(address, scheme);
     findings.extend(on_this_machine(target, &scope).await);
     findings
 }
 
 async fn on_this_machine(target: target::Target, scope: &Scope) -> Vec<Finding> {
-    let (root, look_up) = (scope.root.clone(), scope.network);
-    let reading = tokio::task::spawn_blocking(move || clients::check(&root, &target, look_up));
+    let (root, home, look_up) = (scope.root.clone(), scope.home.clone(), scope.network);
+    let reading = tokio::task::spawn_blocking(move || clients::check(&root, home.as_deref(), &target, look_up));
     reading.await.unwrap_or_default()
 }

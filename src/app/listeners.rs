@@ -15,9 +15,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Open, Sockets};
 use crate::acme::Issued;
 use crate::auth::Gate;
-use crate::config::{Config, Listen, MAIN_LISTENER, ServerTls};
+use crate::config::{Config, Listen, MAIN_LISTENER, ServerTls, TrustedProxies};
 use crate::http::server::tls::{Certificates, TlsError};
-use crate::http::server::{BindError, Bound, LiveLimits, Server};
+use crate::http::server::{BindError, Bound, LiveLimits, LiveProxies, Server};
 use crate::http::v2::{Door, Entrance, Registry};
 use crate::pull::View;
 
@@ -166,6 +166,8 @@ pub(super) struct Listeners {
     registry: Registry,
     main: Entrance,
     limits: LiveLimits,
+    /// For the registry's listeners only: operators show who they are by a token, whatever their address.
+    proxies: LiveProxies,
     stop: CancellationToken,
     admin: Server<Router>,
     state: Mutex<State>,
@@ -200,6 +202,7 @@ impl Listeners {
             registry,
             main,
             limits,
+            proxies: LiveProxies::default(),
             stop,
             state: Mutex::default(),
         }
@@ -231,14 +234,18 @@ impl Listeners {
 
     /// Requests go by these rules and meanings from now on, on whatever connection they come; then connections come by these
     /// sockets and certificates. Within a runtime.
-    pub(super) fn apply(&self, plan: Plan, gate: &Arc<Gate>, view: &View) {
+    pub(super) fn apply(&self, plan: Plan, gate: &Arc<Gate>, view: &View, proxies: &TrustedProxies) {
         let mut state = self.state();
-        let door = |planned: &Planned| Door::new(gate.clone(), view.clone(), &planned.name, planned.tls.is_some());
+        let door = |planned: &Planned| {
+            let has_tls = planned.tls.is_some();
+            Door::new(gate.clone(), view.clone(), &planned.name, has_tls, proxies.clone())
+        };
         for planned in &plan.registries {
             if let Some(served) = state.registries.get(&planned.name) {
                 served.entrance.hang(door(planned));
             }
         }
+        self.proxies.set(proxies.clone());
         self.registry.forget_heads();
         let wanted: Vec<String> = plan.registries.iter().map(|planned| planned.name.clone()).collect();
         for planned in plan.registries {
@@ -257,7 +264,7 @@ impl Listeners {
                     };
                     let handler = self.registry.behind(entrance.clone());
                     let certificates = planned.certificates.flatten();
-                    let server = Server::new(handler, self.limits.clone(), certificates, &self.stop);
+                    let server = Server::behind(&self.proxies, handler, self.limits.clone(), certificates, &self.stop);
                     let tls = planned.tls;
                     Served { server, entrance, tls }
                 }

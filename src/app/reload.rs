@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 use super::api_token::ApiTokens;
+use super::certificates::{self, CertificateFile};
 use super::changes::{self, Fixed};
 use super::limits;
 use super::listeners::{self, ListenError, Listeners};
@@ -201,7 +202,7 @@ impl Reloader {
         self.pull.adopt(&view);
         // A port that is given up keeps no file, and no call comes to a new one before it has its own.
         self.tokens.set(&config.admin, &plan.admin());
-        self.listeners.apply(plan, &gate, &view);
+        self.listeners.apply(plan, &gate, &view, &config.server.trusted_proxies);
         self.pull.store().set_limits(&config);
         self.limits.set(config.limits.clone());
         self.admin.set_limits(limits(&config));
@@ -246,6 +247,11 @@ impl Reloader {
             .flat_map(of)
             .chain([holds.config.access.token_key_file.clone()]);
         files.flatten().collect()
+    }
+
+    /// Files of certificates that the configuration names.
+    pub fn certificate_files(&self) -> Vec<CertificateFile> {
+        certificates::files(&self.holds().config)
     }
 
     fn note(&self, error: Option<&ReloadError>) {

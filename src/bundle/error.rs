@@ -5,22 +5,23 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::unpack::Refusal;
 use crate::oci::Digest;
 use crate::store::StoreError;
-use crate::text::message;
+use crate::text::{message, os_error};
 
 #[derive(Debug, thiserror::Error)]
 pub enum BundleError {
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {}", os_error(source))]
     File {
         doing: &'static str,
         path: PathBuf,
         source: io::Error,
     },
     /// The archive's bytes did not come.
-    #[error("the archive cannot be read on: {0}")]
+    #[error("the archive cannot be read on: {}", os_error(.0))]
     Read(io::Error),
-    #[error("the archive cannot be written on: {0}")]
+    #[error("the archive cannot be written on: {}", os_error(.0))]
     Write(io::Error),
     /// It ends too early: a copy that was cut off.
     #[error("the archive ends too early, {}: is the copy complete?", message(.0))]
@@ -79,6 +80,16 @@ impl BundleError {
             }),
             // The file ends early, or the disk has lost it.
             _ => BundleError::Rotten { digest },
+        }
+    }
+
+    /// An archive's bytes did not come, or what they unpack to is refused.
+    pub(super) fn reading(error: io::Error) -> BundleError {
+        match Refusal::of(&error) {
+            // Blobs that came whole out of a damaged copy are kept for the next attempt.
+            None | Some(Refusal::Damaged(..)) => BundleError::Read(error),
+            Some(Refusal::Short(name)) => BundleError::Short(format!("within its {name} stream")),
+            Some(refusal) => BundleError::Hostile(refusal.to_string()),
         }
     }
 

@@ -15,6 +15,7 @@ use super::inspect;
 use super::pack::Packed;
 use super::receipt::{Known, Receipt};
 use super::sign::{PublicKey, verify};
+use super::unpack::{Compression, Limits as UnpackLimits, Unpacked};
 use crate::fuzzing::{Harness, check_bounded, check_stays_inside, text};
 use crate::oci::{Digest, Tag, media_type};
 
@@ -72,6 +73,25 @@ pub(crate) const HARNESSES: &[Harness] = &[
             "=",
             "{},",
         ],
+    },
+    Harness {
+        name: "unpack",
+        run: unpack,
+        seeds: || {
+            let content = b"content ".repeat(40);
+            let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            std::io::Write::write_all(&mut gzip, &content).unwrap();
+            let gzip = gzip.finish().unwrap();
+            let zstd = zstd::encode_all(content.as_slice(), 3).unwrap();
+            let skippable = b"\x50\x2a\x4d\x18\x04\0\0\0note".to_vec();
+            vec![
+                gzip.clone(),
+                zstd.clone(),
+                [gzip, vec![0; 600]].concat(),
+                [skippable, zstd].concat(),
+            ]
+        },
+        words: &["\u{1f}", "\0", "\u{8}", "P*M\u{18}"],
     },
     Harness {
         name: "signature",
@@ -252,7 +272,7 @@ fn read_all(mut bytes: &[u8]) -> Result<(Vec<File>, Vec<String>), BundleError> {
                     bytes,
                 });
             }
-            Kind::Folder | Kind::Link(_) => {
+            Kind::Folder | Kind::Link(_) | Kind::HardLink(_) => {
                 assert_eq!((entry.size, reader.left()), (0, 0), "only files have content");
                 others.push(entry.name);
             }
@@ -299,6 +319,34 @@ fn archive(data: &[u8]) {
     writer.end().unwrap();
     let (again, _) = read_all(&writer.into_sink()).expect("our own archive");
     assert_eq!(again, files);
+}
+
+/// A stream unpacks to the same bytes in other pieces, within its limits, and its errors are short.
+fn unpack(data: &[u8]) {
+    const LIMITS: UnpackLimits = UnpackLimits {
+        free: 1 << 20,
+        ratio: 100,
+        window_log: 20,
+    };
+    let Some(compression) = Compression::of(data) else {
+        return;
+    };
+    let read = |piece: usize| -> std::io::Result<Vec<u8>> {
+        let mut unpacked = Unpacked::new(data, compression, LIMITS)?;
+        let (mut all, mut buffer) = (Vec::new(), vec![0; piece]);
+        loop {
+            match unpacked.read(&mut buffer)? {
+                0 => return Ok(all),
+                count => all.extend_from_slice(&buffer[..count]),
+            }
+            assert!(all.len() as u64 <= LIMITS.free + LIMITS.ratio * data.len() as u64 + piece as u64);
+        }
+    };
+    match (read(4096), read(64 << 10)) {
+        (Ok(one), Ok(other)) => assert_eq!(one, other),
+        (Err(one), Err(_)) => check_bounded(one),
+        (one, other) => panic!("{:?} in small pieces, {:?} in large ones", one.is_ok(), other.is_ok()),
+    }
 }
 
 fn catalog(data: &[u8]) {

@@ -11,19 +11,23 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::BUFFER;
 use super::archive::{Kind, Reader};
-use super::catalog::{Blob, Catalog, Image, Part};
+use super::catalog::{Blob, Catalog, Image, Part, Referrers};
 use super::error::BundleError;
-use super::input::Input;
+use super::input::{self, Input};
 use super::inspect::{Head, read_head};
 use super::report::{ImageRow, Outcome, Report};
 use super::sign::{self, PublicKey};
+use super::unpack::Limits as UnpackLimits;
 use super::walk::reach;
 use crate::oci::Digest;
 use crate::oci::manifest::{MAX_MANIFEST_BYTES, Manifest, ManifestError};
-use crate::store::{Hashing, Keep, ListRecord, Reveal, RevealError, Store, StoreError, TagRecord, Writer, unix_ms};
+use crate::store::{
+    Hashing, Keep, ListKey, ListRecord, Reveal, RevealError, Store, StoreError, TagRecord, Writer, unix_ms,
+};
 
 /// How far a sender's clock may be ahead of this one, milliseconds. A date beyond that is nobody's honest date.
 const CLOCK_SKEW_MS: u64 = 5 * 60 * 1000;
@@ -61,6 +65,12 @@ pub struct Options {
     pub manifest_size: Option<usize>,
     /// Descriptors that a manifest may have (`limits.manifest_descriptors`); `None`: any number.
     pub manifest_descriptors: Option<usize>,
+}
+
+/// [`import`] for a stream that may be compressed by gzip or zstd.
+pub fn import_stream(store: &Store, stream: Box<dyn Input>, options: &Options) -> Result<Report, BundleError> {
+    let mut input = input::unpacked(stream, UnpackLimits::STREAMS).map_err(BundleError::reading)?;
+    import(store, &mut *input, options, &mut |_| {})
 }
 
 /// Takes a bundle in. Blocking. Memory: the catalogue, one buffer and one manifest. `told` gets the bytes of content
@@ -468,6 +478,8 @@ impl<'a> Run<'a> {
             damaged: self.damaged.iter().map(ToString::to_string).collect(),
             missing_volumes: (1..=volumes).filter(|volume| !seen.contains(volume)).collect(),
             volumes,
+            unserved: Vec::new(),
+            not_taken: Vec::new(),
         })
     }
 
@@ -535,7 +547,10 @@ impl<'a> Run<'a> {
             moves: Vec::new(),
         });
         let lists = image.referrers.iter().map(|list| {
-            let record = ListRecord::of_values(plausible_ms(list.checked_ms, now_ms), &list.items);
+            let record = match list.checked_ms {
+                0 => self.joined(&image.repository, list),
+                checked_ms => ListRecord::of_values(plausible_ms(checked_ms, now_ms), &list.items),
+            };
             (list.subject, record)
         });
         let shown = self.store.reveal(Reveal {
@@ -555,6 +570,18 @@ impl<'a> Run<'a> {
             Err(error @ RevealError::NotWritten) => return Err(BundleError::Bad(error.to_string())),
         }
         Ok(row)
+    }
+}
+
+impl Run<'_> {
+    /// A list that no registry confirmed, as archives of other tools have it: it adds to what is known here, and takes
+    /// nothing away.
+    fn joined(&self, repository: &str, list: &Referrers) -> ListRecord {
+        let here = self.store.list(repository, &ListKey::Referrers(list.subject));
+        let known = here.as_ref().and_then(|here| here.values().ok()).unwrap_or_default();
+        let is_new = |item: &&Value| known.iter().all(|known| known["digest"] != item["digest"]);
+        let more: Vec<Value> = list.items.iter().filter(is_new).cloned().collect();
+        ListRecord::of_values(here.map_or(0, |here| here.checked_ms), &[known, more].concat())
     }
 }
 

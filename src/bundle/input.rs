@@ -1,11 +1,18 @@
 //! Where an archive is read from: files, one behind the other, compressed or not; or a stream.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use super::BUFFER;
 use super::error::BundleError;
+use super::unpack::{Compression, Limits, MAGIC, Unpacked};
 
 /// Bytes that come once, or can be gone over.
 pub trait Input: Read + Send {
@@ -51,6 +58,118 @@ impl<R: Read> Read for Stream<R> {
 }
 
 impl<R: Read + Send> Input for Stream<R> {}
+impl<R: Read + Send> Input for Unpacked<R> {}
+
+/// Bytes of a file from a place on. Others may read the same file at the same time.
+pub(super) struct Section {
+    file: Arc<File>,
+    begin: u64,
+    at: u64,
+    left: u64,
+}
+
+impl Section {
+    pub(super) fn new(file: Arc<File>, begin: u64, len: u64) -> Section {
+        Section {
+            file,
+            begin,
+            at: begin,
+            left: len,
+        }
+    }
+}
+
+impl Read for Section {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        let count = self.file.read_at(&mut buffer[..most], self.at)?;
+        self.at += count as u64;
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+impl Input for Section {
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let count = count.min(self.left);
+        self.at += count;
+        self.left -= count;
+        Ok(count)
+    }
+
+    fn back(&mut self, count: u64) -> io::Result<bool> {
+        if count > self.at - self.begin {
+            return Ok(false);
+        }
+        self.at -= count;
+        self.left += count;
+        Ok(true)
+    }
+}
+
+/// A stream whose first bytes were looked at.
+struct Peeked {
+    begins: io::Cursor<Vec<u8>>,
+    rest: Box<dyn Input>,
+    /// Bytes of the rest that have passed.
+    past: u64,
+}
+
+impl Read for Peeked {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.begins.read(buffer)? {
+            0 => {
+                let count = self.rest.read(buffer)?;
+                self.past += count as u64;
+                Ok(count)
+            }
+            count => Ok(count),
+        }
+    }
+}
+
+impl Input for Peeked {
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let ahead = self.begins.get_ref().len() as u64 - self.begins.position();
+        let ahead = ahead.min(count);
+        self.begins.set_position(self.begins.position() + ahead);
+        let passed = match count - ahead {
+            0 => 0,
+            more => self.rest.skip(more)?,
+        };
+        self.past += passed;
+        Ok(ahead + passed)
+    }
+
+    fn back(&mut self, count: u64) -> io::Result<bool> {
+        if count > self.past || !self.rest.back(count)? {
+            return Ok(false);
+        }
+        self.past -= count;
+        Ok(true)
+    }
+}
+
+/// Reads the first bytes of a stream, at most so many, and returns them with the whole stream.
+pub(super) fn peek(mut stream: Box<dyn Input>, most: u64) -> io::Result<(Vec<u8>, Box<dyn Input>)> {
+    let mut begins = Vec::new();
+    (&mut stream).take(most).read_to_end(&mut begins)?;
+    let whole = Peeked {
+        begins: io::Cursor::new(begins.clone()),
+        rest: stream,
+        past: 0,
+    };
+    Ok((begins, Box::new(whole)))
+}
+
+/// Unpacks a stream that is compressed by gzip or zstd; any other comes as it is.
+pub fn unpacked(stream: Box<dyn Input>, limits: Limits) -> io::Result<Box<dyn Input>> {
+    let (begins, stream) = peek(stream, MAGIC as u64)?;
+    Ok(match Compression::of(&begins) {
+        Some(compression) => Box::new(Unpacked::new(stream, compression, limits)?),
+        None => stream,
+    })
+}
 
 /// A plain file: what is held already is passed over without being read.
 struct Plain {
@@ -137,36 +256,24 @@ impl Input for Files {
     }
 }
 
-/// The largest window of a compressed archive, as a power of two: 8 MiB, what `zstd -19` takes.
-const WINDOW_LOG: u32 = 23;
-
 fn one(path: &Path) -> io::Result<Box<dyn Input>> {
     let mut file = File::open(path)?;
-    let mut magic = [0; 4];
-    let mut count = 0;
-    while count < magic.len() {
-        match file.read(&mut magic[count..])? {
-            0 => break,
-            n => count += n,
-        }
-    }
-    file.rewind()?;
-    match magic {
-        [0x28, 0xb5, 0x2f, 0xfd] => {
-            let mut decoder = zstd::Decoder::new(file)?;
-            decoder.window_log_max(WINDOW_LOG)?;
-            Ok(Box::new(Stream(decoder)))
-        }
-        [0x1f, 0x8b, ..] => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "it is compressed by gzip: unpack it first (gunzip)",
-        )),
-        _ => {
+    match compression(&mut file)? {
+        Some(compression) => Ok(Box::new(Unpacked::new(file, compression, Limits::FILES)?)),
+        None => {
             let len = file.metadata()?.len();
             let file = BufReader::with_capacity(BUFFER, file);
             Ok(Box::new(Plain { file, len, at: 0 }))
         }
     }
+}
+
+/// How a file is compressed, by its first bytes. It stands at its beginning afterwards.
+fn compression(file: &mut File) -> io::Result<Option<Compression>> {
+    let mut begins = Vec::new();
+    (&mut *file).take(MAGIC as u64).read_to_end(&mut begins)?;
+    file.rewind()?;
+    Ok(Compression::of(&begins))
 }
 
 /// The files of a bundle: `path` itself, or its volumes `path.001` and on. Errors: there is neither.
@@ -195,6 +302,71 @@ pub fn volume(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number:03}"));
     PathBuf::from(name)
+}
+
+/// An open file, which can be read in any order, or a stream.
+pub enum Opened {
+    File(Arc<File>),
+    Stream(Box<dyn Input>),
+}
+
+impl Opened {
+    pub fn standard_input() -> io::Result<Opened> {
+        Opened::of(File::from(io::stdin().as_fd().try_clone_to_owned()?))
+    }
+
+    pub fn of(mut file: File) -> io::Result<Opened> {
+        // Somebody may have read its beginning.
+        if file.metadata()?.is_file() && file.stream_position()? == 0 {
+            return Ok(Opened::File(Arc::new(file)));
+        }
+        Ok(Opened::Stream(Box::new(Stream(file))))
+    }
+}
+
+/// The plain file as one stream, compressed or not.
+pub fn whole(file: Arc<File>) -> io::Result<Box<dyn Input>> {
+    let len = file.metadata()?.len();
+    let mut begins = Vec::new();
+    Section::new(file.clone(), 0, len.min(MAGIC as u64)).read_to_end(&mut begins)?;
+    let section = Section::new(file, 0, len);
+    Ok(match Compression::of(&begins) {
+        Some(compression) => Box::new(Unpacked::new(section, compression, Limits::FILES)?),
+        None => Box::new(section),
+    })
+}
+
+/// Writes a stream as it comes to a file that has no name and is gone when nobody has it open: for what has to be read
+/// more than once. `told` gets the bytes that came. Errors: it breaks off, there is no room.
+pub fn spool(mut stream: Box<dyn Input>, folder: &Path, told: &dyn Fn(u64)) -> Result<Arc<File>, BundleError> {
+    let mut file = nameless(folder).map_err(BundleError::file("create a temporary file in", folder))?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match stream.read(&mut buffer).map_err(BundleError::reading)? {
+            0 => return Ok(Arc::new(file)),
+            count => {
+                let written = file.write_all(&buffer[..count]);
+                written.map_err(BundleError::file("write a temporary file in", folder))?;
+                told(count as u64);
+            }
+        }
+    }
+}
+
+fn nameless(folder: &Path) -> io::Result<File> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let mode = Mode::RUSR | Mode::WUSR;
+    match rustix::fs::open(folder, flags, mode) {
+        Ok(file) => return Ok(File::from(file)),
+        // Not every file system has them.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let path = folder.join(format!(".larder-{:016x}", fastrand::u64(..)));
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&path, flags, mode)?;
+    std::fs::remove_file(&path)?;
+    Ok(File::from(file))
 }
 
 /// Opens files as one stream. Errors: the first of them cannot be opened.

@@ -9,7 +9,7 @@ use super::catalog::{Catalog, Part};
 use super::error::BundleError;
 use super::input::Input;
 use super::receipt::Known;
-use super::report::Outcome;
+use super::report::{NotTaken, Outcome};
 use super::sign::{self, PublicKey};
 use super::{BUFFER, CATALOG, MAX_CATALOG_BYTES, SIGNATURE, VOLUME};
 use crate::oci::Digest;
@@ -48,7 +48,7 @@ pub fn read_head(reader: &mut Reader<'_>) -> Result<Head, BundleError> {
         Ok(Some(entry)) => {
             let name: String = entry.name.chars().take(100).collect();
             return Err(BundleError::NotABundle(format!(
-                "its first file is {name:?}, where a bundle has {CATALOG}. An OCI layout or an archive of `docker save` is imported under a name of your choice: --as NAME"
+                "its first file is {name:?}, where a bundle has {CATALOG}. An OCI layout or an archive of `docker save` is taken by `larder bundle import FILE`, or with --as NAME under a name of your choice"
             )));
         }
         Ok(None) => return Err(BundleError::NotABundle("it is an empty archive".to_owned())),
@@ -118,6 +118,8 @@ pub struct Inspection {
     pub change: Option<Change>,
     /// Set if all bytes were read: what is not as its digest says, by volume.
     pub damaged: Option<Vec<(u32, String)>>,
+    /// Inside an archive of another tool, and would not be taken.
+    pub not_taken: Vec<NotTaken>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -283,5 +285,6 @@ fn describe(catalog: &Catalog, known: Option<&Known>) -> Result<Inspection, Bund
         omitted_blobs: omitted.len(),
         change,
         damaged: None,
+        not_taken: Vec::new(),
     })
 }

@@ -17,10 +17,12 @@
 //!   has, deals the rest out to volumes and writes the catalogue; `create` streams the archive from the store, hashing
 //!   all it reads; `seal` signs, compresses and cuts that stream into files. The last may happen on another machine: the
 //!   signing key never leaves its owner's.
-//! - **Import**: `input` puts files, volumes and compression back into one stream; `import` reads the catalogue, asks
-//!   `sign` whom it is from, and from then on knows the name and size of every entry to come: anything else is refused.
-//!   Blobs go through the store's writer and are linked to nobody; when all has been read, image by image is shown.
-//! - **Other archives**: `foreign` reads OCI layouts and what `docker save` writes, and tells them as a bundle.
+//! - **Import**: `input` puts files and volumes back into one stream, and `unpack` undoes its compression; `import`
+//!   reads the catalogue, asks `sign` whom it is from, and from then on knows the name and size of every entry to
+//!   come: anything else is refused. Blobs go through the store's writer and are linked to nobody; when all has been
+//!   read, image by image is shown.
+//! - **Other archives**: `foreign` reads OCI layouts, what `docker save` writes and containers/image's folders, decides
+//!   under which names their images are taken, and passes them on as a bundle.
 //!
 //! This floor cannot reach the network. It knows no configuration and no upstreams: a repository is a key.
 
@@ -42,11 +44,13 @@ pub mod report;
 pub mod seal;
 pub mod select;
 pub mod sign;
+mod unpack;
 mod walk;
 
 pub use catalog::Catalog;
 pub use error::BundleError;
 pub use input::Input;
+pub use unpack::Limits as UnpackLimits;
 
 /// Buffers that bytes go through, in bytes.
 const BUFFER: usize = 256 << 10;

@@ -23,6 +23,41 @@ pub struct Report {
     pub volumes: u32,
     /// Of these, those that were not there.
     pub missing_volumes: Vec<u32>,
+    /// Repositories that came and that no client can ask for: they have no upstream here, or its rules leave them out.
+    #[serde(default)]
+    pub unserved: Vec<String>,
+    /// Inside an archive of another tool, and not taken.
+    #[serde(default)]
+    pub not_taken: Vec<NotTaken>,
+}
+
+/// An entry or a name of another tool's archive that is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotTaken {
+    /// As the archive has it; `None` for an entry without one.
+    pub name: Option<String>,
+    /// The digest of its manifest.
+    pub digest: String,
+    /// `image`, `signature`, `attestation`, `sbom`, `referrer` or `other`.
+    pub kind: String,
+    pub reason: String,
+    /// The options that take it, if any do.
+    pub option: Option<String>,
+}
+
+/// `alpine, image sha256:0123456789ab: its name has no tag (--as docker.io/library/alpine:TAG takes it)`
+impl std::fmt::Display for NotTaken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(name) = &self.name {
+            write!(f, "{name}, ")?;
+        }
+        let digest = self.digest.get(..19).unwrap_or(&self.digest);
+        write!(f, "{} {digest}: {}", self.kind, self.reason)?;
+        match &self.option {
+            Some(option) => write!(f, " ({option} takes it)"),
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

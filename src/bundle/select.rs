@@ -287,14 +287,14 @@ impl Look<'_> {
 }
 
 #[derive(Deserialize)]
-struct Platform {
+pub(super) struct Platform {
     os: Option<String>,
     architecture: Option<String>,
     variant: Option<String>,
 }
 
 impl Platform {
-    fn text(self) -> Option<String> {
+    pub(super) fn text(self) -> Option<String> {
         let mut text = format!("{}/{}", self.os?, self.architecture?);
         if let Some(variant) = self.variant.filter(|variant| !variant.is_empty()) {
             text += &format!("/{variant}");
@@ -305,7 +305,7 @@ impl Platform {
 }
 
 /// Of an index's children, where it says.
-fn platforms_of(index: &[u8]) -> BTreeMap<Digest, String> {
+pub(super) fn platforms_of(index: &[u8]) -> BTreeMap<Digest, String> {
     let index: Value = serde_json::from_slice(index).unwrap_or_default();
     let children = index["manifests"].as_array().map(Vec::as_slice).unwrap_or_default();
     let platform = |child: &Value| {
@@ -317,6 +317,6 @@ fn platforms_of(index: &[u8]) -> BTreeMap<Digest, String> {
 }
 
 /// Layers that registries do not hold (image-spec, non-distributable layers).
-fn is_kept_elsewhere(media_type: &str) -> bool {
+pub(super) fn is_kept_elsewhere(media_type: &str) -> bool {
     media_type.contains("nondistributable") || media_type.contains(".foreign.")
 }

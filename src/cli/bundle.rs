@@ -7,6 +7,7 @@ mod create;
 mod import;
 mod inspect;
 mod receipt;
+mod source;
 mod text;
 
 use std::io::{IsTerminal as _, Read as _, Write as _};
@@ -32,9 +33,9 @@ pub struct Args {
 enum What {
     /// Write images into an archive, or into volumes for small media
     Create(create::Args),
-    /// Take images in: a bundle, an OCI layout, or what `docker save` wrote
+    /// Take images in: a bundle, an OCI layout, or what `docker save`, crane, podman, skopeo or containerd wrote
     Import(import::Args),
-    /// Say what is inside a bundle, and what it would change
+    /// Say what is inside a bundle or another tool's archive, and what it would change
     Inspect(inspect::Args),
     /// Write down what this site has, for the next bundle
     Receipt(receipt::Args),

@@ -656,6 +656,22 @@ fn image_path(image: &str) -> Vec<&str> {
     std::iter::once("images").chain(image.split('/')).collect()
 }
 
+impl Desk {
+    /// The proxy itself, for what no folder can do.
+    pub async fn proxy(place: &Place, config: Result<Config, ConfigError>) -> Result<Remote, String> {
+        let environment = Environment::of_process();
+        let named = place.named(&environment)?;
+        match Desk::find(place, named, config, &environment, Purpose::Look).await {
+            Ok(Desk::Proxy(remote)) => Ok(remote),
+            Ok(folder) => {
+                folder.close().await;
+                Err("no proxy runs with this configuration".to_owned())
+            }
+            Err((_, error)) => Err(error),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

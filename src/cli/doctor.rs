@@ -1,9 +1,12 @@
 //! `larder doctor`: the checkup, shown. A problem makes the exit status 1.
 
+mod pull;
+
 use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::desk::{Desk, Place};
 use super::table::printable;
 use super::{Exit, complain, print, print_json, refuse};
 use crate::app::checkup::{self, Address, Finding, Level, Scope};
@@ -11,9 +14,8 @@ use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print data for programs in place of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    place: Place,
     /// Ask this upstream [default: the default one and those that the configuration names]
     #[arg(long = "upstream", value_name = "NAME")]
     upstreams: Vec<String>,
@@ -29,6 +31,10 @@ pub struct Args {
     /// Only what clients on this machine do, and whether the proxy at --address is reached from here; needs no configuration
     #[arg(long, requires = "address", conflicts_with_all = ["upstreams", "all"])]
     client: bool,
+    /// Have the clients that have files here pull an image that only the proxy can answer, and say what arrived. Asks the
+    /// proxy by its admin API
+    #[arg(long, requires = "client", conflicts_with = "no_network")]
+    pull: bool,
     /// Where the clients' files begin, such as a mounted system
     #[arg(long, value_name = "DIR", default_value = "/")]
     root: PathBuf,
@@ -40,6 +46,7 @@ pub fn run(args: &Args, config: impl FnOnce() -> Result<Config, ConfigError>) ->
         all: args.all,
         network: !args.no_network,
         root: args.root.clone(),
+        home: std::env::home_dir(),
         address: args.address.clone(),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -50,15 +57,12 @@ pub fn run(args: &Args, config: impl FnOnce() -> Result<Config, ConfigError>) ->
         }
     };
     if let (true, Some(address)) = (args.client, &args.address) {
-        return told(
-            args,
-            &runtime.block_on(checkup::checkup_of_clients(address.clone(), scope)),
-        );
+        return runtime.block_on(of_clients(args, address, scope, config));
     }
     let config = match config() {
         Ok(config) => config,
         Err(error) => {
-            if args.json {
+            if args.place.json {
                 print(&super::check_config::refusal(&error));
             }
             return refuse(&error);
@@ -80,9 +84,31 @@ pub fn run(args: &Args, config: impl FnOnce() -> Result<Config, ConfigError>) ->
     told(args, &runtime.block_on(checkup::checkup(config, scope)))
 }
 
+/// Shows what clients' files say, and what comes of pulls if they are wanted.
+async fn of_clients(
+    args: &Args,
+    address: &Address,
+    scope: Scope,
+    config: impl FnOnce() -> Result<Config, ConfigError>,
+) -> Exit {
+    let (root, home) = (scope.root.clone(), scope.home.clone());
+    let mut findings = checkup::checkup_of_clients(address.clone(), scope).await;
+    if args.pull {
+        // On a node there is none, and --admin says where the proxy is.
+        let pulled = match Desk::proxy(&args.place, config()).await {
+            Ok(remote) => pull::check(&remote, &findings, &root, home.as_deref()).await,
+            Err(why) => vec![Finding::problem("pull", format!("not tried: {why}")).advice(
+                "name the proxy's admin address by --admin, and give this command its token (LARDER_ADMIN_TOKEN_FILE)",
+            )],
+        };
+        findings.extend(pulled);
+    }
+    told(args, &findings)
+}
+
 fn told(args: &Args, findings: &[Finding]) -> Exit {
     let has_problem = findings.iter().any(|finding| finding.level == Level::Problem);
-    let shown = match args.json {
+    let shown = match args.place.json {
         true => print_json(&json!({ "ok": !has_problem, "findings": findings })),
         false => print(&text(findings)),
     };
@@ -142,6 +168,7 @@ mod tests {
             level,
             found: "found \u{1b}[2J".to_owned(),
             advice: advice.map(str::to_owned),
+            registries: Vec::new(),
         };
         let text = text(&[
             finding("disk", Level::Ok, None),

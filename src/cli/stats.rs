@@ -3,7 +3,7 @@
 use super::desk::{Desk, Place, with_desk};
 use super::table::{Align, Table, ago, printable, size, span};
 use super::{Exit, print, print_json};
-use crate::admin::views::{ApiView, BudgetView, StatsView, UpstreamView, VerifyView, WebhookView};
+use crate::admin::views::{ApiView, BudgetView, PeriodView, StatsView, UpstreamView, VerifyView, WebhookView};
 use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
@@ -48,13 +48,6 @@ fn text(view: &StatsView, is_folder: bool) -> String {
         );
     }
     if !is_folder {
-        text += &format!("requests   {}\n", requests(view));
-        text += &format!(
-            "traffic    {} served, {} from upstreams, {} saved\n",
-            size(view.served_bytes),
-            size(view.fetched_bytes),
-            size(view.saved_bytes)
-        );
         text += &format!(
             "transfers  {} in flight, {} staged\n",
             view.transfers,
@@ -65,11 +58,15 @@ fn text(view: &StatsView, is_folder: bool) -> String {
     if let Some(api) = &view.api {
         text += &format!("admin API  {}\n", api_of(api));
     }
+    if !is_folder {
+        text += &format!("\n{}", requests(view));
+    }
     if !view.webhooks.is_empty() {
         text += &format!("\n{}", webhooks(&view.webhooks));
     }
     if !view.upstreams.is_empty() {
         text += &format!("\n{}", upstreams(&view.upstreams));
+        text += "(served, from the cache and fetched: since the start)\n";
     }
     if view.upstreams.iter().any(|upstream| !upstream.budgets.is_empty()) {
         text += &format!("\n{}", budgets(&view.upstreams));
@@ -97,35 +94,91 @@ fn api_of(api: &ApiView) -> String {
     text
 }
 
-/// With the part that no upstream was asked for.
+/// Outcomes in the order in which they are shown.
+const OUTCOMES: [&str; 10] = [
+    "hit",
+    "miss",
+    "collapsed",
+    "revalidated",
+    "refreshed",
+    "pass",
+    "stale",
+    "missing",
+    "error",
+    "refused",
+];
+
+/// A column for each time: the last hour, the last day, since the start.
 fn requests(view: &StatsView) -> String {
-    let of = |word: &str| view.requests.get(word).copied().unwrap_or(0);
-    let all: u64 = view.requests.values().sum();
-    if all == 0 {
-        return "none yet".to_owned();
+    let periods = match &view.periods {
+        Some(periods) => vec![&periods.last_hour, &periods.last_day, &periods.since_start],
+        None => Vec::new(),
+    };
+    // A proxy of before counts from its start only.
+    let since_start = PeriodView {
+        covers_seconds: view.uptime_seconds,
+        requests: view.requests.clone(),
+        hit_ratio: view.hit_ratio,
+        served_bytes: view.served_bytes,
+        // Its name of before, which every proxy sends.
+        cached_bytes: view.saved_bytes,
+        fetched_bytes: view.fetched_bytes,
+        byte_hit_ratio: view.byte_hit_ratio,
+    };
+    let (mut table, periods) = match periods.is_empty() {
+        true => (
+            Table::new(&[("", Align::Left), ("SINCE THE START", Align::Right)]),
+            vec![&since_start],
+        ),
+        false => (
+            Table::new(&[
+                ("", Align::Left),
+                ("LAST HOUR", Align::Right),
+                ("LAST DAY", Align::Right),
+                ("SINCE THE START", Align::Right),
+            ]),
+            periods,
+        ),
+    };
+    let mut row = |name: &str, cell: &dyn Fn(&PeriodView) -> String| {
+        let cells = periods.iter().map(|period| cell(period));
+        table.row(std::iter::once(name.to_owned()).chain(cells));
+    };
+    let count = |period: &PeriodView, word: &str| period.requests.get(word).copied().unwrap_or(0);
+    row("requests", &|period| period.requests.values().sum::<u64>().to_string());
+    for word in OUTCOMES {
+        if periods.iter().any(|period| count(period, word) > 0) {
+            row(&format!("  {word}"), &|period| count(period, word).to_string());
+        }
     }
-    let words = [
-        "hit",
-        "miss",
-        "collapsed",
-        "revalidated",
-        "refreshed",
-        "pass",
-        "stale",
-        "error",
-        "refused",
-    ];
-    let words: Vec<String> = words
-        .iter()
-        .filter(|word| of(word) > 0)
-        .map(|word| format!("{} {word}", of(word)))
-        .collect();
-    let words = words.join(", ");
-    match view.hit_ratio.map(|ratio| ratio * 100.0) {
-        Some(share) => format!("{all}: {words}; {share:.1} % without asking an upstream"),
-        // Nobody who may has pulled.
-        None => format!("{all}: {words}"),
+    row("hit ratio", &|period| percent(period.hit_ratio));
+    row("bytes served", &|period| size(period.served_bytes));
+    row("  from the cache", &|period| size(period.cached_bytes));
+    row("byte hit ratio", &|period| percent(period.byte_hit_ratio));
+    row("bytes fetched", &|period| size(period.fetched_bytes));
+    let mut text = table.text();
+    if let Some(young) = young(view.uptime_seconds, periods.len()) {
+        text += &format!("({young})\n");
     }
+    text
+}
+
+/// What the columns are, in a process that is younger than what they are called.
+fn young(uptime_seconds: u64, columns: usize) -> Option<String> {
+    let which = match uptime_seconds {
+        _ if columns < 3 => return None,
+        ..3600 => "the last hour and the last day are",
+        3600..86_400 => "the last day is",
+        _ => return None,
+    };
+    Some(format!(
+        "the process is {} old: {which} as long as that",
+        span(uptime_seconds)
+    ))
+}
+
+fn percent(ratio: Option<f64>) -> String {
+    ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{:.1} %", ratio * 100.0))
 }
 
 fn verified(view: &VerifyView) -> String {
@@ -149,11 +202,11 @@ fn verified(view: &VerifyView) -> String {
 fn upstreams(list: &[UpstreamView]) -> String {
     let mut table = Table::new(&[
         ("UPSTREAM", Align::Left),
-        ("HELD", Align::Right),
+        ("CACHED", Align::Right),
         ("LIMIT", Align::Right),
         ("SERVED", Align::Right),
+        ("FROM CACHE", Align::Right),
         ("FETCHED", Align::Right),
-        ("SAVED", Align::Right),
         ("", Align::Left),
     ]);
     for upstream in list {
@@ -167,8 +220,8 @@ fn upstreams(list: &[UpstreamView]) -> String {
             size(upstream.held_bytes),
             upstream.max_bytes.map_or_else(|| "-".to_owned(), size),
             size(upstream.served_bytes),
+            size(upstream.cached_bytes),
             size(upstream.fetched_bytes),
-            size(upstream.saved_bytes),
             notes.join("; "),
         ]);
     }
@@ -283,7 +336,66 @@ fn left(budget: &BudgetView) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::views::AddressView;
+    use crate::admin::views::{AddressView, PeriodsView};
+
+    fn lines(text: &str) -> Vec<String> {
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.lines().map(words).collect()
+    }
+
+    fn period(hits: u64, served: u64) -> PeriodView {
+        PeriodView {
+            covers_seconds: 0,
+            requests: [("hit".to_owned(), hits), ("missing".to_owned(), 1)].into(),
+            hit_ratio: (hits > 0).then_some(1.0),
+            served_bytes: served,
+            cached_bytes: served / 2,
+            fetched_bytes: 2048,
+            byte_hit_ratio: (served > 0).then_some(0.5),
+        }
+    }
+
+    #[test]
+    fn three_times_in_columns() {
+        let periods = PeriodsView {
+            last_hour: period(0, 0),
+            last_day: period(5, 2048),
+            since_start: period(7, 4096),
+        };
+        let text = requests(&StatsView {
+            uptime_seconds: 7200,
+            periods: Some(periods),
+            ..StatsView::default()
+        });
+        let wanted = [
+            "LAST HOUR LAST DAY SINCE THE START",
+            "requests 1 6 8",
+            "hit 0 5 7",
+            "missing 1 1 1",
+            "hit ratio - 100.0 % 100.0 %",
+            "bytes served 0 B 2.0 KiB 4.0 KiB",
+            "from the cache 0 B 1.0 KiB 2.0 KiB",
+            "byte hit ratio - 50.0 % 50.0 %",
+            "bytes fetched 2.0 KiB 2.0 KiB 2.0 KiB",
+            &format!("(the process is {} old: the last day is as long as that)", span(7200)),
+        ];
+        assert_eq!(lines(&text), wanted);
+    }
+
+    /// One that counts from its start only.
+    #[test]
+    fn a_proxy_of_before_has_one_column() {
+        let text = requests(&StatsView {
+            requests: [("error".to_owned(), 3)].into(),
+            served_bytes: 2048,
+            saved_bytes: 1024,
+            ..StatsView::default()
+        });
+        let lines = lines(&text);
+        assert_eq!(lines[..3], ["SINCE THE START", "requests 3", "error 3"]);
+        assert!(lines.contains(&"from the cache 1.0 KiB".to_owned()), "{text}");
+        assert!(!text.contains("the process is"), "{text}");
+    }
 
     #[test]
     fn limits_in_words() {
@@ -302,6 +414,7 @@ mod tests {
             name: "docker.io".to_owned(),
             held_bytes: 0,
             served_bytes: 0,
+            cached_bytes: 0,
             fetched_bytes: 0,
             saved_bytes: 0,
             max_bytes: None,
@@ -337,6 +450,7 @@ mod tests {
             name: "docker.io".to_owned(),
             held_bytes: 0,
             served_bytes: 0,
+            cached_bytes: 0,
             fetched_bytes: 0,
             saved_bytes: 0,
             max_bytes: None,

@@ -56,7 +56,7 @@ pub struct Access {
     pub token_key_file: Option<PathBuf>,
     /// How long a token of ours is good for.
     pub token_ttl: Duration,
-    /// Where clients get tokens; `None`: at `/token` of the address that they ask.
+    /// Where clients get tokens; `None`: at `/v2/_token` of the address that they ask.
     pub realm: Option<Url>,
     /// Sorted by name.
     pub issuers: Vec<Issuer>,

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-/// What is shown of unknown keys in one of its sections.
+/// Most keys of one section that are shown.
 const MOST_KEYS: usize = 50;
 
 /// Its keys, and what stands in their place.
@@ -71,7 +71,7 @@ const SECTIONS: [&str; 8] = [
     "version",
 ];
 
-/// What is wrong with a key that is unknown here and known there: each of its keys by its path, with what to write.
+/// Returns the problems of a key that is unknown here and known there: each of its keys by its path, with what to write.
 /// `None`: it is none of these.
 pub fn problems(path: &[String], value: &toml::Value) -> Option<Vec<(Vec<String>, String)>> {
     let [section, rest @ ..] = path else { return None };
@@ -113,8 +113,8 @@ fn own_key(path: &[String]) -> Option<&'static str> {
     KEYS.iter().find(|(key, _)| *key == shown).map(|(_, here)| *here)
 }
 
-/// What to say of variables that set the other registry's keys (`REGISTRY_PROXY_REMOTEURL`): warnings, since they may be there
-/// for somebody else. Not a value of any of them is repeated.
+/// Returns a warning for each variable that sets one of its keys (`REGISTRY_PROXY_REMOTEURL`). It is no error, since the variable
+/// may be there for somebody else. Not a value of any of them is repeated.
 pub fn warnings(variables: &BTreeMap<String, String>) -> Vec<String> {
     let named = |(key, here): &(&str, &str)| {
         let name = format!("REGISTRY_{}", key.replace('.', "_").to_ascii_uppercase());

@@ -121,6 +121,7 @@ const SERVER: &[Key] = &[
     key("tls", Kind::Table(TLS)),
     key("shutdown_grace", Kind::Duration),
     key("server_timing", Kind::Flag),
+    key("trusted_proxies", Kind::List),
 ];
 
 const TLS: &[Key] = &[

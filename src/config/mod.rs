@@ -6,7 +6,7 @@
 //! `settle`, `settle_access`, `acme`, `listen`, `upstreams`, `care` and `names` give it meaning and tell `findings` what has none. `units` reads
 //! sizes and durations, `admin_part` saves what a refused one says of the admin API, `builtin` knows the well-known
 //! registries, `foreign` the keys of another registry program, `example` is where proxy.toml.example is held to the code; `token_places` says where the admin API's
-//! token is kept, `traces` where spans go, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
+//! token is kept, `traces` where spans go, `trusted_proxies` who may speak for a client, `webhook` who is told of what happens; `prefetch` reads schedules, `wanted`
 //! what they and `larder prefetch` are to fetch.
 
 mod access;
@@ -39,6 +39,7 @@ mod settle_access;
 mod tests;
 mod token_places;
 mod traces;
+mod trusted_proxies;
 pub mod units;
 mod upstreams;
 pub mod wanted;
@@ -57,6 +58,7 @@ pub use token_places::{
     ADMIN_URL_VARIABLE, TOKEN_FILE_VARIABLE, TokenFolder, TokenPlaces, UserFolders, token_file_name,
 };
 pub use traces::{Traces, header_pairs};
+pub use trusted_proxies::TrustedProxies;
 pub use webhook::{HookUrl, WEBHOOK_EVENTS, Webhook};
 
 use std::collections::BTreeMap;
@@ -113,6 +115,8 @@ pub struct Server {
     pub shutdown_grace: Duration,
     /// Whether every answer says where its time went.
     pub server_timing: bool,
+    /// For every listener of the registry.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// What a listener shows of itself, and whose clients it takes.

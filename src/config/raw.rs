@@ -82,6 +82,7 @@ pub struct RawServer {
     pub tls: Option<RawTls>,
     pub shutdown_grace: Figure,
     pub server_timing: bool,
+    pub trusted_proxies: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -350,6 +351,7 @@ impl Default for Raw {
                 tls: None,
                 shutdown_grace: text("30s"),
                 server_timing: false,
+                trusted_proxies: Vec::new(),
             },
             admin: RawAdmin {
                 listen: OneOrMany::One("127.0.0.1:5001".to_owned()),

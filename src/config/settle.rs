@@ -16,6 +16,7 @@ use super::token_places::TokenPlaces;
 use super::units::show_size;
 use super::{
     Admin, Audit, Bundle, Cache, Limits, Log, LogFormat, Password, Secret, Server, check_token, settle_access,
+    trusted_proxies,
 };
 use crate::oci::HostPort;
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
@@ -38,6 +39,7 @@ pub fn server(findings: &mut Findings<'_>, raw: &RawServer) -> Server {
             (Duration::ZERO, DAY),
         ),
         server_timing: raw.server_timing,
+        trusted_proxies: trusted_proxies::trusted_proxies(findings, &raw.trusted_proxies),
     }
 }
 

@@ -1,6 +1,6 @@
 //! From figures to meaning: the further listeners, and who may pull.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -16,6 +16,8 @@ use crate::text::is_visible;
 /// R-C46: clients take a shorter life for this one, and then bring tokens that have expired.
 const SHORTEST_TOKEN: Duration = Duration::from_secs(60);
 const LONGEST_TOKEN: Duration = Duration::from_secs(3600);
+/// Bits before the IPv4 address in `::ffff:10.0.0.1`.
+const MAPPED_BITS: u8 = 96;
 /// What a Unix socket's path may be long, bytes: the kernel's limit.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -260,7 +262,7 @@ fn realm(findings: &mut Findings<'_>, text: &str) -> Option<Url> {
         findings.refuse(
             &["access", "realm"],
             format!(
-                "found {}, expected the address of this proxy's /token as clients reach it, such as \"https://larder.example/token\"",
+                "found {}, expected the address of this proxy's /v2/_token as clients reach it, such as \"https://larder.example/v2/_token\"",
                 quoted(text)
             ),
         );
@@ -351,12 +353,19 @@ fn rule(
     })
 }
 
-/// A range, or one address. A range with bits behind its prefix is a slip.
-fn net(text: &str) -> Option<IpNet> {
-    if let Ok(address) = text.parse::<std::net::IpAddr>() {
-        return Some(IpNet::from(address));
+/// A range, or one address. A range with bits behind its prefix is a slip. A range of IPv4 in IPv6's clothes
+/// (`::ffff:10.0.0.0/104`) is one of IPv4, as the addresses are that it is compared with.
+pub fn net(text: &str) -> Option<IpNet> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(IpNet::from(address.to_canonical()));
     }
-    text.parse::<IpNet>().ok().filter(|net| net.trunc() == *net)
+    let net = text.parse::<IpNet>().ok().filter(|net| net.trunc() == *net)?;
+    match (net.addr().to_canonical(), net.prefix_len().checked_sub(MAPPED_BITS)) {
+        (IpAddr::V4(address), Some(bits)) if net.addr().is_ipv6() => {
+            ipnet::Ipv4Net::new(address, bits).ok().map(IpNet::V4)
+        }
+        _ => Some(net),
+    }
 }
 
 /// What is wrong with a pattern of images; it has to begin with an upstream, or it would match nothing, or too much.

@@ -152,6 +152,7 @@ harness_tests! {
     error_body
     file_names
     foreign_archive
+    forwarded
     helper_answer
     image_files
     image_list
@@ -166,6 +167,7 @@ harness_tests! {
     operator_names
     pages
     platform
+    proxy_header
     queue_lines
     range
     receipt
@@ -179,6 +181,7 @@ harness_tests! {
     token_answer
     trace_context
     units
+    unpack
     variables
 }
 

@@ -13,7 +13,7 @@ use std::time::Instant;
 use axum::body::{Body, Bytes};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, RANGE, USER_AGENT};
 use axum::http::request;
-use axum::http::{HeaderMap, HeaderName, Method, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, Method, Response, StatusCode, Uri};
 use http_body::{Frame, SizeHint};
 
 use super::labels::{Labels, Subject};
@@ -23,7 +23,7 @@ use super::traced::Traced;
 use crate::events::{Action, Event, Events};
 use crate::oci::Digest;
 use crate::telemetry::trace::{Span, Tracer};
-use crate::text::cut;
+use crate::text::{cut, message};
 
 /// What the line says of the request.
 struct Asked {
@@ -118,6 +118,8 @@ pub struct Line {
     outbox: Option<Arc<Outbox>>,
     sent: u64,
     ended: Ended,
+    /// Why it failed, was served stale, or broke off.
+    cause: Option<Arc<str>>,
     /// A blob that was not held, of which nothing has been sent.
     is_cold: bool,
     /// What an event will say of it, if anybody listens.
@@ -155,6 +157,7 @@ impl Line {
             outbox: caller.outbox.clone(),
             sent: 0,
             ended: Ended::Aborted,
+            cause: None,
             is_cold: false,
             heard: None,
             traced: Traced::default(),
@@ -162,16 +165,16 @@ impl Line {
     }
 
     /// Where there are traces, it is one or a part of one.
-    pub fn traced(&mut self, tracer: &Tracer, request: &request::Parts, caller: &Caller, has_tls: bool) -> Span {
-        self.traced = Traced::begin(tracer, request, caller, has_tls);
+    pub fn traced(&mut self, tracer: &Tracer, request: &request::Parts, caller: &Caller, scheme: &'static str) -> Span {
+        self.traced = Traced::begin(tracer, request, caller, scheme);
         self.traced.span().clone()
     }
 
-    /// It is a client's, and whoever listens to `events` is told what became of it. `scheme` is the listener's.
+    /// It is a client's, and whoever listens to `events` is told what became of it. `scheme` is what the client speaks.
     pub fn heard(mut self, events: &Events, request: &request::Parts, caller: &Caller, scheme: &'static str) -> Line {
         if self.method == Method::GET && events.is_wanted(&[Action::Pull, Action::Refuse]) {
-            let host = request.uri.authority().map(|authority| authority.as_str().to_owned());
-            let host = host.or_else(|| text(&request.headers, HOST));
+            // That of an HTTP/2 request stands there too.
+            let host = text(&request.headers, HOST);
             self.heard = Some(Box::new(Heard {
                 events: events.clone(),
                 client: caller.address,
@@ -203,6 +206,7 @@ impl Line {
         self.outcome = labels.outcome.unwrap_or("-");
         self.traced.answered(&self.method, self.status, &labels);
         self.upstream = labels.upstream;
+        self.cause = labels.cause;
         if let Some(heard) = &mut self.heard {
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
             heard.subject = labels.subject;
@@ -222,6 +226,18 @@ impl Line {
         self.count(labels.route, now);
         let line = Some(Box::new(self));
         response.map(|body| Logged { body, line })
+    }
+
+    /// The body breaks off: on our side, or because it is shorter than it was declared.
+    fn broke(&mut self, why: Arc<str>) {
+        self.ended = Ended::Broken;
+        self.cause = Some(why);
+    }
+
+    /// Why a body that has ended is not complete, if it was declared to be longer.
+    fn is_short(&self) -> Option<Arc<str>> {
+        let declared = self.declared.filter(|declared| self.sent < *declared)?;
+        Some(format!("the body ended after {} of {declared} bytes", self.sent).into())
     }
 
     fn length(&self, data: &Bytes) -> u64 {
@@ -314,7 +330,8 @@ type Counted = (&'static str, &'static str, u16, &'static str);
 
 /// Counters by their labels: to look one up in the recorder costs some allocations each time.
 static COUNTERS: Handles<Counted, (metrics::Counter, metrics::Histogram)> = Handles::new();
-static BYTES: Handles<Option<Arc<str>>, metrics::Counter> = Handles::new();
+/// Of each upstream: bytes sent, and those of them that came from the cache.
+static BYTES: Handles<Option<Arc<str>>, (metrics::Counter, metrics::Counter)> = Handles::new();
 
 /// Handles of metrics, as many as there are combinations of labels, all of which are from small fixed sets. In a list, as
 /// what is asked for most is met early, and finding it costs less than hashing its labels would.
@@ -354,9 +371,17 @@ impl Drop for Line {
                 &self.upstream,
                 |upstream| {
                     let label = upstream.map_or(metrics::SharedString::const_str("-"), metrics::SharedString::from);
-                    metrics::counter!("larder_response_bytes_total", "upstream" => label)
+                    (
+                        metrics::counter!("larder_response_bytes_total", "upstream" => label.clone()),
+                        metrics::counter!("larder_cached_response_bytes_total", "upstream" => label),
+                    )
                 },
-                |counter| counter.increment(self.sent),
+                |(all, cached)| {
+                    all.increment(self.sent);
+                    if is_from_cache(self.outcome) {
+                        cached.increment(self.sent);
+                    }
+                },
             );
         }
         self.tell();
@@ -377,14 +402,36 @@ impl Drop for Line {
             range = asked.and_then(|asked| asked.range.as_deref()),
             complete = self.ended == Ended::Complete,
             ended = self.ended.as_str(),
+            error = self.cause.as_deref(),
             trace_id = self.traced.id().map(tracing::field::display),
         );
     }
 }
 
+/// Returns whether an answer's body came without a download of its own: it was cached, or came from a download that was under
+/// way for another request.
+fn is_from_cache(outcome: &str) -> bool {
+    matches!(outcome, "hit" | "revalidated" | "stale" | "collapsed")
+}
+
+/// The line of an answer that no handler with a log gave: a refusal of the server's, or a failure of the admin address. Only
+/// failures have such lines: refusals of what is no valid request, and the scrapes of monitoring, would fill the log.
+pub fn log_failure(request: Option<(&Method, &Uri)>, caller: Peer, status: StatusCode, started: Instant, why: &str) {
+    tracing::info!(
+        target: "larder::access",
+        method = request.map(|(method, _)| tracing::field::display(method)),
+        path = request.map(|(_, uri)| path_and_ns(uri.path(), uri.query())),
+        status = status.as_u16(),
+        ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        outcome = "error",
+        client = %caller,
+        error = why,
+    );
+}
+
 /// Written down as it is dropped.
 impl DeliveryReport for Line {
-    fn record(mut self: Box<Self>, delivered: Delivered) {
+    fn record(mut self: Box<Self>, delivered: Delivered, cut: Option<&'static str>) {
         if let Delivered::Cut { unsent } = delivered {
             self.settle_end();
             self.sent = self.sent.saturating_sub(unsent);
@@ -393,6 +440,9 @@ impl DeliveryReport for Line {
             if self.ended == Ended::Complete {
                 self.ended = Ended::Aborted;
             }
+        }
+        if self.ended == Ended::Aborted && self.declared.is_none_or(|declared| declared > self.sent) {
+            self.cause = cut.map(Arc::from).or(self.cause.take());
         }
     }
 }
@@ -438,13 +488,19 @@ impl<B: http_body::Body<Data = Bytes, Error = axum::Error> + Unpin> http_body::B
                 let path = line.asked.as_ref().map_or("", |asked| &asked.path);
                 let trace_id = line.traced.id().map(tracing::field::display);
                 tracing::debug!(path, %error, trace_id, "a response broke off");
-                line.ended = Ended::Broken;
+                line.broke(message(error).into());
             }
-            None if line.ended == Ended::Aborted => line.ended = Ended::Complete,
+            None if line.ended == Ended::Aborted => match line.is_short() {
+                Some(why) => line.broke(why),
+                None => line.ended = Ended::Complete,
+            },
             None => {}
         }
         if line.ended == Ended::Aborted && has_ended {
-            line.ended = Ended::Complete;
+            match line.is_short() {
+                Some(why) => line.broke(why),
+                None => line.ended = Ended::Complete,
+            }
         }
         Poll::Ready(frame)
     }

@@ -34,6 +34,8 @@ fn broken() -> Body {
 async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
     let caller = Caller {
         address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
+        told: None,
+        is_by_proxy: false,
         certificate: None,
         tls: false,
         outbox: None,
@@ -44,12 +46,13 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
         share: 0.0,
         heeds_parent: true,
     };
-    line.traced(&Tracer::into_queue(heeds, 1).0, &parts, &caller, false);
+    line.traced(&Tracer::into_queue(heeds, 1).0, &parts, &caller, "http");
     let mut labels = Labels {
         route: "other",
         outcome: None,
         upstream: None,
         subject: None,
+        cause: None,
     };
     let response = match parts.uri.path() {
         "/told" => {
@@ -58,6 +61,7 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
                 outcome: Some("hit"),
                 upstream: Some("docker.io".into()),
                 subject: None,
+                cause: None,
             };
             Response::new(match parts.method {
                 Method::HEAD => Body::empty(),
@@ -65,6 +69,12 @@ async fn answered(request: Request<Body>) -> Response<Logged<Body>> {
             })
         }
         "/broken" => Response::new(broken()),
+        "/short" => {
+            let frames = [io::Result::Ok(Bytes::from_static(b"abc"))];
+            let mut response = Response::new(Body::from_stream(futures_util::stream::iter(frames)));
+            response.headers_mut().insert(CONTENT_LENGTH, 5.into());
+            response
+        }
         _ => std::future::pending().await,
     };
     line.answered(response, labels, Instant::now())
@@ -157,7 +167,22 @@ async fn a_client_that_leaves_and_a_body_that_breaks() {
         (&broken["complete"], &broken["ended"], &broken["bytes"]),
         (&false.into(), &"broken".into(), &3.into())
     );
-    assert_eq!(broken["outcome"], "-");
+    assert_eq!((&broken["outcome"], &broken["error"]), (&"-".into(), &"cut".into()));
+    assert_eq!(left.get("error"), None, "a client that leaves is no failure");
+}
+
+/// A body that ends before its declared length is no complete answer, although nothing reports an error.
+#[tokio::test]
+async fn a_body_that_is_shorter_than_declared_is_broken() {
+    let short = line(request("/short").body(Body::empty()).unwrap(), true).await;
+    assert_eq!(
+        (&short["complete"], &short["ended"], &short["error"]),
+        (
+            &false.into(),
+            &"broken".into(),
+            &"the body ended after 3 of 5 bytes".into()
+        )
+    );
 }
 
 #[tokio::test]
@@ -203,6 +228,8 @@ async fn files_count_as_they_are_sent() {
         let frames = [io::Result::Ok(ticket.clone()), Ok(Bytes::from_static(b"more"))];
         let caller = Caller {
             address: Peer::Tcp(([10, 0, 0, 7], 4242).into()),
+            told: None,
+            is_by_proxy: false,
             certificate: None,
             tls: false,
             outbox: Some(outbox.clone()),
@@ -221,6 +248,7 @@ async fn files_count_as_they_are_sent() {
                 outcome: None,
                 upstream: None,
                 subject: None,
+                cause: None,
             };
             let body = Body::from_stream(futures_util::stream::iter(frames));
             let mut response = Line::begin(&parts, &caller).answered(Response::new(body), labels, Instant::now());
@@ -234,7 +262,7 @@ async fn files_count_as_they_are_sent() {
                 0 => Delivered::Whole,
                 unsent => Delivered::Cut { unsent: unsent as u64 },
             };
-            response.body_mut().take_report().unwrap().record(delivered);
+            response.body_mut().take_report().unwrap().record(delivered, None);
         }
         .with_subscriber(subscriber)
         .await;

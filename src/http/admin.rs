@@ -36,7 +36,7 @@ const DESCRIPTION: &str = include_str!("admin/openapi.json");
 type Answer = Result<Response, OperatorError>;
 
 /// Every route: its path, what it takes, and who answers.
-fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 17] {
+fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 19] {
     [
         ("/api/v1/images", &["GET"], get(images)),
         (
@@ -70,6 +70,12 @@ fn routes() -> [(&'static str, &'static [&'static str], MethodRouter<Admin>); 17
         ("/api/v1/bundle/create", &["POST"], post(bundle::create)),
         ("/api/v1/bundle/import", &["POST"], post(bundle::import)),
         ("/api/v1/bundle/receipt", &["GET"], get(bundle::receipt)),
+        ("/api/v1/canary", &["POST"], post(make_canary)),
+        (
+            "/api/v1/canary/{tag}",
+            &["GET", "DELETE"],
+            get(canary).delete(end_canary),
+        ),
         ("/api/v1/openapi.json", &["GET"], get(description)),
     ]
 }
@@ -234,6 +240,27 @@ async fn wishes(State(admin): State<Admin>) -> Response {
 async fn clear_wishes(State(admin): State<Admin>, request: Request) -> Answer {
     demand_json(request.headers())?;
     Ok(json(&admin.clear_wishes().await?))
+}
+
+/// The body of the call for a canary.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WantedCanary {
+    architecture: String,
+}
+
+async fn make_canary(State(admin): State<Admin>, request: Request) -> Answer {
+    let WantedCanary { architecture } = body(request).await?;
+    Ok(json(&admin.make_canary(&architecture)?))
+}
+
+async fn canary(State(admin): State<Admin>, tag: Named) -> Answer {
+    Ok(json(&admin.canary(&named(tag)?)?))
+}
+
+async fn end_canary(State(admin): State<Admin>, tag: Named, request: Request) -> Answer {
+    demand_json(request.headers())?;
+    Ok(json(&admin.end_canary(&named(tag)?)?))
 }
 
 async fn description() -> Response {

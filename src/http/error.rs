@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use std::time::Duration;
 
+use super::labels::Cause;
 use crate::oci::ErrorCode;
 use crate::oci::digest::DigestError;
 use crate::oci::manifest::ManifestError;
@@ -39,6 +40,8 @@ pub struct ApiError {
     /// What to do about it: text or a small object; left out when null.
     pub detail: Value,
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Why it failed, for the access log; `None`: as the message says.
+    cause: Option<String>,
 }
 
 impl ApiError {
@@ -49,7 +52,13 @@ impl ApiError {
             message: message.into(),
             detail: Value::Null,
             headers: Vec::new(),
+            cause: None,
         }
+    }
+
+    /// Why it failed, for the log of the proxy: one sentence, which need not repeat what was asked for.
+    pub fn cause(&self) -> &str {
+        self.cause.as_deref().unwrap_or(&self.message)
     }
 
     pub fn detail(mut self, detail: impl Into<Value>) -> ApiError {
@@ -249,6 +258,13 @@ impl ApiError {
 impl ApiError {
     /// `target` is what the client's name meant, once that is known.
     pub fn of_pull(error: &PullError, subject: Subject, target: Option<&Target>) -> ApiError {
+        ApiError {
+            cause: Some(cause(error, target)),
+            ..ApiError::answer_to(error, subject, target)
+        }
+    }
+
+    fn answer_to(error: &PullError, subject: Subject, target: Option<&Target>) -> ApiError {
         let message = match (error, target) {
             // It says itself what it is about.
             (PullError::NotInMirror(_), _) | (_, None) => error.to_string(),
@@ -364,9 +380,21 @@ impl ApiError {
     }
 }
 
+/// The image is in the log's line already; an error that does not name its upstream gets that name.
+fn cause(error: &PullError, target: Option<&Target>) -> String {
+    match (error, target) {
+        (PullError::Store(StoreError::Mismatch(_)), Some(target)) => format!("{}: {error}", target.upstream.name),
+        _ => error.to_string(),
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
         let body = self.body();
+        let cause = self
+            .status
+            .is_server_error()
+            .then(|| Cause(text::message(self.cause()).into()));
         let length = HeaderValue::from(body.len());
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
@@ -377,6 +405,9 @@ impl IntoResponse for ApiError {
         headers.insert(API_VERSION.0, API_VERSION.1);
         for (name, value) in self.headers {
             headers.append(name, value);
+        }
+        if let Some(cause) = cause {
+            response.extensions_mut().insert(cause);
         }
         response
     }

@@ -42,6 +42,10 @@ pub struct Subject {
     pub reference: Arc<str>,
 }
 
+/// On a response that failed, or was served stale: why, for the access log. One sentence without secrets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cause(pub Arc<str>);
+
 /// How an answer is filed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Labels {
@@ -51,6 +55,8 @@ pub struct Labels {
     pub outcome: Option<&'static str>,
     pub upstream: Option<Arc<str>>,
     pub subject: Option<Arc<Subject>>,
+    /// Why it failed, or was served stale.
+    pub cause: Option<Arc<str>>,
 }
 
 impl Labels {
@@ -62,6 +68,7 @@ impl Labels {
             outcome: extensions.remove::<Outcome>().map(|outcome| outcome.0),
             upstream: extensions.remove::<UpstreamName>().map(|name| name.0),
             subject: extensions.remove::<Arc<Subject>>(),
+            cause: extensions.remove::<Cause>().map(|cause| cause.0),
         }
     }
 }

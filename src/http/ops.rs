@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::access;
 use super::error::operators::OperatorError;
-use super::labels::OverTls;
+use super::labels::{Cause, OverTls};
 use crate::telemetry::metrics;
 
 /// Whether requests should be sent here, and why (not).
@@ -106,18 +106,30 @@ async fn readyz(State(ops): State<Ops>) -> Response {
         .iter()
         .map(|(name, ok, found)| json!({"name": name, "ok": ok, "detail": found}))
         .collect();
-    plain_json(
+    let mut response = plain_json(
         code,
         &json!({"ready": found.ready, "status": found.status(), "checks": checks}),
-    )
+    );
+    if !found.ready {
+        let bad = found.checks.iter().filter(|(_, ok, _)| !ok);
+        let why: Vec<String> = bad.map(|(name, _, found)| format!("{name}: {found}")).collect();
+        response.extensions_mut().insert(Cause(why.join("; ").into()));
+    }
+    response
 }
 
-async fn render(State(ops): State<Ops>) -> Response {
-    (
-        [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
-        ops.metrics.render(),
-    )
-        .into_response()
+async fn render(State(ops): State<Ops>) -> Result<Response, OperatorError> {
+    // It asks the system how the process is doing.
+    let text = tokio::task::spawn_blocking(move || ops.metrics.render()).await;
+    let failed = |_| {
+        OperatorError::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            "the metrics were not written",
+        )
+    };
+    let kind = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    Ok((kind, text.map_err(failed)?).into_response())
 }
 
 async fn unknown() -> OperatorError {

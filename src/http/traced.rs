@@ -17,10 +17,10 @@ use crate::telemetry::trace::{Begun, Span, Tracer};
 pub struct Traced(Begun);
 
 impl Traced {
-    pub fn begin(tracer: &Tracer, request: &Parts, caller: &Caller, has_tls: bool) -> Traced {
+    pub fn begin(tracer: &Tracer, request: &Parts, caller: &Caller, scheme: &'static str) -> Traced {
         let begun = tracer.request("HTTP", || parent(&request.headers));
         if begun.span.is_recorded() {
-            describe(&begun.span, request, caller, has_tls);
+            describe(&begun.span, request, caller, scheme);
         }
         Traced(begun)
     }
@@ -82,7 +82,7 @@ fn parent(headers: &HeaderMap) -> Option<Context> {
     Context::read(one.as_bytes(), state)
 }
 
-fn describe(span: &Span, request: &Parts, caller: &Caller, has_tls: bool) {
+fn describe(span: &Span, request: &Parts, caller: &Caller, scheme: &'static str) {
     let header = |name| Some(String::from_utf8_lossy(request.headers.get(name)?.as_bytes()).into_owned());
     match known(&request.method) {
         Some(method) => span.set("http.request.method", method),
@@ -92,7 +92,7 @@ fn describe(span: &Span, request: &Parts, caller: &Caller, has_tls: bool) {
         }
     }
     span.set("url.path", request.uri.path().to_owned());
-    span.set("url.scheme", if has_tls { "https" } else { "http" });
+    span.set("url.scheme", scheme);
     if let Some(host) = header(HOST) {
         let (name, port) = match host.rsplit_once(':') {
             Some((name, port)) if !port.ends_with(']') => (name, port.parse::<u16>().ok()),
@@ -101,8 +101,10 @@ fn describe(span: &Span, request: &Parts, caller: &Caller, has_tls: bool) {
         span.set("server.address", name.to_owned());
         span.set_some("server.port", port);
     }
+    if let Some(address) = caller.address.ip() {
+        span.set("client.address", address.to_canonical().to_string());
+    }
     if let Peer::Tcp(address) = caller.address {
-        span.set("client.address", address.ip().to_canonical().to_string());
         span.set("client.port", address.port());
     }
     span.set_some("network.protocol.version", version(request.version));
@@ -137,7 +139,7 @@ fn route(kind: &str) -> Option<&'static str> {
         "blob" => "/v2/{name}/blobs/{digest}",
         "tags" => "/v2/{name}/tags/list",
         "referrers" => "/v2/{name}/referrers/{digest}",
-        "token" => "/token",
+        "token" => "/v2/_token",
         _ => return None,
     })
 }

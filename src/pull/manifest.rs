@@ -134,7 +134,14 @@ impl Pull {
             }
             Ok(Err(error)) => {
                 let trace_id = trace::id();
-                tracing::warn!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is held");
+                match self.warns_of_stale(target) {
+                    true => {
+                        tracing::warn!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is held")
+                    }
+                    false => {
+                        tracing::debug!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is held")
+                    }
+                }
                 error
             }
             Err(_) => {

@@ -11,6 +11,7 @@ mod blob;
 mod blocking;
 mod body;
 mod bring;
+pub mod canary;
 mod chunk;
 mod client_wait;
 pub mod error;
@@ -47,6 +48,7 @@ use tokio_util::task::TaskTracker;
 pub use blob::{BlobStat, OpenBlob};
 pub use body::{Body, Chunk, Source, Span};
 pub use bring::Brought;
+pub use canary::{Canaries, CanaryError, MadeCanary, SeenRequest};
 pub use chunk::{ChunkMemory, SMALL_BYTES, buffered_bytes};
 pub use client_wait::ClientWait;
 pub use error::{Absent, PullError};
@@ -55,7 +57,7 @@ pub use manifest::{ManifestAnswer, Want};
 use names::Scope;
 pub use names::{Names, Target};
 pub use outcome::Outcome;
-pub use tally::Tally;
+pub use tally::{OutcomeCounts, Tally, by_outcome};
 pub use timing::{Parallel, Timing};
 use turns::Turns;
 
@@ -107,6 +109,8 @@ pub struct Pull {
     hints: moka::sync::Cache<(Arc<str>, Digest), u64>,
     /// Upstreams that failed or used up a client's patience: until when stale is served at once, and why.
     troubled: Mutex<HashMap<HostPort, (Instant, &'static str)>>,
+    /// Upstreams that did not confirm a tag, and when that was logged.
+    told_stale: Mutex<HashMap<HostPort, Instant>>,
     /// Whether a repository answers to nobody.
     privacy_questions: Single<(Scope, Probe), Result<Option<bool>, PullError>>,
     privacy_doubts: moka::sync::Cache<privacy::Doubt, ()>,
@@ -117,6 +121,7 @@ pub struct Pull {
     tally: Tally,
     /// For images that a missing digest is part of.
     wish_searches: Arc<Semaphore>,
+    canaries: Canaries,
 }
 
 /// The last: whether it may be left out to spare a pull limit.
@@ -286,13 +291,20 @@ impl Pull {
                 .time_to_live(privacy::JUST_NOW)
                 .build(),
             troubled: Mutex::default(),
+            told_stale: Mutex::default(),
             silent_registries: moka::sync::Cache::builder()
                 .max_capacity(1_000)
                 .time_to_live(proof::SILENT_FOR)
                 .build(),
             tally: Tally::default(),
             wish_searches: Arc::new(Semaphore::new(wishes::MOST_SEARCHES)),
+            canaries: Canaries::default(),
         }))
+    }
+
+    /// Images that nobody but this proxy can answer.
+    pub fn canaries(&self) -> &Canaries {
+        &self.canaries
     }
 
     /// What holds now.
@@ -453,6 +465,12 @@ impl Pull {
         self.upstream_of(target)?.failing()
     }
 
+    /// Why the upstream fails at the moment, in a sentence that names it, if the last request to the registry itself did.
+    pub fn why_failing(&self, target: &Target) -> Option<String> {
+        let why = self.upstream_of(target)?.why_failing()?;
+        Some(format!("{}: {why}", target.upstream.name))
+    }
+
     fn note_trouble(&self, target: &Target, reason: &'static str) {
         let until = Instant::now() + self.timing.trouble_for;
         self.troubled().insert(target.upstream.name.clone(), (until, reason));
@@ -477,6 +495,21 @@ impl Pull {
     }
 
     /// Grows to the number of upstreams and no further.
+    /// Returns whether it is to be logged that an upstream did not confirm a tag: once a minute for each, as every request that is served
+    /// stale has its own line, and not while its registry is down, of which the log speaks already.
+    fn warns_of_stale(&self, target: &Target) -> bool {
+        const EVERY: Duration = Duration::from_secs(60);
+        if self.upstream_of(target).is_some_and(|client| client.is_down()) {
+            return false;
+        }
+        let mut told = self.told_stale.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = told.get(&target.upstream.name).is_none_or(|at| at.elapsed() >= EVERY);
+        if is_due {
+            told.insert(target.upstream.name.clone(), Instant::now());
+        }
+        is_due
+    }
+
     fn troubled(&self) -> MutexGuard<'_, HashMap<HostPort, (Instant, &'static str)>> {
         self.troubled.lock().unwrap_or_else(PoisonError::into_inner)
     }

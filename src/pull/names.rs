@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::canary;
 use super::error::PullError;
 use crate::config::{Config, Upstream};
 use crate::oci::name::{self, HostPort, Repository};
@@ -90,6 +91,11 @@ impl Names {
         self.find(text).is_some()
     }
 
+    /// The name of the upstream that the text stands for.
+    pub fn upstream_name(&self, text: &str) -> Option<&str> {
+        self.find(text).map(|upstream| upstream.name.as_str())
+    }
+
     fn find(&self, text: &str) -> Option<&Arc<Upstream>> {
         self.by_name
             .get(text)
@@ -144,7 +150,9 @@ fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str, edition: u64)
         "docker.io" if !rest.contains('/') => format!("library/{rest}").parse()?,
         _ => rest.parse()?,
     };
-    if !upstream.permits(repository.as_str()) {
+    // No image of the upstream's, whatever of that is allowed.
+    let is_canary = canary::is_canary(repository.as_str());
+    if !is_canary && !upstream.permits(repository.as_str()) {
         return Err(PullError::NotAllowed {
             upstream: upstream.name.to_string(),
             repository: repository.to_string(),

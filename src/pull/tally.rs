@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// The words of [`crate::pull::Outcome`], one for requests that failed, and one for callers that had no right.
-const WORDS: [&str; 9] = [
+/// The words of [`crate::pull::Outcome`], one for what does not exist, one for requests that failed, and one for callers that
+/// had no right.
+const WORDS: [&str; 10] = [
     "hit",
     "miss",
     "pass",
@@ -12,9 +13,18 @@ const WORDS: [&str; 9] = [
     "revalidated",
     "refreshed",
     "stale",
+    "missing",
     "error",
     "refused",
 ];
+
+/// A count of each word, in one order.
+pub type OutcomeCounts = [u64; WORDS.len()];
+
+/// The words with their counts.
+pub fn by_outcome(counts: &OutcomeCounts) -> impl Iterator<Item = (&'static str, u64)> {
+    WORDS.iter().zip(counts).map(|(word, count)| (*word, *count))
+}
 
 /// Counts by outcome. Nobody waits for anybody.
 #[derive(Debug)]
@@ -45,12 +55,9 @@ impl Tally {
         self.last.store(self.ms_until(now) + 1, Ordering::Relaxed);
     }
 
-    /// Every word with its count.
-    pub fn counts(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        WORDS
-            .iter()
-            .zip(&self.counts)
-            .map(|(word, count)| (*word, count.load(Ordering::Relaxed)))
+    /// Every count, as [`by_outcome`] names them.
+    pub fn counts(&self) -> OutcomeCounts {
+        std::array::from_fn(|at| self.counts[at].load(Ordering::Relaxed))
     }
 
     /// How long nothing was answered.
@@ -77,7 +84,8 @@ mod tests {
         for word in [Some("hit"), Some("hit"), Some("stale"), Some("never heard of"), None] {
             tally.note(word, Instant::now());
         }
-        let counted: Vec<_> = tally.counts().filter(|(_, n)| *n > 0).collect();
+        let counts = tally.counts();
+        let counted: Vec<_> = by_outcome(&counts).filter(|(_, n)| *n > 0).collect();
         assert_eq!(counted, [("hit", 2), ("stale", 1)]);
         assert!(tally.quiet_for() < Duration::MAX);
     }

@@ -171,7 +171,12 @@ impl Transfer {
             Err(error) => {
                 flight.span.fail(error.as_str(), &error);
                 let trace_id = trace::id();
-                tracing::warn!(digest = %flight.digest, repository = %self.order.key, %error, trace_id, "transfer failed");
+                let (digest, repository) = (&flight.digest, &self.order.key);
+                // While the registry is down the log says that once a minute, and each client's line says why it got nothing.
+                match error.is_trouble() && self.order.client.is_down() {
+                    true => tracing::debug!(%digest, %repository, %error, trace_id, "transfer failed"),
+                    false => tracing::warn!(%digest, %repository, %error, trace_id, "transfer failed"),
+                }
                 metrics::counter!("larder_transfers_total", "result" => error.as_str()).increment(1);
                 // Off the list before it is told: whoever asks again on hearing it starts clean (L2).
                 entry.remove_if(|_| true);

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::oci::Digest;
+use crate::text;
 
 /// Clonable: every reader of a shared transfer gets the same result.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("cannot {doing} {path}: {source}")]
+    #[error("cannot {doing} {path}: {}", text::os_error(source))]
     Io {
         doing: &'static str,
         path: PathBuf,
@@ -35,7 +36,7 @@ pub enum StoreError {
     )]
     IndexFormat { path: PathBuf, found: u8, expected: u8 },
     /// Cached, and perhaps quite right: the error is one of the moment. Its text is for clients, and names no path.
-    #[error("{digest} is cached, but cannot be read at the moment: {source}")]
+    #[error("{digest} is cached, but cannot be read at the moment: {}", text::os_error(source))]
     Unreadable {
         digest: Box<Digest>,
         source: Arc<io::Error>,

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
+use super::process::{self, Certificates};
+
 /// Seconds. A hit takes well under a millisecond, a cold answer up to the 20 s that clients wait (R-C18).
 const SECONDS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0,
@@ -25,7 +27,10 @@ pub enum InstallError {
 
 /// The way to the text form of all counters. Cheap to clone.
 #[derive(Clone)]
-pub struct Handle(PrometheusHandle);
+pub struct Handle {
+    recorded: PrometheusHandle,
+    certificates: Certificates,
+}
 
 impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -34,21 +39,30 @@ impl std::fmt::Debug for Handle {
 }
 
 impl Handle {
-    /// Every metric in the Prometheus text exposition format.
-    pub fn render(&self) -> String {
-        self.0.render()
+    /// Shows these too: of one proxy, where there are several in a process.
+    pub fn with_certificates(self, certificates: Certificates) -> Handle {
+        Handle { certificates, ..self }
     }
 
-    /// A counter with one label: how far it is, by that label's value. Read from what is rendered, so that nobody can be
-    /// told another figure than a scrape; for calls that people make, not for requests.
-    pub fn counted_by(&self, name: &str, label: &str) -> BTreeMap<String, u64> {
-        counted_by(&self.render(), name, label)
+    /// Every metric in the Prometheus text exposition format. Reads what the system knows of the process.
+    pub fn render(&self) -> String {
+        let mut text = self.recorded.render();
+        process::write(&mut text);
+        self.certificates.write(&mut text);
+        text
+    }
+
+    /// Counters with one label: how far each is at one moment, by that label's value, in the order of `names`. Read from what is
+    /// rendered, so that nobody can be told another figure than a scrape; for calls that people make, not for requests.
+    pub fn counted(&self, names: &[&str], label: &str) -> Vec<BTreeMap<String, u64>> {
+        let text = self.recorded.render();
+        names.iter().map(|name| counted_by(&text, name, label)).collect()
     }
 
     /// Folds what histograms have gathered; call every few seconds, or memory grows with each observation
     /// for as long as nobody scrapes.
     pub fn upkeep(&self) {
-        self.0.run_upkeep();
+        self.recorded.run_upkeep();
     }
 }
 
@@ -76,9 +90,13 @@ fn build() -> Result<Handle, InstallError> {
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
         .map_err(|e| InstallError::Build(e.to_string()))?
         .build_recorder();
-    let handle = Handle(recorder.handle());
+    let handle = Handle {
+        recorded: recorder.handle(),
+        certificates: Certificates::default(),
+    };
     metrics::set_global_recorder(recorder).map_err(|_| InstallError::Occupied)?;
     describe();
+    process::begin();
     Ok(handle)
 }
 
@@ -118,8 +136,14 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
     }
 }
 
-/// Every metric there is. `deploy/metrics.md`, the dashboard and the alerts are held to it by a test.
+/// Every metric there is, beside those of `process`. `deploy/metrics.md`, the dashboard and the alerts are held to both by a test.
 pub const METRICS: &[Metric] = &[
+    metric(
+        "larder_build_info",
+        Kind::Gauge,
+        &["version", "commit"],
+        "Always 1: what the program was built from; commit is unknown where the build did not know.",
+    ),
     metric(
         "larder_requests_total",
         Kind::Counter,
@@ -143,6 +167,12 @@ pub const METRICS: &[Metric] = &[
         Kind::Counter,
         &["upstream"],
         "Body bytes sent to clients.",
+    ),
+    metric(
+        "larder_cached_response_bytes_total",
+        Kind::Counter,
+        &["upstream"],
+        "Those of them that came from the cache, or from a download that was under way for another request.",
     ),
     metric(
         "larder_requests_refused_total",
@@ -576,14 +606,14 @@ mod tests {
             metrics::counter!("larder_telemetry_read_bytes_total", "upstream" => upstream).increment(bytes);
         }
         metrics::counter!("larder_telemetry_read_bytes_total_of_another", "upstream" => "ghcr.io").increment(1);
-        let found = handle.counted_by("larder_telemetry_read_bytes_total", "upstream");
+        let names = ["larder_telemetry_read_bytes_total", "larder_telemetry_no_such_total"];
+        let counted = handle.counted(&names, "upstream");
+        let [found, none] = &counted[..] else {
+            panic!("{counted:?}")
+        };
         let found: Vec<(&str, u64)> = found.iter().map(|(name, bytes)| (name.as_str(), *bytes)).collect();
         assert_eq!(found, [("-", u64::MAX), ("[::1]:5000", 7), ("ghcr.io", 5)]);
-        assert!(
-            handle
-                .counted_by("larder_telemetry_no_such_total", "upstream")
-                .is_empty()
-        );
+        assert!(none.is_empty());
     }
 
     /// Names that the sources count under, and names that operators are given: all of the table, and nothing else.
@@ -610,7 +640,9 @@ mod tests {
         let used: std::collections::BTreeSet<&str> = used.iter().map(String::as_str).collect();
         assert_eq!(used, known);
         let reference = std::fs::read_to_string(root.join("deploy/metrics.md")).unwrap();
-        for metric in METRICS {
+        let mut known = known;
+        known.extend(process::METRICS.iter().map(|metric| metric.name));
+        for metric in METRICS.iter().chain(process::METRICS) {
             let labels = match metric.labels {
                 [] => "–".to_owned(),
                 labels => labels.join(", "),
@@ -629,7 +661,7 @@ mod tests {
         for file in ["deploy/metrics.md", "deploy/alerts.yaml", "deploy/grafana.json"] {
             let text = std::fs::read_to_string(root.join(file)).unwrap();
             let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
-            for word in words.filter(|word| word.starts_with("larder_")) {
+            for word in words.filter(|word| word.starts_with("larder_") || word.starts_with("process_")) {
                 let base = ["_bucket", "_sum", "_count"]
                     .iter()
                     .find_map(|end| word.strip_suffix(end))

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::error::{ErrorKind, is_passing};
+use super::outage::{Outage, Reminder};
 use super::question::Kind;
 
 /// Answers that the percentiles are taken from: the last ones.
@@ -362,6 +363,7 @@ pub struct AddressHealth {
     upstream: Arc<str>,
     role: Role,
     health: Mutex<Health>,
+    outage: Mutex<Outage>,
 }
 
 impl AddressHealth {
@@ -371,6 +373,7 @@ impl AddressHealth {
             upstream,
             role,
             health: Mutex::new(Health::new(role, first_pause)),
+            outage: Mutex::default(),
         }
     }
 
@@ -387,6 +390,8 @@ impl AddressHealth {
     pub fn inherit(&self, before: &AddressHealth) {
         let known = before.health().clone();
         *self.health() = known;
+        let logged = before.outage().clone();
+        *self.outage() = logged;
     }
 
     /// Records an answer to a client's request, be it a refusal; `waited` is the longest wait for the headers of one exchange.
@@ -455,7 +460,9 @@ impl AddressHealth {
         if has_gone {
             let (upstream, address) = (&self.upstream, &self.name);
             let reason = why;
+            let is_logged = self.outage().begin(Instant::now());
             match self.role {
+                _ if !is_logged => tracing::debug!(%upstream, %address, reason, "an address is down again"),
                 Role::Mirror => {
                     tracing::warn!(%upstream, %address, reason, "a mirror is down: others are asked first until it answers a probe")
                 }
@@ -504,8 +511,29 @@ impl AddressHealth {
 
     fn tell_back(&self) {
         let (upstream, address) = (&self.upstream, &self.name);
-        tracing::info!(%upstream, %address, "an address that was down answers again");
+        match self.outage().end(Instant::now()) {
+            Some(time) => {
+                let down_s = time.as_secs();
+                tracing::info!(%upstream, %address, down_s, "an address that was down answers again");
+            }
+            None => tracing::debug!(%upstream, %address, "an address that was down again answers again"),
+        }
         self.export();
+    }
+
+    /// A request comes that would have gone here if the address were up: says once a minute that it is not.
+    pub(super) fn note_request_while_down(&self) {
+        let Some(Reminder { down_for, requests }) = self.outage().note_request(Instant::now()) else {
+            return;
+        };
+        let reason = self.health().last_error.as_ref().map(|(_, why)| why.clone());
+        let (upstream, address, reason) = (&self.upstream, &self.name, reason.unwrap_or_default());
+        let down_s = down_for.as_secs();
+        tracing::warn!(%upstream, %address, %reason, down_s, requests, "an address is still down");
+    }
+
+    fn outage(&self) -> MutexGuard<'_, Outage> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Why it fails at the moment, in one word, if the last request did.
@@ -513,6 +541,13 @@ impl AddressHealth {
         let health = self.health();
         let (reason, _) = health.last_error.as_ref()?;
         health.is_failing.then_some(*reason)
+    }
+
+    /// The same in a sentence.
+    pub fn why_failing(&self) -> Option<Arc<str>> {
+        let health = self.health();
+        let (_, why) = health.last_error.as_ref().filter(|_| health.is_failing)?;
+        Some(why.clone())
     }
 
     pub(super) fn probe_at(&self) -> Option<Instant> {

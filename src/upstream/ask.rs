@@ -208,6 +208,7 @@ impl Client {
         // A registry that is down is asked once.
         let is_up = !self.own.health.is_down();
         if !is_up {
+            self.own.health.note_request_while_down();
             probe::watch(&self.own);
         }
         let is_patient = is_up && !is_extra(question) && !self.own.heads.are_failing(question);
@@ -278,6 +279,7 @@ impl Client {
         let begun = Instant::now();
         for mirror in mirrors {
             if mirror.health.is_down() {
+                mirror.health.note_request_while_down();
                 probe::watch(mirror);
                 continue;
             }
@@ -623,7 +625,9 @@ impl Client {
             }
         }
         if let Some(size) = declared.filter(|size| *size != came as u64) {
-            return Err(ErrorKind::Cut(format!("{came} of {size} bytes came").into()));
+            return Err(ErrorKind::Cut(
+                format!("the answer broke off: {came} of {size} bytes came").into(),
+            ));
         }
         metrics::counter!("larder_upstream_bytes_total", "upstream" => self.name.to_string()).increment(came as u64);
         items.finish().map_err(|what| ErrorKind::Protocol(what.into()))?;

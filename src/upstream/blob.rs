@@ -273,7 +273,8 @@ impl BlobStream {
         let Some(piece) = piece else {
             return match self.left {
                 Some(left) if left > 0 => {
-                    let kind = ErrorKind::Cut(format!("{left} bytes are missing at its end").into());
+                    let kind =
+                        ErrorKind::Cut(format!("the answer broke off: {left} bytes are missing at its end").into());
                     Err(UpstreamError::new(&self.upstream, kind))
                 }
                 _ => Ok(None),

@@ -54,9 +54,9 @@ pub async fn document(mut response: Response, cap: usize, pause: Duration) -> Re
         all.extend_from_slice(&piece);
     }
     match declared {
-        Some(size) if size != all.len() as u64 => {
-            Err(ErrorKind::Cut(format!("{} of {size} bytes came", all.len()).into()))
-        }
+        Some(size) if size != all.len() as u64 => Err(ErrorKind::Cut(
+            format!("the answer broke off: {} of {size} bytes came", all.len()).into(),
+        )),
         _ => Ok(all.freeze()),
     }
 }

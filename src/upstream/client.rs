@@ -360,6 +360,16 @@ impl Client {
         self.own.health.failing()
     }
 
+    /// Returns whether the registry itself is down.
+    pub fn is_down(&self) -> bool {
+        self.own.health.is_down()
+    }
+
+    /// Why the registry itself fails at the moment, in a sentence, if the last request to it did.
+    pub fn why_failing(&self) -> Option<Arc<str>> {
+        self.own.health.why_failing()
+    }
+
     pub fn name(&self) -> &Arc<str> {
         &self.name
     }

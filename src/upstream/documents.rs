@@ -7,6 +7,7 @@ use reqwest::Client;
 use url::Url;
 
 use super::credentials::Sources;
+use super::reason::{self, Peer};
 use super::{tls, transport};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,13 +63,7 @@ pub fn by_proxy(home: &Url, ca_file: Option<&Path>, proxy: Option<&Url>, timeout
     builder.build().map_err(|error| error.without_url().to_string())
 }
 
-/// An error and its causes, in one line.
-pub fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text += &format!(": {inner}");
-        cause = inner.source();
-    }
-    text
+/// Why an exchange failed, in one line.
+pub fn said(error: &(dyn std::error::Error + 'static)) -> String {
+    reason::of(error, &Peer::default())
 }

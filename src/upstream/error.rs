@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a connection that took longer than `connect_timeout` is called.
-const NO_CONNECTION: &str = "no connection within connect_timeout";
-/// Stands before the host, if that is another one than the address that was asked.
-const BEYOND: &str = ", where it leads to: ";
+/// How the text begins, and how it ends, of a connection that took longer than `connect_timeout`.
+const NO_CONNECTION: &str = "no connection";
+const IN_TIME: &str = " within connect_timeout";
+/// Stands behind that, if the host is another one than the address that was asked.
+const BEYOND: &str = ", where the upstream leads to";
 
 /// Clonable, because every waiter of a shared flight gets the same result.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -23,6 +24,14 @@ pub struct UpstreamError {
 fn since(age: Option<Duration>) -> String {
     age.map(|age| format!("; it said so {} s ago", age.as_secs()))
         .unwrap_or_default()
+}
+
+/// `10 s`, or `250 ms` for less than a second.
+fn patience(time: Duration) -> String {
+    match time.as_secs() {
+        0 => format!("{} ms", time.as_millis()),
+        seconds => format!("{seconds} s"),
+    }
 }
 
 /// Texts carry no secrets: URLs are cut to scheme, host and path before they come here (R-X17).
@@ -45,9 +54,10 @@ pub enum ErrorKind {
         /// How long the answer asks to wait, if it does.
         retry_after: Option<Duration>,
     },
-    #[error("cannot be reached: {0}")]
+    /// There is no connection; the text is a whole sentence.
+    #[error("{0}")]
     Connect(Arc<str>),
-    #[error("did not answer within {} s", .0.as_secs())]
+    #[error("did not answer within {}", patience(*.0))]
     Timeout(Duration),
     /// A long list, while others waited for their turn.
     #[error("sent a long list too slowly while others waited")]
@@ -55,8 +65,8 @@ pub enum ErrorKind {
     /// Whoever takes it takes no more.
     #[error("sent more than is taken now")]
     Unwanted,
-    /// The body ended or the connection broke before all was there.
-    #[error("the answer broke off: {0}")]
+    /// The body ended or the connection broke before all was there; the text is a whole sentence.
+    #[error("{0}")]
     Cut(Arc<str>),
     /// A document that is larger than it may be; not read any further. `found`: its bytes, or only those that came.
     #[error("sent {found} bytes or more, where {limit} are allowed")]
@@ -107,26 +117,31 @@ impl UpstreamError {
 
 impl ErrorKind {
     pub(super) fn no_connection() -> ErrorKind {
-        ErrorKind::Connect(NO_CONNECTION.into())
+        ErrorKind::Connect(format!("{NO_CONNECTION}{IN_TIME}").into())
+    }
+
+    /// `to`: where to, as ` to registry.example`.
+    pub(super) fn no_connection_to(to: &str) -> ErrorKind {
+        ErrorKind::Connect(format!("{NO_CONNECTION}{to}{IN_TIME}").into())
     }
 
     /// Returns whether the address did not even answer to a connection: asking it costs as long each time.
     pub(super) fn is_no_connection(&self) -> bool {
-        matches!(self, ErrorKind::Connect(why) if **why == *NO_CONNECTION)
+        matches!(self, ErrorKind::Connect(why) if why.starts_with(NO_CONNECTION) && why.ends_with(IN_TIME))
     }
 
     /// The same, but of a host that the address leads to: that one does not answer, and the address may be well.
     pub(super) fn beyond(self, host: &str) -> ErrorKind {
         match self.is_no_connection() {
-            true => ErrorKind::Connect(format!("{NO_CONNECTION}{BEYOND}{host}").into()),
+            true => ErrorKind::Connect(format!("{NO_CONNECTION} to {host}{IN_TIME}{BEYOND}").into()),
             false => self,
         }
     }
 
     /// Returns whether a host that the address leads to did not even answer to a connection.
     pub(super) fn is_no_connection_beyond(&self) -> bool {
-        let of_host = |why: &str| Some(why.strip_prefix(NO_CONNECTION)?.starts_with(BEYOND));
-        matches!(self, ErrorKind::Connect(why) if of_host(why) == Some(true))
+        matches!(self, ErrorKind::Connect(why)
+            if why.strip_suffix(BEYOND).is_some_and(|why| why.starts_with(NO_CONNECTION) && why.ends_with(IN_TIME)))
     }
 
     /// Returns whether the same request may succeed a moment later: never a verdict, never a 429.

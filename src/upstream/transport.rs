@@ -22,6 +22,7 @@ use super::blob::Span;
 use super::credentials::Sources;
 use super::error::ErrorKind;
 use super::guard::{Blocked, Class, Guard, GuardedResolver};
+use super::reason::{self, Peer};
 use super::tls;
 use super::via::Via;
 use crate::config::Upstream;
@@ -62,6 +63,8 @@ pub struct Transport {
     tls: rustls::ClientConfig,
     guard: Arc<Guard>,
     upstream: Arc<str>,
+    /// Host of the egress proxy, if there is one on the way to the endpoint.
+    proxy: Option<String>,
     via: Via,
 }
 
@@ -147,6 +150,7 @@ impl Transport {
             tls,
             guard,
             upstream: Arc::from(upstream.name.as_str()),
+            proxy: proxy_for(home, upstream.proxy.as_ref(), &proxies, sources),
             via: via.clone(),
         })
     }
@@ -265,7 +269,7 @@ impl Transport {
             }
             cause = inner.source();
         }
-        failure(error)
+        failure_by(error, self.proxy.as_deref())
     }
 }
 
@@ -275,12 +279,17 @@ pub fn count_refusal(upstream: &Arc<str>) {
 
 /// What an error of the HTTP client means.
 pub fn failure(error: reqwest::Error) -> ErrorKind {
+    failure_by(error, None)
+}
+
+fn failure_by(error: reqwest::Error, proxy: Option<&str>) -> ErrorKind {
+    let peer = Peer::new(error.url(), proxy);
     let (is_connect, is_timeout) = (error.is_connect(), error.is_timeout());
-    let text: Arc<str> = chain(&error.without_url()).into();
+    let error = error.without_url();
     match (is_connect, is_timeout) {
-        (true, true) => ErrorKind::no_connection(),
-        (true, false) => ErrorKind::Connect(text),
-        (false, _) => ErrorKind::Cut(text),
+        (true, true) => ErrorKind::no_connection_to(&peer.to()),
+        (true, false) => ErrorKind::Connect(reason::of(&error, &peer).into()),
+        (false, _) => ErrorKind::Cut(reason::of(&error, &peer).into()),
     }
 }
 
@@ -304,6 +313,25 @@ pub fn shown(url: &Url) -> String {
     let port = url.port().map(|p| format!(":{p}")).unwrap_or_default();
     let text = format!("{}://{host}{port}{}", url.scheme(), url.path());
     super::body::one_line(&text, 200)
+}
+
+/// Host and port of the proxy that requests to `home` go through, for messages.
+fn proxy_for(home: &Url, given: Option<&Url>, proxies: &[(Url, Proxy)], sources: &Sources) -> Option<String> {
+    let is_excepted = |list: &str| {
+        let host = home.host_str().unwrap_or_default();
+        let of =
+            |name: &str| name == "*" || host == name || host.ends_with(&format!(".{}", name.trim_start_matches('.')));
+        list.split(',').map(str::trim).any(|name| !name.is_empty() && of(name))
+    };
+    // Those of the environment stand in their order: that for http, that for https.
+    let proxy = match (given, home.scheme()) {
+        (Some(given), _) => given,
+        _ if sources.no_proxy.as_deref().is_some_and(is_excepted) => return None,
+        (None, "https") if sources.https_proxy.is_some() => &proxies.last()?.0,
+        (None, "http") if sources.http_proxy.is_some() => &proxies.first()?.0,
+        _ => return None,
+    };
+    reason::host_of(proxy)
 }
 
 /// The proxies on the way to `home`: the one that was `given`, else those of the environment.

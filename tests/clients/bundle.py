@@ -1,12 +1,14 @@
 """The air gap: images cross from one Larder to another as files, and clients pull them there with nobody to ask.
 
 Walk: skopeo fills the open Larder; it is bundled and signed; skopeo, umoci and podman read the bundle; the closed
-Larder, offline, takes it in; dockerd, containerd and podman pull from it; the second crossing brings only what is new.
+Larder, offline, takes it in; dockerd, containerd and podman pull from it; the second crossing brings only what is new;
+what other tools save comes in (archives.py).
 """
 
 import json
 import subprocess
 
+from archives import archives
 from clients import Containerd, Dockerd, Podman, Skopeo
 from larder import Larder
 from work import Failed, answers, free_port
@@ -101,6 +103,7 @@ def air_gap(bench):
         pull_all(work, closed, clients, [bench.truth[MORE]])
         bench.ok("bundle", f"an increment of {size} bytes for {new} new ones ({size / new:.4f})")
         theirs(bench, closed, folder)
+        archives(bench, closed, folder)
     finally:
         for one in [*clients, closed, larder, bench.upstream]:
             if one:

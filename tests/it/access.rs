@@ -300,7 +300,7 @@ async fn logins() {
     assert_eq!(ping.error_code(), "UNAUTHORIZED");
     assert_eq!(
         challenge(&ping),
-        format!("Bearer realm=\"http://{at}/token\",service=\"larder\"")
+        format!("Bearer realm=\"http://{at}/v2/_token\",service=\"larder\"")
     );
     let refused = larder.get(manifest(SECRET, "1")).await.expect(401);
     assert!(challenge(&refused).ends_with(&format!(",scope=\"repository:{SECRET}:pull\"")));

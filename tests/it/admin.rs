@@ -330,10 +330,19 @@ async fn stats() {
     assert_eq!((&stats["blobs"], &stats["transfers"]), (&json!(3), &json!(0)));
     let requests = &stats["requests"];
     assert_eq!(
-        (&requests["miss"], &requests["error"]),
-        (&json!(3), &json!(1)),
+        (&requests["miss"], &requests["missing"], &requests["error"]),
+        (&json!(3), &json!(1), &json!(0)),
         "{stats:#}"
     );
+    // What does not exist is in no share.
+    let pulls: u64 = requests
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|n| n.as_u64().unwrap())
+        .sum();
+    let hits = requests["hit"].as_u64().unwrap();
+    assert_eq!(stats["hit_ratio"], hits as f64 / (pulls - 1) as f64, "{stats:#}");
     assert!(requests["hit"].as_u64() >= Some(1));
     let hub = &stats["upstreams"][0];
     assert_eq!(
@@ -351,6 +360,150 @@ async fn stats() {
     larder.get(manifest(REPO, "other")).await;
     let stats = api(&larder, "/stats").await;
     assert!(stats["upstreams"][0]["paused_seconds"].as_u64() > Some(0), "{stats:#}");
+}
+
+/// What a prefetch brought costs the link its bytes once, and every client that gets it got it from the cache. A proxy that is
+/// younger than an hour says so.
+#[tokio::test]
+async fn what_was_fetched_ahead_is_served_from_the_cache() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[300_000]);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let stats = async || Ask::get("/api/v1/stats").send(larder.admin()).await.expect(200).json();
+    let order = json!({ "images": ["alpine:1"], "referrers": false });
+    call("POST", "/api/v1/prefetch", &order)
+        .send(larder.admin())
+        .await
+        .expect(202);
+    within("the image to be stored", async {
+        let path = "/api/v1/images/alpine:1";
+        loop {
+            let found = Ask::get(path).send(larder.admin()).await;
+            if found.status == 200 && found.json()["missing"] == 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let before = stats().await;
+    let fetched = before["fetched_bytes"].as_u64().unwrap();
+    assert!(fetched > 300_000, "{before:#}");
+    assert_eq!(
+        (&before["cached_bytes"], &before["byte_hit_ratio"]),
+        (&json!(0), &Value::Null)
+    );
+    larder.get(manifest(REPO, "1")).await.expect(200);
+    for digest in image.blobs() {
+        larder.get(blob(REPO, digest)).await.expect_content(&digest);
+    }
+    larder.get(manifest(REPO, "no-such-tag")).await.expect(404);
+    let after = within("all of it to be counted", async {
+        loop {
+            let stats = stats().await;
+            if stats["requests"]["missing"] == 1 && stats["cached_bytes"].as_u64() >= Some(fetched) {
+                return stats;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(after["fetched_bytes"], fetched, "{after:#}");
+    assert_eq!(
+        (&after["cached_bytes"], &after["saved_bytes"]),
+        (&json!(fetched), &json!(fetched)),
+        "{after:#}"
+    );
+    assert!(after["byte_hit_ratio"].as_f64() > Some(0.99), "{after:#}");
+    assert_eq!(after["hit_ratio"], 1.0, "{after:#}");
+    let periods = &after["periods"];
+    for period in ["last_hour", "last_day", "since_start"] {
+        for figure in [
+            "requests",
+            "hit_ratio",
+            "served_bytes",
+            "cached_bytes",
+            "fetched_bytes",
+            "byte_hit_ratio",
+        ] {
+            assert_eq!(periods[period][figure], after[figure], "{period} {figure}: {after:#}");
+        }
+        // As old as the process, and no older.
+        let uptime = after["uptime_seconds"].as_u64().unwrap();
+        let covers = periods[period]["covers_seconds"].as_u64().unwrap();
+        assert!(covers <= uptime + 1, "{period}: {after:#}");
+    }
+}
+
+/// The process itself, and how long its certificates last, under the names that dashboards know.
+#[tokio::test]
+async fn metrics_of_the_process_and_of_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let write = |year: i32| {
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let pair = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(&key, pair.serialize_pem()).unwrap();
+        std::fs::write(&cert, params.self_signed(&pair).unwrap().pem()).unwrap();
+    };
+    write(2040);
+    let upstream = Upstream::start().await;
+    let larder = LarderProcess::start(&upstream, |toml| {
+        let file = |path: &Path| path.to_str().unwrap().to_owned();
+        toml.set(&["server", "tls"], "cert", file(&cert));
+        toml.set(&["server", "tls"], "key", file(&key));
+        toml.upstream("docker.io", "ca_file", file(&cert));
+    })
+    .await;
+    let metrics = async || {
+        let answer = Ask::get("/metrics").send(larder.admin()).await.expect(200);
+        String::from_utf8(answer.body).unwrap()
+    };
+    let expiry = |role: &str, key: &str, at: u64| {
+        let file = cert.display();
+        format!("larder_certificate_expires_timestamp_seconds{{role=\"{role}\",key=\"{key}\",file=\"{file}\"}} {at}\n")
+    };
+    let text = within("the certificates", async {
+        loop {
+            let text = metrics().await;
+            if text.contains("larder_certificate_expires_timestamp_seconds{") {
+                return text;
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for line in [
+        expiry("server", "server.tls.cert", 2_208_988_800),
+        expiry("authority", "upstream.docker.io.ca_file", 2_208_988_800),
+    ] {
+        assert!(text.contains(&line), "no {line} in\n{text}");
+    }
+    let info = format!("larder_build_info{{version=\"{}\",commit=\"", env!("CARGO_PKG_VERSION"));
+    assert!(text.contains(&info), "{text}");
+    let figure = |name: &str| -> f64 {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
+    };
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let age = now.as_secs_f64() - figure("process_start_time_seconds");
+    assert!((0.0..300.0).contains(&age), "{age}");
+    assert!(figure("process_cpu_seconds_total") > 0.0);
+    let open = std::fs::read_dir(format!("/proc/{}/fd", larder.pid())).unwrap().count() as f64;
+    assert!((figure("process_open_fds") - open).abs() < 50.0, "{open}\n{text}");
+    assert!(figure("process_max_fds") > figure("process_open_fds"));
+    let resident = figure("process_resident_memory_bytes");
+    assert!(
+        resident > 1e6 && resident < figure("process_virtual_memory_bytes"),
+        "{text}"
+    );
+    // Every sample has its type before it, and no name twice.
+    let types: Vec<&str> = text.lines().filter(|line| line.starts_with("# TYPE ")).collect();
+    let names: BTreeSet<&str> = types.iter().filter_map(|line| line.split(' ').nth(2)).collect();
+    assert_eq!(names.len(), types.len(), "{text}");
 }
 
 /// The figures of the metrics, by upstream: one pull from the upstream, three to clients. In a process of its own: what
@@ -392,7 +545,8 @@ async fn bytes_served_fetched_and_saved() {
     assert_eq!(stats["saved_bytes"], size + 100_000, "{stats:#}");
     let hub = &stats["upstreams"][0];
     assert_eq!(hub["name"], "docker.io");
-    for figure in ["served_bytes", "fetched_bytes", "saved_bytes"] {
+    assert_eq!(stats["cached_bytes"], stats["saved_bytes"], "{stats:#}");
+    for figure in ["served_bytes", "cached_bytes", "fetched_bytes", "saved_bytes"] {
         assert_eq!(hub[figure], stats[figure], "{figure}: {stats:#}");
     }
     let requests = stats["requests"].as_object().unwrap().values();
@@ -402,6 +556,7 @@ async fn bytes_served_fetched_and_saved() {
     let metrics = String::from_utf8(ask("/metrics").await.body.to_vec()).unwrap();
     for (name, figure) in [
         ("larder_response_bytes_total", "served_bytes"),
+        ("larder_cached_response_bytes_total", "cached_bytes"),
         ("larder_upstream_bytes_total", "fetched_bytes"),
     ] {
         let line = format!("{name}{{upstream=\"docker.io\"}} {}", hub[figure]);

@@ -1,6 +1,7 @@
 //! Archives that mean harm: refused with a reason, and nothing of them kept (R-X24, L8).
 
 use std::io::Write as _;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use larder::bundle::catalog::{Blob, Catalog, Image, VERSION};
@@ -501,7 +502,8 @@ proptest! {
         let path = disk.path().join("a.tar");
         std::fs::write(&path, &bytes).unwrap();
         let (_folder, store) = store();
-        let opened = foreign::open(&path, Some("x.example/a:1"));
+        let naming = foreign::Naming { name: Some("x.example/a:1".to_owned()), only: Vec::new() };
+        let opened = foreign::open(&path, &naming, Arc::new(|_| {}));
         prop_assert!(is_changed || opened.is_ok());
         if let Ok(archive) = opened {
             let (sender, mut reader) = pipe::pipe();

@@ -120,7 +120,7 @@ fn blocks(text: &str) -> Vec<Block> {
     found
 }
 
-/// Whether a text is the configuration of a client, or a part of it.
+/// Returns true for the configuration of a client, or a part of it.
 fn configures_a_client(text: &str) -> bool {
     let signs = [
         "\"registry-mirrors\"",

@@ -98,8 +98,8 @@ fn a_good_one_is_0_and_said_in_words() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
-/// What people bring along from the registry of CNCF Distribution: its keys are refused with the right ones, its variables are
-/// warned of.
+/// Keys that people bring along from the registry of CNCF Distribution are refused with the right ones; its variables are warned
+/// of.
 #[test]
 fn keys_of_another_registry_are_answered() {
     let dir = folder("[proxy]\nremoteurl = \"https://registry-1.docker.io\"\n[http]\naddr = \":5000\"\n");

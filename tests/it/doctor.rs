@@ -220,7 +220,11 @@ async fn upstreams_that_cannot_be_asked() {
     let told = case.doctor(&[]).await;
     told.ends(1)
         .has("upstream doctor.invalid", "problem", "doctor.invalid does not resolve")
-        .has("upstream gone.example", "problem", "cannot be reached")
+        .has(
+            "upstream gone.example",
+            "problem",
+            "the connection to 127.0.0.1:1 was refused",
+        )
         .has("upstream away.example", "note", "not dialled")
         .has("upstream docker.io", "warning", "its mirror http://127.0.0.1:1")
         .has_no("upstream ghcr.io");

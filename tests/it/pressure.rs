@@ -573,7 +573,7 @@ async fn disks_that_fail() {
         let response = larder.get(manifest(REPO, image.manifest)).await;
         response.expect_content(&image.manifest);
         let said = disk_says(&larder).await.unwrap_or_default();
-        let reason = std::io::Error::from_raw_os_error(errno).to_string();
+        let reason = larder::text::os_error(&std::io::Error::from_raw_os_error(errno));
         assert!(
             said.contains(op.as_str()) && said.contains(&reason),
             "{trouble:?}: {said:?}"
@@ -619,7 +619,7 @@ async fn a_full_disk() {
     // Found out by a write, or before it when more room was wanted.
     let said = disk_says(&larder).await.unwrap_or_default();
     assert!(
-        said.contains("No space left") || said.contains("there is no room"),
+        said.contains("the disk is full") || said.contains("there is no room"),
         "{said}"
     );
     larder.until_idle().await;

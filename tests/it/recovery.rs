@@ -65,7 +65,7 @@ async fn a_damaged_index_is_restored_from_its_copy() {
         .find(|check| check["name"] == "index");
     let detail = check.expect("a check of the index")["detail"].to_string();
     assert!(
-        detail.contains("rebuilt from its copy of 2") && detail.contains("1 pins"),
+        detail.contains("rebuilt from its copy of 2") && detail.contains("1 tag, 1 pin"),
         "{detail}"
     );
     assert_eq!(ready["status"], "ready", "{ready}");

@@ -226,9 +226,23 @@ async fn running_out_of_descriptors_deletes_nothing() {
         (answer, client) = client.ask(&Ask::get(&target)).await;
         match answer.status {
             200 => assert!(!is_hit(&answer), "{target}: {answer:?}"),
-            503 => assert_eq!(answer.header("retry-after"), Some("2"), "{target}: {answer:?}"),
+            503 => {
+                assert_eq!(answer.header("retry-after"), Some("2"), "{target}: {answer:?}");
+                let line = larder.wait_for_log(&format!("path=\"{target}\" status=503")).await;
+                assert!(line.contains("this process has no file descriptors left"), "{line}");
+            }
             _ => panic!("{target}: {answer:?}"),
         }
+    }
+    // The figures are told all the same.
+    let (metrics, operator) = operator.ask(&Ask::get("/metrics")).await;
+    let metrics = String::from_utf8(metrics.expect(200).body).unwrap();
+    for name in [
+        "process_max_fds 4\n",
+        "process_open_fds ",
+        "process_resident_memory_bytes ",
+    ] {
+        assert!(metrics.contains(&format!("\n{name}")), "no {name:?} in\n{metrics}");
     }
     let (view, operator) = verified(operator).await;
     assert_eq!((&view["state"], &view["bad"]), (&"done".into(), &0.into()), "{view}");

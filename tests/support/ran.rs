@@ -40,6 +40,11 @@ impl Ran {
 
 /// `larder …` with the configuration file of that folder, and `input` on its standard input.
 pub async fn run_with(folder: &Path, args: &[&str], input: &str) -> Ran {
+    run_fed(folder, args, input.as_bytes().to_vec()).await
+}
+
+/// [`run_with`] for any bytes.
+pub async fn run_fed(folder: &Path, args: &[&str], input: Vec<u8>) -> Ran {
     let mut command = command(folder);
     command
         .args(args)
@@ -48,12 +53,11 @@ pub async fn run_with(folder: &Path, args: &[&str], input: &str) -> Ran {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let input = input.to_owned();
     let running = tokio::task::spawn_blocking(move || {
         let mut child = command.spawn().expect("the larder binary");
         let mut stdin = child.stdin.take().expect("its standard input");
         // Who does not read it may have ended already.
-        let _ = std::io::Write::write_all(&mut stdin, input.as_bytes());
+        let _ = std::io::Write::write_all(&mut stdin, &input);
         drop(stdin);
         child.wait_with_output().expect("its output")
     });

@@ -1,14 +1,15 @@
 //! Clients on this machine: whether their files lead to this proxy.
 //!
-//! Each kind has a file of its own here that knows what the client reads. What all share: a file as it is found, one
-//! address in it against the proxy's own, and how that is told.
+//! Each kind has a file of its own here that knows what the client reads and makes the requests of it (`pulls`). What all
+//! share: a file as it is found, one address in it against the proxy's own, and how a verdict is told.
 
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::naming::Way;
-use super::target::{Lookup, Match, Target};
-use super::{Address, Finding, Level, containerd, containers, docker, rancher};
+use super::pulls::{Endpoint, Judged, PullVerdict, Takes, Trouble};
+use super::target::{Lookup, Match, Scheme, Target};
+use super::{Address, Finding, Level, buildkit, containerd, containers, docker, rancher};
 
 /// Longest file that is read.
 const MAX_BYTES: u64 = 4 << 20;
@@ -16,15 +17,18 @@ const MAX_BYTES: u64 = 4 << 20;
 /// What the readers of files have in common.
 pub(super) struct Look<'a> {
     pub(super) root: &'a Path,
+    /// The home of whoever asks, below `root`.
+    pub(super) home: Option<PathBuf>,
     pub(super) target: &'a Target,
     pub(super) names: &'a Lookup,
 }
 
 /// Of every client that has a file below `root`; blocking.
-pub(super) fn check(root: &Path, target: &Target, look_up: bool) -> Vec<Finding> {
+pub(super) fn check(root: &Path, home: Option<&Path>, target: &Target, look_up: bool) -> Vec<Finding> {
     let names = Lookup::new(look_up);
     let look = Look {
         root,
+        home: home.map(|home| home.strip_prefix("/").unwrap_or(home).to_owned()),
         target,
         names: &names,
     };
@@ -32,7 +36,7 @@ pub(super) fn check(root: &Path, target: &Target, look_up: bool) -> Vec<Finding>
     findings.extend(containerd::check(&look));
     findings.extend(containers::check(&look));
     findings.extend(rancher::check(&look));
-    findings.extend(containers::check_buildkit(&look));
+    findings.extend(buildkit::check(&look));
     if findings.is_empty() {
         let found = "no configuration of docker, containerd, podman, cri-o, k3s or buildkit on this machine";
         let none = Finding::new("clients", look.level(), found);
@@ -75,28 +79,54 @@ impl Look<'_> {
         })
     }
 
-    /// The same, as TOML.
-    pub(super) fn read_toml(&self, check: &str, path: &str) -> Option<Result<toml::Table, Finding>> {
+    /// Reads a file as TOML. `consequence`: what the client does with a file that is none.
+    pub(super) fn read_toml(&self, check: &str, path: &str, consequence: &str) -> Option<Result<toml::Table, Finding>> {
         let text = match self.read(check, path)? {
             Ok(text) => text,
             Err(finding) => return Some(Err(finding)),
         };
         Some(text.parse().map_err(|error: toml::de::Error| {
-            Finding::problem(check, format!("/{path} is no TOML: {}", error.message()))
-                .advice("the client ignores it, or does not start: put it right")
+            let found = format!("/{path} is no TOML: {}; {consequence}", error.message());
+            Finding::problem(check, found).advice("put it right")
         }))
     }
 
-    /// Where an address in a file leads.
-    pub(super) fn fits(&self, text: &str) -> Match {
-        text.parse::<Address>()
-            .map_or(Match::Elsewhere, |address| self.target.fits(&address, self.names))
+    /// Names in a folder, in the order of their bytes; none if it cannot be read.
+    pub(super) fn names_in(&self, folder: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.root.join(folder)) else {
+            return Vec::new();
+        };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.collect();
+        names.sort();
+        names
     }
 
-    /// The scheme by which the proxy is reached at an address without one.
-    pub(super) fn scheme(&self, text: &str) -> Option<&'static str> {
-        let address = text.parse::<Address>().ok()?;
-        self.target.scheme_of(&address, self.names)
+    /// Where a host, with the port if one is written, leads by this scheme.
+    pub(super) fn fits_by(&self, scheme: &str, authority: &str) -> Match {
+        let address = format!("{scheme}://{authority}").parse::<Address>();
+        address.map_or(Match::Elsewhere, |address| self.target.fits(&address, self.names))
+    }
+
+    /// True if a host, with the port if one is written, is this proxy by any scheme.
+    pub(super) fn is_here(&self, authority: &str) -> bool {
+        ["http", "https"]
+            .iter()
+            .any(|scheme| self.fits_by(scheme, authority) != Match::Elsewhere)
+    }
+
+    /// The scheme by which the proxy is reached at a host, with the port if one is written.
+    pub(super) fn scheme(&self, authority: &str) -> Option<Scheme> {
+        let schemes = ["http", "https"].iter();
+        let mut addresses = schemes.filter_map(|scheme| format!("{scheme}://{authority}").parse::<Address>().ok());
+        addresses.find_map(|address| self.target.scheme_of(&address, self.names))
+    }
+
+    /// The proxy's ports at the host of an address that is not the proxy's.
+    fn ports_beside(&self, authority: &str) -> Vec<u16> {
+        let address = format!("https://{}", authority.rsplit("://").next().unwrap_or(authority)).parse::<Address>();
+        let ports = |address: Address| self.target.ports_beside(&address, self.names);
+        address.map(ports).unwrap_or_default()
     }
 
     /// The upstreams that are not among these.
@@ -112,23 +142,171 @@ fn unread(check: &str, path: &str, why: &str) -> Finding {
     Finding::warning(check, format!("/{path} cannot be read: {why}")).advice("ask as root")
 }
 
-/// An address here by which a client gets other images than it asks for, or none. `advice`: what to write.
-pub(super) fn wrong_way(check: &str, path: &str, address: &str, way: &Way, advice: String) -> Option<Finding> {
-    let (level, what) = match way {
-        Way::Right => return None,
-        Way::WrongImage(what) => (Level::Problem, format!("by {address} {what}")),
-        Way::Refused(why) => (
-            Level::Problem,
-            format!("pulls by {address} are refused, and go around this proxy or fail: {why}"),
-        ),
-    };
-    Some(Finding::new(check, level, format!("/{path}: {what}")).advice(advice))
+/// The differences between clients in the findings about their files.
+pub(super) trait Dialect {
+    /// `client docker`
+    fn check(&self) -> &str;
+
+    /// The file, or the folder of files, for people.
+    fn place(&self) -> &str;
+
+    /// Returns what to write so that images of `registry` come by this address.
+    fn right(&self, registry: &str, written: &str) -> String;
+
+    /// Returns how the file is written as it should be, and what has to be done then.
+    fn recipe(&self) -> String;
+
+    /// False for a client that has mirrors for one registry only.
+    fn is_for_all(&self) -> bool {
+        true
+    }
+
+    /// The address is here by the other scheme.
+    fn wrong_scheme(&self, written: &str, spoken: Scheme) -> Finding {
+        let wrong = format!("{} names {written}, and the proxy speaks {spoken} there", self.place());
+        Finding::problem(self.check(), wrong).advice(format!("write {spoken}:// there"))
+    }
+
+    /// The client believes only authorities of the system there, and the proxy has a certificate of another.
+    fn untrusted(&self, written: &str) -> Finding {
+        let found = format!(
+            "{}: the certificate at {written} is by nobody whom this machine believes, and the file names no authority for it",
+            self.place()
+        );
+        Finding::problem(self.check(), found).advice(
+            "give the client the authority that issued it, or the proxy a certificate of one that the client knows",
+        )
+    }
+
+    /// The address is not asked for everything.
+    fn partly(&self, registry: &str, written: &str, takes: Takes) -> Finding;
 }
 
-/// An address here, but by the scheme that the proxy does not speak there.
-pub(super) fn wrong_scheme(check: &str, path: &str, found: &str, right: &str) -> Finding {
-    let wrong = format!("/{path} names {found}, and the proxy speaks {right} there");
-    Finding::problem(check, wrong).advice(format!("write {right}:// there"))
+/// The findings about one file, its verdicts on the first. `judged`: each registry that the file names.
+pub(super) fn report(look: &Look<'_>, dialect: &dyn Dialect, judged: Vec<Judged>) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = Vec::new();
+    for one in &judged {
+        for trouble in &one.troubles {
+            let finding = of_trouble(dialect, &one.verdict.registry, trouble);
+            if let Some(finding) = finding.filter(|finding| !findings.contains(finding)) {
+                findings.push(finding);
+            }
+        }
+    }
+    let mut verdicts: Vec<PullVerdict> = judged.into_iter().map(|one| one.verdict).collect();
+    for verdict in &mut verdicts {
+        dialect.place().clone_into(&mut verdict.file);
+    }
+    let here: Vec<&PullVerdict> = verdicts.iter().filter(|verdict| verdict.arrives()).collect();
+    if !here.is_empty() {
+        findings.insert(0, comes(look, dialect, &here));
+    } else if findings.is_empty() {
+        findings.push(nothing(look, dialect, &verdicts));
+    }
+    if let Some(first) = findings.first_mut() {
+        first.registries = verdicts;
+    }
+    findings
+}
+
+/// Adds findings that a reader of files has made by itself: where nothing arrives, they say why.
+pub(super) fn with_more(
+    look: &Look<'_>,
+    dialect: &dyn Dialect,
+    judged: Vec<Judged>,
+    more: Vec<Finding>,
+) -> Vec<Finding> {
+    let is_told = |one: &Judged| one.verdict.arrives() || !one.troubles.is_empty();
+    let is_enough = more.is_empty() || judged.iter().any(is_told);
+    let verdicts: Vec<PullVerdict> = judged.iter().map(|one| one.verdict.clone()).collect();
+    let mut findings = report(look, dialect, judged);
+    if !is_enough {
+        findings.clear();
+    }
+    for finding in more {
+        if !findings.iter().any(|one| one.found == finding.found) {
+            findings.push(finding);
+        }
+    }
+    if !is_enough && let Some(first) = findings.first_mut() {
+        first.registries = verdicts
+            .into_iter()
+            .map(|verdict| PullVerdict {
+                file: dialect.place().to_owned(),
+                ..verdict
+            })
+            .collect();
+    }
+    findings
+}
+
+fn of_trouble(dialect: &dyn Dialect, registry: &str, trouble: &Trouble) -> Option<Finding> {
+    let (check, place) = (dialect.check(), dialect.place());
+    Some(match trouble {
+        Trouble::Way(_, Way::Right) => return None,
+        Trouble::Way(written, Way::WrongImage(what)) => {
+            Finding::problem(check, format!("{place}: by {written} {what}")).advice(dialect.right(registry, written))
+        }
+        Trouble::Way(written, Way::Refused(why)) => Finding::problem(
+            check,
+            format!("{place}: pulls of {registry} by {written} are refused, and go around this proxy or fail: {why}"),
+        )
+        .advice(dialect.right(registry, written)),
+        Trouble::Scheme(written, spoken) => dialect.wrong_scheme(written, spoken),
+        Trouble::Untrusted(written) => dialect.untrusted(written),
+        Trouble::Behind(written, before) => Finding::warning(
+            check,
+            format!("{place}: {} is asked before {written} for {registry}", few(before)),
+        )
+        .advice("put this proxy first, or what the other one has never comes here"),
+        Trouble::Partly(written, takes) => dialect.partly(registry, written, *takes),
+    })
+}
+
+/// Which registries' pulls come here.
+fn comes(look: &Look<'_>, dialect: &dyn Dialect, here: &[&PullVerdict]) -> Finding {
+    let names: Vec<String> = here.iter().map(|verdict| verdict.registry.clone()).collect();
+    let mut found = format!("pulls from {} come here", few(&names));
+    if here.iter().any(|verdict| verdict.falls_back) {
+        found += "; past this proxy when it refuses or is away";
+    }
+    let has_all = names.iter().any(|name| name == "_default" || name == "*");
+    let missing = match has_all || !dialect.is_for_all() {
+        true => Vec::new(),
+        false => look.missing(&names),
+    };
+    match missing.is_empty() {
+        true => Finding::ok(dialect.check(), found),
+        false => Finding::note(dialect.check(), format!("{found}; not from {}", few(&missing)))
+            .advice(format!("the others: {}", dialect.recipe())),
+    }
+}
+
+fn nothing(look: &Look<'_>, dialect: &dyn Dialect, verdicts: &[PullVerdict]) -> Finding {
+    let place = dialect.place();
+    let names: Vec<&str> = verdicts.iter().map(|verdict| verdict.registry.as_str()).collect();
+    let found = match names.is_empty() {
+        true => format!("{place} leads to no registry by this proxy"),
+        false => format!("{place} leads elsewhere for {}", few(&names)),
+    };
+    Finding::new(dialect.check(), look.level(), found).advice(dialect.recipe())
+}
+
+/// Says that an address has this proxy's host and another port, which is easily overlooked.
+pub(super) fn other_port(look: &Look<'_>, check: &str, place: &str, endpoints: &[Endpoint]) -> Option<Finding> {
+    let is_here = |endpoint: &Endpoint| look.is_here(&endpoint.authority);
+    if endpoints.iter().any(is_here) {
+        return None;
+    }
+    endpoints.iter().find_map(|endpoint| {
+        let ports = look.ports_beside(&endpoint.authority);
+        let port = ports.first()?;
+        let found = format!(
+            "{place}: {} is at this proxy's host, and the proxy is at port {port} there",
+            endpoint.written
+        );
+        Some(Finding::note(check, found).advice(format!("write port {port} if this proxy is meant")))
+    })
 }
 
 /// `a, b, c and 4 more`

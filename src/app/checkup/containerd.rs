@@ -1,294 +1,517 @@
-//! containerd: `hosts.toml`, a folder a registry, and `config_path`, without which Kubernetes' side reads none of them.
+//! containerd: what pulls for Kubernetes reads, as `config.toml` and the files that it imports have it.
+//!
+//! `config_path` names folders of `hosts.toml`s; `registry.mirrors` has the addresses in the file itself. Without either
+//! only nerdctl and ctr look into the usual folder.
 
-use super::clients::{Look, few, wrong_scheme, wrong_way};
-use super::naming::{Way, before_name, path_of, without_path};
-use super::target::Match;
+use std::collections::VecDeque;
+
+use toml::{Table, Value};
+
+use super::clients::{Dialect, Look, few, other_port, report};
+use super::hosts::{Folder, Hosts};
+use super::naming::without_path;
+use super::pulls::{Endpoint, HTTP, HTTPS, PullVerdict, Takes, Written, judge};
 use super::{Finding, Level};
 
 const CHECK: &str = "client containerd";
+const NERDCTL: &str = "client nerdctl";
 const FOLDER: &str = "etc/containerd/certs.d";
 const CONFIG: &str = "etc/containerd/config.toml";
-/// The plugin that pulls for Kubernetes in containerd 1.
+/// The plugins that pull for Kubernetes: of containerd 2, of containerd 1, and that one by the names of the first files.
+const PLUGIN: &str = "io.containerd.cri.v1.images";
 const OLD_PLUGIN: &str = "io.containerd.grpc.v1.cri";
-
-/// What was seen in all the files.
-#[derive(Default)]
-struct Seen {
-    here: Vec<String>,
-    elsewhere: Vec<String>,
-    slow: Vec<String>,
-    /// Registries whose own address is the way around this proxy.
-    around: usize,
-    findings: Vec<Finding>,
-}
+const OLDEST_PLUGIN: &str = "cri";
+/// The mirror for every registry that has none of its own.
+const ALL: &str = "*";
+/// Files that are imported, at most.
+const MOST_IMPORTS: usize = 100;
+const RESTART: &str = "then restart containerd";
+const ADVICE: &str = "in config.toml, below [plugins.\"io.containerd.cri.v1.images\".registry] (containerd 1: plugins.\"io.containerd.grpc.v1.cri\".registry): config_path = \"/etc/containerd/certs.d\", then restart containerd";
 
 pub(super) fn check(look: &Look<'_>) -> Vec<Finding> {
-    let mut seen = Seen::default();
-    for name in folders(look) {
-        let path = format!("{FOLDER}/{name}/hosts.toml");
-        match look.read_toml(CHECK, &path) {
-            None => {}
-            Some(Err(finding)) => seen.findings.push(finding),
-            Some(Ok(table)) => one(look, &name, &path, &table, &mut seen),
-        }
-    }
-    let has_config = look.root.join(CONFIG).exists();
-    if seen.here.is_empty() && seen.elsewhere.is_empty() && seen.findings.is_empty() && !has_config {
-        return Vec::new();
-    }
-    let mut findings = Vec::new();
-    if !seen.here.is_empty() || seen.findings.is_empty() {
-        findings.push(summary(look, &seen));
-    }
-    findings.append(&mut seen.findings);
-    if !seen.here.is_empty() {
-        findings.extend(config_path(look));
-        if !seen.slow.is_empty() {
-            let found = format!("without dial_timeout: {}", few(&seen.slow));
-            findings.push(Finding::note(CHECK, found).advice(
-                "when the proxy is away each pull waits 30 s: dial_timeout = \"1s\" (containerd 2.1 and newer)",
-            ));
-        }
-    }
-    findings
-}
-
-fn folders(look: &Look<'_>) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(look.root.join(FOLDER)) else {
-        return Vec::new();
-    };
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut names: Vec<String> = names.collect();
-    names.sort();
-    names
-}
-
-fn one(look: &Look<'_>, name: &str, path: &str, table: &toml::Table, seen: &mut Seen) {
-    let hosts = table.get("host").and_then(toml::Value::as_table);
-    let here = hosts
-        .into_iter()
-        .flatten()
-        .filter(|(host, _)| look.fits(host) != Match::Elsewhere);
-    let (mut is_here, mut is_right) = (false, false);
-    for (host, keys) in here {
-        is_here = true;
-        is_right |= one_host(look, name, (path, host), keys, seen);
-    }
-    let server = table.get("server").and_then(toml::Value::as_str);
-    let server = server.filter(|server| look.fits(server) != Match::Elsewhere);
-    if let Some(server) = server {
-        is_here = true;
-        let wrong = wrong_path(look, name, (path, server), table);
-        is_right |= wrong.is_none();
-        seen.findings.extend(wrong);
-    }
-    if !is_here {
-        seen.elsewhere.push(name.to_owned());
-    }
-    if is_right {
-        seen.here.push(registry_of(name));
-        seen.around += usize::from(server.is_none());
-    }
-}
-
-/// A host by which pulls from `name` come here. Returns true if they are those images.
-fn one_host(look: &Look<'_>, name: &str, (path, host): (&str, &str), keys: &toml::Value, seen: &mut Seen) -> bool {
-    if let Match::WrongScheme(right) = look.fits(host) {
-        seen.findings.push(wrong_scheme(CHECK, path, host, right));
-        return false;
-    }
-    if let Some(wrong) = keys
-        .as_table()
-        .and_then(|keys| wrong_path(look, name, (path, host), keys))
-    {
-        seen.findings.push(wrong);
-        return false;
-    }
-    let capabilities = keys.get("capabilities").and_then(toml::Value::as_array);
-    // Without any a host may do everything.
-    let is = |one: &toml::Value, what: &str| one.as_str().is_some_and(|one| one.eq_ignore_ascii_case(what));
-    let can = |what: &str| capabilities.is_none_or(|all| all.is_empty() || all.iter().any(|one| is(one, what)));
-    if !can("pull") || !can("resolve") {
-        seen.findings.push(
-            Finding::warning(
-                CHECK,
-                format!("/{path} gives {host} not both of the capabilities pull and resolve"),
-            )
-            .advice("capabilities = [\"pull\", \"resolve\"], or containerd asks the registry itself for tags"),
-        );
-    }
-    if keys.get("dial_timeout").is_none() {
-        seen.slow.push(name.to_owned());
-    }
-    true
-}
-
-/// containerd asks by `ns` for the registry that the folder is named after, below the path of the address.
-fn wrong_path(look: &Look<'_>, name: &str, (path, address): (&str, &str), keys: &toml::Table) -> Option<Finding> {
-    let verbatim = keys.get("override_path").and_then(toml::Value::as_bool) == Some(true);
-    let way = match before_name(path_of(address), verbatim) {
-        None => Way::Refused(format!(
-            "there is no registry at that path{}",
-            if verbatim {
-                ", to which override_path has no /v2 added"
-            } else {
-                ""
-            }
-        )),
-        // Stands for every registry, so that no path is right but none.
-        Some(below) if name == DEFAULT && below.is_empty() => Way::Right,
-        Some(below) if name == DEFAULT => Way::Refused(format!(
-            "the path {below} is for one registry, and {DEFAULT} is for all"
-        )),
-        Some(below) => look.target.naming.judge(&registry_of(name), &below, true),
-    };
-    let right = format!(
-        "[host.\"{}\"] without a path and without override_path",
-        without_path(address)
-    );
-    wrong_way(CHECK, path, address, &way, right)
-}
-
-/// The folder for every registry that has none of its own.
-const DEFAULT: &str = "_default";
-
-/// The registry that a folder is for: `registry.example_5000_` is registry.example:5000.
-fn registry_of(folder: &str) -> String {
-    match folder.strip_suffix('_').and_then(|name| name.rsplit_once('_')) {
-        Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => {
-            format!("{host}:{port}")
-        }
-        _ => folder.to_owned(),
-    }
-}
-
-fn summary(look: &Look<'_>, seen: &Seen) -> Finding {
-    if seen.here.is_empty() {
-        let found = match seen.elsewhere.is_empty() {
-            true => format!("no registry in /{FOLDER} leads to this proxy"),
-            false => format!("/{FOLDER} leads elsewhere for {}", few(&seen.elsewhere)),
-        };
-        return Finding::new(CHECK, look.level(), found).advice(format!(
-            "larder client-config containerd --write /{FOLDER} writes it; containerd reads it with the next pull"
-        ));
-    }
-    let mut found = format!("pulls from {} come here", few(&seen.here));
-    if seen.around > 0 {
-        found += "; past this proxy when it refuses or is away";
-    }
-    let missing = match seen.here.iter().any(|name| name == DEFAULT) {
-        true => Vec::new(),
-        false => look.missing(&seen.here),
-    };
-    match missing.is_empty() {
-        true => Finding::ok(CHECK, found),
-        false => Finding::note(CHECK, format!("{found}; not from {}", few(&missing))).advice(format!(
-            "larder client-config containerd --write /{FOLDER} writes the others"
-        )),
-    }
-}
-
-/// nerdctl and ctr read the folder by themselves; what Kubernetes asks for is pulled by a plugin that has to be told.
-fn config_path(look: &Look<'_>) -> Option<Finding> {
-    let advice = "in config.toml, below [plugins.\"io.containerd.cri.v1.images\".registry] (containerd 1: plugins.\"io.containerd.grpc.v1.cri\".registry): config_path = \"/etc/containerd/certs.d\", then restart containerd";
-    let table = match look.read_toml(CHECK, CONFIG) {
+    let usual = Hosts::new(vec![FOLDER.to_owned()]);
+    match Cri::read(look) {
+        None if !usual.has_files(look) => Vec::new(),
         None => {
-            let found = format!(
-                "there is no /{CONFIG}: whether Kubernetes' pulls read /{FOLDER} depends on containerd's version"
-            );
-            return Some(Finding::note(CHECK, found).advice(advice));
+            let mut findings = usual.findings(look, &Folder::new(CHECK, FOLDER));
+            if comes_here(&findings) {
+                let found = format!(
+                    "there is no /{CONFIG}: nerdctl reads /{FOLDER}, and Kubernetes' pulls do not unless config_path says so"
+                );
+                findings.push(Finding::note(CHECK, found).advice(ADVICE));
+            }
+            findings
         }
-        Some(Err(finding)) => return Some(finding),
-        Some(Ok(table)) => table,
-    };
-    let version = table.get("version").and_then(toml::Value::as_integer).unwrap_or(1);
-    let registries = Registries::of(&table, version);
-    if let Some(path) = registries.config_path() {
-        return of_path(path, version, &registries);
+        Some(Err(finding)) => vec![*finding],
+        Some(Ok(cri)) => cri.findings(look, &usual),
     }
-    let found = format!("/{CONFIG} does not set config_path: Kubernetes' pulls do not read /{FOLDER}");
-    let found = match registries.misplaced {
-        true => format!("{found} (it stands in a section of containerd 1, which version = {version} does not read)"),
-        false => found,
-    };
-    // It may stand in a file that this one imports.
-    Some(match table.contains_key("imports") {
-        true => Finding::note(CHECK, format!("{found}, unless a file that it imports does")).advice(advice),
-        false => Finding::warning(CHECK, found).advice(advice),
-    })
 }
 
-/// The sections of plugins that pull for Kubernetes.
-struct Registries<'a> {
-    plugins: Vec<&'a toml::Table>,
-    /// There is one that this version of the file does not have.
+fn comes_here(findings: &[Finding]) -> bool {
+    let verdicts = findings.iter().flat_map(|finding| &finding.registries);
+    verdicts.into_iter().any(PullVerdict::names_this_proxy)
+}
+
+/// The settings of the plugin that pulls for Kubernetes, in the form of containerd 2.
+struct Cri {
+    /// The first file's: from 3 on nothing but containerd 2 reads it.
+    version: i64,
+    section: Table,
+    /// There is a section with a registry that this version of the file does not have.
     misplaced: bool,
+    /// A file that only containerd 2 reads the section of, though containerd 1 reads the file.
+    is_only_new: bool,
+    disabled: bool,
+    /// Imports that were not followed.
+    unread: Vec<String>,
 }
 
-impl<'a> Registries<'a> {
-    fn of(table: &'a toml::Table, version: i64) -> Registries<'a> {
-        let plugins = table.get("plugins").and_then(toml::Value::as_table);
-        let with_registry = plugins
-            .into_iter()
-            .flatten()
-            .filter_map(|(name, plugin)| Some((name, plugin.as_table()?)))
-            .filter(|(_, plugin)| plugin.get("registry").is_some_and(toml::Value::is_table));
-        let (old, read): (Vec<_>, Vec<_>) = with_registry.partition(|(name, _)| version >= 3 && *name == OLD_PLUGIN);
-        Registries {
-            misplaced: !old.is_empty(),
-            plugins: read.into_iter().map(|(_, plugin)| plugin).collect(),
+impl Cri {
+    /// `None`: there is no configuration.
+    fn read(look: &Look<'_>) -> Option<Result<Cri, Box<Finding>>> {
+        let mut cri = Cri {
+            version: 1,
+            section: Table::new(),
+            misplaced: false,
+            is_only_new: false,
+            disabled: false,
+            unread: Vec::new(),
+        };
+        let mut pending = VecDeque::from([CONFIG.to_owned()]);
+        let mut seen: Vec<String> = Vec::new();
+        while let Some(path) = pending.pop_front() {
+            if seen.contains(&path) {
+                continue;
+            }
+            if seen.len() == MOST_IMPORTS {
+                cri.unread.push(path);
+                break;
+            }
+            let table = match look.read_toml(CHECK, &path, "containerd does not start with it") {
+                None if seen.is_empty() => return None,
+                None => {
+                    seen.push(path);
+                    continue;
+                }
+                Some(Err(finding)) => return Some(Err(Box::new(finding))),
+                Some(Ok(table)) => table,
+            };
+            cri.take(&table, seen.is_empty());
+            let imports = table.get("imports").and_then(Value::as_array);
+            for import in imports.into_iter().flatten().filter_map(Value::as_str) {
+                // containerd 1 looks for those from wherever it was started.
+                let is_anywhere = cri.version < 3 && import.contains('*') && !import.starts_with('/');
+                match matching(look, &path, import).filter(|_| !is_anywhere) {
+                    Some(paths) => pending.extend(paths),
+                    None => cri.unread.push(import.to_owned()),
+                }
+            }
+            seen.push(path);
+        }
+        Some(Ok(cri))
+    }
+
+    /// One file's settings, over those of the files before it.
+    fn take(&mut self, table: &Table, is_first: bool) {
+        let version = table.get("version").and_then(Value::as_integer).unwrap_or(1);
+        if is_first {
+            self.version = version;
+        }
+        let disabled = table.get("disabled_plugins").and_then(Value::as_array);
+        let is_cri = |one: &Value| matches!(one.as_str(), Some(OLDEST_PLUGIN | OLD_PLUGIN | PLUGIN));
+        self.disabled |= disabled.into_iter().flatten().any(is_cri);
+        let Some(plugins) = table.get("plugins").and_then(Value::as_table) else {
+            return;
+        };
+        let section = |name: &str| plugins.get(name).and_then(Value::as_table);
+        let has_registry = |name: &str| section(name).is_some_and(|section| section.contains_key("registry"));
+        let (old, new) = match version {
+            3.. => (None, section(PLUGIN)),
+            2 => (section(OLD_PLUGIN), section(PLUGIN)),
+            _ => (section(OLDEST_PLUGIN), None),
+        };
+        let unread: &[&str] = match version {
+            3.. => &[OLD_PLUGIN, OLDEST_PLUGIN],
+            2 => &[OLDEST_PLUGIN],
+            _ => &[OLD_PLUGIN, PLUGIN],
+        };
+        self.misplaced |= unread.iter().any(|name| has_registry(name));
+        if let Some(new) = new {
+            self.is_only_new |= version < 3 && new.contains_key("registry");
+            merge(&mut self.section, new);
+        }
+        if let Some(old) = old {
+            let old = of_old(old);
+            match version {
+                // containerd 1 takes a plugin's section from the last file that has one.
+                ..3 if new.is_none() => self.section = old,
+                _ => merge(&mut self.section, &old),
+            }
         }
     }
 
-    fn registries(&self) -> impl Iterator<Item = &'a toml::Table> {
-        self.plugins
-            .iter()
-            .filter_map(|plugin| plugin.get("registry")?.as_table())
+    fn registry(&self, key: &str) -> Option<&Value> {
+        self.section.get("registry")?.get(key)
     }
 
-    /// One that has the folder in it.
-    fn config_path(&self) -> Option<&'a str> {
-        let mut paths = self
-            .registries()
-            .filter_map(|registry| registry.get("config_path")?.as_str());
-        paths.find(|path| path.split(':').any(is_folder))
+    fn has_entries(&self, key: &str) -> bool {
+        let table = self.registry(key).and_then(Value::as_table);
+        table.is_some_and(|table| !table.is_empty())
     }
 
-    fn has_mirrors(&self) -> bool {
-        self.registries().any(|registry| registry.get("mirrors").is_some())
+    fn config_path(&self) -> Option<&str> {
+        let path = self.registry("config_path").and_then(Value::as_str);
+        path.filter(|path| !path.is_empty())
     }
 
-    /// Returns true if they pull by themselves in any case, as before containerd 2.1.
-    fn pull_locally(&self) -> bool {
-        let is_set = |plugin: &toml::Table, key: &str| plugin.get(key).and_then(toml::Value::as_bool) == Some(true);
-        let keys = ["use_local_image_pull", "discard_unpacked_layers"];
-        self.plugins
-            .iter()
-            .any(|plugin| keys.iter().any(|key| is_set(plugin, key)))
+    /// True if the plugin pulls by itself also in containerd 2.1 and newer, for a reason that its code has a list of.
+    fn pulls_locally(&self) -> bool {
+        let is = |key: &str| self.section.get(key).and_then(Value::as_bool);
+        let downloads = self.section.get("max_concurrent_downloads");
+        is("use_local_image_pull") == Some(true)
+            || is("discard_unpacked_layers") == Some(true)
+            || is("image_pull_with_sync_fs") == Some(true)
+            || is("disable_snapshot_annotations") == Some(false)
+            || downloads.and_then(Value::as_integer).is_some_and(|most| most != 3)
+            || ["mirrors", "configs", "auths"].iter().any(|key| self.has_entries(key))
     }
-}
 
-fn is_folder(path: &str) -> bool {
-    path.trim_end_matches('/').strip_prefix('/') == Some(FOLDER)
-}
+    fn findings(&self, look: &Look<'_>, usual: &Hosts) -> Vec<Finding> {
+        if self.disabled {
+            // Kubernetes does not pull by it; nerdctl does.
+            return match usual.has_files(look) {
+                true => usual.findings(look, &Folder::new(NERDCTL, FOLDER)),
+                false => Vec::new(),
+            };
+        }
+        let mut findings = match (self.config_path(), self.has_entries("mirrors")) {
+            (Some(_), true) => vec![self.both()],
+            (None, true) => self.by_mirrors(look),
+            (Some(path), false) => self.by_folders(look, path),
+            (None, false) => self.by_neither(look, usual),
+        };
+        if self.registry("config_path").is_some_and(|path| !path.is_str()) {
+            let found = format!("/{CONFIG}: config_path is no text: the plugin does not start");
+            findings.insert(0, Finding::problem(CHECK, found).advice(ADVICE));
+        }
+        if self.is_only_new && self.version < 3 {
+            let found = format!(
+                "/{CONFIG}: containerd 1 does not read plugins.\"{PLUGIN}\", and with version = {} it may be that one",
+                self.version
+            );
+            for verdict in findings.iter_mut().flat_map(|finding| &mut finding.registries) {
+                verdict.only = Some("containerd 2".to_owned());
+            }
+            findings.push(Finding::warning(CHECK, found).advice(format!(
+                "containerd 1: plugins.\"{OLD_PLUGIN}\".registry; containerd 2: version = 3; {RESTART}"
+            )));
+        }
+        if !self.unread.is_empty() {
+            let found = format!("/{CONFIG} imports {}, which was not looked at", few(&self.unread));
+            findings.push(Finding::note(CHECK, found).advice("look whether config_path stands there"));
+        }
+        findings
+    }
 
-/// Since containerd 2.1 another service pulls, which takes the text for one path, a list as well.
-fn of_path(path: &str, version: i64, registries: &Registries<'_>) -> Option<Finding> {
-    if registries.has_mirrors() {
+    fn both(&self) -> Finding {
         let found = format!("/{CONFIG} has both config_path and registry.mirrors: the plugin does not start");
-        return Some(Finding::problem(CHECK, found).advice("take registry.mirrors away"));
+        let mut finding = Finding::problem(CHECK, found).advice(format!("take registry.mirrors away, {RESTART}"));
+        let named = self
+            .mirrors()
+            .map(|(registry, _)| PullVerdict::failing(registry, Mirrors.place()));
+        finding.registries = named.collect();
+        finding
     }
-    if is_folder(path) || registries.pull_locally() {
+
+    fn mirrors(&self) -> impl Iterator<Item = (&str, Vec<&str>)> {
+        let mirrors = self.registry("mirrors").and_then(Value::as_table);
+        mirrors.into_iter().flatten().map(|(registry, mirror)| {
+            let endpoints = mirror.get("endpoint").and_then(Value::as_array);
+            let endpoints = endpoints.into_iter().flatten().filter_map(Value::as_str);
+            (registry.as_str(), endpoints.collect())
+        })
+    }
+
+    fn by_mirrors(&self, look: &Look<'_>) -> Vec<Finding> {
+        let (mut judged, mut near, mut strange) = (Vec::new(), None, Vec::new());
+        for (registry, written) in self.mirrors() {
+            if registry.contains(['/', ' ']) {
+                strange.push(registry.to_owned());
+                continue;
+            }
+            if look.is_here(registry) {
+                continue;
+            }
+            let endpoints = self.endpoints(registry, &written);
+            near = near.or_else(|| other_port(look, CHECK, &format!("/{CONFIG}"), &endpoints));
+            // Which registry makes no difference to a path, only to what that has to be.
+            let wanted = if registry == ALL { "docker.io" } else { registry };
+            let mut one = judge(look, wanted, &endpoints);
+            registry.clone_into(&mut one.verdict.registry);
+            judged.push(one);
+        }
+        let mut findings = match judged.is_empty() && !strange.is_empty() {
+            true => Vec::new(),
+            false => report(look, &Mirrors, judged),
+        };
+        findings.extend(near);
+        if !strange.is_empty() {
+            let found = format!(
+                "/{CONFIG}: registry.mirrors has {}, where a registry is named by its host alone: nothing is pulled by it",
+                few(&strange)
+            );
+            findings.push(Finding::problem(CHECK, found).advice("such as registry.mirrors.\"docker.io\""));
+        }
+        findings
+    }
+
+    /// A mirror's endpoints, each with its path as it is and `/v2` only where there is none; then the registry itself.
+    fn endpoints(&self, registry: &str, written: &[&str]) -> Vec<Endpoint> {
+        let name = if registry == ALL { "docker.io" } else { registry };
+        let mut endpoints = Vec::new();
+        for address in written {
+            let Some(read) = Written::read(address) else { continue };
+            let host = read.authority.rsplit_once(':').map_or(read.authority, |(host, _)| host);
+            let is_local = matches!(host, "localhost" | "[::1]") || host.starts_with("127.");
+            let schemes = match read.scheme {
+                Some("http") => HTTP,
+                None if is_local => HTTP,
+                _ => HTTPS,
+            };
+            let endpoint = Endpoint {
+                path: match read.path {
+                    "" => "/v2".to_owned(),
+                    path => path.trim_end_matches('/').to_owned(),
+                },
+                has_trust: self.has_trust(read.authority),
+                written: (*address).to_owned(),
+                ..Endpoint::new(schemes, read.authority)
+            };
+            endpoints.push(endpoint.naming(name));
+        }
+        if endpoints.iter().all(|endpoint| endpoint.authority != name) {
+            endpoints.push(Endpoint::registry(name).naming(name));
+        }
+        endpoints
+    }
+
+    fn has_trust(&self, authority: &str) -> bool {
+        let tls = self
+            .registry("configs")
+            .and_then(|configs| configs.get(authority)?.get("tls"));
+        tls.is_some_and(|tls| {
+            let skips = tls.get("insecure_skip_verify").and_then(Value::as_bool) == Some(true);
+            skips || tls.get("ca_file").is_some()
+        })
+    }
+
+    /// Since containerd 2.1 another service pulls, which takes the text for one path, a list as well.
+    fn by_folders(&self, look: &Look<'_>, path: &str) -> Vec<Finding> {
+        let below = |path: &str| path.trim_matches('/').to_owned();
+        let folders: Vec<String> = path.split(':').filter(|path| !path.is_empty()).map(below).collect();
+        let is_list = path.contains(':');
+        let hosts = Hosts::new(folders.clone());
+        let place = Folder::new(CHECK, folders.first().map_or(FOLDER, String::as_str));
+        let mut findings = hosts.findings(look, &place);
+        if is_list && !self.pulls_locally() && comes_here(&findings) {
+            let is_new = self.version >= 3;
+            let found = format!(
+                "/{CONFIG}: config_path = {path:?} is one path to containerd 2.1 and newer, and there is none: Kubernetes' pulls go past this proxy, to the registries themselves"
+            );
+            let level = if is_new { Level::Problem } else { Level::Warning };
+            let first = folders.first().map_or(FOLDER, String::as_str);
+            let mut one_path = Finding::new(CHECK, level, found)
+                .advice(format!("config_path = \"/{first}\" and nothing else, {RESTART}"));
+            if is_new {
+                // Whatever the files say, they are not read.
+                let verdicts = findings.iter().flat_map(|finding| &finding.registries);
+                let unread = |verdict: &PullVerdict| PullVerdict::elsewhere(&verdict.registry, &verdict.file);
+                one_path.registries = verdicts.map(unread).collect();
+                findings.clear();
+            } else {
+                for verdict in findings.iter_mut().flat_map(|finding| &mut finding.registries) {
+                    verdict.only = Some("containerd before 2.1".to_owned());
+                }
+            }
+            findings.push(one_path);
+        }
+        if !folders.iter().any(|folder| folder == FOLDER) {
+            let usual = Hosts::new(vec![FOLDER.to_owned()]);
+            if usual.has_files(look) {
+                let found = format!("/{CONFIG} names {path:?} by config_path: Kubernetes' pulls do not read /{FOLDER}");
+                findings.push(Finding::note(CHECK, found).advice("write hosts.toml where config_path says"));
+            }
+        }
+        findings
+    }
+
+    /// nerdctl and ctr read the usual folder by themselves; what Kubernetes asks for is pulled by a plugin that has to be
+    /// told.
+    fn by_neither(&self, look: &Look<'_>, usual: &Hosts) -> Vec<Finding> {
+        let by_nerdctl = match usual.has_files(look) {
+            true => usual.findings(look, &Folder::new(NERDCTL, FOLDER)),
+            false => Vec::new(),
+        };
+        let misplaced = match self.misplaced {
+            true => format!(
+                " (it stands in a section of another version, which version = {} does not read)",
+                self.version
+            ),
+            false => String::new(),
+        };
+        let mut finding = match comes_here(&by_nerdctl) {
+            true => Finding::warning(
+                CHECK,
+                format!("/{CONFIG} does not set config_path{misplaced}: Kubernetes' pulls do not read /{FOLDER}"),
+            ),
+            false => Finding::new(
+                CHECK,
+                if self.misplaced { Level::Warning } else { look.level() },
+                format!("/{CONFIG} does not set config_path{misplaced}, and leads to no registry by this proxy"),
+            ),
+        }
+        .advice(ADVICE);
+        let named = by_nerdctl.iter().flat_map(|finding| &finding.registries);
+        finding.registries = named
+            .map(|verdict| PullVerdict::elsewhere(&verdict.registry, &verdict.file))
+            .collect();
+        let mut findings = vec![finding];
+        findings.extend(by_nerdctl);
+        findings
+    }
+}
+
+/// The section of containerd 1 with its keys where containerd 2 has them. `use_local_image_pull` is not among those that
+/// containerd 2 takes over.
+fn of_old(old: &Table) -> Table {
+    let mut new = Table::new();
+    let mut take = |from: &Table, keys: &[&str]| {
+        for key in keys {
+            if let Some(value) = from.get(*key) {
+                new.insert((*key).to_owned(), value.clone());
+            }
+        }
+    };
+    take(
+        old,
+        &["registry", "max_concurrent_downloads", "image_pull_with_sync_fs"],
+    );
+    if let Some(containerd) = old.get("containerd").and_then(Value::as_table) {
+        take(containerd, &["disable_snapshot_annotations", "discard_unpacked_layers"]);
+    }
+    new
+}
+
+/// Tables key by key, anything else from the later file.
+fn merge(into: &mut Table, from: &Table) {
+    for (key, value) in from {
+        match (into.get_mut(key), value) {
+            (Some(Value::Table(into)), Value::Table(from)) => merge(into, from),
+            _ => {
+                into.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// The files, below the root, that an import means. Stars are understood in a file's name; `None`: there are some elsewhere.
+fn matching(look: &Look<'_>, importer: &str, import: &str) -> Option<Vec<String>> {
+    let folder = importer.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let path = match import.strip_prefix('/') {
+        Some(path) => path.to_owned(),
+        None => format!("{folder}/{import}"),
+    };
+    let parts: Vec<&str> = path.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    let (name, folders) = parts.split_last()?;
+    let folder = folders.join("/");
+    if folder.contains(['*', '?', '[']) || name.contains(['?', '[']) || folders.contains(&"..") {
         return None;
     }
-    let found = format!(
-        "/{CONFIG}: config_path = {path:?} is one path to containerd 2.1 and newer, and there is none: Kubernetes' pulls go past this proxy, to the registries themselves"
-    );
-    let level = match version {
-        3.. => Level::Problem,
-        _ => Level::Warning,
+    if !name.contains('*') {
+        return Some(vec![parts.join("/")]);
+    }
+    let names = look.names_in(&folder).into_iter();
+    Some(
+        names
+            .filter(|one| fits(name, one))
+            .map(|one| format!("{folder}/{one}"))
+            .collect(),
+    )
+}
+
+/// True if a pattern with stars fits a name.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((head, rest)) = pattern.split_once('*') else {
+        return pattern == name;
     };
-    Some(Finding::new(CHECK, level, found).advice(format!(
-        "config_path = \"/{FOLDER}\" and nothing else, then restart containerd"
-    )))
+    let Some(mut name) = name.strip_prefix(head) else {
+        return false;
+    };
+    let pieces: Vec<&str> = rest.split('*').collect();
+    let Some((last, middle)) = pieces.split_last() else {
+        return true;
+    };
+    for piece in middle {
+        match name.find(piece) {
+            Some(at) => name = &name[at + piece.len()..],
+            None => return false,
+        }
+    }
+    name.ends_with(last)
+}
+
+/// `registry.mirrors` of containerd's own file.
+struct Mirrors;
+
+impl Dialect for Mirrors {
+    fn check(&self) -> &'static str {
+        CHECK
+    }
+
+    fn place(&self) -> &'static str {
+        "/etc/containerd/config.toml"
+    }
+
+    fn right(&self, registry: &str, written: &str) -> String {
+        let bare = without_path(written);
+        format!("registry.mirrors.\"{registry}\" with endpoint = [\"{bare}\"], {RESTART}")
+    }
+
+    fn recipe(&self) -> String {
+        format!(
+            "larder client-config containerd --write /{FOLDER}, and config_path in place of registry.mirrors; {RESTART}"
+        )
+    }
+
+    fn partly(&self, _: &str, written: &str, _: Takes) -> Finding {
+        Finding::warning(CHECK, format!("{written} is not asked for everything")).advice(self.recipe())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_with_stars() {
+        for (pattern, name, want) in [
+            ("*.toml", "a.toml", true),
+            ("*.toml", "a.tom", false),
+            ("a*b*c", "a1b2c", true),
+            ("a*b*c", "a1c", false),
+            ("a", "a", true),
+            ("*", "a", true),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(fits(pattern, name), want, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn sections_are_merged_key_by_key() {
+        let mut into: Table = "[registry]\na = 1\n[registry.b]\nc = 2\n".parse().unwrap();
+        let from: Table = "[registry]\na = 3\n[registry.b]\nd = 4\n".parse().unwrap();
+        merge(&mut into, &from);
+        assert_eq!(into, "[registry]\na = 3\n[registry.b]\nc = 2\nd = 4\n".parse().unwrap());
+    }
 }

@@ -1,250 +1,502 @@
-//! podman, buildah, skopeo and CRI-O (`registries.conf`), and BuildKit, whose file is made alike.
+//! podman, buildah, skopeo and CRI-O: `registries.conf` with the files of registries.conf.d over it, or a user's own in the
+//! place of both.
+//!
+//! A file that breaks a rule stops every pull of who reads it, whichever registry it is for.
+
+use std::collections::BTreeMap;
+
+use toml::Table;
 
 use super::Finding;
-use super::clients::{Look, few, wrong_scheme, wrong_way};
+use super::clients::{Dialect, Look, other_port, with_more};
 use super::naming::{Way, path_of, without_path};
-use super::target::Match;
+use super::pulls::{Endpoint, HTTPS, HTTPS_THEN_HTTP, Judged, PullVerdict, Takes, Trouble, judge};
+use super::target::Scheme;
 
 const CHECK: &str = "client podman, cri-o";
 const FILE: &str = "etc/containers/registries.conf";
 const FOLDER: &str = "etc/containers/registries.conf.d";
-const BUILDKIT: &str = "client buildkit";
-const BUILDKIT_FILE: &str = "etc/buildkit/buildkitd.toml";
+/// A user's own, below the home.
+const USER: &str = ".config/containers/registries.conf";
+const CERTIFICATES: &[&str] = &["etc/containers/certs.d", "etc/docker/certs.d"];
+/// Homes that are looked into, at most.
+const MOST_HOMES: usize = 200;
 
 pub(super) fn check(look: &Look<'_>) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut here = Vec::new();
-    let mut is_there = false;
-    for path in files(look) {
-        let table = match look.read_toml(CHECK, &path) {
-            None => continue,
-            Some(Err(finding)) => {
-                findings.push(finding);
+    let system = Reader {
+        check: CHECK.to_owned(),
+        place: format!("/{FILE}"),
+        file: FILE.to_owned(),
+        folders: vec![FOLDER.to_owned()],
+    };
+    let mut findings = system.findings(look);
+    for home in homes(look) {
+        findings.extend(
+            Reader::of_user(look, &home)
+                .into_iter()
+                .flat_map(|reader| reader.findings(look)),
+        );
+    }
+    findings
+}
+
+/// The homes of this machine's users, the one of who asks first.
+fn homes(look: &Look<'_>) -> Vec<String> {
+    let own = look.home.as_ref().and_then(|home| home.to_str()).map(str::to_owned);
+    let of_users = look.names_in("home").into_iter().take(MOST_HOMES);
+    let all = own
+        .into_iter()
+        .chain(["root".to_owned()])
+        .chain(of_users.map(|name| format!("home/{name}")));
+    let mut homes: Vec<String> = Vec::new();
+    for home in all.map(|home| home.trim_matches('/').to_owned()) {
+        if !home.is_empty() && !homes.contains(&home) {
+            homes.push(home);
+        }
+    }
+    homes
+}
+
+/// Files that are read one over the other.
+struct Reader {
+    check: String,
+    place: String,
+    file: String,
+    folders: Vec<String>,
+}
+
+/// One `[[registry]]`.
+#[derive(Clone, Debug)]
+struct Registry {
+    prefix: String,
+    location: String,
+    insecure: bool,
+    blocked: bool,
+    /// The file that it stands in.
+    path: String,
+    by_digest_only: bool,
+    mirrors: Vec<Mirror>,
+}
+
+#[derive(Clone, Debug)]
+struct Mirror {
+    location: String,
+    insecure: bool,
+    takes: Takes,
+}
+
+impl Reader {
+    /// Reads for a user who has files of his own; `None` if not.
+    fn of_user(look: &Look<'_>, home: &str) -> Option<Reader> {
+        let file = format!("{home}/{USER}");
+        let folder = format!("{file}.d");
+        let name = home.rsplit('/').next().unwrap_or(home);
+        let check = format!("client podman of {name}");
+        let has_file = look.root.join(&file).exists();
+        let has_folder = look.names_in(&folder).iter().any(|name| name.ends_with(".conf"));
+        match (has_file, has_folder) {
+            // The system's files do not count then.
+            (true, _) => Some(Reader {
+                check,
+                place: format!("/{file}"),
+                file,
+                folders: vec![folder],
+            }),
+            (false, true) => Some(Reader {
+                check,
+                place: format!("/{folder}"),
+                file: FILE.to_owned(),
+                folders: vec![FOLDER.to_owned(), folder],
+            }),
+            (false, false) => None,
+        }
+    }
+
+    fn files(&self, look: &Look<'_>) -> Vec<String> {
+        let mut files = vec![self.file.clone()];
+        for folder in &self.folders {
+            let names = look.names_in(folder).into_iter().filter(|name| name.ends_with(".conf"));
+            files.extend(names.map(|name| format!("{folder}/{name}")));
+        }
+        files
+    }
+
+    fn findings(&self, look: &Look<'_>) -> Vec<Finding> {
+        let mut registries: BTreeMap<String, Registry> = BTreeMap::new();
+        let mut replaced = Vec::new();
+        let mut is_there = false;
+        for path in self.files(look) {
+            let table = match look.read_toml(&self.check, &path, "podman, skopeo and CRI-O pull nothing with it") {
+                None => continue,
+                Some(Err(finding)) => return vec![finding],
+                Some(Ok(table)) => table,
+            };
+            is_there = true;
+            let read = match registries_of(&table, &path, path != self.file) {
+                Ok(read) => read,
+                Err(why) => return vec![self.refused(&path, &why, &registries)],
+            };
+            for registry in read {
+                // A later file has its registry in the place of an earlier one's, mirrors and all.
+                if let Some(before) = registries.insert(registry.prefix.clone(), registry.clone())
+                    && leads_here(look, &before)
+                    && !leads_here(look, &registry)
+                {
+                    replaced.push((before, registry));
+                }
+            }
+        }
+        if !is_there {
+            return Vec::new();
+        }
+        self.judged(look, &registries, &replaced)
+    }
+
+    fn refused(&self, path: &str, why: &str, registries: &BTreeMap<String, Registry>) -> Finding {
+        let found = format!("/{path}: {why}: podman, skopeo and CRI-O pull nothing with it, from any registry");
+        let mut finding = Finding::problem(&self.check, found).advice("put it right; CRI-O keeps what it read before");
+        let named = registries.keys().map(String::as_str);
+        finding.registries = named.map(|name| PullVerdict::failing(name, &self.place)).collect();
+        finding
+    }
+
+    fn judged(
+        &self,
+        look: &Look<'_>,
+        registries: &BTreeMap<String, Registry>,
+        replaced: &[(Registry, Registry)],
+    ) -> Vec<Finding> {
+        let mut judged: Vec<Judged> = Vec::new();
+        let mut more: Vec<Finding> = Vec::new();
+        let (mut near, mut own) = (None, Vec::new());
+        for registry in registries.values() {
+            let endpoints = registry.endpoints(look);
+            let is_here = endpoints.iter().any(|endpoint| look.is_here(&endpoint.authority));
+            if is_here {
+                more.extend(self.security(look, registry));
+            }
+            near = near.or_else(|| other_port(look, &self.check, &format!("/{}", registry.path), &endpoints));
+            // Names that have this proxy's address before them, and nothing else in its place.
+            if registry.prefix == registry.location && look.is_here(authority_of(&registry.prefix)) {
+                let troubles = judge(look, &registry.prefix, &endpoints).troubles.into_iter();
+                let wrong = troubles.filter_map(|trouble| match trouble {
+                    Trouble::Scheme(written, spoken) => Some(self.wrong_scheme(&written, spoken)),
+                    Trouble::Untrusted(written) => Some(self.untrusted(&written)),
+                    _ => None,
+                });
+                let wrong: Vec<Finding> = wrong.collect();
+                if wrong.is_empty() {
+                    let found = format!("names with {} before them come here", registry.prefix);
+                    own.push(Finding::ok(&self.check, found));
+                }
+                more.extend(wrong);
                 continue;
             }
-            Some(Ok(table)) => table,
-        };
-        is_there = true;
-        for registry in tables(&table, "registry") {
-            findings.extend(one(look, &path, registry, &mut here));
+            if registry.blocked && endpoints.is_empty() {
+                continue;
+            }
+            let mut one = judge(look, &registry.prefix, &endpoints);
+            if let (Some(domain), true) = (registry.prefix.strip_prefix("*."), is_here) {
+                one = several(domain, registry, &one);
+            }
+            judged.push(one);
         }
-    }
-    if here.is_empty() && findings.is_empty() && is_there {
-        let found = format!("/{FILE} and /{FOLDER} lead to no registry by this proxy");
-        findings.push(
-            Finding::new(CHECK, look.level(), found)
-                .advice(format!("larder client-config podman --write /{FOLDER} writes it")),
-        );
-    }
-    if !here.is_empty() {
-        findings.insert(
-            0,
-            comes(
-                look,
-                CHECK,
-                &here,
-                &format!("larder client-config podman --write /{FOLDER}"),
-            ),
-        );
-    }
-    findings
-}
-
-fn files(look: &Look<'_>) -> Vec<String> {
-    let mut files = vec![FILE.to_owned()];
-    if let Ok(entries) = std::fs::read_dir(look.root.join(FOLDER)) {
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut names: Vec<String> = names.filter(|name| name.ends_with(".conf")).collect();
-        names.sort();
-        files.extend(names.into_iter().map(|name| format!("{FOLDER}/{name}")));
-    }
-    files
-}
-
-fn tables<'a>(table: &'a toml::Table, key: &str) -> Vec<&'a toml::Table> {
-    let all = table.get(key).and_then(toml::Value::as_array);
-    all.into_iter().flatten().filter_map(toml::Value::as_table).collect()
-}
-
-fn text<'a>(table: &'a toml::Table, key: &str) -> &'a str {
-    table.get(key).and_then(toml::Value::as_str).unwrap_or_default()
-}
-
-/// One registry: the place that is asked itself, and mirrors before it. Each that leads here is looked at.
-fn one(look: &Look<'_>, path: &str, registry: &toml::Table, here: &mut Vec<String>) -> Vec<Finding> {
-    let name = match text(registry, "prefix") {
-        "" => text(registry, "location"),
-        prefix => prefix,
-    };
-    let mirrors = tables(registry, "mirror");
-    let mut findings = Vec::new();
-    for (place, is_mirror) in mirrors
-        .into_iter()
-        .map(|mirror| (mirror, true))
-        .chain([(registry, false)])
-    {
-        let location = text(place, "location");
-        if look.fits(location) == Match::Elsewhere {
-            continue;
-        }
-        if is_set(registry, "blocked") {
-            let found =
-                format!("/{path} has blocked = true for {name}: nothing is pulled from there, here or elsewhere");
-            findings.push(Finding::problem(CHECK, found).advice("take blocked away"));
-            break;
-        }
-        let way = way(look, name, location);
-        let wrong = wrong_way(CHECK, path, location, &way, advice(name, location));
-        if let (None, true, Some((key, what))) = (&wrong, is_mirror, left_out(registry, place)) {
-            let found =
-                format!("/{path} has {key} for {location}: {what} are pulled from {name} itself, past this proxy");
-            findings.push(
-                Finding::warning(CHECK, found).advice("take that key away: the proxy has tags as well as digests"),
+        for (before, after) in replaced {
+            let found = format!(
+                "/{} has another [[registry]] for {}, in the place of the one in /{} that leads here: its pulls go past this proxy",
+                after.path, after.prefix, before.path
+            );
+            more.push(
+                Finding::warning(&self.check, found).advice("take one of the two away, or put this proxy into both"),
             );
         }
-        if wrong.is_none() && here.last().is_none_or(|last| last != name) {
-            here.push(name.to_owned());
+        // Where no mirror is wanted, that is all that the file is for.
+        if judged.is_empty() {
+            more.append(&mut own);
         }
-        findings.extend(wrong);
-        findings.extend(security(look, path, place, location));
+        let mut findings = with_more(look, self, judged, more);
+        findings.extend(near);
+        findings
     }
-    findings
-}
 
-fn is_set(table: &toml::Table, key: &str) -> bool {
-    table.get(key).and_then(toml::Value::as_bool) == Some(true)
-}
-
-/// The key by which a mirror is not asked for everything, and what it is not asked for.
-fn left_out(registry: &toml::Table, mirror: &toml::Table) -> Option<(&'static str, &'static str)> {
-    match text(mirror, "pull-from-mirror") {
-        _ if is_set(registry, "mirror-by-digest-only") => Some(("mirror-by-digest-only = true", "tags")),
-        "digest-only" => Some(("pull-from-mirror = \"digest-only\"", "tags")),
-        "tag-only" => Some(("pull-from-mirror = \"tag-only\"", "digests")),
-        _ => None,
-    }
-}
-
-/// podman puts `location` in the place of the prefix, and never names the registry by `ns` (R-C60).
-fn way(look: &Look<'_>, name: &str, location: &str) -> Way {
-    // Names that have this proxy's address before them, and nothing else in its place.
-    if name == location || look.fits(name) != Match::Elsewhere {
-        return Way::Right;
-    }
-    match name.strip_prefix("*.") {
-        Some(domain) => Way::WrongImage(format!(
-            "every registry below {domain} is asked for by the same name: who pulls a.{domain}/IMAGE and b.{domain}/IMAGE gets one image"
-        )),
-        None => look.target.naming.judge(name, path_of(location), false),
+    fn security(&self, look: &Look<'_>, registry: &Registry) -> Vec<Finding> {
+        let places = registry
+            .mirrors
+            .iter()
+            .map(|mirror| (&mirror.location, mirror.insecure));
+        let places = places.chain([(&registry.location, registry.insecure)]);
+        let https =
+            places.filter(|(location, insecure)| *insecure && look.scheme(authority_of(location)) == Some("https"));
+        https
+            .map(|(location, _)| {
+                let found = format!(
+                    "/{}: {location} is insecure, so that its certificate is not looked at",
+                    registry.path
+                );
+                Finding::note(&self.check, found).advice("take insecure away: the proxy speaks TLS there")
+            })
+            .collect()
     }
 }
 
-fn advice(name: &str, location: &str) -> String {
-    match name.contains(['*', ':']) {
-        true => "podman cannot name such registries in a path: give each an alias at the proxy (aliases = [\"NAME\"]), and write a [[registry]] for it with location = \"ADDRESS/NAME\"".to_owned(),
-        false => format!("location = \"{}/{name}\"", without_path(location)),
-    }
+fn leads_here(look: &Look<'_>, registry: &Registry) -> bool {
+    let endpoints = registry.endpoints(look);
+    endpoints.iter().any(|endpoint| look.is_here(&endpoint.authority))
 }
 
-fn security(look: &Look<'_>, path: &str, place: &toml::Table, location: &str) -> Option<Finding> {
-    let insecure = place.get("insecure").and_then(toml::Value::as_bool).unwrap_or(false);
-    match look.scheme(location) {
-        Some("http") if !insecure => Some(
-            Finding::problem(
-                CHECK,
-                format!("/{path}: {location} is without insecure = true, and the proxy speaks http there"),
-            )
-            .advice("insecure = true beside that location, or TLS for the proxy"),
-        ),
-        Some("https") if insecure => Some(
-            Finding::note(
-                CHECK,
-                format!("/{path}: {location} is insecure, so that its certificate is not looked at"),
-            )
-            .advice("take insecure away: the proxy speaks TLS there"),
-        ),
-        _ => None,
-    }
-}
-
-fn comes(look: &Look<'_>, check: &str, here: &[String], how: &str) -> Finding {
-    let found = format!("pulls from {} come here", few(here));
-    let missing = look.missing(here);
-    match missing.is_empty() {
-        true => Finding::ok(check, found),
-        false => Finding::note(check, format!("{found}; not from {}", few(&missing)))
-            .advice(format!("{how} writes the others")),
-    }
-}
-
-pub(super) fn check_buildkit(look: &Look<'_>) -> Vec<Finding> {
-    let table = match look.read_toml(BUILDKIT, BUILDKIT_FILE) {
-        None => return Vec::new(),
-        Some(Err(finding)) => return vec![finding],
-        Some(Ok(table)) => table,
-    };
-    let registries = table.get("registry").and_then(toml::Value::as_table);
-    let mut here = Vec::new();
-    let mut findings = Vec::new();
-    for (name, keys) in registries.into_iter().flatten() {
-        let mirrors = keys.get("mirrors").and_then(toml::Value::as_array);
-        let mirrors = mirrors.into_iter().flatten().filter_map(toml::Value::as_str);
-        let is_right = |mirror: &&str| buildkit_mirror(look, registries, name, mirror, &mut findings);
-        if mirrors.filter(is_right).count() > 0 {
-            here.push(name.clone());
-        }
-    }
-    findings.dedup();
-    if here.is_empty() && !findings.is_empty() {
-        return findings;
-    }
-    if here.is_empty() {
-        let found = format!("/{BUILDKIT_FILE} leads to no registry by this proxy");
-        return vec![
-            Finding::new(BUILDKIT, look.level(), found).advice("larder client-config buildkit prints what to write"),
-        ];
-    }
-    findings.insert(
-        0,
-        comes(
-            look,
-            BUILDKIT,
-            &here,
-            "larder client-config buildkit --write /etc/buildkit",
-        ),
+/// A star stands for several registries, and only the place itself keeps their names apart.
+fn several(domain: &str, registry: &Registry, judged: &Judged) -> Judged {
+    let mut verdict = judged.verdict.clone();
+    verdict.by_tag = super::Arrival::WrongImage;
+    verdict.by_digest = super::Arrival::WrongImage;
+    let what = format!(
+        "every registry below {domain} is asked for by the same name: who pulls a.{domain}/IMAGE and b.{domain}/IMAGE gets one image"
     );
-    findings
+    let written = registry
+        .mirrors
+        .first()
+        .map_or(&registry.location, |mirror| &mirror.location);
+    Judged {
+        verdict,
+        troubles: vec![Trouble::Way(written.clone(), Way::WrongImage(what))],
+    }
 }
 
-/// Returns true if pulls from `name` arrive here by a mirror as those images.
-fn buildkit_mirror(
-    look: &Look<'_>,
-    registries: Option<&toml::Table>,
-    name: &str,
-    mirror: &str,
-    findings: &mut Vec<Finding>,
-) -> bool {
-    match look.fits(mirror) {
-        Match::Elsewhere => return false,
-        Match::WrongScheme(right) => {
-            findings.push(wrong_scheme(BUILDKIT, BUILDKIT_FILE, mirror, right));
-            return true;
+fn authority_of(location: &str) -> &str {
+    location.split('/').next().unwrap_or(location)
+}
+
+impl Registry {
+    /// Mirrors, then the place itself. Each has the text of its `location` where a name has the prefix (R-C60).
+    fn endpoints(&self, look: &Look<'_>) -> Vec<Endpoint> {
+        let mirrors = self.mirrors.iter().map(|mirror| Mirror {
+            takes: match self.by_digest_only {
+                true => Takes::Digests,
+                false => mirror.takes,
+            },
+            ..mirror.clone()
+        });
+        let itself = Mirror {
+            location: match self.location.as_str() {
+                "" => self.prefix.clone(),
+                location => location.to_owned(),
+            },
+            insecure: self.insecure,
+            takes: Takes::All,
+        };
+        let endpoint = |place: Mirror| {
+            let authority = authority_of(&place.location);
+            let path = path_of(&place.location);
+            Endpoint {
+                path: match path {
+                    "" => "/v2".to_owned(),
+                    path => format!("/v2/{path}"),
+                },
+                takes: place.takes,
+                has_trust: place.insecure || has_authority(look, authority),
+                ..Endpoint {
+                    written: place.location.clone(),
+                    ..Endpoint::new(if place.insecure { HTTPS_THEN_HTTP } else { HTTPS }, authority)
+                }
+            }
+        };
+        // Blocked is what has the prefix: mirrors elsewhere are asked all the same, and nobody after them.
+        let is_left = !(self.blocked && self.location == self.prefix);
+        let itself = is_left.then_some(itself);
+        mirrors.chain(itself).map(endpoint).collect()
+    }
+}
+
+fn has_authority(look: &Look<'_>, authority: &str) -> bool {
+    CERTIFICATES.iter().any(|folder| {
+        let names = look.names_in(&format!("{folder}/{authority}"));
+        names.iter().any(|name| name.ends_with(".crt"))
+    })
+}
+
+/// The registries of one file, each prefix once. Errors: why the file is refused.
+fn registries_of(table: &Table, path: &str, is_drop_in: bool) -> Result<Vec<Registry>, String> {
+    let is_first_form = |key: &str| {
+        let part = table.get("registries").and_then(toml::Value::as_table);
+        part.is_some_and(|part| part.contains_key(key))
+    };
+    let has_first_form = ["search", "insecure", "block"].iter().any(|key| is_first_form(key));
+    let is_mixed = ["registry", "unqualified-search-registries"]
+        .iter()
+        .any(|key| table.contains_key(*key));
+    if has_first_form && (is_drop_in || is_mixed) {
+        return Err("it has [registries.…] of the first form beside the second".to_owned());
+    }
+    let registries = match table.get("registry") {
+        None => return Ok(Vec::new()),
+        Some(toml::Value::Array(all)) => all,
+        Some(_) => return Err("registry is no list: it is written [[registry]]".to_owned()),
+    };
+    let mut found: Vec<Registry> = Vec::new();
+    for registry in registries {
+        let Some(keys) = registry.as_table() else {
+            return Err("registry has something else than tables in it".to_owned());
+        };
+        let registry = registry_of(keys, path)?;
+        // The first of a prefix counts.
+        if found.iter().all(|one| one.prefix != registry.prefix) {
+            found.push(registry);
         }
-        Match::Here => {}
     }
-    // The path comes behind /v2, and the registry is named by ns (R-C50).
-    let way = look.target.naming.judge(name, path_of(mirror), true);
-    let bare = without_path(mirror.split("://").last().unwrap_or(mirror));
-    let right = format!("[registry.\"{name}\"] with mirrors = [\"{bare}\"]");
-    let wrong = wrong_way(BUILDKIT, BUILDKIT_FILE, mirror, &way, right);
-    let is_right = wrong.is_none();
-    findings.extend(wrong);
-    let of_host = registries.and_then(|all| all.get(bare));
-    let is_plain = of_host.and_then(|keys| keys.get("http")).and_then(toml::Value::as_bool) == Some(true);
-    if look.scheme(bare) == Some("http") && !is_plain && !mirror.starts_with("http://") {
-        let found = format!("/{BUILDKIT_FILE} does not say that {bare} speaks http");
-        let advice = format!("[registry.\"{bare}\"] with http = true");
-        findings.push(Finding::problem(BUILDKIT, found).advice(advice));
+    conflict(&found)?;
+    Ok(found)
+}
+
+/// Two registries at one place have to agree about it.
+fn conflict(registries: &[Registry]) -> Result<(), String> {
+    let place = |registry: &Registry| match registry.location.as_str() {
+        "" => registry.prefix.clone(),
+        location => location.to_owned(),
+    };
+    for (at, one) in registries.iter().enumerate() {
+        for other in &registries[at + 1..] {
+            if place(one) == place(other) && (one.insecure != other.insecure || one.blocked != other.blocked) {
+                return Err(format!(
+                    "it has the location {} twice, and insecure or blocked once",
+                    place(one)
+                ));
+            }
+        }
     }
-    is_right
+    Ok(())
+}
+
+fn registry_of(keys: &Table, path: &str) -> Result<Registry, String> {
+    let (prefix, place) = (location(keys, "prefix")?, location(keys, "location")?);
+    if prefix.is_empty() && place.is_empty() {
+        return Err("a [[registry]] has neither prefix nor location".to_owned());
+    }
+    if place.is_empty() && !prefix.starts_with("*.") {
+        return Err(format!("the registry {prefix} has no location"));
+    }
+    let prefix = if prefix.is_empty() { place.clone() } else { prefix };
+    if prefix.starts_with("*.") && prefix.contains(['/', '@', ':']) {
+        return Err(format!("the prefix {prefix} is more than a domain"));
+    }
+    if !text(keys, "pull-from-mirror")?.is_empty() {
+        return Err(format!(
+            "pull-from-mirror stands in the registry {prefix}, and belongs to a mirror"
+        ));
+    }
+    let by_digest_only = is_set(keys, "mirror-by-digest-only")?;
+    let mirrors = match keys.get("mirror") {
+        None => &[][..],
+        Some(toml::Value::Array(all)) => all.as_slice(),
+        Some(_) => return Err("mirror is no list: it is written [[registry.mirror]]".to_owned()),
+    };
+    let mut read = Vec::new();
+    for mirror in mirrors {
+        let Some(keys) = mirror.as_table() else {
+            return Err("mirror has something else than tables in it".to_owned());
+        };
+        let place = location(keys, "location")?;
+        if place.is_empty() {
+            return Err(format!("a mirror of {prefix} has no location"));
+        }
+        let from = text(keys, "pull-from-mirror")?;
+        if by_digest_only && !from.is_empty() {
+            return Err(format!(
+                "{prefix} has mirror-by-digest-only and its mirror {place} has pull-from-mirror: only one of them may stand"
+            ));
+        }
+        read.push(Mirror {
+            takes: match from {
+                "" | "all" => Takes::All,
+                "digest-only" => Takes::Digests,
+                "tag-only" => Takes::Tags,
+                other => {
+                    return Err(format!(
+                        "pull-from-mirror = {other:?} of {place}: all, digest-only or tag-only is expected"
+                    ));
+                }
+            },
+            insecure: is_set(keys, "insecure")?,
+            location: place,
+        });
+    }
+    Ok(Registry {
+        insecure: is_set(keys, "insecure")?,
+        blocked: is_set(keys, "blocked")?,
+        location: place,
+        path: path.to_owned(),
+        mirrors: read,
+        by_digest_only,
+        prefix,
+    })
+}
+
+fn text<'a>(keys: &'a Table, key: &str) -> Result<&'a str, String> {
+    match keys.get(key) {
+        None => Ok(""),
+        Some(value) => value.as_str().ok_or_else(|| format!("{key} is no text")),
+    }
+}
+
+fn location(keys: &Table, key: &str) -> Result<String, String> {
+    let text = text(keys, key)?.trim_end_matches('/');
+    match text.starts_with("http://") || text.starts_with("https://") {
+        true => Err(format!("{key} = {text:?} has a scheme, and takes none")),
+        false => Ok(text.to_owned()),
+    }
+}
+
+fn is_set(keys: &Table, key: &str) -> Result<bool, String> {
+    match keys.get(key) {
+        None => Ok(false),
+        Some(value) => value
+            .as_bool()
+            .ok_or_else(|| format!("{key} is neither true nor false")),
+    }
+}
+
+impl Dialect for Reader {
+    fn check(&self) -> &str {
+        &self.check
+    }
+
+    fn place(&self) -> &str {
+        &self.place
+    }
+
+    fn right(&self, registry: &str, written: &str) -> String {
+        match registry.contains(['*', ':']) {
+            true => "podman cannot name such registries in a path: give each an alias at the proxy (aliases = [\"NAME\"]), and write a [[registry]] for it with location = \"ADDRESS/NAME\"".to_owned(),
+            false => format!("location = \"{}/{registry}\"", without_path(written)),
+        }
+    }
+
+    fn recipe(&self) -> String {
+        format!("larder client-config podman --write /{FOLDER} writes it")
+    }
+
+    fn wrong_scheme(&self, written: &str, spoken: Scheme) -> Finding {
+        let found = match spoken {
+            "http" => format!(
+                "{}: {written} is without insecure = true, and the proxy speaks http there",
+                self.place
+            ),
+            spoken => format!("{} names {written}, and the proxy speaks {spoken} there", self.place),
+        };
+        Finding::problem(&self.check, found).advice("insecure = true beside that location, or TLS for the proxy")
+    }
+
+    fn partly(&self, registry: &str, written: &str, takes: Takes) -> Finding {
+        let (key, what) = match takes {
+            Takes::Tags => ("pull-from-mirror = \"tag-only\"", "digests"),
+            _ => (
+                "mirror-by-digest-only = true or pull-from-mirror = \"digest-only\"",
+                "tags",
+            ),
+        };
+        let found = format!(
+            "{} has {key} for {written}: {what} are pulled from {registry} itself, past this proxy",
+            self.place
+        );
+        Finding::warning(&self.check, found).advice("take that key away: the proxy has tags as well as digests")
+    }
 }

@@ -1,7 +1,8 @@
 //! Harness for the files of clients that the checkup reads.
 
-use super::rancher;
+use super::pulls::Written;
 use super::target::Address;
+use super::{rancher, yaml};
 use crate::fuzzing::{Harness, check_error, fields, text, texts};
 
 pub(crate) const HARNESSES: &[Harness] = &[Harness {
@@ -44,8 +45,13 @@ fn client_files(data: &[u8]) {
         None => {}
     }
     let Some(file) = text(file) else { return };
-    for (registry, address) in rancher::mirrors(file).endpoints {
-        assert!(address.starts_with("http://") || address.starts_with("https://"));
-        assert!(file.contains(&address) && file.contains(&registry));
+    let read = yaml::parse(file).and_then(|file| rancher::File::read(&file));
+    for mirror in read.iter().flat_map(|read| &read.mirrors) {
+        for address in &mirror.endpoints {
+            // As addresses are read for a request: what is left of one is part of it.
+            if let Some(read) = Written::read(address) {
+                assert!(address.contains(read.authority) && address.contains(read.path));
+            }
+        }
     }
 }

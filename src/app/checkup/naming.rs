@@ -1,21 +1,26 @@
-//! Which images a client gets by an address that leads to this proxy: what its path names, against what the file is
-//! for.
+//! Which images a client gets by an address that leads to this proxy: the request that it sends, read as the proxy reads
+//! it, against the image that is wanted.
 //!
 //! Clients differ in where they put a path (R-D1): docker and containerd before `/v2/`, podman and BuildKit behind it.
-//! Only containerd and BuildKit name the registry by `?ns=` as well. A path that names no upstream, from a client that
-//! sends no `ns`, is a name at the default upstream: another image, which nobody notices.
-
-use std::collections::HashMap;
+//! Only containerd, BuildKit and docker with containerd's image store name the registry by `?ns=` as well. A path that
+//! names no upstream, from a client that sends no `ns`, is a name at the default upstream: another image, which nobody
+//! notices.
 
 use crate::config::Config;
-use crate::oci::name::looks_like_host;
+use crate::http::v2::{Meaning, meaning};
+use crate::pull::{Names, PullError};
+
+/// The repository, below a registry, that requests are made up for. Of two components, so that nothing is added to it.
+pub(super) const PROBE: &str = "owner/probe";
+/// [`PROBE`] for people.
+const IMAGE: &str = "IMAGE";
+/// An upstream that is known without a configuration, in the place of one that may be in it.
+const STAND_IN: &str = "quay.io";
 
 /// Names of upstreams as the proxy takes them.
 #[derive(Debug)]
 pub(super) struct Naming {
-    /// Names, aliases and synonyms, and the upstream that each stands for.
-    upstreams: HashMap<String, String>,
-    default: String,
+    names: Option<Names>,
     /// False if the proxy's configuration is not known here, so that these are what holds without one.
     is_known: bool,
 }
@@ -32,100 +37,86 @@ pub(super) enum Way {
 
 impl Naming {
     pub(super) fn of(config: &Config) -> Naming {
-        let mut upstreams = HashMap::new();
-        for upstream in &config.upstreams {
-            let synonyms = upstream.synonyms.iter().map(|host| host.as_str().to_owned());
-            for name in upstream.aliases.iter().cloned().chain(synonyms) {
-                upstreams.entry(name).or_insert_with(|| upstream.name.to_string());
-            }
-        }
-        for upstream in &config.upstreams {
-            upstreams.insert(upstream.name.to_string(), upstream.name.to_string());
-        }
         Naming {
-            upstreams,
-            default: config.cache.default_upstream.to_string(),
+            names: Names::new(config),
             is_known: true,
         }
     }
 
     /// As without a configuration.
     pub(super) fn of_defaults() -> Naming {
-        let known = Config::default_config().map(|config| Naming::of(&config)).ok();
-        Naming {
-            is_known: false,
-            ..known.unwrap_or(Naming {
-                upstreams: HashMap::new(),
-                default: "docker.io".to_owned(),
-                is_known: false,
-            })
-        }
-    }
-
-    fn find(&self, name: &str) -> Option<&str> {
-        let found = self.upstreams.get(name);
-        let found = found.or_else(|| self.upstreams.get(&name.to_ascii_lowercase()));
-        found.map(String::as_str)
+        let names = Config::default_config().ok().and_then(|config| Names::new(&config));
+        Naming { names, is_known: false }
     }
 
     fn canonical<'a>(&'a self, registry: &'a str) -> &'a str {
-        self.find(registry).unwrap_or(registry)
+        let names = self.names.as_ref();
+        names
+            .and_then(|names| names.upstream_name(registry))
+            .unwrap_or(registry)
     }
 
-    pub(super) fn is_default(&self, registry: &str) -> bool {
-        self.canonical(registry) == self.default
+    fn is_upstream(&self, text: &str) -> bool {
+        self.names.as_ref().is_some_and(|names| names.is_known(text))
     }
 
-    /// Judges pulls of `wanted` (a registry, or what is below a path of one) that are asked for below `path`. `ns`:
-    /// whether the client names the registry as well.
-    pub(super) fn judge(&self, wanted: &str, path: &str, ns: bool) -> Way {
+    /// Judges the request that a client sends for [`PROBE`] below `wanted`, a registry or what is below a path of one.
+    pub(super) fn judge(&self, wanted: &str, path_and_query: &str) -> Way {
         let (registry, below) = wanted.split_once('/').unwrap_or((wanted, ""));
-        let of_client = self.canonical(registry);
-        let (first, rest) = path.split_once('/').unwrap_or((path, ""));
-        let (upstream, found) = match self.find(first).filter(|_| !first.is_empty()) {
-            Some(named) if ns && named != of_client => {
-                return Way::Refused(format!(
-                    "its path names {named}, and the client asks for {registry} there"
-                ));
-            }
-            Some(named) => (named, rest),
-            None if ns => (of_client, path),
-            None if looks_like_host(first) => {
-                let known = if self.is_known { "" } else { " that is known here" };
-                return match self.is_known || first != registry {
-                    true => Way::Refused(format!("its path names {first}, which is no upstream{known}")),
-                    false => Way::Right,
-                };
-            }
-            None => (self.default.as_str(), path),
-        };
-        if upstream == of_client && found == below {
-            return Way::Right;
+        if !self.is_known && !self.is_upstream(registry) && registry != STAND_IN {
+            // It may be an upstream there, so it is judged as one that is.
+            let swapped = |text: &str, from: &str, to: &str| text.replace(from, to);
+            let way = self.judge(
+                &swapped(wanted, registry, STAND_IN),
+                &swapped(path_and_query, registry, STAND_IN),
+            );
+            return match way {
+                Way::Right => Way::Right,
+                Way::WrongImage(what) => Way::WrongImage(swapped(&what, STAND_IN, registry)),
+                Way::Refused(why) => Way::Refused(swapped(&why, STAND_IN, registry)),
+            };
         }
-        let gets = [upstream, found, "IMAGE"].join("/").replace("//", "/");
-        let unless = match (self.is_known, self.find(first).is_some(), first) {
-            (true, ..) | (_, true, _) => String::new(),
-            (false, _, "") if !ns => format!(", unless {registry} is the proxy's default upstream"),
-            (false, _, "") => String::new(),
-            (false, _, first) => format!(", unless {first} is an alias at the proxy"),
-        };
-        Way::WrongImage(format!("who pulls {wanted}/IMAGE gets {gets}{unless}"))
+        let Some(names) = &self.names else { return Way::Right };
+        match meaning(names, path_and_query) {
+            Meaning::NoEndpoint => Way::Refused("there is no registry at that path".to_owned()),
+            Meaning::Refused(PullError::Conflict { path, ns }) => {
+                Way::Refused(format!("its path names {path}, and the client asks for {ns} there"))
+            }
+            Meaning::Refused(PullError::UnknownUpstream(name)) => {
+                let known = if self.is_known { "" } else { " that is known here" };
+                Way::Refused(match name == registry && path_and_query.contains("?ns=") {
+                    true => format!("{name} is no upstream of this proxy: it needs [upstream.{name:?}]"),
+                    false => format!("its path names {name}, which is no upstream{known}"),
+                })
+            }
+            Meaning::Refused(error) => Way::Refused(error.to_string()),
+            Meaning::Repository { upstream, repository } => {
+                let expected = match below {
+                    "" => PROBE.to_owned(),
+                    below => format!("{below}/{PROBE}"),
+                };
+                if upstream == self.canonical(registry) && repository == expected {
+                    return Way::Right;
+                }
+                let gets = format!("{upstream}/{repository}").replace(PROBE, IMAGE);
+                let unless = self.unless(registry, path_and_query);
+                Way::WrongImage(format!("who pulls {wanted}/{IMAGE} gets {gets}{unless}"))
+            }
+        }
     }
-}
 
-/// The path of a mirror's URL as containerd asks for it, less what it adds: what stands before the name of a
-/// repository. `None` if nothing there is a registry's API. `verbatim`: the client adds no `/v2` to the path.
-pub(super) fn before_name(path: &str, verbatim: bool) -> Option<String> {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-    let parts = match parts.as_slice() {
-        [prefix @ .., "v2"] => [prefix, &["v2"]].concat(),
-        _ if verbatim => parts,
-        _ => [parts.as_slice(), &["v2"]].concat(),
-    };
-    match parts.as_slice() {
-        ["v2", rest @ ..] => Some(rest.join("/")),
-        [prefix, "v2", rest @ ..] => Some([&[*prefix], rest].concat().join("/")),
-        _ => None,
+    /// Names what may be in a configuration that is not known here, and would make it right.
+    fn unless(&self, registry: &str, path_and_query: &str) -> String {
+        let (path, query) = path_and_query.split_once('?').unwrap_or((path_and_query, ""));
+        let path = path.trim_start_matches('/');
+        let first = path.strip_prefix("v2/").unwrap_or(path).split('/').next();
+        let first = first.unwrap_or_default();
+        match PROBE.split('/').next() == Some(first) {
+            _ if self.is_known || self.is_upstream(first) => String::new(),
+            true if query.is_empty() => format!(", unless {registry} is the proxy's default upstream"),
+            true => String::new(),
+            false => format!(", unless {first} is an alias at the proxy"),
+        }
     }
 }
 
@@ -150,6 +141,18 @@ mod tests {
         Naming::of(&Config::from_toml(text).unwrap())
     }
 
+    /// As podman asks: a path behind `/v2/`, no `ns`.
+    fn behind(naming: &Naming, wanted: &str, path: &str) -> Way {
+        let slash = if path.is_empty() { "" } else { "/" };
+        naming.judge(wanted, &format!("/v2/{path}{slash}{PROBE}/manifests/1"))
+    }
+
+    /// As BuildKit asks: the same, with `ns`.
+    fn behind_with_ns(naming: &Naming, wanted: &str, path: &str) -> Way {
+        let slash = if path.is_empty() { "" } else { "/" };
+        naming.judge(wanted, &format!("/v2/{path}{slash}{PROBE}/manifests/1?ns={wanted}"))
+    }
+
     #[track_caller]
     fn wrong(way: &Way, gets: &str) {
         assert!(
@@ -171,30 +174,39 @@ mod tests {
             ("quay.io", "quay.io"),
             ("quay.io/org", "quay.io/org"),
         ] {
-            assert_eq!(naming.judge(wanted, path, false), Way::Right, "{wanted} {path}");
+            assert_eq!(behind(&naming, wanted, path), Way::Right, "{wanted} {path}");
         }
         wrong(
-            &naming.judge("quay.io", "", false),
+            &behind(&naming, "quay.io", ""),
             "pulls quay.io/IMAGE gets docker.io/IMAGE",
         );
-        wrong(&naming.judge("quay.io", "quay", false), "gets docker.io/quay/IMAGE");
-        wrong(&naming.judge("quay.io", "ghcr.io", false), "gets ghcr.io/IMAGE");
-        wrong(&naming.judge("quay.io/org", "quay.io", false), "gets quay.io/IMAGE");
-        wrong(&naming.judge("quay.io", "quay.io/org", false), "gets quay.io/org/IMAGE");
-        assert!(matches!(naming.judge("r.example", "r.example", false), Way::Refused(_)));
+        wrong(&behind(&naming, "quay.io", "quay"), "gets docker.io/quay/IMAGE");
+        wrong(&behind(&naming, "quay.io", "ghcr.io"), "gets ghcr.io/IMAGE");
+        wrong(&behind(&naming, "quay.io/org", "quay.io"), "gets quay.io/IMAGE");
+        wrong(&behind(&naming, "quay.io", "quay.io/org"), "gets quay.io/org/IMAGE");
+        assert!(matches!(behind(&naming, "r.example", "r.example"), Way::Refused(_)));
         let other = super::tests::naming("[cache]\ndefault_upstream = \"quay.io\"\n");
-        wrong(&other.judge("docker.io", "", false), "gets quay.io/IMAGE");
-        assert_eq!(other.judge("quay.io", "", false), Way::Right);
+        wrong(&behind(&other, "docker.io", ""), "gets quay.io/IMAGE");
+        assert_eq!(behind(&other, "quay.io", ""), Way::Right);
     }
 
     #[test]
     fn names_with_ns() {
         let naming = naming("");
         for path in ["", "quay.io"] {
-            assert_eq!(naming.judge("quay.io", path, true), Way::Right, "{path}");
+            assert_eq!(behind_with_ns(&naming, "quay.io", path), Way::Right, "{path}");
         }
-        assert!(matches!(naming.judge("quay.io", "ghcr.io", true), Way::Refused(_)));
-        wrong(&naming.judge("quay.io", "mirror", true), "gets quay.io/mirror/IMAGE");
+        assert!(matches!(behind_with_ns(&naming, "quay.io", "ghcr.io"), Way::Refused(_)));
+        wrong(
+            &behind_with_ns(&naming, "quay.io", "mirror"),
+            "gets quay.io/mirror/IMAGE",
+        );
+        // Nothing is asked of a registry that nobody named (L10).
+        let unknown = behind_with_ns(&naming, "r.example:8443", "");
+        assert!(
+            matches!(&unknown, Way::Refused(why) if why.contains("is no upstream of this proxy")),
+            "{unknown:?}"
+        );
     }
 
     /// On a node nobody knows the proxy's configuration.
@@ -202,29 +214,24 @@ mod tests {
     fn what_is_not_known_is_said() {
         let naming = Naming::of_defaults();
         wrong(
-            &naming.judge("quay.io", "", false),
+            &behind(&naming, "quay.io", ""),
             "unless quay.io is the proxy's default upstream",
         );
-        wrong(&naming.judge("quay.io", "q", false), "unless q is an alias");
-        assert_eq!(naming.judge("r.example", "r.example", false), Way::Right);
+        wrong(&behind(&naming, "quay.io", "q"), "unless q is an alias");
+        wrong(
+            &behind(&naming, "r.example", "q"),
+            "pulls r.example/IMAGE gets docker.io/q/IMAGE",
+        );
+        assert_eq!(behind(&naming, "r.example", "r.example"), Way::Right);
+        assert_eq!(behind_with_ns(&naming, "r.example:8443", ""), Way::Right);
+        wrong(
+            &behind_with_ns(&naming, "r.example", "mirror"),
+            "gets r.example/mirror/IMAGE",
+        );
     }
 
     #[test]
-    fn paths_of_containerd() {
-        for (path, verbatim, want) in [
-            ("", false, Some("")),
-            ("v2", false, Some("")),
-            ("quay.io", false, Some("quay.io")),
-            ("quay.io/v2", false, Some("quay.io")),
-            ("a/b", false, None),
-            ("v2/quay.io", true, Some("quay.io")),
-            ("v2/quay.io", false, Some("quay.io/v2")),
-            ("quay.io", true, None),
-            ("v2", true, Some("")),
-            ("", true, None),
-        ] {
-            assert_eq!(before_name(path, verbatim).as_deref(), want, "{path} {verbatim}");
-        }
+    fn addresses_and_paths() {
         assert_eq!(path_of("http://x:1/docker.io/"), "docker.io");
         assert_eq!(path_of("x:1"), "");
         assert_eq!(without_path("http://x:1/a/b"), "http://x:1");

@@ -12,6 +12,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct Reached {
     /// By which it answered.
     pub(super) scheme: Option<&'static str>,
+    /// It speaks TLS, with a certificate that the authorities of this machine do not vouch for.
+    pub(super) is_distrusted: bool,
     pub(super) finding: Finding,
 }
 
@@ -30,6 +32,7 @@ pub(super) async fn find(address: &Address) -> Reached {
             Ok(answer) if matches!(answer.status, 200 | 401) => {
                 return Reached {
                     scheme: Some(scheme),
+                    is_distrusted: false,
                     finding: judged(scheme, address, &answer),
                 };
             }
@@ -37,14 +40,17 @@ pub(super) async fn find(address: &Address) -> Reached {
             Err(why) => failed.push(format!("{scheme}://{address}: {why}")),
         }
     }
-    if let Some(finding) = strange {
+    let found = failed.join("; ");
+    // A TLS port answers 400 to a plain request, and is asked by TLS after that.
+    let is_distrusted = found.to_ascii_lowercase().contains("certificate");
+    if let Some(finding) = strange.filter(|_| !is_distrusted) {
         return Reached {
             scheme: address.scheme,
+            is_distrusted: false,
             finding,
         };
     }
-    let found = failed.join("; ");
-    let advice = match found.to_ascii_lowercase().contains("certificate") {
+    let advice = match is_distrusted {
         true => {
             "its certificate is not believed here: give clients its authority (ca in hosts.toml, certs.d of docker and podman), or the proxy a certificate of one that they know"
         }
@@ -53,7 +59,9 @@ pub(super) async fn find(address: &Address) -> Reached {
         }
     };
     Reached {
-        scheme: address.scheme,
+        // A certificate was shown, so it speaks TLS.
+        scheme: if is_distrusted { Some("https") } else { address.scheme },
+        is_distrusted,
         finding: Finding::problem(CHECK, found).advice(advice),
     }
 }

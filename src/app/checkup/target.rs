@@ -10,7 +10,7 @@ use crate::config::{Config, Listen};
 use crate::oci::HostPort;
 
 /// `http` or `https`.
-type Scheme = &'static str;
+pub(super) type Scheme = &'static str;
 
 /// An address as people and clients' files write it: `larder.example:5000`, `http://larder.example:5000/docker.io`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +72,8 @@ pub(super) struct Target {
     pub(super) naming: Naming,
     /// Whether clients on this machine are why somebody asks.
     pub(super) is_expected: bool,
+    /// True if this machine's authorities were seen not to vouch for the proxy's certificate.
+    pub(super) is_distrusted: bool,
 }
 
 #[derive(Debug)]
@@ -128,6 +130,7 @@ impl Target {
                 .collect(),
             naming: Naming::of(config),
             is_expected: address.is_some(),
+            is_distrusted: false,
         }
     }
 
@@ -142,6 +145,7 @@ impl Target {
             upstreams: Vec::new(),
             naming: Naming::of_defaults(),
             is_expected: true,
+            is_distrusted: false,
         }
     }
 
@@ -169,6 +173,12 @@ impl Target {
             .iter()
             .find(|door| door.port == address.port && door.is(&address.host, names));
         door.and_then(|door| door.scheme)
+    }
+
+    /// The proxy's ports at the host of an address that leads to none of them.
+    pub(super) fn ports_beside(&self, address: &Address, names: &Lookup) -> Vec<u16> {
+        let at_host = self.doors.iter().filter(|door| door.is(&address.host, names));
+        at_host.map(|door| door.port).collect()
     }
 }
 

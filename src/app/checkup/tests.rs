@@ -5,14 +5,14 @@ use std::path::Path;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd};
 
 use super::target::Target;
-use super::{Finding, Level, certificate, clients};
+use super::{Arrival, Finding, Level, certificate, clients};
 use crate::config::Config;
 
 /// Files below a folder of their own.
-struct Root(tempfile::TempDir);
+pub(super) struct Root(tempfile::TempDir);
 
 impl Root {
-    fn new(files: &[(&str, &str)]) -> Root {
+    pub(super) fn new(files: &[(&str, &str)]) -> Root {
         let root = Root(tempfile::tempdir().unwrap());
         for (path, text) in files {
             root.put(path, text);
@@ -31,26 +31,33 @@ impl Root {
     }
 
     /// What a proxy at larder.example:5000 over plain HTTP would be told, knowing docker.io and quay.io.
-    fn look(&self) -> Vec<Finding> {
+    pub(super) fn look(&self) -> Vec<Finding> {
         self.look_by("http")
     }
 
     fn look_by(&self, scheme: &'static str) -> Vec<Finding> {
         let mut target = Target::at("larder.example:5000".parse().unwrap(), Some(scheme));
         target.upstreams = vec!["docker.io".to_owned(), "quay.io".to_owned()];
-        clients::check(self.path(), &target, false)
+        clients::check(self.path(), None, &target, false)
+    }
+
+    /// As on a node, of a proxy over TLS.
+    pub(super) fn look_over_tls(&self, is_distrusted: bool) -> Vec<Finding> {
+        let mut target = Target::at("larder.example:5000".parse().unwrap(), Some("https"));
+        target.is_distrusted = is_distrusted;
+        clients::check(self.path(), None, &target, false)
     }
 
     /// Looks as on a machine that has the proxy's configuration.
-    fn look_with(&self, config: &str) -> Vec<Finding> {
+    pub(super) fn look_with(&self, config: &str) -> Vec<Finding> {
         let config = Config::from_toml(config).unwrap();
         let target = Target::of(&config, Some(&"http://larder.example:5000".parse().unwrap()));
-        clients::check(self.path(), &target, false)
+        clients::check(self.path(), None, &target, false)
     }
 }
 
 #[track_caller]
-fn has(findings: &[Finding], level: Level, text: &str) {
+pub(super) fn has(findings: &[Finding], level: Level, text: &str) {
     let found = findings
         .iter()
         .any(|finding| finding.level == level && finding.found.contains(text));
@@ -61,6 +68,13 @@ fn has(findings: &[Finding], level: Level, text: &str) {
     assert!(told, "without advice: {findings:#?}");
 }
 
+/// Where pulls from a registry go, by tag and by digest.
+pub(super) fn arrivals(findings: &[Finding], registry: &str) -> Vec<(Arrival, Arrival)> {
+    let verdicts = findings.iter().flat_map(|finding| &finding.registries);
+    let of_registry = verdicts.filter(|verdict| verdict.registry == registry);
+    of_registry.map(|verdict| (verdict.by_tag, verdict.by_digest)).collect()
+}
+
 #[test]
 fn a_machine_without_clients() {
     let findings = Root::new(&[]).look();
@@ -68,7 +82,7 @@ fn a_machine_without_clients() {
     has(&findings, Level::Warning, "no configuration of docker");
     // On the proxy's own machine that is no fault.
     let target = Target::of(&Config::default_config().unwrap(), None);
-    let findings = clients::check(Root::new(&[]).path(), &target, false);
+    let findings = clients::check(Root::new(&[]).path(), None, &target, false);
     has(&findings, Level::Note, "no configuration of docker");
 }
 
@@ -154,20 +168,24 @@ fn containerd() {
     has(
         &config(&set.replace("cri.v1.images", "grpc.v1.cri")),
         Level::Warning,
-        "in a section of containerd 1",
+        "in a section of another version",
     );
     has(&config("version = 2\n"), Level::Warning, "does not set config_path");
     has(
-        &config("imports = [\"/etc/containerd/conf.d/*.toml\"]\n"),
+        &config("imports = [\"/etc/containerd/*/more.toml\"]\n"),
         Level::Note,
-        "a file that it imports",
+        "which was not looked at",
     );
     let both = format!("{set}[plugins.\"io.containerd.cri.v1.images\".registry.mirrors.\"x\"]\nendpoint = []\n");
     has(&config(&both), Level::Problem, "both config_path and registry.mirrors");
     has(&config("["), Level::Problem, "is no TOML");
 
     let hosts = |text: &str| Root::new(&[(DOCKER_IO, text)]).look();
-    has(&hosts(HOSTS), Level::Note, "depends on containerd's version");
+    has(
+        &hosts(HOSTS),
+        Level::Note,
+        "Kubernetes' pulls do not unless config_path says so",
+    );
     has(
         &hosts(&HOSTS.replace("http://l", "https://l")),
         Level::Problem,
@@ -216,7 +234,6 @@ fn containerd_by_a_path() {
         ("quay.io", "/quay.io", ""),
         ("quay.io", "/v2/quay.io", verbatim),
         ("_default", "", ""),
-        ("r.example_8443_", "", ""),
     ] {
         let found = look(folder, path, more);
         assert!(
@@ -231,16 +248,12 @@ fn containerd_by_a_path() {
         "",
         "its path names ghcr.io, and the client asks for quay.io",
     );
-    wrong(
-        "quay.io",
-        "/mirror",
-        "",
-        "pulls quay.io/IMAGE gets quay.io/mirror/IMAGE",
-    );
+    wrong("quay.io", "/mirror", "", "its path names mirror, which is no upstream");
     wrong("quay.io", "/v2/quay.io", "", "gets quay.io/v2/IMAGE");
     wrong("quay.io", "/quay.io", verbatim, "no registry at that path");
     wrong("quay.io", "", verbatim, "no registry at that path");
     wrong("_default", "/quay.io", "", "is for all");
+    wrong("r.example_8443_", "", "", "r.example:8443 is no upstream of this proxy");
 }
 
 /// podman and cri-o never say which registry they mean: without its name in the path they get Docker Hub's images.
@@ -318,13 +331,11 @@ fn podman_without_the_registry_in_its_path() {
     let all = mirror.replace("BLOCK", "") + "pull-from-mirror = \"all\"\n";
     let found = Root::new(&[("etc/containers/registries.conf", &all)]).look_with("");
     assert!(found.iter().all(|finding| finding.level < Level::Warning), "{found:?}");
+    // Blocked is the registry itself, so that nothing goes past the mirror.
     let blocked = mirror.replace("BLOCK", "blocked = true\n");
     let found = Root::new(&[("etc/containers/registries.conf", &blocked)]).look_with("");
-    has(&found, Level::Problem, "blocked = true for quay.io");
-    assert!(
-        !found.iter().any(|finding| finding.found.contains("come here")),
-        "{found:?}"
-    );
+    assert!(found[0].found.starts_with("pulls from quay.io come here"), "{found:?}");
+    assert!(!found[0].found.contains("past this proxy"), "{found:?}");
     // Not a mirror: how images with the proxy's address before them are pulled.
     let own = "[[registry]]\nlocation = \"larder.example:5000\"\ninsecure = true\n";
     let found = Root::new(&[("etc/containers/registries.conf", own)]).look_with("");
@@ -387,7 +398,7 @@ fn podman() {
     has(
         &root(text).look(),
         Level::Note,
-        "pulls from docker.io come here; not from quay.io",
+        "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
     );
     has(
         &root(&text.replace("insecure = true", "")).look(),
@@ -402,7 +413,7 @@ fn podman() {
     has(
         &root("unqualified-search-registries = []\n").look(),
         Level::Warning,
-        "lead to no registry",
+        "leads to no registry",
     );
     has(&root("x = ").look(), Level::Problem, "is no TOML");
 }
@@ -414,7 +425,7 @@ fn k3s_and_buildkit() {
     has(
         &k3s(text),
         Level::Note,
-        "pulls from docker.io come here; not from quay.io",
+        "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
     );
     let star = k3s(&text.replace("docker.io", "*"));
     assert_eq!(star[0].level, Level::Ok, "{star:?}");
@@ -436,7 +447,7 @@ fn k3s_and_buildkit() {
     has(
         &buildkit(&plain),
         Level::Note,
-        "pulls from docker.io come here; not from quay.io",
+        "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
     );
     has(&buildkit("debug = true\n"), Level::Warning, "leads to no registry");
 }

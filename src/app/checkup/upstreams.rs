@@ -375,6 +375,7 @@ mod tests {
                 all,
                 network: false,
                 root: "/".into(),
+                home: None,
                 address: None,
             };
             let wanted = config.upstreams.iter().filter(|u| is_wanted(&config, &scope, u));

@@ -8,7 +8,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use read::{Entry, Kind, Reader};
+pub use read::{Entry, Kind, Reader, is_header};
 pub use write::Writer;
 
 /// Tar counts in these.

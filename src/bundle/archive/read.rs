@@ -33,8 +33,10 @@ pub struct Entry {
 pub enum Kind {
     File,
     Folder,
-    /// A hard or symbolic link, and where it leads.
+    /// A symbolic link, and where it leads from the folder that it is in.
     Link(String),
+    /// A hard link, and which entry it leads to: its whole name.
+    HardLink(String),
 }
 
 /// Reads one archive behind the other from one input.
@@ -149,7 +151,11 @@ impl<'a> Reader<'a> {
             EntryType::Link | EntryType::Symlink => {
                 let own = header.link_name_bytes().unwrap_or_default();
                 let own = text(&own).map_err(|why| self.hostile(why))?;
-                Kind::Link(extra.link.or(extra.pax.get("linkpath").cloned()).unwrap_or(own))
+                let target = extra.link.or(extra.pax.get("linkpath").cloned()).unwrap_or(own);
+                match kind {
+                    EntryType::Symlink => Kind::Link(target),
+                    _ => Kind::HardLink(target),
+                }
             }
             other => {
                 let what = char::from(other.as_byte());
@@ -180,7 +186,7 @@ impl<'a> Reader<'a> {
         if most == 0 {
             return Ok(0);
         }
-        let count = self.input.read(&mut buffer[..most]).map_err(BundleError::Read)?;
+        let count = self.input.read(&mut buffer[..most]).map_err(BundleError::reading)?;
         if count == 0 {
             return Err(self.short());
         }
@@ -242,7 +248,7 @@ impl<'a> Reader<'a> {
     /// Whether the present entry, just read to its end, can be read again from the beginning; then it is.
     pub fn again(&mut self, size: u64) -> Result<bool, BundleError> {
         let back = size.saturating_add(padding(size));
-        if self.left > 0 || !self.input.back(back).map_err(BundleError::Read)? {
+        if self.left > 0 || !self.input.back(back).map_err(BundleError::reading)? {
             return Ok(false);
         }
         self.at -= back;
@@ -260,7 +266,7 @@ impl<'a> Reader<'a> {
             let mut block = [0; BLOCK as usize];
             let mut filled = 0;
             while filled < block.len() {
-                match self.input.read(&mut block[filled..]).map_err(BundleError::Read)? {
+                match self.input.read(&mut block[filled..]).map_err(BundleError::reading)? {
                     0 if filled == 0 => return Ok(false),
                     0 => return Err(self.hostile("more bytes behind its end")),
                     count => filled += count,
@@ -284,7 +290,7 @@ impl<'a> Reader<'a> {
     }
 
     fn pass(&mut self, count: u64) -> Result<(), BundleError> {
-        let passed = self.input.skip(count).map_err(BundleError::Read)?;
+        let passed = self.input.skip(count).map_err(BundleError::reading)?;
         self.at += passed;
         if passed < count { Err(self.short()) } else { Ok(()) }
     }
@@ -297,7 +303,7 @@ impl<'a> Reader<'a> {
         let mut block = [0; BLOCK as usize];
         let mut filled = 0;
         while filled < block.len() {
-            match self.input.read(&mut block[filled..]).map_err(BundleError::Read)? {
+            match self.input.read(&mut block[filled..]).map_err(BundleError::reading)? {
                 0 => return Err(self.short()),
                 count => filled += count,
             }
@@ -312,14 +318,9 @@ impl<'a> Reader<'a> {
         if block.iter().all(|b| *b == 0) {
             return Ok(None);
         }
-        let header = Header::from_byte_slice(&block).clone();
-        // The checksum's own field counts as blanks.
-        let sum: u32 = block.iter().enumerate().fold(0, |sum, (at, byte)| {
-            sum + u32::from(if (148..156).contains(&at) { b' ' } else { *byte })
-        });
-        match header.cksum() {
-            Ok(told) if told == sum => Ok(Some(header)),
-            _ => Err(self.hostile("a header whose checksum is wrong, or no tar archive at all")),
+        match is_header(&block) {
+            true => Ok(Some(Header::from_byte_slice(&block).clone())),
+            false => Err(self.hostile("a header whose checksum is wrong, or no tar archive at all")),
         }
     }
 
@@ -355,6 +356,15 @@ impl Read for Reader<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         Reader::read(self, buffer).map_err(|error| std::io::Error::other(error.to_string()))
     }
+}
+
+/// True for the header of an entry. Headers from before ustar (V7) have no magic: the checksum is all that marks them.
+pub fn is_header(block: &[u8; BLOCK as usize]) -> bool {
+    // The checksum's own field counts as blanks.
+    let sum: u32 = block.iter().enumerate().fold(0, |sum, (at, byte)| {
+        sum + u32::from(if (148..156).contains(&at) { b' ' } else { *byte })
+    });
+    Header::from_byte_slice(block).cksum().is_ok_and(|told| told == sum)
 }
 
 fn text(bytes: &[u8]) -> Result<String, String> {

@@ -1,15 +1,25 @@
-//! What `docker save` wrote before Docker 25, and `skopeo copy … docker-archive:` still does: configs and uncompressed
-//! layers, and no manifest. The manifest is made here; the bytes of config and layers stay as they are (L9).
+//! Docker archives, as `docker save` wrote them before Docker 25 and other tools still do: configs and layers, and no
+//! manifest. The manifest is made here; the bytes of config and layers stay as they are (L9).
+//!
+//! The config names the layers by the digests of their uncompressed tars. Docker, skopeo and podman write them so,
+//! and their bytes are checked where all are, in the store. crane, ko, kaniko, jib and Bazel write them compressed:
+//! such a layer is unpacked here, within limits, and held against the config, and the manifest names the bytes as
+//! they are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
 
 use serde::Deserialize;
 use serde_json::json;
 
-use super::super::catalog::Image;
+use super::super::BUFFER;
 use super::super::error::BundleError;
-use super::name::choose;
+use super::super::select::Platform;
+use super::super::unpack::{Compression, Limits, Refusal, Unpacked};
+use super::entry::Entry;
 use super::tree::Tree;
 use super::{Found, Place};
-use crate::oci::{Digest, media_type};
+use crate::oci::{Algorithm, Digest, Hasher, media_type};
 
 const MAX_LIST_BYTES: u64 = 16 << 20;
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -22,7 +32,8 @@ struct Saved {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
-    layers: Vec<String>,
+    #[serde(default)]
+    layers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -32,49 +43,233 @@ struct Config {
 
 #[derive(Deserialize)]
 struct RootFs {
-    diff_ids: Vec<Digest>,
+    #[serde(default)]
+    diff_ids: Option<Vec<Digest>>,
 }
 
-pub(super) fn read(tree: &Tree, given: Option<&str>, found: &mut Found) -> Result<(), BundleError> {
+/// A layer as it is in the archive.
+#[derive(Clone, Debug)]
+enum Layer {
+    /// Its digest is what the config says, or it is found damaged when it is read.
+    Plain {
+        size: u64,
+    },
+    Compressed {
+        media_type: &'static str,
+        digest: Digest,
+        size: u64,
+        /// Digests of what it unpacks to, by each algorithm that a config uses.
+        unpacked: Vec<Digest>,
+    },
+    Faulty(String),
+}
+
+pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleError> {
     let bytes = tree.small("manifest.json", MAX_LIST_BYTES)?;
     let images: Vec<Saved> =
         serde_json::from_slice(&bytes).map_err(|error| BundleError::NotABundle(format!("manifest.json: {error}")))?;
-    for image in &images {
-        one(tree, image, given, images.len() == 1, found)?;
+    if images.is_empty() {
+        return Err(BundleError::NotABundle("manifest.json names no image".to_owned()));
     }
-    match found.images.is_empty() {
-        true => Err(BundleError::Nothing("manifest.json names no image".to_owned())),
-        false => Ok(()),
+    let layers = measure(tree, &images)?;
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut places: HashMap<Digest, usize> = HashMap::new();
+    for image in &images {
+        let entry = one(tree, image, &layers, found)?;
+        // Listed twice, with other names.
+        let place = *places.entry(entry.digest).or_insert(entries.len());
+        match entries.get_mut(place) {
+            Some(known) => known.names.extend(entry.names),
+            None => entries.push(entry),
+        }
+    }
+    Ok(entries)
+}
+
+/// Looks at every layer once, in the order in which they stand.
+fn measure(tree: &Tree, images: &[Saved]) -> Result<HashMap<String, Layer>, BundleError> {
+    // Several names may lead to one file, which is read once.
+    let mut files: BTreeMap<(Option<u64>, &str), Vec<&str>> = BTreeMap::new();
+    for name in images.iter().filter_map(|image| image.layers.as_ref()).flatten() {
+        if tree.size(name).is_none() {
+            continue;
+        }
+        let key = match tree.offset(name) {
+            Some(offset) => (Some(offset), ""),
+            None => (None, name.as_str()),
+        };
+        files.entry(key).or_default().push(name);
+    }
+    let mut algorithms = vec![Algorithm::Sha256];
+    for image in images {
+        let config = tree.small(&image.config, MAX_CONFIG_BYTES).unwrap_or_default();
+        if algorithms.len() == 1 && config.windows(7).any(|word| word == b"sha512:") {
+            algorithms.push(Algorithm::Sha512);
+        }
+    }
+    let mut cursor = tree.cursor();
+    let mut layers = HashMap::new();
+    for names in files.into_values() {
+        let Some(name) = names.first() else { continue };
+        let layer = match tree.compression(name)? {
+            None => Layer::Plain {
+                size: tree.size(name).unwrap_or(0),
+            },
+            Some(compression @ (Compression::Bzip2 | Compression::Xz)) => Layer::Faulty(format!(
+                "its layer {name:?} is compressed by {}, for which image manifests have no type",
+                compression.as_str()
+            )),
+            Some(compression) => {
+                let (mut content, size) = cursor.open(name)?;
+                let layer = unpack(&mut *content, compression, size, &algorithms)?;
+                match layer {
+                    Layer::Faulty(why) => Layer::Faulty(format!("its layer {name:?} is refused: {why}")),
+                    layer => layer,
+                }
+            }
+        };
+        for name in names {
+            layers.insert(name.to_owned(), layer.clone());
+        }
+    }
+    Ok(layers)
+}
+
+/// Passes on what is read, and hashes it.
+struct Hashed<'a> {
+    inner: &'a mut dyn Read,
+    hasher: Hasher,
+    bytes: u64,
+    failed: Option<std::io::Error>,
+}
+
+impl Read for &mut Hashed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self.inner.read(buffer) {
+            Ok(count) => {
+                self.hasher.update(&buffer[..count]);
+                self.bytes += count as u64;
+                Ok(count)
+            }
+            Err(error) => {
+                // Kept: it is the archive's error, not this layer's.
+                let told = std::io::Error::new(error.kind(), error.to_string());
+                self.failed = Some(error);
+                Err(told)
+            }
+        }
     }
 }
 
-fn one(tree: &Tree, image: &Saved, given: Option<&str>, alone: bool, found: &mut Found) -> Result<(), BundleError> {
-    let own = image.repo_tags.clone().unwrap_or_default();
-    let names = choose(given, &own, None, alone)?;
-    let config = tree.small(&image.config, MAX_CONFIG_BYTES)?;
-    let diff_ids = serde_json::from_slice::<Config>(&config)
-        .map_err(|error| BundleError::NotABundle(format!("{}: {error}", image.config)))?
-        .rootfs
-        .diff_ids;
-    if diff_ids.len() != image.layers.len() || diff_ids.len() > MAX_LAYERS {
-        return Err(BundleError::NotABundle(format!(
-            "{} names {} layers, where manifest.json has {}",
-            image.config,
-            diff_ids.len(),
-            image.layers.len()
+/// Unpacks a layer, and keeps nothing of it but its digests. Errors: the archive cannot be read.
+fn unpack(
+    content: &mut dyn Read,
+    compression: Compression,
+    size: u64,
+    algorithms: &[Algorithm],
+) -> Result<Layer, BundleError> {
+    let mut hashed = Hashed {
+        inner: content,
+        hasher: Hasher::new(Algorithm::Sha256),
+        bytes: 0,
+        failed: None,
+    };
+    let mut unpacked: Vec<Hasher> = algorithms.iter().map(|algorithm| Hasher::new(*algorithm)).collect();
+    let mut run = || -> std::io::Result<()> {
+        let mut reader = Unpacked::new(&mut hashed, compression, Limits::FILES)?.strict();
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok(()),
+                count => unpacked.iter_mut().for_each(|hasher| hasher.update(&buffer[..count])),
+            }
+        }
+    };
+    let outcome = run();
+    if let Some(error) = hashed.failed {
+        return Err(BundleError::reading(error));
+    }
+    if let Err(error) = outcome {
+        return Ok(Layer::Faulty(match Refusal::of(&error) {
+            Some(refusal) => refusal.to_string(),
+            None => error.to_string(),
+        }));
+    }
+    if hashed.bytes != size {
+        return Err(BundleError::Short(format!(
+            "within a layer, after {} bytes",
+            hashed.bytes
         )));
     }
+    Ok(Layer::Compressed {
+        media_type: match compression {
+            Compression::Gzip => "application/vnd.oci.image.layer.v1.tar+gzip",
+            _ => "application/vnd.oci.image.layer.v1.tar+zstd",
+        },
+        digest: hashed.hasher.finish(),
+        size,
+        unpacked: unpacked.into_iter().map(Hasher::finish).collect(),
+    })
+}
+
+/// An entry with a fault if it cannot be taken. Errors: the archive cannot be read.
+fn one(tree: &Tree, image: &Saved, layers: &HashMap<String, Layer>, found: &mut Found) -> Result<Entry, BundleError> {
+    let faulty = |why: String, config: &[u8]| {
+        let mut entry = Entry::new(Digest::sha256(config));
+        entry.names.extend(image.repo_tags.iter().flatten().cloned());
+        entry.fault = Some(why);
+        Ok(entry)
+    };
+    let name = &image.config;
+    if tree.size(name).is_none() {
+        return faulty(format!("its config {name:?} is not in the archive"), name.as_bytes());
+    }
+    let config = match tree.document(name, MAX_CONFIG_BYTES)? {
+        Ok(config) => config,
+        Err(why) => return faulty(format!("its config cannot be taken: {why}"), name.as_bytes()),
+    };
+    let diff_ids = match serde_json::from_slice::<Config>(&config) {
+        Ok(config) => config.rootfs.diff_ids.unwrap_or_default(),
+        Err(error) => return faulty(format!("its config {name:?} cannot be read: {error}"), &config),
+    };
+    let files = image.layers.as_deref().unwrap_or_default();
+    if diff_ids.len() != files.len() || diff_ids.len() > MAX_LAYERS {
+        let why = format!(
+            "its config {name:?} names {} layers, where manifest.json has {} (at most {MAX_LAYERS} are taken)",
+            diff_ids.len(),
+            files.len()
+        );
+        return faulty(why, &config);
+    }
     let config_digest = Digest::sha256(&config);
-    let mut layers = Vec::new();
-    for (diff_id, file) in diff_ids.iter().zip(&image.layers) {
-        let size = tree.size(file);
-        let size = size.ok_or_else(|| BundleError::NotABundle(format!("it has no file {file:?}")))?;
-        layers.push(json!({
-            "mediaType": "application/vnd.oci.image.layer.v1.tar",
-            "digest": diff_id,
+    let mut descriptors = Vec::new();
+    let mut parts = vec![config_digest];
+    for (diff_id, file) in diff_ids.iter().zip(files) {
+        let (media_type, digest, size) = match layers.get(file) {
+            None => return faulty(format!("its layer {file:?} is not in the archive"), &config),
+            Some(Layer::Faulty(why)) => return faulty(why.clone(), &config),
+            Some(Layer::Plain { size }) => ("application/vnd.oci.image.layer.v1.tar", *diff_id, *size),
+            Some(Layer::Compressed { unpacked, .. }) if !unpacked.contains(diff_id) => {
+                let why = format!(
+                    "its layer {file:?} unpacks to {}, where its config has {diff_id}: it is damaged in this copy, or of another image",
+                    unpacked[0]
+                );
+                return faulty(why, &config);
+            }
+            Some(Layer::Compressed {
+                media_type,
+                digest,
+                size,
+                ..
+            }) => (*media_type, *digest, *size),
+        };
+        descriptors.push(json!({
+            "mediaType": media_type,
+            "digest": digest,
             "size": size,
         }));
-        found.add(*diff_id, size, None, Place::File(file.clone()))?;
+        found.add(digest, size, None, Place::File(file.clone()));
+        parts.push(digest);
     }
     let manifest = json!({
         "schemaVersion": 2,
@@ -84,36 +279,23 @@ fn one(tree: &Tree, image: &Saved, given: Option<&str>, alone: bool, found: &mut
             "digest": config_digest,
             "size": config.len(),
         },
-        "layers": layers,
+        "layers": descriptors,
     });
     let manifest = serde_json::to_vec(&manifest).map_err(|error| BundleError::Bad(error.to_string()))?;
     let digest = Digest::sha256(&manifest);
     let size = manifest.len() as u64;
-    found.add(
-        config_digest,
-        config.len() as u64,
-        None,
-        Place::File(image.config.clone()),
-    )?;
-    found.add(
-        digest,
-        size,
-        Some(media_type::OCI_MANIFEST.to_owned()),
-        Place::Made(manifest),
-    )?;
-    for name in names {
-        found.images.push(Image {
-            repository: name.repository,
-            tag: name.tag,
-            digest,
-            media_type: media_type::OCI_MANIFEST.to_owned(),
-            size,
-            platforms: Vec::new(),
-            absent: Vec::new(),
-            checked_ms: None,
-            private: false,
-            referrers: Vec::new(),
-        });
-    }
-    Ok(())
+    parts.push(digest);
+    found.add(config_digest, config.len() as u64, None, Place::File(name.clone()));
+    let kind = Some(media_type::OCI_MANIFEST.to_owned());
+    found.add(digest, size, kind, Place::Made(manifest));
+    let mut entry = Entry::new(digest);
+    entry.media_type = media_type::OCI_MANIFEST.to_owned();
+    entry.size = size;
+    entry.names.extend(image.repo_tags.iter().flatten().cloned());
+    entry.id = Some(config_digest);
+    entry.parts = parts;
+    entry.is_made = true;
+    let platform = serde_json::from_slice::<Platform>(&config).ok();
+    entry.platforms.extend(platform.and_then(|platform| platform.text()));
+    Ok(entry)
 }

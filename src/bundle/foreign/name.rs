@@ -2,22 +2,27 @@
 
 use super::super::error::BundleError;
 use crate::oci::name::looks_like_host;
-use crate::oci::{Repository, Tag};
+use crate::oci::{Digest, Repository, Tag};
 
-/// A repository as the store calls it, and a tag if one was said.
+/// A repository as the store calls it, and what was said of the image there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Name {
     pub(super) repository: String,
     pub(super) tag: Option<String>,
+    pub(super) digest: Option<Digest>,
 }
 
 /// Reads a name as Docker does: what names no host is at docker.io, and one word there is an official image.
 pub(super) fn parse(text: &str) -> Result<Name, BundleError> {
     let bad = |why: String| BundleError::Bad(format!("{text:?} is no name for an image: {why}"));
-    let slash = text.rfind('/').map_or(0, |at| at + 1);
-    let (path, tag) = match text[slash..].find(':') {
-        Some(at) => (&text[..slash + at], Some(&text[slash + at + 1..])),
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest.parse().map_err(|error| bad(format!("{error}")))?)),
         None => (text, None),
+    };
+    let slash = name.rfind('/').map_or(0, |at| at + 1);
+    let (path, tag) = match name[slash..].find(':') {
+        Some(at) => (&name[..slash + at], Some(&name[slash + at + 1..])),
+        None => (name, None),
     };
     if let Some(tag) = tag {
         let _: Tag = tag.parse().map_err(|error| bad(format!("{error}")))?;
@@ -41,52 +46,15 @@ pub(super) fn parse(text: &str) -> Result<Name, BundleError> {
     Ok(Name {
         repository,
         tag: tag.map(str::to_owned),
+        digest,
     })
 }
 
-/// The names of one image: the one that was given, or those that the archive gives it.
-///
-/// `own` are full names, `short` what the archive calls it among its other images. `alone`: there is no other.
-pub(super) fn choose(
-    given: Option<&str>,
-    own: &[String],
-    short: Option<&str>,
-    alone: bool,
-) -> Result<Vec<Name>, BundleError> {
-    let Some(given) = given else {
-        let names: Vec<Name> = own
-            .iter()
-            .filter_map(|name| parse(name).ok())
-            .filter(|name| name.tag.is_some())
-            .collect();
-        return match names.is_empty() {
-            true => Err(BundleError::Bad(format!(
-                "the archive does not say where {} is from: give it a name with --as",
-                short.map_or("its image".to_owned(), |short| format!("its image {short}"))
-            ))),
-            false => Ok(names),
-        };
-    };
-    let mut name = parse(given)?;
-    if alone {
-        name.tag = name.tag.or_else(|| Some("latest".to_owned()));
-        return Ok(vec![name]);
-    }
-    if name.tag.is_some() {
-        return Err(BundleError::Bad(format!(
-            "several images are inside: {given} would be the name of all of them. Give --as without a tag"
-        )));
-    }
-    let own = own.iter().find_map(|name| parse(name).ok()?.tag);
-    let tag = short
-        .filter(|short| short.parse::<Tag>().is_ok())
-        .map(str::to_owned)
-        .or(own);
-    match tag {
-        Some(tag) => Ok(vec![Name { tag: Some(tag), ..name }]),
-        None => Err(BundleError::Bad(
-            "several images are inside, and one of them has no tag".to_owned(),
-        )),
+/// The tag in what an archive calls an image among its others: `1` or `alpine:1`.
+pub(super) fn short_tag(short: &str) -> Option<String> {
+    match short.parse::<Tag>() {
+        Ok(_) => Some(short.to_owned()),
+        Err(_) => parse(short).ok()?.tag,
     }
 }
 
@@ -117,27 +85,30 @@ mod tests {
     }
 
     #[test]
-    fn who_is_called_what() {
-        let own = ["docker.io/library/a:1".to_owned()];
+    fn names_with_digests() {
+        let digest = Digest::sha256(b"x");
+        let name = parse(&format!("alpine:3.22@{digest}")).unwrap();
         assert_eq!(
-            choose(None, &own, Some("1"), false).unwrap()[0].repository,
-            "docker.io/library/a"
+            (name.repository.as_str(), name.tag.as_deref(), name.digest),
+            ("docker.io/library/alpine", Some("3.22"), Some(digest))
         );
-        let nameless = |short| choose(None, &[], short, true).unwrap_err().to_string();
-        assert!(
-            nameless(Some("1")).contains("where its image 1 is from"),
-            "{}",
-            nameless(Some("1"))
-        );
-        assert!(nameless(None).contains("where its image is from"), "{}", nameless(None));
-        assert_eq!(
-            choose(Some("x.y/b"), &[], None, true).unwrap()[0].tag.as_deref(),
-            Some("latest")
-        );
-        assert_eq!(
-            choose(Some("x.y/b"), &own, Some("2"), false).unwrap()[0].tag.as_deref(),
-            Some("2")
-        );
-        assert!(choose(Some("x.y/b:3"), &own, Some("2"), false).is_err());
+        let name = parse(&format!("registry.example:5000/a/b@{digest}")).unwrap();
+        assert_eq!((name.tag, name.digest), (None, Some(digest)));
+        for bad in ["alpine@", "alpine@sha256:abc", "alpine@3.22", "a@b@c"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn tags_in_short_names() {
+        for (short, tag) in [
+            ("3.22", Some("3.22")),
+            ("alpine:3.22", Some("3.22")),
+            ("docker.io/library/alpine:1", Some("1")),
+            ("alpine:", None),
+            ("@sha256:x", None),
+        ] {
+            assert_eq!(short_tag(short).as_deref(), tag, "{short}");
+        }
     }
 }

@@ -1,21 +1,24 @@
 //! `larder bundle import`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::super::desk::{Desk, Place, with_desk_to_fill};
 use super::super::ls::short;
 use super::super::table::{count, printable, size};
 use super::super::{Exit, complain, print, print_json};
+use super::source::{self, Names, Source};
 use super::text::date;
 use super::{Outcome, Progress, read_key};
 use crate::admin::ImportOrder;
+use crate::bundle::Input;
 use crate::bundle::report::{ImageRow, Outcome as Became, Report};
-use crate::bundle::{Input, foreign, input, pipe};
 use crate::config::{Config, ConfigError};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A bundle or its volumes; with --as, or by its own names, an OCI layout (folder or tar) or an archive of `docker save`
+    /// A bundle or its volumes; an OCI layout, an archive of `docker save` or a folder of skopeo's; a tar may be
+    /// compressed; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
     /// Trust this public key too, beside bundle.trusted_keys
@@ -27,9 +30,8 @@ pub struct Args {
     /// Move tags back to what an older bundle says
     #[arg(long)]
     older: bool,
-    /// The name for what is no bundle: docker.io/library/alpine:3.22; without a tag for a layout with several
-    #[arg(long = "as", value_name = "NAME")]
-    name: Option<String>,
+    #[command(flatten)]
+    names: Names,
     #[command(flatten)]
     place: Place,
 }
@@ -45,17 +47,18 @@ async fn import(args: &Args, desk: &Desk) -> Outcome {
         unsigned: args.unsigned,
         older: args.older,
     };
-    let (source, total, is_foreign) = open(args)?;
-    if is_foreign {
+    let source = look(args).await?;
+    if source.foreign.is_some() {
         // Nobody signs these; who gives them a name vouches for them.
         (order.unsigned, order.key) = (true, None);
     }
-    let progress = Progress::new(total);
+    let progress = Progress::new(source.total);
     let counted: Box<dyn Input> = Box::new(Counted {
-        input: source,
+        input: source.input,
         progress: progress.clone(),
     });
-    let report = progress.beside(desk.bundle_import(counted, &order)).await?;
+    let mut report = progress.beside(desk.bundle_import(counted, &order)).await?;
+    report.not_taken.extend(source.foreign.unwrap_or_default());
     let told = match args.place.json {
         true => print_json(&report),
         false => print(&text(&report)),
@@ -63,34 +66,21 @@ async fn import(args: &Args, desk: &Desk) -> Outcome {
     for problem in problems(&report) {
         complain(&printable(&problem));
     }
-    Ok(if report.is_whole() { told } else { Exit::Failed })
+    let is_done = report.is_whole() && report.not_taken.is_empty();
+    Ok(if is_done { told } else { Exit::Failed })
 }
 
-/// What is to be imported, its bytes, and whether it is no bundle of ours.
-fn open(args: &Args) -> Result<(Box<dyn Input>, u64, bool), String> {
-    let failed = |error: crate::bundle::BundleError| error.to_string();
-    if let [file] = args.files.as_slice()
-        && (args.name.is_some() || foreign::is_foreign(file))
-    {
-        let archive = foreign::open(file, args.name.as_deref()).map_err(failed)?;
-        let total = archive.bytes();
-        let (sender, reader) = pipe::pipe();
-        std::thread::spawn(move || archive.write(sender));
-        return Ok((Box::new(reader), total, true));
-    }
-    if args.name.is_some() {
-        return Err("--as names one archive; give one".to_owned());
-    }
-    let mut files = Vec::new();
-    for file in &args.files {
-        files.extend(input::volumes(file).map_err(failed)?);
-    }
-    let total = files
-        .iter()
-        .filter_map(|file| file.metadata().ok())
-        .map(|meta| meta.len())
-        .sum();
-    Ok((input::open(&files).map_err(failed)?, total, false))
+/// Opens what is to be imported. An archive of another tool is looked through first, which takes its time.
+async fn look(args: &Args) -> Result<Source, String> {
+    let looking = Progress::new(0);
+    let told = {
+        let looking = looking.clone();
+        Arc::new(move |bytes| looking.add(bytes))
+    };
+    let (files, naming) = (args.files.clone(), args.names.naming());
+    let opening = tokio::task::spawn_blocking(move || source::open(&files, &naming, told));
+    let opened = looking.beside(opening).await;
+    opened.map_err(|error| format!("the archive could not be looked through: {error}"))?
 }
 
 /// Tells how far it was read.
@@ -136,6 +126,9 @@ fn text(report: &Report) -> String {
         };
         text += &format!("{}\n", printable(&line));
     }
+    for left in &report.not_taken {
+        text += &format!("not taken: {}\n", printable(&left.to_string()));
+    }
     let by = match &report.signed_by {
         Some(key) => format!("signed by {key}"),
         None => "not signed by anybody who is trusted".to_owned(),
@@ -177,6 +170,19 @@ fn short_with_name(digest: &str) -> &str {
 
 fn problems(report: &Report) -> Vec<String> {
     let mut problems = Vec::new();
+    if !report.unserved.is_empty() {
+        problems.push(format!(
+            "came and cannot be pulled by anybody: {}. Their registries are no upstreams of this Larder, or its rules leave them out: name them in proxy.toml ([upstream.\"…\"]), or import under another name with --as",
+            report.unserved.join(", ")
+        ));
+    }
+    match report.not_taken.len() {
+        0 => {}
+        1 => problems.push("the archive has more than was taken: what is listed as not taken".to_owned()),
+        n => problems.push(format!(
+            "the archive has more than was taken: the {n} that are listed as not taken"
+        )),
+    }
     if !report.missing_volumes.is_empty() && !report.is_whole() {
         let list: Vec<String> = report.missing_volumes.iter().map(ToString::to_string).collect();
         let how = match &report.signed_by {

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use super::super::ls::short;
 use super::super::table::{Align, Table, ago, count, printable, size};
 use super::super::{Exit, print, print_json};
+use super::source::{self, Names};
 use super::text::date;
 use super::{Outcome, read_key, read_text};
-use crate::bundle::input;
 use crate::bundle::inspect::{Inspection, Look, Signature, inspect};
 use crate::bundle::receipt::{Known, MAX_RECEIPT_BYTES};
 use crate::bundle::sign::PublicKey;
@@ -15,9 +15,11 @@ use crate::config::Config;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A bundle, or its volumes
+    /// A bundle or its volumes, or what else `import` takes; - is standard input
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
+    #[command(flatten)]
+    names: Names,
     /// Hold its signature against this public key too, beside bundle.trusted_keys
     #[arg(long, value_name = "FILE.pub")]
     key: Option<PathBuf>,
@@ -49,17 +51,14 @@ pub fn run(args: &Args, config: Option<&Config>) -> Outcome {
         .map(|text| Known::parse(text.as_bytes()))
         .transpose()
         .map_err(failed)?;
-    let mut files = Vec::new();
-    for file in &args.files {
-        files.extend(input::volumes(file).map_err(failed)?);
-    }
-    let mut input = input::open(&files).map_err(failed)?;
+    let mut source = source::open(&args.files, &args.names.naming(), source::silent())?;
     let look = Look {
         keys: &keys,
         known: known.as_ref(),
         verify: args.verify,
     };
-    let (found, catalog) = inspect(&mut *input, &look, &mut |_| {}).map_err(failed)?;
+    let (mut found, catalog) = inspect(&mut *source.input, &look, &mut |_| {}).map_err(failed)?;
+    found.not_taken.extend(source.foreign.unwrap_or_default());
     if args.catalog {
         return Ok(print(&String::from_utf8_lossy(&catalog)));
     }
@@ -108,6 +107,9 @@ fn text(found: &Inspection) -> String {
         0 => String::new(),
         ms => format!(" of {}", date(ms)),
     };
+    for left in &found.not_taken {
+        text += &format!("would not be taken: {}\n", printable(&left.to_string()));
+    }
     text += &format!(
         "{}, {} in {}; bundle {}{made}\n",
         count(found.images.len(), "image"),

@@ -22,6 +22,7 @@ pub fn meaning(config: &Config, is_good: bool) -> String {
             "tls": config.server.tls.as_ref().map(tls),
             "shutdown_grace_seconds": config.server.shutdown_grace.as_secs_f64(),
             "server_timing": config.server.server_timing,
+            "trusted_proxies": config.server.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
         },
         "listeners": config.listeners.iter().map(|listener| json!({
             "name": listener.name,

@@ -133,6 +133,13 @@ fn listeners(config: &Config) -> Vec<String> {
                 false => "for clients that ask for it (Larder-Timing: 1)",
             },
         ),
+        row(
+            "proxies",
+            match config.server.trusted_proxies.is_empty() {
+                true => "none trusted: a client is at the address that it connects from".to_owned(),
+                false => format!("{} are trusted", config.server.trusted_proxies),
+            },
+        ),
     ]);
     rows
 }

@@ -331,7 +331,7 @@ mod tests {
         assert_eq!(json["registry-mirrors"][0], "http://larder.example:5000/docker.io");
     }
 
-    /// What is printed is known again as what `--write` would have written.
+    /// A printed file is known again as one that `--write` would have written.
     #[test]
     fn every_file_but_json_is_marked() {
         for client in Client::value_variants() {

@@ -1,4 +1,5 @@
-//! What each document of a stream is, and who reads it. Several kinds may stand behind one another, and in lists.
+//! Finds out what each document of a stream is, and hands it to its reader. Several kinds may stand behind one another, and
+//! in lists.
 
 use std::rc::Rc;
 
@@ -9,7 +10,7 @@ use super::{Images, Kind, clip, compose, tools};
 /// Lists in lists of documents.
 const MOST_NESTED: usize = 10;
 
-/// What is known of a file beside its text.
+/// Known facts about a file beside its text.
 pub struct Stream<'a> {
     /// As the command line says.
     pub kind: Option<Kind>,
@@ -54,7 +55,7 @@ pub fn find(documents: &[Rc<Node>], stream: &Stream<'_>, images: &mut Images) ->
     Ok(())
 }
 
-/// Where a document stands, and what its list says of it.
+/// A document's place in its file, and what its list says about it.
 struct Item<'n> {
     /// `document 2, item 3`
     name: String,

@@ -19,7 +19,7 @@ const SPECIAL: [(&str, &str, &str); 5] = [
     ("pkg.crossplane.io", "Function", "package"),
 ];
 
-/// What a document is called in messages.
+/// A document's name in messages.
 #[derive(Clone, Debug, Default)]
 pub struct Label {
     /// `document 2`; `document 2, item 3` in a list.
@@ -67,7 +67,7 @@ pub struct Walk<'a> {
     pub kind: String,
 }
 
-/// What a map has of the one that it is merged into.
+/// Facts about the map that another one is merged into.
 #[derive(Clone, Copy, Default)]
 struct Around<'n> {
     name: Option<&'n str>,
@@ -203,7 +203,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether an `image` below such a key is one that is run.
+    /// Returns true if an `image` below such a key is one that is run.
     fn holds_image(&self, parent: Option<&str>) -> bool {
         let Some(parent) = parent else { return false };
         CONTAINERS.contains(&parent)

@@ -47,11 +47,11 @@ pub struct Found {
 #[derive(Debug, Default)]
 pub struct Images {
     pub found: Vec<Found>,
-    /// What looks like an image where nothing says that it is one.
+    /// Texts that look like images where nothing says that they are.
     pub possible: Vec<Found>,
-    /// What is named and is nobody's to be fetched, in words.
+    /// Entries that name nothing to fetch, in words: a service that is built, a repository without a tag.
     pub passed_over: Vec<String>,
-    /// What names images, or content, that are not among those above: place and reason.
+    /// Entries that name images or content that is not in the lists above: place and reason.
     pub unread: Vec<String>,
     /// More than are taken were named.
     too_many: bool,
@@ -67,7 +67,7 @@ const LONGEST_IMAGE: usize = 2_000;
 /// Bytes of all that is kept of one file.
 const MOST_KEPT: usize = 12 << 20;
 
-/// What to do with a template.
+/// Advice for a template that was not rendered.
 const RENDER: &str = "render it first, for a chart by `helm template NAME CHART | larder prefetch --from -`";
 
 impl Images {
@@ -145,7 +145,7 @@ fn check(image: &str) -> Result<(), String> {
     if image.contains("{{") {
         return Err(format!("a template: {RENDER}"));
     }
-    // Those of Kubernetes, OpenShift, envsubst and Flux; Zarf's; Hauler's and others' lists.
+    // Variables of Kubernetes, OpenShift, envsubst and Flux, and Zarf's.
     if image.contains('$') || image.contains("###") {
         return Err("a variable, whose value is not in this file".to_owned());
     }

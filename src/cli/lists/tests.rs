@@ -189,7 +189,7 @@ fn files_cannot_be_larger_than_they_are() {
     assert!(kubernetes(&text).unwrap_err().contains("too large"));
 }
 
-/// What is written before `kind`, and what comes of it: images, possible ones, and the reasons why something is unread.
+/// A document, and the expected outcome: images, possible ones, and the reasons why something is unread.
 type Row = (
     &'static str,
     &'static [&'static str],

@@ -1,7 +1,7 @@
-//! What tools that mirror or deploy images are told: Hauler, oc-mirror, Zarf, Flux, Kustomize, Argo CD, Helm's controllers.
+//! Reads the files of tools that mirror or deploy images: Hauler, oc-mirror, Zarf, Flux, Kustomize, Argo CD, Helm's controllers.
 //!
-//! What such a document names and Larder can fetch is found; what stands elsewhere (in a chart, a catalog, other files) is
-//! named as unread, with what to give in its place.
+//! Images that such a document names are found. Images that stand elsewhere (in a chart, a catalog, other files) are named as
+//! unread, with what to give in their place.
 
 use std::rc::Rc;
 
@@ -52,13 +52,13 @@ fn items<'n>(node: &'n Node, path: &[&str], steps: &mut Steps) -> &'n [Rc<Node>]
     dig(node, path, steps).map_or(&[], |list| list.list())
 }
 
-/// Whether a list stands there, or something in its place, and has anything in it.
+/// Returns true if a value stands there and is not empty.
 fn is_given(node: &Node, key: &str, steps: &mut Steps) -> bool {
     node.get(key, steps)
         .is_some_and(|value| value.text().is_some() || !value.list().is_empty() || !value.map().is_empty())
 }
 
-/// Whether a version names one, and not a range of them.
+/// Returns true if a version names one release, and not a range of them.
 fn is_exact(version: &str) -> bool {
     let parts: Vec<&str> = version.split('.').collect();
     let is_x = |part: &&str| matches!(*part, "x" | "X" | "*");
@@ -207,7 +207,7 @@ fn oc_mirror(walk: &mut Walk<'_>, document: &Node) {
                 let why = format!("the images of its charts are not in this file: {RENDER}");
                 walk.unread(value.line, &why);
             }
-            // What is not to be mirrored.
+            // Not to be mirrored.
             "blockedImages" => {}
             other => walk.unread(key.line, &format!("mirror.{} is not known here", clip(other))),
         }
@@ -260,7 +260,7 @@ fn zarf(walk: &mut Walk<'_>, document: &Node) {
     }
 }
 
-/// Whether a document without a kind is Kustomize's: its lists name files and folders, or it sets images.
+/// Returns true if a document without a kind is Kustomize's: its lists name files and folders, or it sets images.
 pub fn is_kustomization(document: &Node, steps: &mut Steps) -> bool {
     let names_files = |key: &&str, steps: &mut Steps| {
         let list = items(document, &[*key], steps);
@@ -320,7 +320,7 @@ fn kustomize_images(walk: &mut Walk<'_>, node: &Node) {
     }
 }
 
-/// What a controller renders: its chart, and the values that it is given.
+/// A release that a controller renders: its chart, and the values for it.
 fn helm(walk: &mut Walk<'_>, document: &Node) {
     if let Some(spec) = document.get("spec", &mut walk.steps) {
         let steps = &mut walk.steps;

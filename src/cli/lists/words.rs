@@ -13,7 +13,8 @@ pub fn is_likely(shape: &Shape) -> bool {
     shape.has_digest || shape.has_tag || shape.has_registry || shape.has_path
 }
 
-/// Whether a flag, a variable or a key speaks of an image: `--sidecar-image`, `RELATED_IMAGE_PROXY`, `imageName`.
+/// Returns true if the name of a flag, a variable or a key speaks of an image: `--sidecar-image`, `RELATED_IMAGE_PROXY`,
+/// `imageName`.
 pub fn speaks_of_images(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     // `imagePullPolicy` and its like are told apart by their values.
@@ -31,7 +32,7 @@ pub fn each(text: &str, hint: bool, mut take: impl FnMut(&str, bool)) {
             None => ("", word),
         };
         let is_name = value.is_empty() || value.ends_with(':') || value.starts_with('-');
-        // What has none of these has none of an image's shapes: most words of a long text end here.
+        // A word without any of these has none of an image's shapes: most words of a long text end here.
         if !is_name && value.contains([':', '/', '@']) {
             take(value, before || (!name.is_empty() && speaks_of_images(name)));
         }

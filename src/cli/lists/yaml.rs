@@ -68,7 +68,7 @@ impl Node {
         matches!(self.value, Value::Map(_))
     }
 
-    /// What stands under a key; behind it, what is merged in by `<<`. Each map that is looked into costs steps: a file of
+    /// Returns the value of a key, else the one that is merged in by `<<`. Each map that is looked into costs steps: a file of
     /// a few megabytes can merge a large map into a hundred thousand others.
     pub fn get(&self, key: &str, steps: &mut Steps) -> Option<&Rc<Node>> {
         self.get_within(key, 10, &mut MOST_MERGED.clone(), steps)

@@ -17,7 +17,7 @@ pub struct Shape {
 /// The parts of a text that is an image by its grammar; `None` for any other text.
 pub fn shape(text: &str) -> Option<Shape> {
     let (name, tag, digest) = split_image(without_transport(text).ok()?);
-    if !tag.is_none_or(Tag::fits) || !digest.is_none_or(|digest| digest.parse::<Digest>().is_ok()) {
+    if tag.is_some_and(|tag| !Tag::fits(tag)) || digest.is_some_and(|digest| digest.parse::<Digest>().is_err()) {
         return None;
     }
     let host = name.split_once('/').filter(|(host, _)| looks_like_host(host));

@@ -19,6 +19,13 @@ use crate::text::is_visible;
 
 /// An order may hold a receipt.
 const MAX_ORDER_BYTES: usize = 80 << 20;
+/// Types that a bundle is sent as. Which of them does not matter.
+const ARCHIVES: [&str; 4] = [
+    "application/x-tar",
+    "application/gzip",
+    "application/x-gzip",
+    "application/zstd",
+];
 /// Longest name of a site.
 const MAX_SITE: usize = 255;
 
@@ -43,9 +50,12 @@ pub(super) async fn import(State(admin): State<Admin>, request: Request) -> Answ
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     // As little as JSON can a web page send this (R-X16).
-    if kind.and_then(media_type::essence).as_deref() != Some("application/x-tar") {
+    if !kind
+        .and_then(media_type::essence)
+        .is_some_and(|kind| ARCHIVES.contains(&kind.as_str()))
+    {
         return Err(OperatorError::bad_request(
-            "a bundle is sent with Content-Type: application/x-tar",
+            "a bundle is sent with Content-Type: application/x-tar (or application/gzip or application/zstd: its first bytes say how it is compressed)",
         ));
     }
     let mut query = query(&request, &["key", "unsigned", "older"])?;

@@ -9,7 +9,8 @@ use serde_json::json;
 
 use crate::admin::AdminError;
 use crate::admin::error::BeginError;
-use crate::pull::PullError;
+use crate::http::labels::Cause;
+use crate::pull::{CanaryError, PullError};
 use crate::text;
 
 /// One error, ready to be sent.
@@ -98,7 +99,12 @@ impl From<AdminError> for OperatorError {
             | AdminError::NoTag(_)
             | AdminError::Level(_)
             | AdminError::BadOrder(_) => StatusCode::BAD_REQUEST,
-            AdminError::NotHeld(_) | AdminError::NotPinned(_) | AdminError::NoJob(_) => StatusCode::NOT_FOUND,
+            AdminError::NotHeld(_) | AdminError::NotPinned(_) | AdminError::NoJob(_) | AdminError::NoCanary => {
+                StatusCode::NOT_FOUND
+            }
+            AdminError::Canary(CanaryError::TooMany) => StatusCode::CONFLICT,
+            AdminError::Canary(CanaryError::Architecture) => StatusCode::BAD_REQUEST,
+            AdminError::Canary(CanaryError::NoRandom) => StatusCode::INTERNAL_SERVER_ERROR,
             AdminError::Pinned(_) | AdminError::Busy(_) | AdminError::TooMany(_) | AdminError::NoLog => {
                 StatusCode::CONFLICT
             }
@@ -150,6 +156,10 @@ impl IntoResponse for OperatorError {
         // It may have several lines: the mistakes in a configuration.
         let message = text::report(&self.message);
         let body = json!({ "error": { "code": self.code, "message": message } });
+        let cause = self
+            .status
+            .is_server_error()
+            .then(|| Cause(text::message(&self.message).into()));
         let headers = [(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-store")];
         let mut response = (self.status, headers, format!("{body}\n")).into_response();
         if self.status == StatusCode::UNAUTHORIZED {
@@ -158,6 +168,9 @@ impl IntoResponse for OperatorError {
         }
         if let Some(value) = self.allow.and_then(|allow| HeaderValue::from_str(&allow).ok()) {
             response.headers_mut().insert(ALLOW, value);
+        }
+        if let Some(cause) = cause {
+            response.extensions_mut().insert(cause);
         }
         response
     }

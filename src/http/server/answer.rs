@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use axum::body::{Body, Bytes};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
@@ -16,11 +17,12 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 
 use super::delivery::{Delivery, Reported, Running, Tracked};
-use super::gate::{Gate, Pass};
-use super::handler::{Caller, Handler};
+use super::gate::{Full, Gate, Pass};
+use super::handler::{Caller, Handler, Peer, Sender};
 use super::pulse::{Break, Pulse};
-use super::{LiveLimits, REFUSALS};
+use super::{LiveLimits, LiveProxies, REFUSALS};
 use crate::config::Limits;
+use crate::http::access_log::log_failure;
 use crate::http::error::ApiError;
 use crate::http::outbox::{Outbox, Piece};
 use crate::oci::ErrorCode;
@@ -39,6 +41,9 @@ pub(super) struct Connection<H> {
     /// As they are now; those above are as they were when the connection came.
     pub(super) live: LiveLimits,
     pub(super) pulse: Arc<Pulse>,
+    pub(super) proxies: LiveProxies,
+    /// Counts connections, and for the clients of a proxy their requests.
+    pub(super) gate: Arc<Gate>,
     /// Counts what HTTP/2 requests there are beside others of their connection.
     pub(super) requests: Arc<Gate>,
     /// Counts those that are told that this was one too many.
@@ -48,23 +53,48 @@ pub(super) struct Connection<H> {
 impl<H> Connection<H> {
     /// A pass for a request that comes beside others by HTTP/2, or the refusal. The first of a connection needs none: the connection
     /// itself is counted, and nobody who asks for one thing at a time can be locked out.
-    fn admit(&self) -> Result<Pass, ApiError> {
+    ///
+    /// On a proxy's connection each request counts as if its client had made a connection for it; and what the proxy
+    /// asks for without naming a client counts for nobody.
+    fn admit(&self, sender: Option<Sender>, is_beside_others: bool) -> Result<Option<Pass>, ApiError> {
+        let behind = match sender.map(|sender| sender.address) {
+            Some(Peer::Behind(client)) => Some(client),
+            _ => None,
+        };
+        if behind.is_none() && !is_beside_others {
+            return Ok(None);
+        }
         let limits = self.live.now();
         let (most, most_per_client) = (limits.max_connections, limits.max_connections_per_client);
-        self.requests
-            .enter(self.client(), most, most_per_client)
-            .map_err(|full| {
-                let message = format!(
-                    "too many requests at once over HTTP/2 (limits.{}): try again later",
-                    full.as_str()
-                );
-                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message).retry_after(5)
-            })
+        let share = behind.map(|client| self.gate.share(client, most_per_client));
+        let share = share.transpose().map_err(|full| too_many("of one client", full))?;
+        if !is_beside_others {
+            return Ok(share);
+        }
+        let most_of_one = match sender.is_some_and(|sender| sender.is_proxy) {
+            true => usize::MAX,
+            false => most_per_client,
+        };
+        let pass = self.requests.enter(self.client(sender), most, most_of_one);
+        let pass = pass.map_err(|full| too_many("over HTTP/2", full))?;
+        Ok(Some(match share {
+            Some(share) => pass.with(share),
+            None => pass,
+        }))
     }
 
-    fn client(&self) -> IpAddr {
-        self.caller.address.ip().unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    fn client(&self, sender: Option<Sender>) -> IpAddr {
+        let address = sender.map_or(self.caller.address, |sender| sender.address);
+        address.ip().unwrap_or(Ipv4Addr::UNSPECIFIED.into())
     }
+}
+
+fn too_many(which: &str, full: Full) -> ApiError {
+    let message = format!(
+        "too many requests at once {which} (limits.{}): try again later",
+        full.as_str()
+    );
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable, message).retry_after(5)
 }
 
 /// Answers one request of a connection.
@@ -105,15 +135,18 @@ pub(super) async fn answer<H: Handler>(
     };
     let (mut running, others) = Running::begin(pulse);
     let mut is_bodiless = false;
+    let sender = caller.sender(&parts.headers, &connection.proxies.now());
     let refused = match refused {
-        None if http2 && others > 0 => match connection.admit() {
+        None => match connection.admit(sender, http2 && others > 0) {
             Ok(pass) => {
-                running.hold(pass);
+                if let Some(pass) = pass {
+                    running.hold(pass);
+                }
                 None
             }
             Err(error) => {
                 // A client that reads nothing is not to hold the words either.
-                match connection.refusals.enter(connection.client(), REFUSALS, REFUSALS) {
+                match connection.refusals.enter(connection.client(sender), REFUSALS, REFUSALS) {
                     Ok(pass) => running.hold(pass),
                     Err(_) => is_bodiless = true,
                 }
@@ -128,6 +161,10 @@ pub(super) async fn answer<H: Handler>(
             // The access log stands behind the handler's door.
             metrics::counter!("larder_requests_refused_total", "status" => error.status.as_u16().to_string())
                 .increment(1);
+            if error.status.is_server_error() {
+                let asked = Some((&parts.method, &parts.uri));
+                log_failure(asked, caller.address, error.status, Instant::now(), error.cause());
+            }
             tracing::debug!(client = %caller.address, status = error.status.as_u16(), reason = error.message, "request refused");
             close = true;
             let mut response = error.into_response();

@@ -1,8 +1,10 @@
 //! One connection from its first byte to its last.
 
+use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use axum::http::Request;
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Connection};
 use super::handler::{Caller, Handler, Peer};
+use super::proxy_header::{self, Beginning, Told};
 use super::pulse::{Break, Overdue, Pulse, STALLED};
 use super::tls::{self, Certificates};
 use super::wire::{self, Transport, Wire};
@@ -27,6 +30,9 @@ use crate::http::outbox::Outbox;
 
 /// A TLS record that begins a handshake.
 const CLIENT_HELLO: u8 = 0x16;
+
+/// PROXY headers of those who are no trusted proxies are logged at most this often.
+const LOG_STRANGERS_EVERY: Duration = Duration::from_secs(60);
 
 /// hyper's own limit. Told any, even this one, it fills a table of that size for every request.
 const HYPER_HEADERS: usize = 100;
@@ -57,18 +63,120 @@ const TOO_MANY: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: applic
 ///
 /// A future is as large as its largest step, and keeps that much for as long as its client stays, idle or not: so each
 /// large step is in a box of its own, which only those have who come to it.
-pub(super) async fn run(tcp: TcpStream, client: Peer, way: Arc<Way>, shared: Arc<Shared<impl Handler>>) {
+pub(super) async fn run(tcp: TcpStream, peer: SocketAddr, way: Arc<Way>, shared: Arc<Shared<impl Handler>>) {
+    let Some(first) = begun(&tcp, &way, &shared).await else {
+        return;
+    };
+    if proxy_header::may_begin_with(first) {
+        return Box::pin(introduced(tcp, peer, &way, &shared)).await;
+    }
+    let client = Client {
+        address: Peer::Tcp(peer),
+        told: None,
+    };
+    follow(tcp, (first, Bytes::new()), client, &way, &shared).await;
+}
+
+/// The first byte of what a client says, when it begins; `None` if there will be none.
+async fn begun<H>(tcp: &TcpStream, way: &Way, shared: &Shared<H>) -> Option<u8> {
     let first = tokio::select! {
         // A client that has asked already is answered: to close with its request unread would be a reset.
         biased;
-        first = tokio::time::timeout(shared.limits.now().idle_timeout, first_byte(&tcp)) => first,
+        first = tokio::time::timeout(shared.limits.now().idle_timeout, first_byte(tcp)) => first,
+        () = way.turn.cancelled() => return None,
+    };
+    first.ok()?.ok()?
+}
+
+/// The other end of a connection, and what a PROXY header said of it.
+#[derive(Clone, Copy)]
+struct Client {
+    address: Peer,
+    told: Option<Told>,
+}
+
+impl fmt::Display for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.told {
+            Some(Told::Client(client)) => client.fmt(f),
+            _ => self.address.fmt(f),
+        }
+    }
+}
+
+/// A connection that may begin with a PROXY header. That of somebody who is no trusted proxy is read, and not believed.
+async fn introduced(mut tcp: TcpStream, peer: SocketAddr, way: &Way, shared: &Shared<impl Handler>) {
+    let limits = shared.limits.now();
+    let begins = tokio::select! {
+        biased;
+        begins = tokio::time::timeout(limits.header_timeout, proxy_header::read(&mut tcp)) => begins,
         () = way.turn.cancelled() => return,
     };
-    let Ok(Ok(Some(first))) = first else { return };
+    let address = Peer::Tcp(peer);
+    let told = match begins {
+        Ok(Ok(Beginning::Other(read))) => {
+            let client = Client { address, told: None };
+            let first = read.first().copied().unwrap_or_default();
+            return follow(tcp, (first, read), client, way, shared).await;
+        }
+        Ok(Ok(Beginning::Header(told))) => told,
+        Ok(Err(error)) => {
+            if error.kind() == io::ErrorKind::InvalidData {
+                metrics::counter!("larder_connections_ended_total", "reason" => "proxy_header").increment(1);
+                tracing::debug!(client = %peer, %error, "connection ended");
+            }
+            return wire::linger(tcp).await;
+        }
+        Err(_) => return wire::linger(tcp).await,
+    };
+    let (is_trusted, client_is_proxy) = {
+        let proxies = shared.proxies.now();
+        let is_proxy = |address: SocketAddr| proxies.contains(address.ip());
+        (is_proxy(peer), matches!(told, Told::Client(client) if is_proxy(client)))
+    };
+    let (told, share) = match told {
+        _ if !is_trusted => {
+            log_stranger(peer, shared);
+            (None, None)
+        }
+        Told::Client(client) if !client_is_proxy => {
+            match shared.gate.share(client.ip(), limits.max_connections_per_client) {
+                Ok(share) => (Some(told), Some(share)),
+                Err(full) => {
+                    if let Some(_pass) = super::refused(full, client, shared) {
+                        refuse(tcp, way.tls.is_some()).await;
+                    }
+                    return;
+                }
+            }
+        }
+        told => (Some(told), None),
+    };
+    if let Some(first) = begun(&tcp, way, shared).await {
+        let client = Client { address, told };
+        follow(tcp, (first, Bytes::new()), client, way, shared).await;
+    }
+    drop(share);
+}
+
+/// Warns that a proxy may have been forgotten in the configuration, or that a client plays one.
+fn log_stranger<H>(peer: SocketAddr, shared: &Shared<H>) {
+    let mut logged = shared.logged_header.lock().unwrap_or_else(PoisonError::into_inner);
+    if logged.is_none_or(|at| at.elapsed() >= LOG_STRANGERS_EVERY) {
+        *logged = Some(std::time::Instant::now());
+        tracing::warn!(
+            from = %peer,
+            "a PROXY protocol header is ignored: it came from an address that is not in server.trusted_proxies"
+        );
+    }
+}
+
+/// Serves what comes behind a PROXY header, or without one. `first` is its first byte; bytes that were read already come with it.
+async fn follow(tcp: TcpStream, (first, read): (u8, Bytes), client: Client, way: &Way, shared: &Shared<impl Handler>) {
     match (&way.tls, first) {
         (None, CLIENT_HELLO) => say(tcp, TLS_TO_HTTP, "tls_to_plain").await,
-        (None, _) => Box::pin(plain(tcp, client, &way, &shared)).await,
-        (Some(certificates), CLIENT_HELLO) => Box::pin(secure(tcp, certificates, client, &way, &shared)).await,
+        (None, _) => Box::pin(plain(tcp, read, client, way, shared)).await,
+        (Some(certificates), CLIENT_HELLO) => Box::pin(secure(tcp, certificates, client, way, shared)).await,
         (Some(_), _) => say(tcp, HTTP_TO_TLS, "plain_to_tls").await,
     }
 }
@@ -82,11 +190,15 @@ pub(super) async fn run_unix(stream: UnixStream, way: Arc<Way>, shared: Arc<Shar
     };
     if let Ok(Ok(())) = first {
         let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-        Box::pin(plain(stream, Peer::Unix(uid), &way, &shared)).await;
+        let client = Client {
+            address: Peer::Unix(uid),
+            told: None,
+        };
+        Box::pin(plain(stream, Bytes::new(), client, &way, &shared)).await;
     }
 }
 
-async fn secure(tcp: TcpStream, certificates: &Certificates, client: Peer, way: &Way, shared: &Shared<impl Handler>) {
+async fn secure(tcp: TcpStream, certificates: &Certificates, client: Client, way: &Way, shared: &Shared<impl Handler>) {
     let handshake = Box::pin(certificates.shake_hands(tcp));
     let handshake = tokio::select! {
         () = way.turn.cancelled() => return,
@@ -133,10 +245,10 @@ async fn first_byte(tcp: &TcpStream) -> io::Result<Option<u8>> {
     Ok((tcp.peek(&mut byte).await? > 0).then_some(byte[0]))
 }
 
-async fn plain<S: Transport>(mut tcp: S, client: Peer, way: &Way, shared: &Shared<impl Handler>) {
+async fn plain<S: Transport>(mut tcp: S, read: Bytes, client: Client, way: &Way, shared: &Shared<impl Handler>) {
     let told = tokio::select! {
         biased;
-        told = tokio::time::timeout(shared.limits.now().header_timeout, preface(&mut tcp)) => told,
+        told = tokio::time::timeout(shared.limits.now().header_timeout, preface(&mut tcp, &read)) => told,
         () = way.turn.cancelled() => return,
     };
     match told {
@@ -149,9 +261,10 @@ async fn plain<S: Transport>(mut tcp: S, client: Peer, way: &Way, shared: &Share
     }
 }
 
-/// Reads until it is clear whether HTTP/2 is spoken without further ado; what was read.
-async fn preface(tcp: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
+/// Reads on, until it is clear whether HTTP/2 is spoken without further ado; what was read, `before` included.
+async fn preface(tcp: &mut (impl AsyncRead + Unpin), before: &[u8]) -> io::Result<Bytes> {
     let mut read = Vec::with_capacity(HTTP2_PREFACE.len());
+    read.extend_from_slice(before);
     while read.len() < HTTP2_PREFACE.len() && HTTP2_PREFACE.starts_with(&read) {
         let left = HTTP2_PREFACE.len() - read.len();
         if (&mut *tcp).take(left as u64).read_buf(&mut read).await? == 0 {
@@ -166,7 +279,7 @@ async fn speak<S: Transport>(
     stream: S,
     prefix: Bytes,
     http2: bool,
-    (client, certificate): (Peer, Option<Arc<str>>),
+    (client, certificate): (Client, Option<Arc<str>>),
     way: &Way,
     shared: &Shared<impl Handler>,
 ) {
@@ -183,7 +296,9 @@ async fn speak<S: Transport>(
     let of_all = Arc::new(Connection {
         handler: shared.handler.clone(),
         caller: Caller {
-            address: client,
+            address: client.address,
+            told: client.told,
+            is_by_proxy: false,
             certificate,
             tls,
             outbox: Some(outbox),
@@ -191,6 +306,8 @@ async fn speak<S: Transport>(
         limits: (*shared.limits.now()).clone(),
         live: shared.limits.clone(),
         pulse: pulse.clone(),
+        proxies: shared.proxies.clone(),
+        gate: shared.gate.clone(),
         requests: shared.requests.clone(),
         refusals: shared.refusals.clone(),
     });
@@ -246,7 +363,7 @@ enum Ended {
 async fn drive<C: GracefulConnection, H>(
     mut connection: Pin<&mut C>,
     pulse: &Pulse,
-    client: Peer,
+    client: Client,
     way: &Way,
     shared: &Shared<H>,
 ) -> Ended {
@@ -262,6 +379,7 @@ async fn drive<C: GracefulConnection, H>(
         metrics::counter!("larder_connections_ended_total", "reason" => why.as_str()).increment(1);
         tracing::debug!(%client, reason = why.as_str(), "connection ended");
         if why != Overdue::Idle {
+            pulse.cut(why.why());
             return Ended::Cut;
         }
     }
@@ -276,8 +394,14 @@ async fn drive<C: GracefulConnection, H>(
     tokio::select! {
         _ended = connection.as_mut() => in_order(),
         _still_idle = still_idle(pulse) => in_order(),
-        _overdue = pulse.overdue(&limits), if overdue.is_none() => Ended::Cut,
-        () = shared.cut.cancelled() => Ended::Cut,
+        why = pulse.overdue(&limits), if overdue.is_none() => {
+            pulse.cut(why.why());
+            Ended::Cut
+        }
+        () = shared.cut.cancelled() => {
+            pulse.cut("the proxy stops, and cuts running responses (server.shutdown_grace)");
+            Ended::Cut
+        }
     }
 }
 

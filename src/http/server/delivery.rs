@@ -38,7 +38,8 @@ pub enum Delivered {
 
 /// What is to be recorded of a response at its very end.
 pub trait DeliveryReport: Send {
-    fn record(self: Box<Self>, delivered: Delivered);
+    /// `cut`: why Larder ended the connection with responses on it, if it did.
+    fn record(self: Box<Self>, delivered: Delivered, cut: Option<&'static str>);
 }
 
 /// A body with something to record when its bytes have left.
@@ -58,7 +59,7 @@ impl Reported for axum::body::Body {
 pub(super) struct Running {
     /// `None` when it has left.
     pulse: Option<Arc<Pulse>>,
-    /// Of an HTTP/2 request beside others. In a box, as few have one and all are moved.
+    /// For an HTTP/2 request beside others, and for one that a proxy sent. In a box, as few have one and all are moved.
     pass: Option<Box<Pass>>,
 }
 
@@ -294,9 +295,29 @@ mod tests {
     struct Noted(Arc<Mutex<Vec<Delivered>>>);
 
     impl DeliveryReport for Noted {
-        fn record(self: Box<Self>, delivered: Delivered) {
+        fn record(self: Box<Self>, delivered: Delivered, _cut: Option<&'static str>) {
             self.0.lock().unwrap().push(delivered);
         }
+    }
+
+    /// Why Larder ended a connection goes to the responses that were cut by it.
+    #[tokio::test]
+    async fn a_cut_says_why() {
+        struct Why(Arc<Mutex<Option<&'static str>>>);
+        impl DeliveryReport for Why {
+            fn record(self: Box<Self>, _: Delivered, cut: Option<&'static str>) {
+                *self.0.lock().unwrap() = cut;
+            }
+        }
+        let (pulse, why) = (Pulse::new(true), Arc::default());
+        let mut delivery = Delivery::Begun(Running::begin(&pulse).0);
+        let piece = delivery.track(Piece::of(Bytes::from_static(b"0123456789"), None, u64::MAX));
+        pulse.cut("the first reason");
+        pulse.cut("another");
+        delivery.end(Some(Box::new(Why(Arc::clone(&why)))));
+        assert_eq!(*why.lock().unwrap(), None);
+        drop(piece);
+        assert_eq!(*why.lock().unwrap(), Some("the first reason"));
     }
 
     /// A response of one piece of ten bytes whose body is gone already.

@@ -55,12 +55,32 @@ impl Gate {
         Ok(Pass {
             gate: self.clone(),
             client,
+            is_of_total: true,
+            other: None,
         })
     }
 
-    fn leave(&self, client: IpAddr) {
+    /// A share of what this client may have, for something that is counted among all already: a proxy's connection,
+    /// or a request on it.
+    pub(super) fn share(self: &Arc<Gate>, client: IpAddr, most_per_client: usize) -> Result<Pass, Full> {
+        let client = one_client(client);
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
-        inside.total -= 1;
+        let mine = inside.per_client.get(&client).copied().unwrap_or(0);
+        if mine >= most_per_client {
+            return Err(Full::Client);
+        }
+        inside.per_client.insert(client, mine + 1);
+        Ok(Pass {
+            gate: self.clone(),
+            client,
+            is_of_total: false,
+            other: None,
+        })
+    }
+
+    fn leave(&self, client: IpAddr, is_of_total: bool) {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.total -= usize::from(is_of_total);
         match inside.per_client.get_mut(&client) {
             Some(mine) if *mine > 1 => *mine -= 1,
             _ => {
@@ -82,11 +102,22 @@ fn one_client(address: IpAddr) -> IpAddr {
 pub(super) struct Pass {
     gate: Arc<Gate>,
     client: IpAddr,
+    is_of_total: bool,
+    /// Held together with this one.
+    other: Option<Box<Pass>>,
+}
+
+impl Pass {
+    /// Both, until this is dropped.
+    pub(super) fn with(mut self, other: Pass) -> Pass {
+        self.other = Some(Box::new(other));
+        self
+    }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.gate.leave(self.client);
+        self.gate.leave(self.client, self.is_of_total);
     }
 }
 
@@ -108,6 +139,20 @@ mod tests {
         assert_eq!(gate.enter(ip("10.0.0.3"), 3, 2).err(), Some(Full::Overall));
         drop(first);
         assert!(gate.enter(ip("10.0.0.1"), 3, 2).is_ok());
+    }
+
+    #[test]
+    fn a_share_is_of_its_client_and_of_no_total() {
+        let gate = Gate::new();
+        let place = gate.enter(ip("10.0.0.1"), 1, 2).ok().unwrap();
+        let share = gate.share(ip("10.0.0.1"), 2).ok().unwrap();
+        assert_eq!(gate.share(ip("10.0.0.1"), 2).err(), Some(Full::Client));
+        assert_eq!(gate.enter(ip("10.0.0.1"), 9, 2).err(), Some(Full::Client));
+        assert_eq!(gate.enter(ip("10.0.0.2"), 1, 2).err(), Some(Full::Overall));
+        assert!(gate.share(ip("10.0.0.2"), 2).is_ok(), "it needs no place");
+        drop(place.with(share));
+        let inside = gate.inside.lock().unwrap();
+        assert_eq!((inside.total, inside.per_client.len()), (0, 0));
     }
 
     #[test]

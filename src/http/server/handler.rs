@@ -2,14 +2,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::http::{Request, Response};
+use axum::http::{HeaderMap, Request, Response};
 use tower::ServiceExt;
 
 use super::delivery::Reported;
-use crate::http::labels::{ClientAddr, OverTls, SendsFiles, UnixPeer};
+use super::proxy_header::Told;
+use crate::config::TrustedProxies;
+use crate::http::access_log::log_failure;
+use crate::http::forwarded;
+use crate::http::labels::{Cause, ClientAddr, OverTls, SendsFiles, UnixPeer};
 use crate::http::outbox::Outbox;
 
 /// The other end of a connection.
@@ -18,12 +23,15 @@ pub enum Peer {
     Tcp(SocketAddr),
     /// By a socket in the file system: a process of this machine, and its user where the kernel says it.
     Unix(Option<u32>),
+    /// A client that a trusted proxy speaks for, by a header of its request; its port is not told.
+    Behind(IpAddr),
 }
 
 impl Peer {
     pub fn ip(&self) -> Option<IpAddr> {
         match self {
             Peer::Tcp(address) => Some(address.ip()),
+            Peer::Behind(address) => Some(*address),
             Peer::Unix(_) => None,
         }
     }
@@ -33,21 +41,72 @@ impl std::fmt::Display for Peer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Peer::Tcp(address) => address.fmt(f),
+            Peer::Behind(address) => address.fmt(f),
             Peer::Unix(_) => f.write_str("unix"),
         }
     }
 }
 
-/// Who asks, and what can be done for it: the same for every request of a connection.
+/// The caller, and what can be done for it: the same for every request of a connection that no trusted proxy has made.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub address: Peer,
+    /// The statement of a PROXY header about the connection. It counts as long as the proxy is trusted.
+    pub told: Option<Told>,
+    /// A trusted proxy sent the request: what its headers say of host, scheme and path counts.
+    pub is_by_proxy: bool,
     /// Whom the certificate names that the connection came with: `cert:node-1`.
     pub certificate: Option<Arc<str>>,
     /// The connection is encrypted.
     pub tls: bool,
     /// The connection's: whether it sends files by itself, if they are handed to it as tickets, and what memory it has for other bodies.
     pub outbox: Option<Arc<Outbox>>,
+}
+
+/// The sender of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sender {
+    /// The client, or the proxy where it names none.
+    pub(super) address: Peer,
+    /// The one who speaks HTTP with us is a trusted proxy.
+    pub(super) is_proxy: bool,
+}
+
+impl Caller {
+    /// Returns who sent a request with these headers, if trusted proxies may speak for others. `None`: the other end of the
+    /// connection, for itself.
+    ///
+    /// Behind a PROXY header it is that client who speaks HTTP, so that it takes another trusted address for a header to count.
+    pub(super) fn sender(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> Option<Sender> {
+        if proxies.is_empty() {
+            return None;
+        }
+        let Peer::Tcp(peer) = self.address else { return None };
+        if !proxies.contains(peer.ip()) {
+            return None;
+        }
+        let speaker = match self.told {
+            None | Some(Told::Itself) => peer,
+            Some(Told::Client(client)) => client,
+            Some(Told::Unknown) => return None,
+        };
+        let is_proxy = proxies.contains(speaker.ip());
+        let behind = is_proxy.then(|| forwarded::client(headers, proxies)).flatten();
+        Some(Sender {
+            address: behind.map_or(Peer::Tcp(speaker), Peer::Behind),
+            is_proxy,
+        })
+    }
+
+    /// The caller as he is known by these headers, if that is somebody else. See [`Caller::sender`].
+    pub fn behind_proxies(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> Option<Caller> {
+        let sender = self.sender(headers, proxies)?;
+        Some(Caller {
+            address: sender.address,
+            is_by_proxy: sender.is_proxy,
+            ..self.clone()
+        })
+    }
 }
 
 /// Answers requests. Not a `tower` service: those come boxed, each layer of them, for every request.
@@ -66,6 +125,7 @@ impl Handler for Router {
         let extensions = request.extensions_mut();
         match caller.address {
             Peer::Tcp(address) => drop(extensions.insert(ClientAddr(address))),
+            Peer::Behind(address) => drop(extensions.insert(ClientAddr(SocketAddr::new(address, 0)))),
             Peer::Unix(uid) => drop(extensions.insert(UnixPeer(uid))),
         }
         if caller.tls {
@@ -74,9 +134,16 @@ impl Handler for Router {
         if let Some(outbox) = caller.outbox.as_ref().filter(|outbox| outbox.sends_files()) {
             extensions.insert(SendsFiles(outbox.clone()));
         }
-        match self.clone().oneshot(request).await {
+        let (method, uri, started) = (request.method().clone(), request.uri().clone(), Instant::now());
+        let response = match self.clone().oneshot(request).await {
             Ok(response) => response,
             Err(never) => match never {},
+        };
+        if response.status().is_server_error() {
+            let cause = response.extensions().get::<Cause>();
+            let why = cause.map_or("no reason is known", |cause| &cause.0);
+            log_failure(Some((&method, &uri)), caller.address, response.status(), started, why);
         }
+        response
     }
 }

@@ -1,6 +1,7 @@
 //! The listeners: sockets in, requests out to a [`Handler`], and everything about connections that it need not know.
 //!
-//! A [`Server`] accepts at its `place`s. An accepted connection passes `gate` (how many at once), `connection` (plain or TLS, which HTTP, when to end),
+//! A [`Server`] accepts at its `place`s. An accepted connection passes `gate` (how many at once), `connection` (whom a `proxy_header` says
+//! it is for, plain or TLS, which HTTP, when to end),
 //! `wire` (its bytes, and how it ends without a reset; files by `sendfile`) and `pulse` (what it is doing, and until when it may);
 //! each of its requests passes `answer` on the way to the `handler`, and its response is a `delivery` until the socket has taken it. `tls`
 //! holds the certificates.
@@ -14,6 +15,7 @@ mod delivery;
 mod gate;
 mod handler;
 mod place;
+pub(in crate::http) mod proxy_header;
 mod pulse;
 mod sendfile;
 mod socket;
@@ -28,15 +30,17 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
+use axum::http::StatusCode;
 use futures_util::FutureExt as _;
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Limits;
+use super::access_log::log_failure;
+use crate::config::{Limits, TrustedProxies};
 pub use delivery::{Delivered, DeliveryReport, Reported};
-use gate::{Gate, Pass};
+use gate::{Full, Gate, Pass};
 pub use handler::{Caller, Handler, Peer};
 use place::Kind;
 pub use place::{BindError, Bound};
@@ -69,10 +73,28 @@ impl LiveLimits {
     }
 }
 
+/// The proxies whose word about a client counts; a reload may name others. None of them, by default.
+#[derive(Clone, Debug, Default)]
+pub struct LiveProxies(Arc<ArcSwap<TrustedProxies>>);
+
+impl LiveProxies {
+    pub fn set(&self, proxies: TrustedProxies) {
+        self.0.store(Arc::new(proxies));
+    }
+
+    /// Without a lock, and not to be held across a wait.
+    fn now(&self) -> Guard<Arc<TrustedProxies>> {
+        self.0.load()
+    }
+}
+
 /// What every connection of a server shares.
 struct Shared<H> {
     handler: H,
     limits: LiveLimits,
+    proxies: LiveProxies,
+    /// When a PROXY header of somebody who is no trusted proxy was logged last.
+    logged_header: Mutex<Option<Instant>>,
     way: ArcSwap<Way>,
     /// Begin no new request.
     stop: CancellationToken,
@@ -115,9 +137,22 @@ impl<H: Handler> Server<H> {
         tls: Option<tls::Certificates>,
         stop: &CancellationToken,
     ) -> Server<H> {
+        Server::behind(&LiveProxies::default(), handler, limits, tls, stop)
+    }
+
+    /// As [`Server::new`], where these proxies may speak for clients.
+    pub fn behind(
+        proxies: &LiveProxies,
+        handler: H,
+        limits: impl Into<LiveLimits>,
+        tls: Option<tls::Certificates>,
+        stop: &CancellationToken,
+    ) -> Server<H> {
         Server {
             shared: Arc::new(Shared {
                 handler,
+                proxies: proxies.clone(),
+                logged_header: Mutex::default(),
                 gate: Gate::new(),
                 requests: Gate::new(),
                 refusals: Gate::new(),
@@ -264,6 +299,7 @@ fn admit_unix(stream: UnixStream, shared: &Arc<Shared<impl Handler>>) {
         Err(full) => {
             metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
             if let Ok(pass) = shared.refusals.enter(us, REFUSALS, REFUSALS) {
+                log_refusal(Peer::Unix(None), full.as_str());
                 shared.tasks.spawn(with(pass, connection::refuse_unix(stream)));
             }
         }
@@ -287,25 +323,43 @@ fn admit_tcp(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>
     // Small answers (a manifest, a 206's head) must not wait for the client's delayed ACK.
     let _ = tcp.set_nodelay(true);
     let limits = shared.limits.now();
-    match shared
-        .gate
-        .enter(peer.ip(), limits.max_connections, limits.max_connections_per_client)
-    {
+    // A proxy's connections are many clients': each client's share is counted when it is known who that is.
+    let most_of_one = match shared.proxies.now().contains(peer.ip()) {
+        true => usize::MAX,
+        false => limits.max_connections_per_client,
+    };
+    match shared.gate.enter(peer.ip(), limits.max_connections, most_of_one) {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
-            let connection = connection::run(tcp, Peer::Tcp(peer), shared.way.load_full(), shared.clone());
+            let connection = connection::run(tcp, peer, shared.way.load_full(), shared.clone());
             shared.tasks.spawn(with(Counted::new(pass), connection));
         }
         Err(full) => {
-            metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
-            tracing::debug!(client = %peer, reason = full.as_str(), "connection refused");
-            if let Ok(pass) = shared.refusals.enter(peer.ip(), REFUSALS, REFUSALS) {
+            if let Some(pass) = refused(full, peer, shared) {
                 shared
                     .tasks
                     .spawn(with(pass, connection::refuse(tcp, shared.way.load().tls.is_some())));
             }
         }
     }
+}
+
+/// A client is told 503 before it has asked for anything.
+fn log_refusal(client: Peer, limit: &'static str) {
+    let why = format!("too many connections (limits.{limit})");
+    log_failure(None, client, StatusCode::SERVICE_UNAVAILABLE, Instant::now(), &why);
+}
+
+/// Counts a connection for which there is no place. Returns a pass if it may be told so.
+fn refused<H>(full: Full, peer: SocketAddr, shared: &Shared<H>) -> Option<Pass> {
+    metrics::counter!("larder_connections_refused_total", "reason" => full.as_str()).increment(1);
+    tracing::debug!(client = %peer, reason = full.as_str(), "connection refused");
+    let pass = shared.refusals.enter(peer.ip(), REFUSALS, REFUSALS).ok()?;
+    // Over TLS a client is told nothing.
+    if shared.way.load().tls.is_none() {
+        log_refusal(Peer::Tcp(peer), full.as_str());
+    }
+    Some(pass)
 }
 
 /// Runs `task` while holding `held`.

@@ -34,6 +34,15 @@ impl Overdue {
             Overdue::Stalled => "stalled",
         }
     }
+
+    /// Why responses were cut by it.
+    pub(super) fn why(self) -> &'static str {
+        match self {
+            Overdue::Header => "the client began a request and did not send the rest within limits.header_timeout",
+            Overdue::Idle => "the client asked for nothing within limits.idle_timeout",
+            Overdue::Stalled => "the client took nothing for 10 minutes",
+        }
+    }
 }
 
 pub(super) struct Pulse {
@@ -64,6 +73,8 @@ struct State {
     /// Reports of responses that have left but for a flush.
     leaving: VecDeque<Box<dyn DeliveryReport>>,
     broken: Option<Break>,
+    /// Why the connection is ended with responses on it.
+    cut: Option<&'static str>,
 }
 
 impl State {
@@ -95,6 +106,7 @@ impl Pulse {
             gone: false,
             leaving: VecDeque::new(),
             broken: None,
+            cut: None,
         };
         Arc::new(Pulse {
             reads_begin_requests: !http2,
@@ -151,19 +163,19 @@ impl Pulse {
     pub(super) fn flushed(&self) -> Option<Break> {
         let mut state = self.state();
         state.unflushed = false;
-        let broken = state.broken;
+        let (broken, why) = (state.broken, state.cut);
         let (first, more) = (state.leaving.pop_front(), std::mem::take(&mut state.leaving));
         // The usual one report leaves the queue its memory.
         if more.is_empty() {
             state.leaving = more;
             drop(state);
             if let Some(report) = first {
-                report.record(Delivered::Whole);
+                report.record(Delivered::Whole, why);
             }
         } else {
             drop(state);
             for report in first.into_iter().chain(more) {
-                report.record(Delivered::Whole);
+                report.record(Delivered::Whole, why);
             }
         }
         broken
@@ -173,11 +185,16 @@ impl Pulse {
     pub(super) fn gone(&self) {
         let mut state = self.state();
         state.gone = true;
-        let cut = std::mem::take(&mut state.leaving);
+        let (cut, why) = (std::mem::take(&mut state.leaving), state.cut);
         drop(state);
         for report in cut {
-            report.record(Delivered::Cut { unsent: 0 });
+            report.record(Delivered::Cut { unsent: 0 }, why);
         }
+    }
+
+    /// The connection is ended now, with responses on it that are not whole: their lines in the log say why.
+    pub(super) fn cut(&self, why: &'static str) {
+        self.state().cut.get_or_insert(why);
     }
 
     /// A request is complete; its response runs until [`Pulse::left`]. Tells how many others do.
@@ -204,8 +221,9 @@ impl Pulse {
             (0, true) if !state.gone => return state.leaving.push_back(report),
             _ => Delivered::Cut { unsent },
         };
+        let why = state.cut;
         drop(state);
-        report.record(delivered);
+        report.record(delivered, why);
     }
 
     /// A response broke off: end the connection as soon as what was sent before is on its way.

@@ -8,18 +8,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, Guard};
+use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HOST};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName};
 
+use super::token;
 use crate::auth::bearer::SERVICE;
 use crate::auth::{Asked, Claim, Gate, Identity, Origin, Place, Recognised, Right, shown};
+use crate::config::TrustedProxies;
 use crate::http::error::{ApiError, Subject};
+use crate::http::forwarded;
 use crate::http::server::Caller;
 use crate::oci::HostPort;
 use crate::pull::{Probe, Pull, Target, View};
-
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// One listener's, by one configuration: who may, and what is meant. A request takes it once and goes by it to its end.
 pub struct Door {
@@ -27,6 +28,7 @@ pub struct Door {
     view: View,
     listener: Arc<str>,
     tls: bool,
+    proxies: TrustedProxies,
     /// Everybody may fetch what is public: no rule has to be read for that.
     open: bool,
 }
@@ -59,6 +61,8 @@ pub(super) struct Visitor {
     /// The user of a password that was wrong, in this request or in the one that got its token.
     pub(super) mistaken: Option<Arc<str>>,
     from: Option<IpAddr>,
+    /// The request's headers count for host and path.
+    is_by_proxy: bool,
 }
 
 impl Visitor {
@@ -69,23 +73,31 @@ impl Visitor {
             by_password: recognised.by_password,
             mistaken: recognised.mistaken,
             from: caller.address.ip(),
+            is_by_proxy: caller.is_by_proxy,
         }
     }
 }
 
 impl Door {
-    pub fn new(gate: Arc<Gate>, view: View, listener: &str, tls: bool) -> Door {
+    pub fn new(gate: Arc<Gate>, view: View, listener: &str, tls: bool, proxies: TrustedProxies) -> Door {
         Door {
             open: gate.policy().is_open(listener),
             gate,
             view,
             listener: listener.into(),
             tls,
+            proxies,
         }
     }
 
-    pub(super) fn has_tls(&self) -> bool {
-        self.tls
+    /// Returns the caller that a trusted proxy speaks for; `None`: it is the other end of the connection.
+    pub(super) fn behind_proxies(&self, headers: &HeaderMap, caller: &Caller) -> Option<Caller> {
+        caller.behind_proxies(headers, &self.proxies)
+    }
+
+    /// Returns whether the client's own connection is encrypted, as far as that is known for sure.
+    pub(super) fn is_https(&self, headers: &HeaderMap, caller: &Caller) -> bool {
+        self.tls || (caller.is_by_proxy && forwarded::is_https(headers))
     }
 
     pub(super) fn view(&self) -> &View {
@@ -278,7 +290,10 @@ impl Door {
 
     /// 401 with the one challenge that there is (R-C21).
     fn challenge(&self, visitor: &Visitor, headers: &HeaderMap, name: Option<&str>) -> ApiError {
-        let mut challenge = format!("Bearer realm=\"{}\",service=\"{SERVICE}\"", self.realm(headers));
+        let mut challenge = format!(
+            "Bearer realm=\"{}\",service=\"{SERVICE}\"",
+            self.realm(visitor, headers)
+        );
         // A name of the grammar's letters only: it stands in quotes.
         let is_plain =
             |name: &&str| name.len() <= 512 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-:".contains(&b));
@@ -297,26 +312,33 @@ impl Door {
         }
     }
 
-    /// What clients of this listener speak.
-    pub(super) fn scheme(&self) -> &'static str {
-        if self.tls { "https" } else { "http" }
+    /// The scheme that the client of this request speaks.
+    pub(super) fn scheme(&self, headers: &HeaderMap, caller: &Caller) -> &'static str {
+        if self.is_https(headers, caller) {
+            "https"
+        } else {
+            "http"
+        }
     }
 
-    /// `/token` as the client reaches it: where it reached us.
-    fn realm(&self, headers: &HeaderMap) -> String {
+    /// Where the client reaches [`token::PATH`]: where it reached us.
+    fn realm(&self, visitor: &Visitor, headers: &HeaderMap) -> String {
         if let Some(realm) = self.gate.realm() {
             return realm.to_owned();
         }
-        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
         // It is told to nobody but the caller, who may believe of himself what he likes.
-        let scheme = match text(FORWARDED_PROTO) {
-            Some("https") => "https",
-            _ if self.tls => "https",
-            _ => "http",
+        let scheme = match self.tls || forwarded::is_https(headers) {
+            true => "https",
+            false => "http",
         };
-        let host = text(HOST).and_then(|host| host.parse::<HostPort>().ok());
+        let host = headers.get(HOST).and_then(|value| value.to_str().ok());
+        let host = host.and_then(|host| host.parse::<HostPort>().ok());
         let host = host.map_or_else(|| "localhost".to_owned(), |host| host.to_string());
-        format!("{scheme}://{host}/token")
+        let path = match visitor.is_by_proxy {
+            true => forwarded::client_path(headers, token::PATH),
+            false => token::PATH.to_owned(),
+        };
+        format!("{scheme}://{host}{path}")
     }
 }
 

@@ -5,12 +5,14 @@
 //! split; see `route`.
 
 mod blobs;
+mod canary;
 mod door;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod hot;
 mod listed;
 mod manifests;
+mod meaning;
 mod referrers;
 mod route;
 mod tags;
@@ -34,9 +36,11 @@ use arc_swap::Guard;
 use self::door::Visitor;
 pub use self::door::{Door, Entrance};
 use self::hot::{Again, Heads};
+pub use self::meaning::{Meaning, meaning};
 use self::route::{Name, Query, Route, What};
 use super::access_log::{Line, Logged};
 use super::error::{API_VERSION, ApiError, Subject};
+use super::forwarded;
 use super::labels::{self, Labels};
 use super::outbox::Outbox;
 use super::payload::Payload;
@@ -44,6 +48,7 @@ use super::range;
 use super::server::{Caller, Handler, Peer};
 use crate::auth::{Claim, Identity, Right};
 use crate::oci::{Digest, Reference};
+use crate::pull::canary::is_canary;
 use crate::pull::{Circle, Forwarded, Outcome, Probe, Pull, PullError, Target, View};
 use crate::telemetry::trace::Tracer;
 
@@ -126,15 +131,21 @@ impl Handler for Registry {
         door::settle_host(&mut parts);
         // Once: whatever is reloaded meanwhile, this request goes by one configuration.
         let door = self.entrance.now();
-        let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, door.scheme());
-        let span = line.traced(&self.tracer, &parts, caller, door.has_tls());
+        let behind = door.behind_proxies(&parts.headers, caller);
+        let caller = behind.as_ref().unwrap_or(caller);
+        if caller.is_by_proxy {
+            forwarded::settle_host(&mut parts.headers);
+        }
+        let scheme = door.scheme(&parts.headers, caller);
+        let mut line = Line::begin(&parts, caller).heard(events, &parts, caller, scheme);
+        let span = line.traced(&self.tracer, &parts, caller, scheme);
         // Before all else: what came back waits for itself, and what is held here is no confirmation of what is held here.
-        let forwarded = forwarded(&self.pull, &parts.headers);
-        let (mut response, labels) = if let Err(circle) = &forwarded {
+        let through = through(&self.pull, &parts.headers);
+        let (mut response, labels) = if let Err(circle) = &through {
             let mut response = failed(ApiError::in_a_circle(*circle));
             let labels = Labels::of(kind(&route::parse(parts.uri.path())), &mut response);
             (response, labels)
-        } else if parts.uri.path() == token::PATH && door.gate().knows_logins() {
+        } else if token::is_at(parts.uri.path()) && door.gate().knows_logins() {
             let door = Guard::into_inner(door);
             let (response, who) = Box::pin(span.over(self.token(&door, &parts, body, caller))).await;
             line.known_as(who);
@@ -152,9 +163,7 @@ impl Handler for Registry {
                 (_, known) => {
                     let door = Guard::into_inner(door);
                     // In a box: it is large, and hyper moves the future of every request.
-                    let asking = forwarded
-                        .unwrap_or_default()
-                        .over(self.ask(&door, parts, known, caller));
+                    let asking = through.unwrap_or_default().over(self.ask(&door, parts, known, caller));
                     let asking = Box::pin(asking);
                     // Once more where there is something around it, or each layer would hold it twice.
                     let (answer, who) = match &watch {
@@ -180,8 +189,16 @@ impl Handler for Registry {
     }
 }
 
+/// The path of a request as its client sees it.
+fn client_path(headers: &HeaderMap, caller: &Caller, path: &str) -> String {
+    match caller.is_by_proxy {
+        true => forwarded::client_path(headers, path),
+        false => path.to_owned(),
+    }
+}
+
 /// The Larders that a request has been through.
-fn forwarded(pull: &Pull, headers: &HeaderMap) -> Result<Forwarded, Circle> {
+fn through(pull: &Pull, headers: &HeaderMap) -> Result<Forwarded, Circle> {
     match headers.contains_key(VIA) {
         false => Ok(Forwarded::default()),
         true => pull.via().read(headers.get_all(VIA).iter().map(HeaderValue::as_bytes)),
@@ -193,7 +210,7 @@ struct Ask {
     pull: Arc<Pull>,
     target: Target,
     query: Query,
-    /// The path as it came: what a Link leads back to (R-C79).
+    /// The path as the client sees it: what a Link leads back to (R-C79).
     path: String,
     headers: HeaderMap,
     is_head: bool,
@@ -219,6 +236,11 @@ impl Ask {
             (None, None) => self.by.to_string(),
         };
         self.pull.wish(error, &self.target, missing, is_manifest, &by);
+    }
+
+    /// Returns whether a client sent it, through whatever proxies, and no other Larder.
+    fn is_clients(&self) -> bool {
+        through(&self.pull, &self.headers).is_ok_and(|forwarded| forwarded.is_empty())
     }
 
     fn header(&self, name: HeaderName) -> Option<&str> {
@@ -315,7 +337,8 @@ impl Registry {
                 Route::Catalog => match door.first_look(visitor, &parts.headers, "") {
                     Ok(()) => {
                         let may_pull = |target: &Target| door.may_see(visitor, &pull, target);
-                        let found = tags::catalog(&pull, door.view(), &query, may_pull).await;
+                        let at = client_path(&parts.headers, caller, &path);
+                        let found = tags::catalog(&pull, door.view(), &query, &at, may_pull).await;
                         found.unwrap_or_else(respond)
                     }
                     Err(error) => respond(error),
@@ -375,11 +398,9 @@ async fn repository(
     if let Err(error) = door.first_look(visitor, &parts.headers, &name.visible) {
         return about(refused(error), &name.full);
     }
-    let unknown_prefix = name.prefix.as_ref().filter(|p| !door.view().is_upstream(p)).cloned();
-    let resolved = match unknown_prefix {
-        Some(prefix) => Err(PullError::unknown_upstream(&prefix)),
-        None => door.view().resolve(&name.full, query.ns.as_deref()),
-    };
+    let view = door.view();
+    let is_upstream = |text: &str| view.is_upstream(text);
+    let resolved = meaning::resolve(&name, is_upstream, |full| view.resolve(full, query.ns.as_deref()));
     let target = match resolved {
         Ok(mut target) => {
             target.client_name = name.visible;
@@ -387,6 +408,14 @@ async fn repository(
         }
         Err(error) => return about(respond(ApiError::of_pull(&error, subject, None)), &name.full),
     };
+    if is_canary(target.repository.as_str()) {
+        let asked = canary::Asked {
+            target: &target,
+            what: &what,
+            parts: &parts,
+        };
+        return canary::answer(&pull, door, visitor, caller, &asked);
+    }
     let upstream = labels::UpstreamName(target.upstream.name.as_str().into());
     let probe = probe(&what);
     let wait = pull.client_wait(&target);
@@ -404,15 +433,22 @@ async fn repository(
             return about(failed(late), &target.key);
         }
         Ok(Right::Nothing) | Err(_) => {
-            let refusal = door.refusal(visitor, &parts.headers, &target, subject);
-            return about(refused(refusal), &target.key);
+            let mut refusal = refused(door.refusal(visitor, &parts.headers, &target, subject));
+            // Nobody could say whether everybody may have it: that is the upstream's failure, which the client is not to know of.
+            if door.right_now(visitor, &pull, &target).is_none()
+                && let Some(why) = pull.why_failing(&target)
+            {
+                let why = format!("refused, as the upstream did not tell whether it is public: {why}");
+                refusal.extensions_mut().insert(labels::Cause(why.into()));
+            }
+            return about(refusal, &target.key);
         }
     };
     let ask = Ask {
         pull,
         target,
         query,
-        path,
+        path: client_path(&parts.headers, caller, &path),
         is_head: parts.method == Method::HEAD,
         who: visitor.who.clone(),
         by: caller.address,
@@ -428,7 +464,7 @@ async fn repository(
     let answering = async {
         match answer().await {
             // It may have joined what another Larder's request began, which goes in a circle as this one does not.
-            Err(error) if error.status == StatusCode::LOOP_DETECTED && !ask.headers.contains_key(VIA) => answer().await,
+            Err(error) if error.status == StatusCode::LOOP_DETECTED && ask.is_clients() => answer().await,
             answered => answered,
         }
     };
@@ -442,14 +478,31 @@ async fn repository(
     if is_mistaken && ask.target.held_only && response.status() == StatusCode::NOT_FOUND {
         response = refused(door.refusal(visitor, &ask.headers, &ask.target, subject));
     }
+    note_why_stale(&mut response, &ask);
     response.extensions_mut().insert(upstream);
     about(response, &ask.target.key)
 }
 
+/// What is not there is no failure of the proxy, and what a client got wrong was nobody's pull.
 fn failed(error: ApiError) -> Response {
+    let outcome = match error.status {
+        StatusCode::NOT_FOUND => Some("missing"),
+        status if status.is_client_error() => None,
+        _ => Some("error"),
+    };
     let mut response = respond(error);
-    response.extensions_mut().insert(labels::Outcome("error"));
+    if let Some(outcome) = outcome {
+        response.extensions_mut().insert(labels::Outcome(outcome));
+    }
     response
+}
+
+/// For the access log: what the upstream did, in place of the one word that the outcome has for it.
+fn note_why_stale(response: &mut Response, ask: &Ask) {
+    let is_stale = response.extensions().get() == Some(&labels::Outcome("stale"));
+    if is_stale && let Some(why) = ask.pull.why_failing(&ask.target) {
+        response.extensions_mut().insert(labels::Cause(why.into()));
+    }
 }
 
 /// An answer to somebody without the right to another.
@@ -552,6 +605,11 @@ fn tell_outcome(response: &mut Response, outcome: &Outcome) {
     if let Ok(value) = value {
         headers.insert(CACHE_STATUS, value);
     }
+    if let Outcome::Stale { reason, .. } = outcome {
+        let why = format!("the upstream did not confirm it ({reason})");
+        response.extensions_mut().insert(labels::Cause(why.into()));
+    }
+    let headers = response.headers_mut();
     if let Some(value) = outcome.warning().and_then(|text| HeaderValue::from_str(&text).ok()) {
         headers.insert(WARNING, value);
     }

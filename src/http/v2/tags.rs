@@ -36,11 +36,12 @@ pub(super) async fn answer(ask: &Ask) -> Result<Response, ApiError> {
     Ok(response)
 }
 
-/// Repositories of which something is held, by their full names; none that who asks could not pull from (R-X7).
+/// Repositories of which something is held, by their full names, asked for at `path`; none that who asks could not pull from (R-X7).
 pub(super) async fn catalog(
     pull: &Pull,
     view: &View,
     query: &Query,
+    path: &str,
     may_pull: impl Fn(&Target) -> bool,
 ) -> Result<Response, ApiError> {
     let size = page_size(query, MAX_REPOSITORIES)?.unwrap_or(MAX_REPOSITORIES);
@@ -50,7 +51,7 @@ pub(super) async fn catalog(
     names.truncate(size);
     let mut response = document(json!({ "repositories": names }).to_string());
     if let Some(last) = names.last().filter(|_| more) {
-        link_to_next(&mut response, "/v2/_catalog", last, size as u64, None);
+        link_to_next(&mut response, path, last, size as u64, None);
     }
     Ok(response)
 }
@@ -66,7 +67,7 @@ pub(super) fn page_size(query: &Query, most: usize) -> Result<Option<usize>, Api
     }
 }
 
-/// Path-relative, on the path that the client used: right behind any proxy (R-C79). One link, plain (R-C48).
+/// On the path that the client used, without scheme and host, which a proxy may change (R-C79). One link, plain (R-C48).
 fn link_to_next(response: &mut Response, path: &str, last: &str, n: u64, ns: Option<&str>) {
     let last = utf8_percent_encode(last, IN_QUERY);
     let ns = ns

@@ -1,4 +1,4 @@
-//! `/token`: a login becomes a token (Docker's token flow; R-C22, R-C46, R-C51, R-U7).
+//! `/v2/_token`: a login becomes a token (Docker's token flow; R-C22, R-C46, R-C51, R-U7).
 //!
 //! `GET` with `Basic` credentials or none, `POST` with a form (`grant_type=password`). A login that is wrong is
 //! refused, so that a client reports the password and not a missing image. Excepted is a pull of what everybody may
@@ -30,7 +30,14 @@ const FORM_WITHIN: Duration = Duration::from_secs(10);
 /// Scopes of one request that are looked at.
 const MAX_SCOPES: usize = 64;
 
-pub(super) const PATH: &str = "/token";
+/// Below `/v2/`, for proxies that let nothing else through. No repository can be there: no component of a name begins with `_` (R-S4).
+pub(super) const PATH: &str = "/v2/_token";
+/// Where it was before, for clients that were told so by `access.realm`.
+const OLD_PATH: &str = "/token";
+
+pub(super) fn is_at(path: &str) -> bool {
+    path == PATH || path == OLD_PATH
+}
 
 /// What is asked for.
 #[derive(Default)]

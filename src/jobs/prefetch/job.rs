@@ -158,11 +158,19 @@ impl Job {
     }
 
     fn fail(&self, row: usize, why: String) {
-        tracing::warn!(job = %self.request.name, %why, "an image was not fetched ahead");
+        let mut name = String::new();
         self.note_image(row, |image| {
             image.state = ImageState::Failed;
-            image.error = Some(why);
+            image.error = Some(why.clone());
+            // A line that names no upstream's image has none.
+            let shown = if image.name.is_empty() {
+                &image.wanted
+            } else {
+                &image.name
+            };
+            name.clone_from(shown);
         });
+        tracing::warn!(job = %self.request.name, image = %name, error = %why, "an image was not fetched ahead");
     }
 
     // --- patience -----------------------------------------------------------------------------------

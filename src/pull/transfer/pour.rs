@@ -378,7 +378,7 @@ impl Transfer {
             (End::Handed, _) => Poured::Handed,
             (End::Body(Ok(())), None) => Poured::Complete,
             (End::Body(Ok(())), Some(total)) => {
-                let cut = ErrorKind::Cut(format!("{written} of {total} bytes came").into());
+                let cut = ErrorKind::Cut(format!("the answer broke off: {written} of {total} bytes came").into());
                 Poured::Broken(UpstreamError::new(self.order.client.name(), cut).into())
             }
             (End::Body(Err(error)), _) => judge(error, true, PATIENCE),

@@ -81,6 +81,7 @@ fn config(upstream: Upstream) -> Config {
             tls: None,
             shutdown_grace: Duration::ZERO,
             server_timing: false,
+            trusted_proxies: crate::config::TrustedProxies::default(),
         },
         admin: Admin {
             listen: Vec::new(),

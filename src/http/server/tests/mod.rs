@@ -5,6 +5,7 @@
 mod ends;
 mod files;
 mod limits;
+mod proxies;
 mod requests;
 mod secure;
 
@@ -69,6 +70,16 @@ async fn start_router(
     tls: Option<tls::Certificates>,
     grace: Duration,
 ) -> Server {
+    start_behind(&LiveProxies::default(), router, limits, tls, grace).await
+}
+
+async fn start_behind(
+    proxies: &LiveProxies,
+    router: impl FnOnce(Arc<Notify>, Arc<AtomicUsize>, Arc<AtomicUsize>) -> Router,
+    limits: Limits,
+    tls: Option<tls::Certificates>,
+    grace: Duration,
+) -> Server {
     let bound = Bound::bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap()), &[]).unwrap();
     let Listen::Tcp(address) = *bound.at() else {
         panic!("a port")
@@ -77,7 +88,8 @@ async fn start_router(
     let (gate, seen, asked_for) = <(Arc<Notify>, Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
     let router = router(gate.clone(), seen.clone(), asked_for.clone());
     let serving = {
-        let (server, stop) = (super::Server::new(router, limits, tls, &stop), stop.clone());
+        let server = super::Server::behind(proxies, router, limits, tls, &stop);
+        let stop = stop.clone();
         server.listen_at(&[bound]);
         tokio::spawn(async move {
             stop.cancelled().await;

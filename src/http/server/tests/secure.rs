@@ -14,15 +14,15 @@ use crate::http::server::tls::Certificates;
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n";
 
 /// Certificate files in a folder of their own.
-struct Files {
+pub(super) struct Files {
     _folder: tempfile::TempDir,
     cert: PathBuf,
     key: PathBuf,
-    tls: ServerTls,
+    pub(super) tls: ServerTls,
 }
 
 impl Files {
-    fn new() -> Files {
+    pub(super) fn new() -> Files {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| -> PathBuf { folder.path().join(name) };
         let (cert, key) = (at("cert.pem"), at("key.pem"));
@@ -42,7 +42,7 @@ impl Files {
     }
 
     /// Writes a new certificate for `larder`.
-    fn renew(&self) -> CertificateDer<'static> {
+    pub(super) fn renew(&self) -> CertificateDer<'static> {
         let made = rcgen::generate_simple_self_signed(["larder".to_owned()]).unwrap();
         std::fs::write(&self.cert, made.cert.pem()).unwrap();
         std::fs::write(&self.key, made.signing_key.serialize_pem()).unwrap();
@@ -55,7 +55,7 @@ async fn start_tls(files: &Files) -> Server {
     start_with(roomy(), Some(certificates), HANG).await
 }
 
-fn connector(
+pub(super) fn connector(
     trusted: &CertificateDer<'static>,
     alpn: &[&str],
     identity: Option<&rcgen::CertifiedKey<rcgen::KeyPair>>,
