@@ -148,7 +148,7 @@ class Layout:
         plain = io.BytesIO()
         archive.write_tar(plain, tree, epoch)
         digest = hashlib.sha256(plain.getvalue()).hexdigest()
-        return self.add(f"{OCI}.layer.v1.tar+gzip", archive.gzipped(plain.getvalue())), f"sha256:{digest}"
+        return self.add(f"{OCI}.layer.v1.tar+gzip", archive.gzipped(plain.getvalue(), 6)), f"sha256:{digest}"
 
 
 def write(release, packages, licences, bill, dist):
@@ -175,7 +175,7 @@ def write(release, packages, licences, bill, dist):
             "StopSignal": "SIGTERM",
             "Labels": labels,
             # Docker's; reserved in OCI. docs/release.md says who heeds it.
-            "Healthcheck": {"Test": ["CMD", "/usr/bin/larder", "health"], "Interval": 30 * SECOND, "Timeout": 5 * SECOND,
+            "Healthcheck": {"Test": ["CMD", "/usr/bin/larder", "health"], "Interval": 30 * SECOND, "Timeout": 10 * SECOND,
                             "StartPeriod": 10 * SECOND, "Retries": 3},
         },
         "rootfs": {"type": "layers", "diff_ids": [diff_id for _, diff_id in layers]},
