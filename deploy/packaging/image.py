@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tarfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -74,14 +75,19 @@ def fetch(release, folder):
 def download(names, folder):
     if not names:
         return
-    try:
-        run("apt-get", "download", "-q", *names, cwd=folder)
-    except Refused:
+    for more in (True, True, False):
+        try:
+            run("apt-get", "download", "-q", *names, cwd=folder)
+            return
+        except Refused:
+            if not more or os.geteuid() != 0:
+                raise
         # The lists may be missing, or too old.
-        if os.geteuid() != 0:
-            raise
-        run("apt-get", "update", "-q")
-        run("apt-get", "download", "-q", *names, cwd=folder)
+        try:
+            run("apt-get", "update", "-q")
+        except Refused:
+            # Another apt may hold their lock; then it fetches them.
+            time.sleep(5)
 
 
 def base(packages):
@@ -210,13 +216,13 @@ def blob_path(descriptor):
 
 def labels_of(release):
     source = release.source
-    time = datetime.datetime.fromtimestamp(release.epoch, datetime.UTC)
+    created = datetime.datetime.fromtimestamp(release.epoch, datetime.UTC)
     labels = {
         "title": "Larder",
         "description": source.summary,
         "version": release.version,
         "revision": source.revision,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "licenses": source.licence,
     } | ({"source": source.homepage} if source.homepage else {})
     return {f"org.opencontainers.image.{key}": value for key, value in sorted(labels.items())}

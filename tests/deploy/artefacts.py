@@ -40,7 +40,25 @@ url = "http://127.0.0.1:{upstream}"
 # --- what the checks share -------------------------------------------------------------------------------
 
 
-@functools.cache
+def once(make):
+    """Makes it once for all checks. A failure is told by each that needs it, and not tried again."""
+    made = {}
+
+    @functools.wraps(make)
+    def give(folder):
+        if folder not in made:
+            try:
+                made[folder] = make(folder)
+            except (Failed, OSError, subprocess.TimeoutExpired) as error:
+                made[folder] = error
+        if isinstance(made[folder], Exception):
+            raise made[folder]
+        return made[folder]
+
+    return give
+
+
+@once
 def releases(folder):
     """The same release twice, at the same time; the second in surroundings that are different in all that must not matter."""
     surroundings = [
@@ -67,7 +85,7 @@ def released(folder, pattern):
     return found[0]
 
 
-@functools.cache
+@once
 def debian(folder):
     """A small root of the oldest Debian that is supported."""
     root = folder / "debian"
