@@ -267,6 +267,11 @@ def package(folder, _):
     expect(not (root / "etc/systemd/system/sockets.target.wants/larder.socket").is_symlink(), "the socket is enabled")
     meaning = run(*inside(root, "larder", "check-config")).stdout
     expect("/etc/larder/proxy.toml" in meaning, f"it does not read /etc/larder/proxy.toml:\n{meaning}")
+    # What the conffile only shows has to be right as well. The file with the password is any that is there.
+    every = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", (root / "etc/larder/proxy.toml").read_text())
+    expect(every.count(" = ") >= 5, f"the conffile shows nothing:\n{every}")
+    (root / "tmp/every.toml").write_text(every.replace("/run/credentials/larder.service/hub-password", "/etc/debian_version"))
+    run(*inside(root, "larder", "check-config", "--config", "/tmp/every.toml"))
 
     # As systemd would: a user without rights, and a folder for its state behind a link.
     conffile = root / "etc/larder/proxy.toml"
