@@ -3,7 +3,6 @@
 import re
 import shutil
 import struct
-from pathlib import Path
 
 import facts
 from archive import Tree

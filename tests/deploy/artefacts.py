@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tarfile
 
-from helpers import DEPLOY, IMAGE_USER, LARDER, NOBODY, PROJECT, Failed, answer, expect, free_port, run, serves
+from helpers import DEPLOY, IMAGE_USER, LARDER, NOBODY, PROJECT, Failed, expect, free_port, run, serves
 
 sys.path.append(str(DEPLOY / "packaging"))
 
