@@ -18,6 +18,7 @@ mod keep;
 mod lists;
 mod log_level;
 mod ls;
+mod man;
 mod password;
 mod prefetch;
 mod reload;
@@ -124,6 +125,9 @@ enum Command {
         #[arg(value_name = "SHELL")]
         shell: clap_complete::Shell,
     },
+    /// Write the manual pages, for packages
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 /// Runs the command that `args` ask for; the first of them is the program's name.
@@ -177,6 +181,7 @@ where
             clap_complete::generate(shell, &mut Cli::command(), "larder", &mut text);
             print(&String::from_utf8_lossy(&text))
         }
+        Command::Man(args) => man::run(&args, Cli::command()),
     }
 }
 
