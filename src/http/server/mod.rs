@@ -324,11 +324,13 @@ fn admit_tcp(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>
     let _ = tcp.set_nodelay(true);
     let limits = shared.limits.now();
     // A proxy's connections are many clients': each client's share is counted when it is known who that is.
-    let most_of_one = match shared.proxies.now().contains(peer.ip()) {
-        true => usize::MAX,
-        false => limits.max_connections_per_client,
+    let entered = match shared.proxies.now().contains(peer.ip()) {
+        true => shared.gate.enter_for_nobody(limits.max_connections),
+        false => shared
+            .gate
+            .enter(peer.ip(), limits.max_connections, limits.max_connections_per_client),
     };
-    match shared.gate.enter(peer.ip(), limits.max_connections, most_of_one) {
+    match entered {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
             let connection = connection::run(tcp, peer, shared.way.load_full(), shared.clone());
