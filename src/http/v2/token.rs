@@ -165,7 +165,7 @@ fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Res
     let mint = door.gate().mint();
     let token = mint.issue(&visitor.who, Value::Array(granted), unix_seconds());
     if let Some(user) = &visitor.mistaken {
-        door.gate().note_mistake(&token, user.clone());
+        door.gate().note_mistake(&token, user);
     }
     let issued_at = issued_at();
     let mut response = document(
