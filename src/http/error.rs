@@ -278,6 +278,7 @@ impl ApiError {
             PullError::UnknownUpstream(_) => plain(StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
             PullError::NotAllowed { .. } => plain(StatusCode::FORBIDDEN, ErrorCode::Denied)
                 .detail("the operator decides this with `allow` and `deny` of the upstream"),
+            PullError::Reserved(_) => plain(StatusCode::FORBIDDEN, ErrorCode::Denied),
             PullError::NotInMirror(absent) => {
                 let filled = absent.filled();
                 plain(StatusCode::NOT_FOUND, subject.unknown()).detail(json!({

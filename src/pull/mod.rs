@@ -160,15 +160,24 @@ impl Policy {
 pub struct View(Arc<Policy>);
 
 impl View {
-    /// What a client means by a name and `ns`.
+    /// The repository that a name and `ns` mean. Errors: also for that of canaries.
     pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        self.0.names.resolve(name, ns).map(|target| self.with_client(target))
+    }
+
+    /// The repository that a client's request means, which may be that of canaries.
+    pub fn resolve_request(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        let target = self.0.names.resolve_request(name, ns);
+        target.map(|target| self.with_client(target))
+    }
+
+    fn with_client(&self, target: Target) -> Target {
         let policy = &self.0;
-        let target = policy.names.resolve(name, ns)?;
-        Ok(Target {
+        Target {
             client: policy.clients.get(&target.upstream.name).cloned(),
             offline: policy.offline || target.offline,
             ..target
-        })
+        }
     }
 
     /// The repository that is held under this key, if it still has an upstream, whose `allow` and `deny` permit it. Whether

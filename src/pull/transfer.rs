@@ -172,8 +172,9 @@ impl Transfer {
                 flight.span.fail(error.as_str(), &error);
                 let trace_id = trace::id();
                 let (digest, repository) = (&flight.digest, &self.order.key);
-                // While the registry is down the log says that once a minute, and each client's line says why it got nothing.
-                match error.is_trouble() && self.order.client.is_down() {
+                // Each client's line says why it got nothing. Anybody may ask for blobs that are not there, of a registry
+                // that throttles too; while one is down, or gives no token, the log says that once a minute.
+                match error.is_routine() || (error.is_trouble() && self.order.client.is_down()) {
                     true => tracing::debug!(%digest, %repository, %error, trace_id, "transfer failed"),
                     false => tracing::warn!(%digest, %repository, %error, trace_id, "transfer failed"),
                 }

@@ -335,6 +335,7 @@ impl Dance<'_> {
             .and_then(|h| h.to_str().ok())
             .and_then(|h| h.split_once(' '));
         secrets.extend(sent.map(|(_, encoded)| encoded));
+        secrets.extend(walked.secrets.iter().map(String::as_str));
         let retry_after = body::text(walked.response.headers(), &RETRY_AFTER).and_then(breaker::read_retry_after);
         let mut detail = body::detail(walked.response, &secrets).await;
         if !walked.is_home {

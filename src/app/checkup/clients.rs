@@ -3,8 +3,11 @@
 //! Each kind has a file of its own here that knows what the client reads and makes the requests of it (`pulls`). What all
 //! share: a file as it is found, one address in it against the proxy's own, and how a verdict is told.
 
+use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use super::naming::Way;
 use super::pulls::{Endpoint, Judged, PullVerdict, Takes, Trouble};
@@ -60,7 +63,7 @@ impl Look<'_> {
 
     /// `None` where there is no such file; a file that is there and cannot be read is a finding.
     pub(super) fn read(&self, check: &str, path: &str) -> Option<Result<String, Finding>> {
-        let file = match std::fs::File::open(self.root.join(path)) {
+        let file = match open(&self.root.join(path)) {
             Ok(file) => file,
             Err(error)
                 if matches!(
@@ -73,7 +76,8 @@ impl Look<'_> {
             Err(error) => return Some(Err(unread(check, path, &error.to_string()))),
         };
         let mut text = String::new();
-        Some(match file.take(MAX_BYTES).read_to_string(&mut text) {
+        Some(match file.take(MAX_BYTES + 1).read_to_string(&mut text) {
+            Ok(read) if read as u64 > MAX_BYTES => Err(unread(check, path, "it is larger than 4 MiB")),
             Ok(_) => Ok(text),
             Err(error) => Err(unread(check, path, &error.to_string())),
         })
@@ -135,6 +139,22 @@ impl Look<'_> {
         upstreams
             .filter(|name| !named.iter().any(|named| named == name))
             .collect()
+    }
+}
+
+/// Opens a regular file. Any user may have put something else in its place, on which root would wait (a named pipe) or
+/// which it would set going (a device).
+fn open(path: &Path) -> std::io::Result<File> {
+    let refuse = || Err(std::io::Error::other("it is no regular file"));
+    // Looked at before, since opening a device may do something by itself.
+    if !std::fs::metadata(path)?.is_file() {
+        return refuse();
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => refuse(),
     }
 }
 
@@ -316,5 +336,32 @@ pub(super) fn few<S: AsRef<str>>(names: &[S]) -> String {
     match names.len().saturating_sub(SHOWN) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        for path in [pipe.as_path(), &link, folder.path(), Path::new("/dev/zero")] {
+            let error = open(path).unwrap_err();
+            assert!(
+                error.to_string().contains("no regular file"),
+                "{}: {error}",
+                path.display()
+            );
+        }
+        let file = folder.path().join("file");
+        std::fs::write(&file, "a").unwrap();
+        let link = folder.path().join("to-file");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(open(&file).is_ok() && open(&link).is_ok());
     }
 }
