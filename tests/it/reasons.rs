@@ -20,7 +20,7 @@ use crate::support::{blob, manifest, within};
 
 const REPO: &str = "library/alpine";
 
-/// What libraries call it.
+/// Words of libraries.
 const DIALECT: [&str; 9] = [
     "error sending",
     "client error",
