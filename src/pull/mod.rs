@@ -494,12 +494,11 @@ impl Pull {
         }
     }
 
-    /// Grows to the number of upstreams and no further.
     /// Returns whether it is to be logged that an upstream did not confirm a tag: once a minute for each, as every request that is served
-    /// stale has its own line, and not while its registry is down, of which the log speaks already.
+    /// stale has its own line, and not while a line says that its registry is down.
     fn warns_of_stale(&self, target: &Target) -> bool {
         const EVERY: Duration = Duration::from_secs(60);
-        if self.upstream_of(target).is_some_and(|client| client.is_down()) {
+        if self.upstream_of(target).is_some_and(|client| client.is_logged_down()) {
             return false;
         }
         let mut told = self.told_stale.lock().unwrap_or_else(PoisonError::into_inner);
@@ -510,6 +509,7 @@ impl Pull {
         is_due
     }
 
+    /// Grows to the number of upstreams and no further.
     fn troubled(&self) -> MutexGuard<'_, HashMap<HostPort, (Instant, &'static str)>> {
         self.troubled.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -172,8 +172,8 @@ impl Transfer {
                 flight.span.fail(error.as_str(), &error);
                 let trace_id = trace::id();
                 let (digest, repository) = (&flight.digest, &self.order.key);
-                // While the registry is down the log says that once a minute, and each client's line says why it got nothing.
-                match error.is_trouble() && self.order.client.is_down() {
+                // The log says once a minute that the registry is down, and each client's line says why it got nothing.
+                match error.is_trouble() && self.order.client.is_logged_down() {
                     true => tracing::debug!(%digest, %repository, %error, trace_id, "transfer failed"),
                     false => tracing::warn!(%digest, %repository, %error, trace_id, "transfer failed"),
                 }
