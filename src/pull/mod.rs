@@ -37,6 +37,7 @@ mod turns;
 mod wishes;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,9 @@ use single::Single;
 
 /// Answers "it is not there" that are remembered at most.
 const MOST_NEGATIVES: u64 = 20_000;
+/// Tags of which is remembered which question was answered last, and for how long: longer than a question runs.
+const MOST_NOTED_QUESTIONS: u64 = 20_000;
+const NOTED_QUESTIONS_FOR: Duration = Duration::from_secs(60 * 60);
 /// How long an answer to a HEAD that a GET gave is believed: each costs a broken-off body.
 const BY_GET_FOR: Duration = Duration::from_secs(5);
 /// Memory for the sizes that manifests claim, and what one of them takes of it beside its repository's name.
@@ -90,6 +94,10 @@ pub struct Pull {
     flights: Flights,
     tag_questions: Single<TagQuestion, Result<ManifestAnswer, PullError>>,
     tag_bodies: Single<(Scope, Tag), Result<ManifestAnswer, PullError>>,
+    /// Number of the last question about a tag.
+    last_tag_question: AtomicU64,
+    /// Numbers of the questions whose answers tags point by: an older question that ends later may not move a tag back.
+    noted_tag_questions: Arc<moka::sync::Cache<(Arc<str>, Tag), u64>>,
     /// The last: whether the registry itself is asked, and no mirror.
     manifest_heads: Single<(Scope, Digest, bool), Result<ManifestHead, PullError>>,
     manifest_bodies: Single<(Scope, Digest), Result<ManifestAnswer, PullError>>,
@@ -260,6 +268,13 @@ impl Pull {
             store,
             tag_questions: Single::default(),
             tag_bodies: Single::default(),
+            last_tag_question: AtomicU64::new(0),
+            noted_tag_questions: Arc::new(
+                moka::sync::Cache::builder()
+                    .max_capacity(MOST_NOTED_QUESTIONS)
+                    .time_to_live(NOTED_QUESTIONS_FOR)
+                    .build(),
+            ),
             manifest_heads: Single::default(),
             manifest_bodies: Single::default(),
             blob_heads: Single::default(),
