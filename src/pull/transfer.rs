@@ -174,7 +174,7 @@ impl Transfer {
                 let (digest, repository) = (&flight.digest, &self.order.key);
                 // Each client's line says why it got nothing. Anybody may ask for blobs that are not there, of a registry
                 // that throttles too; while one is down, or gives no token, the log says that once a minute.
-                match error.is_routine() || (error.is_trouble() && self.order.client.is_down()) {
+                match error.is_routine() || (error.is_trouble() && self.order.client.is_logged_down()) {
                     true => tracing::debug!(%digest, %repository, %error, trace_id, "transfer failed"),
                     false => tracing::warn!(%digest, %repository, %error, trace_id, "transfer failed"),
                 }

@@ -485,13 +485,9 @@ async fn repository(
     about(response, &ask.target.key)
 }
 
-/// What is not there is no failure of the proxy, and what a client got wrong was nobody's pull.
+/// Answers a pull with an error, and labels it with the outcome for logs and counters.
 fn failed(error: ApiError) -> Response {
-    let outcome = match error.status {
-        StatusCode::NOT_FOUND => Some("missing"),
-        status if status.is_client_error() => None,
-        _ => Some("error"),
-    };
+    let outcome = error.outcome();
     let mut response = respond(error);
     if let Some(outcome) = outcome {
         response.extensions_mut().insert(labels::Outcome(outcome));
