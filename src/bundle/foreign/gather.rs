@@ -158,7 +158,8 @@ impl<'a> Gatherer<'a> {
             None => Gathered::faulty(format!("its manifest {digest} is not in the archive")),
             Some(_) => match self.tree.document(place, MAX_MANIFEST_BYTES as u64)? {
                 Err(why) => refused(why),
-                // Lists of referrers and names are made of it, also where the store has the right bytes and reads no others.
+                // Lists of referrers and names are made of it, also where the store has the right bytes already and
+                // reads no others.
                 Ok(bytes) if !is_of(&bytes, digest) => Gathered::damaged(digest),
                 Ok(bytes) => match Manifest::parse(&bytes, media_type) {
                     Err(error) => refused(error.to_string()),
