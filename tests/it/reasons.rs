@@ -528,15 +528,18 @@ async fn failures_of_the_admin_address_and_of_prefetches_say_what_of() {
     is_plain(&larder.logs());
 }
 
-/// Whoever may ask may ask for blobs that are not there: a line of the access log for each is enough.
+/// Anybody may ask for blobs that are not there: a line of the access log for each is enough.
 #[tokio::test]
 async fn missing_blobs_are_no_warnings() {
     for status in [404, 403, 429] {
         let upstream = Upstream::start().await;
         upstream.on(On::Any).always().status(status);
-        let larder = LarderProcess::start(&upstream, |toml| toml.set(&["log"], "format", "json")).await;
+        let larder = LarderProcess::start(&upstream, |toml| {
+            toml.set(&["log"], "format", "json");
+        })
+        .await;
         let paths: Vec<String> = (0..5)
-            .map(|number| blob(REPO, &format!("sha256:{number:064x}")))
+            .map(|number| blob(REPO, format!("sha256:{number:064x}")))
             .collect();
         for path in &paths {
             let answer = Ask::get(path.clone()).send(larder.registry()).await;

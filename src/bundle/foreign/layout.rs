@@ -105,9 +105,8 @@ fn add_labels(entry: &mut Entry, full: Option<&str>, short: Option<&str>) {
     match short.filter(|name| !name.is_empty()) {
         Some(name) if name.parse::<Digest>().is_ok() || name.starts_with('@') => {}
         Some(name) if name.contains('/') => {
-            if full.is_none_or(|full| super::name::parse(full).ok() != super::name::parse(name).ok()) {
-                entry.names.insert(name.to_owned());
-            }
+            let is_other = |full: &str| super::name::parse(full).ok() != super::name::parse(name).ok();
+            entry.names.extend(full.is_none_or(is_other).then(|| name.to_owned()));
         }
         Some(name) => {
             entry.shorts.insert(name.to_owned());
