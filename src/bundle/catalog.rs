@@ -13,8 +13,8 @@ use super::error::BundleError;
 use super::pack::Packed;
 use super::{CATALOG, MAX_CATALOG_BYTES};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
+use crate::oci::name::is_reserved;
 use crate::oci::{Digest, HostPort, Repository, Tag};
-use crate::pull::canary::is_canary;
 use crate::text::is_visible;
 
 /// The version that this Larder writes and reads.
@@ -327,7 +327,7 @@ pub fn check_repository(text: &str) -> Result<(), String> {
         return Err(format!("the upstream {host:?} is not in lower case"));
     }
     let _: Repository = name.parse().map_err(|error| format!("{error}"))?;
-    if is_canary(name) {
+    if is_reserved(name) {
         return Err("the name is reserved for the images that larder doctor makes".to_owned());
     }
     Ok(())

@@ -237,7 +237,6 @@ async fn a_configured_token_is_not_sent_on_a_guess() {
         "listn = \"127.0.0.1:7\"",
         "listen = \"127.0.0.1:70010\"",
         "listen = \"unxi:/run/larder.sock\"",
-        "listen = 127.0.0.1:7",
     ] {
         let text = format!("[admin]\ntoken = \"a-token-of-operators\"\n{listen}\n");
         let runtime = tempfile::tempdir().unwrap();
