@@ -151,7 +151,7 @@ pub struct StatsView {
     pub cached_bytes: u64,
     /// Body bytes received from upstreams.
     pub fetched_bytes: u64,
-    /// The same figure as `cached_bytes`, under its name of before.
+    /// Repeats `cached_bytes` under the name that earlier versions gave it.
     pub saved_bytes: u64,
     /// As [`PeriodView::byte_hit_ratio`].
     #[serde(default)]
@@ -249,7 +249,7 @@ pub struct UpstreamView {
     pub cached_bytes: u64,
     /// Body bytes received from it.
     pub fetched_bytes: u64,
-    /// The same figure as `cached_bytes`, under its name of before.
+    /// Repeats `cached_bytes` under the name that earlier versions gave it.
     pub saved_bytes: u64,
     /// Its own limit.
     pub max_bytes: Option<u64>,

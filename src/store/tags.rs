@@ -23,29 +23,18 @@ impl Store {
 
     /// Notes what a tag points at. Seen at once; on disk soon: for what may be lost, such as that it was confirmed.
     pub fn put_tag(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        self.note_tag(repository, tag, record, false, || true)
+        self.put_tag_if(repository, tag, record, false, || true)
     }
 
     /// The same for a tag that is new or has moved: on disk before anybody sees it, so that no crash takes it back
     /// (L6). Waits for nothing if it points where it did. Blocking. If the index fails it is seen all the same.
     pub fn put_tag_durably(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        self.note_tag(repository, tag, record, true, || true)
+        self.put_tag_if(repository, tag, record, true, || true)
     }
 
     /// Notes a tag unless `is_newest` says that a newer answer has been noted, and returns the record in force. It is called while no
     /// other record of the tag can be noted. Blocking, as [`Store::put_tag_durably`].
     pub fn put_tag_if(
-        &self,
-        repository: &str,
-        tag: &str,
-        record: TagRecord,
-        durably: bool,
-        is_newest: impl FnOnce() -> bool,
-    ) -> Arc<TagRecord> {
-        self.note_tag(repository, tag, record, durably, is_newest)
-    }
-
-    fn note_tag(
         &self,
         repository: &str,
         tag: &str,

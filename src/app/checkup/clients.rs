@@ -28,7 +28,8 @@ pub(super) struct Look<'a> {
     pub(super) names: &'a Lookup,
 }
 
-/// Of every client that has a file below `root`; blocking. `registries_conf`: see [`Look::registries_conf`].
+/// Returns the findings about every client that has a file below `root`. Blocking. `registries_conf`: see
+/// [`Look::registries_conf`].
 pub(super) fn check(
     root: &Path,
     home: Option<&Path>,

@@ -206,7 +206,7 @@ fn registries_that_are_never_asked_for() {
     }
 }
 
-/// What is set for whoever asks decides about his pulls.
+/// The file that `CONTAINERS_REGISTRIES_CONF` names decides about the pulls of the user who runs the checkup.
 #[test]
 fn the_file_of_the_environment() {
     let root = Root::new(&[(

@@ -273,7 +273,7 @@ impl Tar {
                         document.extend(reader.all(MAX_DOCUMENT)?);
                         self.documents.insert(spot.offset, document.into());
                     }
-                    // The same layer written again is nothing that readers could disagree about.
+                    // A file that is there twice with equal bytes is taken: all readers of the archive see one content.
                     match self.files.get(&name) {
                         Some(first) if first.size == spot.size => twice.push((name.clone(), *first, spot)),
                         Some(_) => return Err(there_twice(&name)),
