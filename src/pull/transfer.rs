@@ -12,6 +12,7 @@ mod sources;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
 use ahead::Ahead;
@@ -222,7 +223,7 @@ impl Transfer {
 
     /// Gets the whole blob and verifies it. Gives where it is, and the size.
     async fn fetch(&mut self) -> Result<(Sink, u64), PullError> {
-        let mut sink = self.begin().await?;
+        let mut sink = self.begin().boxed().await?;
         let mut resumed = sink.len() > 0;
         if !self.is_whole_already(&mut sink).await? {
             sink = self.gather(sink).await?;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use moka::ops::compute::Op;
 use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
@@ -144,7 +145,7 @@ impl Client {
 
     /// The same, by a caller that has its slot.
     pub(super) async fn ask_in(&self, question: &Question<'_>) -> Result<Reply, UpstreamError> {
-        match self.bring(question, &self.mirrors).await {
+        match self.bring(question, &self.mirrors).boxed().await {
             // A mirror that wants no credentials says nothing about what the registry wants (L8).
             Ok(reply) if reply.by_itself || reply.with_credentials => Ok(self.note(question, reply)),
             Ok(reply) => {
@@ -217,7 +218,7 @@ impl Client {
         let mut asked = Asked::default();
         let mut ticket: Option<Ticket<'_>> = None;
         let error = loop {
-            let outcome = self.round(question, mirrors, &mut asked, &mut time).await;
+            let outcome = self.round(question, mirrors, &mut asked, &mut time).boxed().await;
             if ticket.is_some() {
                 self.count_repeat(outcome.is_ok());
             }

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::FutureExt as _;
 use reqwest::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode};
 
@@ -82,7 +83,8 @@ impl Endpoint {
             failed: None,
             has_doubted: false,
         };
-        dance.run().await
+        // Large, and reached through many layers: on the heap, so that none of them carries it on its thread's stack.
+        dance.run().boxed().await
     }
 }
 
