@@ -273,7 +273,8 @@ async fn launch(
     });
     let mut background = vec![
         tokio::spawn(keep_up(pull.clone(), hooks.clone(), handle, cut.clone())),
-        tokio::spawn(keep_figures(reloader.clone(), expiries, cut.clone())),
+        tokio::spawn(take_samples(reloader.clone(), cut.clone())),
+        tokio::spawn(watch_certificates(reloader.clone(), expiries, cut.clone())),
         tokio::spawn(look_for_rot(verifier, cut.clone())),
         tokio::spawn(copy_index(pull.clone(), cut.clone())),
         tokio::spawn(fetch_ahead(prefetcher, cut.clone())),
@@ -535,17 +536,33 @@ async fn fetch_ahead(prefetcher: Arc<Prefetcher>, stop: CancellationToken) {
     }
 }
 
-/// Takes samples of the counters, for what is said of the last hour and the last day, and looks at the files of certificates.
-async fn keep_figures(reloader: Arc<Reloader>, expiries: Certificates, stop: CancellationToken) {
+/// Takes samples of the counters for the figures of the last hour and the last day. Touches no file: one on a hung mount would
+/// leave gaps.
+async fn take_samples(reloader: Arc<Reloader>, stop: CancellationToken) {
+    loop {
+        let reloader = reloader.clone();
+        // Rendering the counters takes a moment.
+        let _ = tokio::task::spawn_blocking(move || reloader.admin.sample()).await;
+        tokio::select! {
+            () = tokio::time::sleep(UPKEEP) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Reads the files of certificates from time to time, for the metrics of when they expire.
+async fn watch_certificates(reloader: Arc<Reloader>, expiries: Certificates, stop: CancellationToken) {
     let mut looked = None;
     loop {
         let (reloader, expiries, before) = (reloader.clone(), expiries.clone(), looked.take());
         // Files are read, and a reload may hold the configuration for as long as it takes.
-        let looking = tokio::task::spawn_blocking(move || {
-            reloader.admin.sample();
-            look_at_certificates(reloader.certificate_files(), &expiries, before)
-        });
-        looked = looking.await.ok();
+        let mut looking =
+            tokio::task::spawn_blocking(move || look_at_certificates(reloader.certificate_files(), &expiries, before));
+        // A file on a hung mount keeps no process from its end.
+        tokio::select! {
+            done = &mut looking => looked = done.ok(),
+            () = stop.cancelled() => return,
+        }
         tokio::select! {
             () = tokio::time::sleep(UPKEEP) => {}
             () = stop.cancelled() => return,

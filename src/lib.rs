@@ -83,7 +83,7 @@
 //! - **A slow upstream**: a client waits 20 s in all (`pull::client_wait`) and is told to come back; what it asked is a task of its own, with
 //!   `answer_timeout` to be answered (`upstream::ask`, and `upstream::late`, which bounds how many take that long). Whoever asks again joins it. A
 //!   late answer is kept for a moment (`pull::single`), a late transfer is finished or kept running (`pull::flight`).
-//!   What has not been sent yet, for want of a connection (`upstream::queue`), is given up a while after its last client left.
+//!   A question that has not been sent yet, for want of a connection (`upstream::queue`), is given up a while after its last client left.
 //! - **In a circle**: `http::v2` reads `Via` (`upstream::via`): a request that has been here is answered 508; the names of other Larders go
 //!   with the task, and with the questions and transfers that it begins, to `upstream::transport`.
 //! - **Blob, far**: where one connection is slow, `pull::transfer::plan` has parts of the blob fetched ahead by others as

@@ -65,9 +65,9 @@ pub struct Limits {
 /// Body bytes since the start, by upstream, as the metrics count them.
 #[derive(Clone, Debug, Default)]
 pub struct Traffic {
-    /// Sent to clients. Answers that are no upstream's content are under a name that no upstream has.
+    /// Bytes of content sent to clients.
     pub served: BTreeMap<String, u64>,
-    /// Those of them that came from the cache.
+    /// Bytes of content sent to clients that came from the cache.
     pub cached: BTreeMap<String, u64>,
     /// Received from upstreams.
     pub fetched: BTreeMap<String, u64>,

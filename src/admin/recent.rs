@@ -1,4 +1,4 @@
-//! What was counted in the last hour and the last day: differences between the counters now and samples of them.
+//! Counts of the last hour and the last day: differences between the counters now and samples of them.
 //!
 //! Requests only count, as they always did; once a minute a [`Sample`] of the counters is put into two bounded rings, one with a
 //! sample of each minute of the last hour and one with a sample of every ten minutes of the last day. Pure: the caller gives the
@@ -19,16 +19,16 @@ const TEN_MINUTES: Duration = Duration::from_secs(600);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     pub requests: OutcomeCounts,
-    /// Body bytes sent to clients.
+    /// Body bytes of content sent to clients.
     pub served: u64,
-    /// Those of them that came from the cache.
+    /// Body bytes of content sent to clients that came from the cache.
     pub cached: u64,
     /// Body bytes received from upstreams.
     pub fetched: u64,
 }
 
 impl Sample {
-    /// What was counted since `before`. Counters only grow.
+    /// Returns the counts since `before`. Counters only grow.
     pub fn since(&self, before: &Sample) -> Sample {
         let mut requests = self.requests;
         for (count, earlier) in requests.iter_mut().zip(&before.requests) {
@@ -91,7 +91,7 @@ pub struct Recent {
     day: Ring,
 }
 
-/// What was counted in a time, and how long that is.
+/// Counts of a time, and how long that is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Period {
     pub counted: Sample,
@@ -117,12 +117,12 @@ impl Recent {
         self.day.note(now, sample);
     }
 
-    /// What was counted in the last hour: up to a minute more of it, and all of it in a process that is younger.
+    /// Returns the counts of the last hour: up to a minute more of it, and all of it in a process that is younger.
     pub fn last_hour(&self, now: Instant, counted: &Sample) -> Period {
         self.period(&self.hour, now, HOUR, counted)
     }
 
-    /// What was counted in the last day: up to ten minutes more of it, and all of it in a process that is younger.
+    /// Returns the counts of the last day: up to ten minutes more of it, and all of it in a process that is younger.
     pub fn last_day(&self, now: Instant, counted: &Sample) -> Period {
         self.period(&self.day, now, DAY, counted)
     }

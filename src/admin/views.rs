@@ -146,12 +146,12 @@ pub struct StatsView {
     pub hit_ratio: Option<f64>,
     /// Body bytes sent to clients.
     pub served_bytes: u64,
-    /// Those of them that came from the cache.
+    /// The part of `served_bytes` that came from the cache.
     #[serde(default)]
     pub cached_bytes: u64,
     /// Body bytes received from upstreams.
     pub fetched_bytes: u64,
-    /// The same figure as `cached_bytes`, under its name of before.
+    /// Repeats `cached_bytes` under the name that earlier versions gave it.
     pub saved_bytes: u64,
     /// As [`PeriodView::byte_hit_ratio`].
     #[serde(default)]
@@ -197,7 +197,7 @@ pub struct PeriodView {
     pub hit_ratio: Option<f64>,
     /// Body bytes sent to clients.
     pub served_bytes: u64,
-    /// Those of them that came from the cache, or from a download that was under way for another request.
+    /// The part of `served_bytes` that came from the cache, or from a download that was under way for another request.
     pub cached_bytes: u64,
     /// Body bytes received from upstreams, for clients and for prefetches.
     pub fetched_bytes: u64,
@@ -244,12 +244,12 @@ pub struct UpstreamView {
     pub held_bytes: u64,
     /// Body bytes of its content sent to clients, since the start.
     pub served_bytes: u64,
-    /// Those of them that came from the cache.
+    /// The part of `served_bytes` that came from the cache.
     #[serde(default)]
     pub cached_bytes: u64,
     /// Body bytes received from it.
     pub fetched_bytes: u64,
-    /// The same figure as `cached_bytes`, under its name of before.
+    /// Repeats `cached_bytes` under the name that earlier versions gave it.
     pub saved_bytes: u64,
     /// Its own limit.
     pub max_bytes: Option<u64>,

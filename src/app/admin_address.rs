@@ -29,6 +29,8 @@ pub struct AdminAddress {
     ip: Option<SocketAddr>,
     /// A file with the certificate that the proxy shows: that one is trusted whatever it says of its name.
     certificate: Option<PathBuf>,
+    /// True if nobody gave it, and a mistake may be why: the proxy that is meant may be elsewhere.
+    is_stand_in: bool,
 }
 
 /// A command's knowledge of tokens, and of the user whose proxy it asks.
@@ -82,6 +84,11 @@ pub enum TokenError {
         "uid {taker} listens at {at}, and the admin token is for a proxy of {users}: it was not sent. If that proxy is yours, run the command as uid {taker}, name its configuration by --config (its cache folder says whose it is), call it by https, or send the token all the same with --insecure"
     )]
     Taken { at: String, taker: u32, users: String },
+    /// A mistake hides the address that it is for.
+    #[error(
+        "the configuration does not say where the admin API is, because of the mistakes above, and the admin token is not sent to {0} on a guess: put admin.listen right, or name the address by --admin"
+    )]
+    Unnamed(String),
 }
 
 /// What to bring there.
@@ -101,6 +108,7 @@ impl AdminAddress {
             socket: None,
             ip: None,
             certificate: None,
+            is_stand_in: false,
         }
     }
 
@@ -121,15 +129,19 @@ impl AdminAddress {
         AdminAddress::all(&config.admin, name)
     }
 
-    /// Where a configuration that is refused has it, and, where the file could not be read to its end, the proxy of
-    /// this user that has written its token: if there are several, nobody knows which one is meant. Blocking, briefly.
+    /// Where a configuration that is refused has it, and, where a mistake may hide the address, the proxy of this user
+    /// that has written its token, which comes first: if there are several, nobody knows which one is meant. Blocking,
+    /// briefly.
     pub fn saved(part: &AdminPart) -> Result<Vec<AdminAddress>, String> {
         let mut all = AdminAddress::all(&part.admin, part.acme_name.as_ref())?;
-        if !part.is_whole && !part.is_given {
+        if part.is_doubtful {
             let ports = token::ports(&part.admin.token_places);
             if let ([port], true) = (ports.as_slice(), all.iter().all(|at| !ports.contains(&at.port()))) {
                 let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, *port));
-                all.push(AdminAddress::of(listen, &part.admin, part.acme_name.as_ref())?);
+                all.insert(0, AdminAddress::of(listen, &part.admin, part.acme_name.as_ref())?);
+            }
+            for address in &mut all {
+                address.is_stand_in = true;
             }
         }
         Ok(all)
@@ -225,6 +237,16 @@ impl AdminAddress {
     ///
     /// Errors: a token that was named cannot be read, or must not be sent there.
     pub fn tokens(&self, known: &Known) -> Result<Tokens, TokenError> {
+        // Another program may have that port, and root's (a container's published port) passes every look at who listens.
+        // Only a token that a proxy made for that very port may go there.
+        let is_named = known.file.is_some() || known.places.file.is_some() || known.token.is_some();
+        if self.is_stand_in && is_named {
+            let made = self.made(known);
+            return match made.tokens.is_empty() {
+                true => Err(TokenError::Unnamed(self.shown())),
+                false => Ok(made),
+            };
+        }
         if let Some(path) = &known.file {
             let FoundToken { token, owner, .. } =
                 token::read_given(path, "--token-file").map_err(TokenError::Unreadable)?;
@@ -247,9 +269,14 @@ impl AdminAddress {
             };
             return self.named(token, file, known);
         }
+        Ok(self.made(known))
+    }
+
+    /// The tokens that proxies of this machine made for this port. Blocking, briefly.
+    fn made(&self, known: &Known) -> Tokens {
         let port = self.port();
         if self.socket.is_some() || !self.is_local() {
-            return Ok(Tokens::default());
+            return Tokens::default();
         }
         let search = token::find(&known.places, port);
         let mut tokens = Tokens {
@@ -267,7 +294,7 @@ impl AdminAddress {
                 )),
             }
         }
-        Ok(tokens)
+        tokens
     }
 
     /// One that somebody has named, unless others would have it: on the network, or as a user of this machine who has taken

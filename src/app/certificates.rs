@@ -41,7 +41,7 @@ pub(super) fn files(config: &Config) -> Vec<CertificateFile> {
         let Some(ServerTls { identity, client_ca }) = tls else {
             continue;
         };
-        // What Larder got for itself has a metric of its own.
+        // A certificate that Larder got by ACME has a metric of its own.
         if let TlsIdentity::Files { cert, .. } = identity {
             note(CertificateRole::Server, format!("{section}.tls.cert"), Some(cert));
         }

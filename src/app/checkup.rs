@@ -126,6 +126,8 @@ pub struct Scope {
     pub root: PathBuf,
     /// The home of whoever asks, below `root`.
     pub home: Option<PathBuf>,
+    /// The file that `CONTAINERS_REGISTRIES_CONF` names to whoever asks, where `root` is this machine's.
+    pub registries_conf: Option<PathBuf>,
     /// How clients reach the proxy, where that is not the address it listens on.
     pub address: Option<Address>,
 }
@@ -169,6 +171,7 @@ pub async fn checkup_of_clients(address: Address, scope: Scope) -> Vec<Finding> 
 
 async fn on_this_machine(target: target::Target, scope: &Scope) -> Vec<Finding> {
     let (root, home, look_up) = (scope.root.clone(), scope.home.clone(), scope.network);
-    let reading = tokio::task::spawn_blocking(move || clients::check(&root, home.as_deref(), &target, look_up));
+    let conf = scope.registries_conf.clone();
+    let reading = tokio::task::spawn_blocking(move || clients::check(&root, home.as_deref(), conf, &target, look_up));
     reading.await.unwrap_or_default()
 }

@@ -507,8 +507,11 @@ pub fn check_name(name: &str) -> Result<(), String> {
 
 /// Errors: why this cannot be a password.
 pub fn check_password(password: &str) -> Result<(), String> {
+    if password.contains('\0') {
+        return Err("found a NUL byte, which no password may have: is this a text file?".to_owned());
+    }
     // bcrypt reads no further: a longer one would be let in by its beginning.
-    match password.is_empty() || password.len() > 72 || password.contains('\0') {
+    match password.is_empty() || password.len() > 72 {
         true => Err(format!(
             "found {} bytes, expected a password of 1 to 72",
             password.len()

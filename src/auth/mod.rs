@@ -297,7 +297,10 @@ impl Gate {
     }
 
     /// Notes that an anonymous token was given to somebody whose login as `user` was wrong.
-    pub fn note_mistake(&self, token: &str, user: Arc<str>) {
+    ///
+    /// Anybody may send names of 64 KB, as many as there is room for here: only what is shown of them is kept.
+    pub fn note_mistake(&self, token: &str, user: &Arc<str>) {
+        let user = wrong_logins::shortened(user);
         self.mistaken.insert(Digest::sha256(token.as_bytes()), user);
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::login_queue::Client;
@@ -18,6 +18,15 @@ const LINES_AT_ONCE: u32 = 20;
 const LINE_EVERY: Duration = Duration::from_secs(3);
 /// Longest user name in a line, characters: whoever guesses writes what he likes there.
 const LONGEST_NAME: usize = 64;
+
+/// Returns as much of a user name as makes the same line as all of it.
+pub(super) fn shortened(user: &Arc<str>) -> Arc<str> {
+    // The character behind the last one that is shown makes for the ellipsis.
+    match user.char_indices().nth(LONGEST_NAME + 1) {
+        Some((end, _)) => user[..end].into(),
+        None => user.clone(),
+    }
+}
 
 /// The wrong logins of all listeners. Outlives a reload.
 #[derive(Debug)]
@@ -90,6 +99,20 @@ mod tests {
 
     fn client(number: u32) -> Client {
         Client::of(Some(std::net::Ipv4Addr::from_bits(number).into()))
+    }
+
+    #[test]
+    fn a_long_name_is_kept_as_far_as_it_is_shown() {
+        for name in [
+            "alice".into(),
+            "x".repeat(64),
+            "\u{e9}".repeat(65),
+            "\n\u{1f510}".repeat(16_000),
+        ] {
+            let kept = shortened(&name.as_str().into());
+            assert!(kept.len() <= 4 * (LONGEST_NAME + 1), "{}", kept.len());
+            assert_eq!(text::cut(&kept, LONGEST_NAME), text::cut(&name, LONGEST_NAME));
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::error::BundleError;
 use super::pack::Packed;
 use super::{CATALOG, MAX_CATALOG_BYTES};
 use crate::oci::manifest::MAX_MANIFEST_BYTES;
+use crate::oci::name::is_reserved;
 use crate::oci::{Digest, HostPort, Repository, Tag};
 use crate::text::is_visible;
 
@@ -326,6 +327,9 @@ pub fn check_repository(text: &str) -> Result<(), String> {
         return Err(format!("the upstream {host:?} is not in lower case"));
     }
     let _: Repository = name.parse().map_err(|error| format!("{error}"))?;
+    if is_reserved(name) {
+        return Err("the name is reserved for the images that larder doctor makes".to_owned());
+    }
     Ok(())
 }
 

@@ -30,6 +30,11 @@ pub trait Input: Read + Send {
         Ok(count - left)
     }
 
+    /// True if [`Input::skip`] reads nothing of what it passes over.
+    fn skips_unread(&self) -> bool {
+        false
+    }
+
     /// Goes back `count` bytes if it can. `false`: it cannot, and nothing changed.
     fn back(&mut self, _count: u64) -> io::Result<bool> {
         Ok(false)
@@ -41,6 +46,10 @@ impl Input for io::Empty {}
 impl Input for Box<dyn Input> {
     fn skip(&mut self, count: u64) -> io::Result<u64> {
         (**self).skip(count)
+    }
+
+    fn skips_unread(&self) -> bool {
+        (**self).skips_unread()
     }
 
     fn back(&mut self, count: u64) -> io::Result<bool> {
@@ -97,6 +106,10 @@ impl Input for Section {
         Ok(count)
     }
 
+    fn skips_unread(&self) -> bool {
+        true
+    }
+
     fn back(&mut self, count: u64) -> io::Result<bool> {
         if count > self.at - self.begin {
             return Ok(false);
@@ -139,6 +152,10 @@ impl Input for Peeked {
         };
         self.past += passed;
         Ok(ahead + passed)
+    }
+
+    fn skips_unread(&self) -> bool {
+        self.rest.skips_unread()
     }
 
     fn back(&mut self, count: u64) -> io::Result<bool> {
@@ -195,6 +212,10 @@ impl Input for Plain {
         Ok(count)
     }
 
+    fn skips_unread(&self) -> bool {
+        true
+    }
+
     fn back(&mut self, count: u64) -> io::Result<bool> {
         if count > self.at {
             return Ok(false);
@@ -246,6 +267,10 @@ impl Input for Files {
             }
         }
         Ok(passed)
+    }
+
+    fn skips_unread(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.skips_unread())
     }
 
     fn back(&mut self, count: u64) -> io::Result<bool> {

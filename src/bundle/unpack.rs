@@ -52,8 +52,8 @@ impl Compression {
         match self {
             Compression::Gzip => "gunzip",
             Compression::Zstd => "unzstd --long=31",
-            Compression::Bzip2 => "bunzip2",
-            Compression::Xz => "unxz",
+            Compression::Bzip2 => "bzip2 -dc",
+            Compression::Xz => "xz -dc",
         }
     }
 }
@@ -97,7 +97,7 @@ pub(super) enum Refusal {
     Bomb { name: &'static str, most: u64, came: u64 },
     #[error("its zstd stream needs more than {0} MiB of memory: unpack it first (unzstd --long=31)")]
     Window(u64),
-    #[error("it is compressed by {0}: unpack it first ({1})")]
+    #[error("it is compressed by {0}, which is not read here: unpack it first, {1} FILE | larder bundle import -")]
     Unknown(&'static str, &'static str),
 }
 

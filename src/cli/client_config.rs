@@ -35,7 +35,8 @@ containerd reads a file for each registry. Without --write the one of the defaul
 pub struct Args {
     /// Which client's configuration
     client: Client,
-    /// Only for this upstream, by its name or alias; may be repeated [default: all of them]
+    /// Only for this upstream, by its name or alias; may be repeated [default: all of them]. With --write the files of
+    /// other upstreams stay as they are
     #[arg(long = "upstream", value_name = "NAME")]
     upstreams: Vec<String>,
     /// How clients reach this proxy, when that is not the address it listens on
@@ -51,7 +52,7 @@ pub struct Args {
     /// Write over files that Larder did not write, too
     #[arg(long, requires = "write")]
     force: bool,
-    /// Take away the files that Larder wrote there
+    /// Take away the files that Larder wrote there; with --upstream only those of the upstreams that it names
     #[arg(long, requires = "write", conflicts_with_all = ["force", "watch"])]
     remove: bool,
     /// Stay, and write again what somebody took away; when stopped, take it all away
@@ -95,14 +96,32 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             return Exit::Usage;
         }
     };
-    if let (Some((folder, name)), true) = (place, args.remove) {
+    if let (Some((folder, name)), true, []) = (place, args.remove, args.upstreams.as_slice()) {
         return tell(place::remove(folder, name), true);
     }
     let config = match config {
         Ok(config) => config,
         Err(error) => return refuse(&error),
     };
-    let recipe = match proxy(args, &config) {
+    let chosen = match chosen(args, &config) {
+        Ok(chosen) => chosen,
+        Err(what) => {
+            complain(&what);
+            return Exit::Usage;
+        }
+    };
+    let names = chosen.iter().map(|upstream| upstream.name.as_str().to_owned());
+    let place = place.map(|(folder, name)| Placement {
+        folder,
+        name,
+        client: args.client,
+        force: args.force,
+        only: (!args.upstreams.is_empty()).then(|| names.collect()),
+    });
+    if let (Some(place), true) = (&place, args.remove) {
+        return tell(place.remove(), true);
+    }
+    let recipe = match proxy(args, &config, &chosen) {
         Ok(proxy) => recipe::of(args.client, &proxy),
         Err(what) => {
             complain(&what);
@@ -111,23 +130,67 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
     };
     match place {
         None => show(&recipe, config.cache.default_upstream.as_str(), &args.upstreams),
-        Some((folder, name)) if args.watch => watch(folder, name, &recipe, args.force),
-        Some((folder, _)) => tell(place::write(folder, &recipe.files, args.force), true),
+        Some(place) if args.watch => watch(&place, &recipe),
+        Some(place) => tell(place.write(&recipe), true),
     }
 }
 
-/// Errors: what is wrong with the arguments.
-fn proxy<'a>(args: &Args, config: &'a Config) -> Result<Proxy<'a>, String> {
-    let address = args.address.clone().or_else(|| own_address(config));
-    let address = address.ok_or(
-        "this proxy listens on every address of its machine, so it cannot know by which name clients reach it: \
-         say --address HOST:PORT",
-    )?;
-    if !is_address(&address) {
-        return Err(format!(
-            "--address {address:?} is no HOST:PORT, such as larder.example:5000"
-        ));
+/// Where a client's files go, and which of them.
+struct Placement<'a> {
+    folder: &'a Path,
+    /// The file, or each of the files.
+    name: &'a str,
+    client: Client,
+    force: bool,
+    /// The upstreams that --upstream names; `None`: all of them, and nothing beside them.
+    only: Option<Vec<String>>,
+}
+
+impl Placement<'_> {
+    fn write(&self, recipe: &Recipe) -> Result<place::Done, PlaceError> {
+        let Some(only) = &self.only else {
+            return place::synchronise(self.folder, &recipe.files, self.force);
+        };
+        self.holds_no_other(only)?;
+        place::put_all(self.folder, &recipe.files, self.force)
     }
+
+    fn remove(&self) -> Result<place::Done, PlaceError> {
+        let Some(only) = &self.only else {
+            return place::remove(self.folder, self.name);
+        };
+        self.holds_no_other(only)?;
+        let relatives: Vec<String> = match self.client {
+            Client::Containerd => only.iter().map(|name| format!("{name}/{}", self.name)).collect(),
+            _ => vec![self.name.to_owned()],
+        };
+        place::remove_these(self.folder, &relatives)
+    }
+
+    /// Refuses to lose sections of a file that holds several registries: an operator may have changed them.
+    fn holds_no_other(&self, only: &[String]) -> Result<(), PlaceError> {
+        let path = self.folder.join(self.name);
+        let Some(text) = place::own_text(&path)? else {
+            return Ok(());
+        };
+        let mut others = recipe::registries_in(self.client, &text);
+        others.retain(|name| !only.contains(name));
+        match others.is_empty() {
+            true => Ok(()),
+            false => Err(place::refusal(
+                &path,
+                format!(
+                    "nothing was done: it holds also {}, and --upstream would take them out of it; name by --upstream \
+                     each upstream that it is to hold, or take it away first by --remove without --upstream",
+                    others.join(", ")
+                ),
+            )),
+        }
+    }
+}
+
+/// The upstreams that the arguments name. Errors: what is wrong with them.
+fn chosen<'a>(args: &Args, config: &'a Config) -> Result<Vec<&'a crate::config::Upstream>, String> {
     let known = |name: &String| {
         let found = config
             .upstreams
@@ -141,6 +204,30 @@ fn proxy<'a>(args: &Args, config: &'a Config) -> Result<Proxy<'a>, String> {
     };
     let mut seen = std::collections::HashSet::new();
     chosen.retain(|upstream| seen.insert(upstream.name.as_str()));
+    Ok(chosen)
+}
+
+/// Errors: what is wrong with the arguments.
+fn proxy<'a>(args: &Args, config: &'a Config, chosen: &[&'a crate::config::Upstream]) -> Result<Proxy<'a>, String> {
+    let address = args.address.clone().or_else(|| own_address(config));
+    let address = address.ok_or(
+        "this proxy listens on every address of its machine, so it cannot know by which name clients reach it: \
+         say --address HOST:PORT",
+    )?;
+    if !is_address(&address) {
+        return Err(format!(
+            "--address {address:?} is no HOST:PORT, such as larder.example:5000"
+        ));
+    }
+    if let (Client::Docker, Some(first)) = (args.client, chosen.first())
+        && chosen.iter().all(|upstream| upstream.name.as_str() != "docker.io")
+    {
+        return Err(format!(
+            "Docker has mirrors for docker.io only; for {0} put the address before the name: \
+             docker pull {address}/{0}/owner/image:tag",
+            first.name
+        ));
+    }
     let named = |u: &&'a crate::config::Upstream| (u.name.as_str(), server_of(u.name.as_str(), &u.url));
     Ok(Proxy {
         scheme: if config.server.tls.is_some() { "https" } else { "http" },
@@ -226,7 +313,7 @@ fn tell(done: Result<Vec<(PathBuf, Outcome)>, PlaceError>, all: bool) -> Exit {
 }
 
 /// Until it is asked to stop. A folder that cannot be written at the start is an error; later it is looked at again.
-fn watch(folder: &Path, name: &str, recipe: &Recipe, force: bool) -> Exit {
+fn watch(place: &Placement<'_>, recipe: &Recipe) -> Exit {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -237,7 +324,7 @@ fn watch(folder: &Path, name: &str, recipe: &Recipe, force: bool) -> Exit {
     runtime.block_on(async {
         // Before anything is written: a stop that comes at once takes it away, too.
         let mut stop = Stop::listen();
-        let first = place::write(folder, &recipe.files, force);
+        let first = place.write(recipe);
         let failed = first.is_err();
         tell(first, true);
         if failed {
@@ -247,11 +334,11 @@ fn watch(folder: &Path, name: &str, recipe: &Recipe, force: bool) -> Exit {
             tokio::select! {
                 _ = stop.asked() => break,
                 () = tokio::time::sleep(LOOK_AGAIN) => {
-                    tell(place::write(folder, &recipe.files, force), false);
+                    tell(place.write(recipe), false);
                 }
             }
         }
-        tell(place::remove(folder, name), true)
+        tell(place.remove(), true)
     })
 }
 

@@ -208,10 +208,13 @@ impl Asking {
     /// Tries each token that there is. Errors: outside, that nothing may be sent there; inside, what came of it.
     async fn ask(&self, address: &AdminAddress) -> Result<Asked, (Exit, String)> {
         let failed = |error: String| (Exit::Failed, error);
-        let tokens = address.tokens(&self.known).map_err(|error| match error {
-            TokenError::Clear(_) => (Exit::Usage, error.to_string()),
-            TokenError::Unreadable(_) | TokenError::Taken { .. } => failed(error.to_string()),
-        })?;
+        let tokens = match address.tokens(&self.known) {
+            Ok(tokens) => tokens,
+            // The next address may be the one that is meant.
+            Err(error @ TokenError::Unnamed(_)) => return Ok(Err(CallError::Unnamed(error.to_string()))),
+            Err(error @ TokenError::Clear(_)) => return Err((Exit::Usage, error.to_string())),
+            Err(error) => return Err(failed(error.to_string())),
+        };
         let mut tried: Vec<Option<crate::config::Secret>> = tokens.tokens.into_iter().map(Some).collect();
         if tried.is_empty() {
             tried.push(None);
@@ -281,6 +284,7 @@ impl Desk {
             Err(error) => saved(error).map_err(failed)?,
         };
         let mut silent = Vec::new();
+        let mut unnamed = None;
         for address in addresses {
             match asking.ask(&address).await? {
                 Ok((remote, stats)) => {
@@ -290,8 +294,12 @@ impl Desk {
                 Err(error @ (CallError::Refused(_) | CallError::Unauthorized(_))) => {
                     return Err(failed(error.to_string()));
                 }
+                Err(CallError::Unnamed(why)) => unnamed = unnamed.or(Some(why)),
                 Err(error) => silent.push(error.to_string()),
             }
+        }
+        if let Some(why) = unnamed {
+            return Err((Exit::Usage, why));
         }
         match config {
             Ok(config) => Desk::open(config, &silent, purpose).await.map_err(failed),
@@ -636,10 +644,10 @@ fn warning(error: &ConfigError, part: &AdminPart, addresses: &[AdminAddress]) ->
     };
     let shown: Vec<String> = addresses.iter().map(AdminAddress::shown).collect();
     let shown = shown.join(", ");
-    let asked = match (part.is_given, part.is_whole) {
+    let asked = match (part.is_given, part.is_doubtful) {
         (true, _) => format!("only its admin address is used: {shown}"),
-        (false, true) => format!("the admin address that is built in is used: {shown}"),
-        (false, false) => format!("and its admin address could not be read: {shown} is tried (--admin names another)"),
+        (false, false) => format!("the admin address that is built in is used: {shown}"),
+        (false, true) => format!("and its admin address could not be read: {shown} is tried (--admin names another)"),
     };
     let mut text = format!("warning: the configuration is refused, {asked}\n{first}{more}");
     for problem in part.problems.iter().filter(|problem| **problem != first) {

@@ -2,7 +2,7 @@
 
 mod pull;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -47,6 +47,10 @@ pub fn run(args: &Args, config: impl FnOnce() -> Result<Config, ConfigError>) ->
         network: !args.no_network,
         root: args.root.clone(),
         home: std::env::home_dir(),
+        // On another system's files this environment has no say.
+        registries_conf: std::env::var_os("CONTAINERS_REGISTRIES_CONF")
+            .filter(|path| !path.is_empty() && args.root == Path::new("/"))
+            .map(PathBuf::from),
         address: args.address.clone(),
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -1,13 +1,14 @@
 //! A new password: typed twice at a terminal, without being shown, or one line of a pipe.
 //!
-//! While it is typed the terminal shows nothing, and a signal must not leave it so: Ctrl-C and SIGTERM end the wait,
-//! and the terminal is as it was before anything else is written. The keys that stop or kill a process without that are
+//! While it is typed the terminal shows nothing, and a signal must not leave it so: Ctrl-C, SIGTERM, SIGHUP and SIGQUIT
+//! end the wait, and the terminal is as it was before anything else is written. The keys that stop or kill a process without that are
 //! without effect meanwhile.
 
 use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Exit;
 use super::interrupt::Interrupt;
@@ -35,6 +36,7 @@ pub(super) fn read_new(user: &str, check: fn(&str) -> Result<(), String>) -> Res
         tokio::select! {
             typed = typing => typed.unwrap_or_else(|error| Err((Exit::Failed, error.to_string()))),
             why = interrupt.asked() => Err((Exit::Failed, format!("{why}: no password was read"))),
+            why = other_end() => Err((Exit::Failed, format!("{why}: no password was read"))),
         }
     });
     // A thread may be waiting for the terminal still.
@@ -44,6 +46,17 @@ pub(super) fn read_new(user: &str, check: fn(&str) -> Result<(), String>) -> Res
         let _ = writeln!(std::io::stderr().lock());
     }
     typed
+}
+
+/// Waits for a signal that would end the process at once, with a terminal that shows nothing.
+async fn other_end() -> &'static str {
+    let (Ok(mut hangup), Ok(mut quit)) = (signal(SignalKind::hangup()), signal(SignalKind::quit())) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = hangup.recv() => "hangup",
+        _ = quit.recv() => "quit",
+    }
 }
 
 fn type_twice(user: &str, check: fn(&str) -> Result<(), String>) -> Result<Secret, NoPassword> {

@@ -33,6 +33,9 @@ pub enum CallError {
     /// What it was to read makes no sense; also in its words.
     #[error("{0}")]
     Configuration(String),
+    /// Nothing was sent: nobody named the address.
+    #[error("{0}")]
+    Unnamed(String),
     #[error("what answers at {0} is no larder, or one of another version: {1}")]
     Strange(String, String),
 }

@@ -163,7 +163,7 @@ fn requests(view: &StatsView) -> String {
     text
 }
 
-/// What the columns are, in a process that is younger than what they are called.
+/// Explains the columns of a process that is younger than they are called.
 fn young(uptime_seconds: u64, columns: usize) -> Option<String> {
     let which = match uptime_seconds {
         _ if columns < 3 => return None,

@@ -4,11 +4,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
+use super::error::Problem;
 use super::file::Origins;
 use super::findings::Findings;
 use super::paths::Paths;
 use super::raw::Raw;
-use super::{Admin, Listen, settle};
+use super::{Admin, Listen, keys, settle};
 
 /// The tables that are read where a file as a whole cannot be.
 pub const TABLES: [&str; 2] = ["admin", "acme"];
@@ -23,15 +24,37 @@ pub struct AdminPart {
     pub cache: Option<PathBuf>,
     /// True if the file was read to its end. Else it may name another address than the one that is here.
     pub is_whole: bool,
-    /// True if somebody gave the address; else it is the built-in one.
+    /// True if somebody gave the address, and it could be read; else it is the built-in one.
     pub is_given: bool,
+    /// True if a mistake may be why the address is not given: nothing says that the built-in one is meant.
+    pub is_doubtful: bool,
     /// The mistakes in `[admin]` itself.
     pub problems: Vec<String>,
 }
 
+/// The state of a configuration whose admin API is looked for.
+pub(super) struct Reading<'a> {
+    /// False if the file could not be read to its end.
+    pub(super) is_whole: bool,
+    /// True if a value of `admin.listen` was read. An origin alone is none: the key may have a value that does not fit.
+    pub(super) has_listen: bool,
+    /// The mistakes that were found when the values were read.
+    pub(super) problems: &'a [Problem],
+}
+
+/// True for a mistake in `[admin]`, or in the name of that table.
+fn is_about_admin(problem: &Problem) -> bool {
+    match problem.key.as_slice() {
+        [table] => table == "admin" || keys::nearest(&problem.key).is_some_and(|meant| meant == "admin"),
+        [table, ..] => table == "admin",
+        [] => false,
+    }
+}
+
 impl AdminPart {
     /// Takes values that fit their keys, and are not judged otherwise.
-    pub(super) fn of(raw: &Raw, origins: &Origins, paths: &Paths<'_>, is_whole: bool) -> AdminPart {
+    pub(super) fn of(raw: &Raw, origins: &Origins, paths: &Paths<'_>, reading: &Reading<'_>) -> AdminPart {
+        let is_whole = reading.is_whole;
         let mut findings = Findings {
             origins,
             paths,
@@ -42,8 +65,9 @@ impl AdminPart {
         // One for each key: what follows from it would only repeat it.
         findings.problems.dedup_by(|next, before| next.key == before.key);
         let problems = findings.problems.iter().map(ToString::to_string).collect();
-        let key = ["admin", "listen"].map(str::to_owned);
-        let is_given = !admin.listen.is_empty() && origins.contains_key(key.as_slice());
+        let is_given = !admin.listen.is_empty() && reading.has_listen;
+        let has_problems = !findings.problems.is_empty() || reading.problems.iter().any(is_about_admin);
+        let is_doubtful = !is_given && (!is_whole || has_problems);
         if admin.listen.is_empty() {
             admin.listen = vec![Listen::Tcp(SocketAddr::new(
                 IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -61,6 +85,7 @@ impl AdminPart {
             cache: cache.filter(|_| is_whole && findings.problems.len() == before),
             is_whole,
             is_given,
+            is_doubtful,
             problems,
         }
     }
@@ -127,6 +152,37 @@ mod tests {
         assert!(!absent.is_given && absent.is_whole && absent.problems.is_empty());
         let default = Config::default_config().unwrap();
         assert_eq!(absent.admin.listen, default.admin.listen);
+    }
+
+    /// A mistake in the address itself: the built-in one stands in, and is no word of anybody's.
+    #[test]
+    fn a_mistake_in_the_address_makes_it_doubtful() {
+        let token = "token = \"a-token-of-operators\"\n";
+        for (text, is_whole) in [
+            // The quotes are missing, before and behind the token.
+            (format!("[admin]\nlisten = 127.0.0.1:7001\n{token}"), false),
+            (format!("[admin]\n{token}listen = 127.0.0.1:7001\n"), false),
+            (format!("[admin]\n{token}[cache]\nmax_size = 10GiB\n"), false),
+            (format!("[admin]\nlistn = \"127.0.0.1:7001\"\n{token}"), true),
+            (format!("[admin]\nlisten = 7001\n{token}"), true),
+            (format!("[admin]\nlisten = \"127.0.0.1:70010\"\n{token}"), true),
+            (format!("[admin]\nlisten = \"unxi:/run/a.sock\"\n{token}"), true),
+            (format!("[admni]\nlisten = \"127.0.0.1:7001\"\n[admin]\n{token}"), true),
+        ] {
+            let part = part(&text);
+            assert_eq!(listens(&part), ["127.0.0.1:5001"], "{text}");
+            assert_eq!(
+                (part.is_given, part.is_doubtful, part.is_whole),
+                (false, true, is_whole),
+                "{text}"
+            );
+        }
+        // A mistake elsewhere says nothing against the built-in address.
+        let elsewhere = part(&format!("[cashe]\n[admin]\n{token}"));
+        assert!(!elsewhere.is_given && !elsewhere.is_doubtful);
+        // A mistake in another key of the table leaves the address as it was given.
+        let other = part(&format!("{ADMIN}tkn = 1\n"));
+        assert!(other.is_given && !other.is_doubtful);
     }
 
     proptest! {

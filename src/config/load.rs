@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use figment::Figment;
 use figment::providers::Serialized;
 
-use super::admin_part::{self, AdminPart};
+use super::admin_part::{self, AdminPart, Reading};
 use super::environment::{self, CONFIG_VARIABLE, Environment};
 use super::error::{ConfigError, Place, Problem};
 use super::file::{self, Layer, Origins};
@@ -170,6 +170,8 @@ struct Laid {
     covered: Vec<(String, String, String)>,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
+    /// True if a value of `admin.listen` is in the file or in a variable.
+    has_admin_listen: bool,
 }
 
 /// Lays the variables over the file, the command line's options over them, and all over the defaults. `problems` are those
@@ -195,6 +197,10 @@ fn lay(
     let mut warnings = Vec::new();
     let variables = environment::read(environment, &names, &named, &mut problems, &mut warnings);
     let raw = merge(&defaults, [&file, &variables, &options])?;
+    let has_admin_listen = [&file, &variables, &options].iter().any(|layer| {
+        let admin = layer.values.get("admin").and_then(toml::Value::as_table);
+        admin.is_some_and(|admin| admin.contains_key("listen"))
+    });
     let mut origins = file.origins;
     let covered = variables.origins.iter().filter_map(|(key, variable)| {
         let place = origins.get(key)?;
@@ -211,6 +217,7 @@ fn lay(
         covered,
         problems,
         warnings,
+        has_admin_listen,
     })
 }
 
@@ -244,13 +251,21 @@ fn assemble(source: Option<Source>, environment: &Environment, options: &[GivenO
             .chain(foreign::warnings(&environment.variables))
             .collect(),
     };
+    let known = findings.problems.clone();
     match settle_all(&mut findings, &laid.raw, sources) {
         Ok(config) => Ok(Config {
             file: source.path,
             covered: laid.covered,
             ..config
         }),
-        Err(error) => Err(error.with_admin(AdminPart::of(&laid.raw, &laid.origins, &paths, true))),
+        Err(error) => {
+            let reading = Reading {
+                is_whole: true,
+                has_listen: laid.has_admin_listen,
+                problems: &known,
+            };
+            Err(error.with_admin(AdminPart::of(&laid.raw, &laid.origins, &paths, &reading)))
+        }
     }
 }
 
@@ -258,7 +273,14 @@ fn assemble(source: Option<Source>, environment: &Environment, options: &[GivenO
 fn unread(error: ConfigError, saved: Layer, file_dir: Option<PathBuf>, environment: &Environment) -> ConfigError {
     let paths = Paths { environment, file_dir };
     match lay(saved, environment, &[], Vec::new()) {
-        Ok(laid) => error.with_admin(AdminPart::of(&laid.raw, &laid.origins, &paths, false)),
+        Ok(laid) => {
+            let reading = Reading {
+                is_whole: false,
+                has_listen: laid.has_admin_listen,
+                problems: &laid.problems,
+            };
+            error.with_admin(AdminPart::of(&laid.raw, &laid.origins, &paths, &reading))
+        }
         Err(_) => error,
     }
 }

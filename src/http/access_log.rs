@@ -330,7 +330,7 @@ type Counted = (&'static str, &'static str, u16, &'static str);
 
 /// Counters by their labels: to look one up in the recorder costs some allocations each time.
 static COUNTERS: Handles<Counted, (metrics::Counter, metrics::Histogram)> = Handles::new();
-/// Of each upstream: bytes sent, and those of them that came from the cache.
+/// Bytes of content sent for each upstream, and the part of them that came from the cache.
 static BYTES: Handles<Option<Arc<str>>, (metrics::Counter, metrics::Counter)> = Handles::new();
 
 /// Handles of metrics, as many as there are combinations of labels, all of which are from small fixed sets. In a list, as
@@ -366,7 +366,7 @@ impl Drop for Line {
             self.count("other", Instant::now());
         }
         self.settle_end();
-        if self.sent > 0 {
+        if self.sent > 0 && is_content(self.outcome) {
             BYTES.with(
                 &self.upstream,
                 |upstream| {
@@ -406,6 +406,11 @@ impl Drop for Line {
             trace_id = self.traced.id().map(tracing::field::display),
         );
     }
+}
+
+/// Returns whether an answer's body is content of an upstream: the cached part of all bytes says nothing if error bodies count.
+fn is_content(outcome: &str) -> bool {
+    !matches!(outcome, "-" | "error" | "missing" | "refused")
 }
 
 /// Returns whether an answer's body came without a download of its own: it was cached, or came from a download that was under

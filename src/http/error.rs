@@ -42,6 +42,8 @@ pub struct ApiError {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Why it failed, for the access log; `None`: as the message says.
     cause: Option<String>,
+    /// Set if a 404 stands for a failed pull: no upstream has said that the content does not exist.
+    is_failed_pull: bool,
 }
 
 impl ApiError {
@@ -53,7 +55,23 @@ impl ApiError {
             detail: Value::Null,
             headers: Vec::new(),
             cause: None,
+            is_failed_pull: false,
         }
+    }
+
+    /// The outcome that logs and counters give this error; `None` for a mistake of the client's, which is no pull.
+    pub fn outcome(&self) -> Option<&'static str> {
+        match self.status {
+            StatusCode::NOT_FOUND if !self.is_failed_pull => Some("missing"),
+            status if status.is_client_error() && !self.is_failed_pull => None,
+            _ => Some("error"),
+        }
+    }
+
+    /// Marks a 404 by which clients go on elsewhere, although the content may exist.
+    fn failed_pull(mut self) -> ApiError {
+        self.is_failed_pull = true;
+        self
     }
 
     /// Why it failed, for the log of the proxy: one sentence, which need not repeat what was asked for.
@@ -278,14 +296,17 @@ impl ApiError {
             PullError::UnknownUpstream(_) => plain(StatusCode::NOT_FOUND, ErrorCode::NameUnknown),
             PullError::NotAllowed { .. } => plain(StatusCode::FORBIDDEN, ErrorCode::Denied)
                 .detail("the operator decides this with `allow` and `deny` of the upstream"),
+            PullError::Reserved(_) => plain(StatusCode::FORBIDDEN, ErrorCode::Denied),
             PullError::NotInMirror(absent) => {
                 let filled = absent.filled();
-                plain(StatusCode::NOT_FOUND, subject.unknown()).detail(json!({
-                    "mirror": "offline",
-                    "last_filled": filled.map(|(when, _)| when.to_string()),
-                    "filled_by": filled.map(|(_, by)| by.as_str()),
-                    "do": "ask the operator to bring it in: what is missing is on the list of `larder wishes`",
-                }))
+                plain(StatusCode::NOT_FOUND, subject.unknown())
+                    .detail(json!({
+                        "mirror": "offline",
+                        "last_filled": filled.map(|(when, _)| when.to_string()),
+                        "filled_by": filled.map(|(_, by)| by.as_str()),
+                        "do": "ask the operator to bring it in: what is missing is on the list of `larder wishes`",
+                    }))
+                    .failed_pull()
             }
             PullError::NotHeld(_) => plain(StatusCode::NOT_FOUND, subject.unknown())
                 .detail("you may pull what this proxy holds; fetching what it does not hold takes another right"),
@@ -344,9 +365,11 @@ impl ApiError {
             ErrorKind::Denied { .. } => plain(StatusCode::NOT_FOUND, subject.unknown()).detail(format!(
                 "if it exists and is private, give this proxy credentials: [upstream.{:?}] username and password_file",
                 error.upstream
-            )),
+            ))
+            .failed_pull(),
             ErrorKind::Offline => plain(StatusCode::NOT_FOUND, subject.unknown())
-                .detail("this mirror is offline: it serves what is cached and contacts no upstream"),
+                .detail("this mirror is offline: it serves what is cached and contacts no upstream")
+                .failed_pull(),
             // 503, not 429: clients repeat a 429 at once or stall on it, and turn elsewhere on a 503 (R-C11, R-C65).
             ErrorKind::RateLimited { retry_after } => plain(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Unavailable)
                 .retry_after(retry_after.as_secs().max(1))
@@ -391,10 +414,8 @@ fn cause(error: &PullError, target: Option<&Target>) -> String {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response<Body> {
         let body = self.body();
-        let cause = self
-            .status
-            .is_server_error()
-            .then(|| Cause(text::message(self.cause()).into()));
+        let has_cause = self.status.is_server_error() || self.is_failed_pull;
+        let cause = has_cause.then(|| Cause(text::message(self.cause()).into()));
         let length = HeaderValue::from(body.len());
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;

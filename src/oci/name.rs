@@ -179,6 +179,16 @@ impl fmt::Debug for HostPort {
     }
 }
 
+/// The repository of canaries, by which a checkup sees whether a client's pulls come here: reserved under every upstream,
+/// also below another path. Nothing that an upstream or an archive has may stand in it.
+pub const RESERVED_REPOSITORY: &str = "larder-doctor/canary";
+
+/// Returns true for the reserved repository, as an upstream would know it.
+pub fn is_reserved(repository: &str) -> bool {
+    let before = repository.strip_suffix(RESERVED_REPOSITORY);
+    before.is_some_and(|before| before.is_empty() || before.ends_with('/'))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

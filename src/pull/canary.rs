@@ -14,7 +14,10 @@ use serde_json::json;
 use crate::oci::{Digest, media_type};
 
 /// Reserved under every upstream, also below another path.
-pub const REPOSITORY: &str = "larder-doctor/canary";
+pub use crate::oci::name::RESERVED_REPOSITORY as REPOSITORY;
+/// Returns true for the reserved repository, as an upstream would know it.
+pub use crate::oci::name::is_reserved as is_canary;
+
 /// How long one is answered.
 const LIFE: Duration = Duration::from_secs(300);
 /// Canaries at once: a checkup needs two for each registry, one after the other.
@@ -25,12 +28,6 @@ const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 /// Letters of an architecture's name.
 const MOST_LETTERS: usize = 32;
-
-/// Returns true for the reserved repository, as an upstream would know it.
-pub fn is_canary(repository: &str) -> bool {
-    let before = repository.strip_suffix(REPOSITORY);
-    before.is_some_and(|before| before.is_empty() || before.ends_with('/'))
-}
 
 /// A new canary, as its maker is told of it.
 #[derive(Clone, Debug)]

@@ -29,6 +29,9 @@ pub enum PullError {
     /// `allow` and `deny` of the upstream's configuration.
     #[error("the configuration of this proxy does not allow {upstream}/{repository}")]
     NotAllowed { upstream: String, repository: String },
+    /// The repository of canaries, which no upstream is asked for.
+    #[error("{0} is reserved for the images that larder doctor makes: no upstream is asked for it")]
+    Reserved(String),
     /// Not held, and no upstream may be asked.
     #[error(transparent)]
     NotInMirror(Absent),
@@ -146,6 +149,14 @@ impl PullError {
             if error.is_transient() || matches!(error.kind, ErrorKind::RateLimited { .. } | ErrorKind::Auth(_)))
     }
 
+    /// An answer that any client's request may bring about, also from an upstream that works: there is no such item, it is
+    /// not given, or not now.
+    pub(super) fn is_routine(&self) -> bool {
+        self.is_definite()
+            || matches!(self, PullError::Upstream(error)
+                if matches!(error.kind, ErrorKind::RateLimited { .. } | ErrorKind::Auth(_)))
+    }
+
     /// Set when the upstream allows no more for now: for how long.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -182,6 +193,7 @@ impl PullError {
             PullError::Name(_) | PullError::Namespace(_) | PullError::Conflict { .. } => "bad-name",
             PullError::UnknownUpstream(_) => "unknown-upstream",
             PullError::NotAllowed { .. } => "not-allowed",
+            PullError::Reserved(_) => "reserved",
             PullError::NotInMirror(_) => "offline",
             PullError::NotHeld(_) => "not-held",
             PullError::Upstream(error) => error.as_str(),

@@ -11,6 +11,7 @@
 //! only as a HEAD is followed by a GET (R-U27), and what a HEAD was refused is never remembered for GETs.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -136,10 +137,10 @@ impl Pull {
                 let trace_id = trace::id();
                 match self.warns_of_stale(target) {
                     true => {
-                        tracing::warn!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is held")
+                        tracing::warn!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is cached")
                     }
                     false => {
-                        tracing::debug!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is held")
+                        tracing::debug!(repository = %target.key, %tag, %error, trace_id, "the upstream could not confirm a tag: serving what is cached")
                     }
                 }
                 error
@@ -197,6 +198,7 @@ impl Pull {
         if spare && target.upstream.counts_heads() {
             return Err(self.spared(target));
         }
+        let question = self.number_tag_question();
         let holds = record.as_deref().is_some_and(|r| self.best_stale(target, r).is_some());
         // A registry's own 401 or 403 answers a HEAD of what is not held, but no GET, nor is a held tag given up for it.
         let has_other_answer = want == Want::Body || holds;
@@ -240,7 +242,7 @@ impl Pull {
         // Whoever resolves a tag by HEAD fetches by digest: what cannot be had is not promised while something older is
         // held (L3). Where nothing is held a HEAD stays a HEAD, which costs no pull.
         if want == Want::Head && !is_here && holds {
-            return self.follow_tag(target, tag, &digest).await;
+            return self.follow_tag(target, tag, &digest, question).await;
         }
         // A mirror that named what it sends wrongly is not believed any more: the registry says where the tag points.
         let is_misled = || client.is_distrusted(&head.address, &digest);
@@ -249,7 +251,10 @@ impl Pull {
                 checked_ms: unix_ms(),
                 ..(*record).clone()
             };
-            let record = self.store.put_tag(&target.key, tag.as_str(), confirmed);
+            let is_newest = self.newest_question(target, tag, question);
+            let record = self
+                .store
+                .put_tag_if(&target.key, tag.as_str(), confirmed, false, is_newest);
             return match self.serve(target, &record, want, Outcome::Revalidated).await {
                 Err(_) if is_misled() => self.fetch_by_tag(target, tag, moved).await,
                 served => served,
@@ -270,7 +275,7 @@ impl Pull {
                     Err(_) if is_misled() => return self.fetch_by_tag(target, tag, moved).await,
                     served => served?,
                 };
-                self.note_tag(target, tag, record).await;
+                self.note_tag(target, tag, record, question).await;
                 Ok(answer)
             }
             None => self.fetch_by_tag(target, tag, moved).await,
@@ -283,12 +288,13 @@ impl Pull {
         target: &Target,
         tag: &Tag,
         digest: &Digest,
+        question: u64,
     ) -> Result<ManifestAnswer, PullError> {
-        let question = Question::Manifest(*digest);
+        let by_digest = Question::Manifest(*digest);
         // Many HEADs of a tag whose target cannot be had yet are not as many GETs.
-        self.check_negative(target, &question)?;
+        self.check_negative(target, &by_digest)?;
         let fetched = self.fetch_by_digest(target, digest).await;
-        let fetched = fetched.inspect_err(|error| self.note_negative(target, question, error))?;
+        let fetched = fetched.inspect_err(|error| self.note_negative(target, by_digest, error))?;
         let record = TagRecord {
             digest: *digest,
             media_type: fetched.media_type.clone(),
@@ -296,7 +302,7 @@ impl Pull {
             checked_ms: unix_ms(),
             moves: Vec::new(),
         };
-        self.note_tag(target, tag, record).await;
+        self.note_tag(target, tag, record, question).await;
         Ok(ManifestAnswer {
             outcome: Outcome::Refreshed,
             bytes: None,
@@ -362,9 +368,10 @@ impl Pull {
         let client = self.client(target)?;
         let reference = Reference::Tag(tag.clone());
         loop {
+            let question = self.number_tag_question();
             let body = self.get_manifest(&client, target, &reference).await?;
             let sent = Sent::of(&body);
-            let answer = self.take_tagged(target, tag, body, outcome.clone()).await;
+            let answer = self.take_tagged(target, tag, body, outcome.clone(), question).await;
             if !sent.is_refused(&client, target, &reference, &answer) {
                 return answer;
             }
@@ -378,6 +385,7 @@ impl Pull {
         tag: &Tag,
         body: ManifestBody,
         outcome: Outcome,
+        question: u64,
     ) -> Result<ManifestAnswer, PullError> {
         // sha256, unless the upstream says that it is known by another algorithm (R-S16).
         let algorithm = body.digest.map_or(Algorithm::Sha256, |d| d.algorithm());
@@ -400,16 +408,36 @@ impl Pull {
             checked_ms: unix_ms(),
             moves: Vec::new(),
         };
-        self.note_tag(target, tag, record).await;
+        self.note_tag(target, tag, record, question).await;
         Ok(answer)
     }
 
     /// Writes down where a tag points, and waits until that is on disk: an answer that somebody has had may not be
-    /// taken back by a crash (L6). A disk that fails is no reason to refuse it.
-    async fn note_tag(&self, target: &Target, tag: &Tag, record: TagRecord) {
+    /// taken back by a crash (L6). A disk that fails is no reason to refuse it. The answer to an older question than the tag
+    /// points by already is left out.
+    async fn note_tag(&self, target: &Target, tag: &Tag, record: TagRecord, question: u64) {
+        let is_newest = self.newest_question(target, tag, question);
         let (store, key, tag) = (self.store.clone(), target.key.clone(), tag.clone());
         // Ends early only with the process.
-        let _ = blocking(move || Ok(store.put_tag_durably(&key, tag.as_str(), record))).await;
+        let _ = blocking(move || Ok(store.put_tag_if(&key, tag.as_str(), record, true, is_newest))).await;
+    }
+
+    /// Numbers a question about a tag, in the order in which the upstream is asked. An operator's refresh lets an older one run
+    /// on, which may end last.
+    fn number_tag_question(&self) -> u64 {
+        self.last_tag_question.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Returns what decides, once for a record about to be noted, whether no answer to a newer question was noted before.
+    fn newest_question(&self, target: &Target, tag: &Tag, question: u64) -> impl FnOnce() -> bool + Send + use<> {
+        let (noted, key) = (self.noted_tag_questions.clone(), (target.key.clone(), tag.clone()));
+        move || {
+            let is_newest = noted.get(&key).is_none_or(|newest| newest <= question);
+            if is_newest {
+                noted.insert(key, question);
+            }
+            is_newest
+        }
     }
 
     /// What a record points at: from memory for a HEAD, else from the store or by digest.

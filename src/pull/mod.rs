@@ -37,6 +37,7 @@ mod turns;
 mod wishes;
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -74,6 +75,9 @@ use single::Single;
 
 /// Answers "it is not there" that are remembered at most.
 const MOST_NEGATIVES: u64 = 20_000;
+/// Tags of which is remembered which question was answered last, and for how long: longer than a question runs.
+const MOST_NOTED_QUESTIONS: u64 = 20_000;
+const NOTED_QUESTIONS_FOR: Duration = Duration::from_secs(60 * 60);
 /// How long an answer to a HEAD that a GET gave is believed: each costs a broken-off body.
 const BY_GET_FOR: Duration = Duration::from_secs(5);
 /// Memory for the sizes that manifests claim, and what one of them takes of it beside its repository's name.
@@ -90,6 +94,10 @@ pub struct Pull {
     flights: Flights,
     tag_questions: Single<TagQuestion, Result<ManifestAnswer, PullError>>,
     tag_bodies: Single<(Scope, Tag), Result<ManifestAnswer, PullError>>,
+    /// Number of the last question about a tag.
+    last_tag_question: AtomicU64,
+    /// Numbers of the questions whose answers tags point by: an older question that ends later may not move a tag back.
+    noted_tag_questions: Arc<moka::sync::Cache<(Arc<str>, Tag), u64>>,
     /// The last: whether the registry itself is asked, and no mirror.
     manifest_heads: Single<(Scope, Digest, bool), Result<ManifestHead, PullError>>,
     manifest_bodies: Single<(Scope, Digest), Result<ManifestAnswer, PullError>>,
@@ -160,15 +168,24 @@ impl Policy {
 pub struct View(Arc<Policy>);
 
 impl View {
-    /// What a client means by a name and `ns`.
+    /// The repository that a name and `ns` mean. Errors: also for that of canaries.
     pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        self.0.names.resolve(name, ns).map(|target| self.with_client(target))
+    }
+
+    /// The repository that a client's request means, which may be that of canaries.
+    pub fn resolve_request(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        let target = self.0.names.resolve_request(name, ns);
+        target.map(|target| self.with_client(target))
+    }
+
+    fn with_client(&self, target: Target) -> Target {
         let policy = &self.0;
-        let target = policy.names.resolve(name, ns)?;
-        Ok(Target {
+        Target {
             client: policy.clients.get(&target.upstream.name).cloned(),
             offline: policy.offline || target.offline,
             ..target
-        })
+        }
     }
 
     /// The repository that is held under this key, if it still has an upstream, whose `allow` and `deny` permit it. Whether
@@ -260,6 +277,13 @@ impl Pull {
             store,
             tag_questions: Single::default(),
             tag_bodies: Single::default(),
+            last_tag_question: AtomicU64::new(0),
+            noted_tag_questions: Arc::new(
+                moka::sync::Cache::builder()
+                    .max_capacity(MOST_NOTED_QUESTIONS)
+                    .time_to_live(NOTED_QUESTIONS_FOR)
+                    .build(),
+            ),
             manifest_heads: Single::default(),
             manifest_bodies: Single::default(),
             blob_heads: Single::default(),
@@ -494,12 +518,11 @@ impl Pull {
         }
     }
 
-    /// Grows to the number of upstreams and no further.
     /// Returns whether it is to be logged that an upstream did not confirm a tag: once a minute for each, as every request that is served
-    /// stale has its own line, and not while its registry is down, of which the log speaks already.
+    /// stale has its own line, and not while a line says that its registry is down.
     fn warns_of_stale(&self, target: &Target) -> bool {
         const EVERY: Duration = Duration::from_secs(60);
-        if self.upstream_of(target).is_some_and(|client| client.is_down()) {
+        if self.upstream_of(target).is_some_and(|client| client.is_logged_down()) {
             return false;
         }
         let mut told = self.told_stale.lock().unwrap_or_else(PoisonError::into_inner);
@@ -510,6 +533,7 @@ impl Pull {
         is_due
     }
 
+    /// Grows to the number of upstreams and no further.
     fn troubled(&self) -> MutexGuard<'_, HashMap<HostPort, (Instant, &'static str)>> {
         self.troubled.lock().unwrap_or_else(PoisonError::into_inner)
     }

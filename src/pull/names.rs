@@ -103,7 +103,18 @@ impl Names {
     }
 
     /// `name` is what stands between `/v2/` and `/manifests/`, decoded; `ns` the parameter, decoded.
+    ///
+    /// Errors: also for the repository of canaries, so that nothing asks an upstream for it or keeps anything under it.
     pub fn resolve(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
+        let target = self.resolve_request(name, ns)?;
+        match canary::is_canary(target.repository.as_str()) {
+            true => Err(PullError::Reserved(target.key.to_string())),
+            false => Ok(target),
+        }
+    }
+
+    /// Resolves the name in a client's request, which may be that of canaries: those are answered from memory.
+    pub fn resolve_request(&self, name: &str, ns: Option<&str>) -> Result<Target, PullError> {
         let ns = ns
             .filter(|text| !text.is_empty())
             .map(str::parse::<HostPort>)
@@ -150,7 +161,7 @@ fn target(upstream: &Arc<Upstream>, rest: &str, client_name: &str, edition: u64)
         "docker.io" if !rest.contains('/') => format!("library/{rest}").parse()?,
         _ => rest.parse()?,
     };
-    // No image of the upstream's, whatever of that is allowed.
+    // Images of the upstream are what `allow` and `deny` are about. Canaries are none, and are never asked of it.
     let is_canary = canary::is_canary(repository.as_str());
     if !is_canary && !upstream.permits(repository.as_str()) {
         return Err(PullError::NotAllowed {

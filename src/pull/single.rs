@@ -160,7 +160,7 @@ where
         let guard = Leave {
             running: self.running.clone(),
             key,
-            waiters: begun.waiters.clone(),
+            asking: begun.clone(),
         };
         let asking = begun.queue.over(ask());
         tokio::spawn(via::carry(telemetry::carry(async move {
@@ -199,20 +199,20 @@ where
 struct Leave<K: Eq + Hash, V> {
     running: Running<K, V>,
     key: K,
-    /// By which this one is known from another under the same key.
-    waiters: Arc<watch::Sender<usize>>,
+    /// The question itself: another one may be under the same key.
+    asking: Asking<V>,
 }
 
 impl<K: Eq + Hash, V> Leave<K, V> {
     /// Takes it off the list, if it may go: nobody can join meanwhile. Returns whether it may.
-    fn leave_if(&self, may_go: impl FnOnce(&Asking<V>) -> bool) -> bool {
+    fn leave_if(&self, may_go: impl Fn(&Asking<V>) -> bool) -> bool {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let asking = running.get(&self.key);
-        match asking.filter(|asking| Arc::ptr_eq(&asking.waiters, &self.waiters)) {
+        match asking.filter(|asking| Arc::ptr_eq(&asking.waiters, &self.asking.waiters)) {
             Some(asking) if !may_go(asking) => false,
             Some(_) => running.remove(&self.key).is_some(),
-            // It was forgotten, and another one may be in its place.
-            None => *self.waiters.borrow() == 0,
+            // It was forgotten, and another one may be in its place. It may have been asked since it was found idle.
+            None => may_go(&self.asking),
         }
     }
 }
@@ -360,6 +360,33 @@ mod tests {
         tokio::time::sleep(QUEUED_FOR * 3).await;
         slots.add_permits(1);
         assert_eq!(again.wait().await.unwrap(), 7);
+    }
+
+    /// A forgotten question that has left the queue meanwhile goes on: its upstream has been asked.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_forgotten_and_asked_goes_on() {
+        let slots = Arc::new(tokio::sync::Semaphore::new(0));
+        let single: Single<u8, Result<u8, PullError>> = Single::default();
+        let waits = slots.clone();
+        let pending = single.join(1, || async move {
+            let _slot = crate::upstream::queue::waited(waits.acquire()).await;
+            std::future::pending().await
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let leave = Leave {
+            running: single.running.clone(),
+            key: 1,
+            asking: pending.asking.clone(),
+        };
+        single.forget(&1);
+        drop(pending);
+        assert!(
+            leave.leave_if(Asking::is_idle),
+            "it waits for a connection, and nobody waits for it"
+        );
+        slots.add_permits(1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!leave.leave_if(Asking::is_idle));
     }
 
     /// A question that was forgotten is asked anew, also while a late answer is kept. Those who wait get that answer.

@@ -12,6 +12,7 @@ mod sources;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use tokio_util::sync::CancellationToken;
 
 use ahead::Ahead;
@@ -172,8 +173,9 @@ impl Transfer {
                 flight.span.fail(error.as_str(), &error);
                 let trace_id = trace::id();
                 let (digest, repository) = (&flight.digest, &self.order.key);
-                // While the registry is down the log says that once a minute, and each client's line says why it got nothing.
-                match error.is_trouble() && self.order.client.is_down() {
+                // Each client's line says why it got nothing. Anybody may ask for blobs that are not there, of a registry
+                // that throttles too; while one is down, or gives no token, the log says that once a minute.
+                match error.is_routine() || (error.is_trouble() && self.order.client.is_logged_down()) {
                     true => tracing::debug!(%digest, %repository, %error, trace_id, "transfer failed"),
                     false => tracing::warn!(%digest, %repository, %error, trace_id, "transfer failed"),
                 }
@@ -221,7 +223,7 @@ impl Transfer {
 
     /// Gets the whole blob and verifies it. Gives where it is, and the size.
     async fn fetch(&mut self) -> Result<(Sink, u64), PullError> {
-        let mut sink = self.begin().await?;
+        let mut sink = self.begin().boxed().await?;
         let mut resumed = sink.len() > 0;
         if !self.is_whole_already(&mut sink).await? {
             sink = self.gather(sink).await?;

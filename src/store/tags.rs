@@ -23,20 +23,33 @@ impl Store {
 
     /// Notes what a tag points at. Seen at once; on disk soon: for what may be lost, such as that it was confirmed.
     pub fn put_tag(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        self.note_tag(repository, tag, record, false)
+        self.put_tag_if(repository, tag, record, false, || true)
     }
 
     /// The same for a tag that is new or has moved: on disk before anybody sees it, so that no crash takes it back
     /// (L6). Waits for nothing if it points where it did. Blocking. If the index fails it is seen all the same.
     pub fn put_tag_durably(&self, repository: &str, tag: &str, record: TagRecord) -> Arc<TagRecord> {
-        self.note_tag(repository, tag, record, true)
+        self.put_tag_if(repository, tag, record, true, || true)
     }
 
-    fn note_tag(&self, repository: &str, tag: &str, record: TagRecord, durably: bool) -> Arc<TagRecord> {
+    /// Notes a tag unless `is_newest` says that a newer answer has been noted, and returns the record in force. It is called while no
+    /// other record of the tag can be noted. Blocking, as [`Store::put_tag_durably`].
+    pub fn put_tag_if(
+        &self,
+        repository: &str,
+        tag: &str,
+        record: TagRecord,
+        durably: bool,
+        is_newest: impl FnOnce() -> bool,
+    ) -> Arc<TagRecord> {
         let key = tag_key(repository, tag);
         let mut noted = None;
         upsert(&self.inner.tags, &key, |known| {
             let earlier = known.unwrap_or_else(|| self.read_record(Table::Tags, &key).map(Arc::new));
+            if !is_newest() && earlier.is_some() {
+                noted = earlier.clone();
+                return earlier;
+            }
             let is_news = earlier.as_ref().is_none_or(|e| e.digest != record.digest);
             let record = Arc::new(record.clone().after(earlier.as_deref()));
             let value = serde_json::to_vec(&*record).ok();

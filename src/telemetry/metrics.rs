@@ -166,13 +166,13 @@ pub const METRICS: &[Metric] = &[
         "larder_response_bytes_total",
         Kind::Counter,
         &["upstream"],
-        "Body bytes sent to clients.",
+        "Body bytes of content sent to clients, without those of errors, tokens and `/v2/`.",
     ),
     metric(
         "larder_cached_response_bytes_total",
         Kind::Counter,
         &["upstream"],
-        "Those of them that came from the cache, or from a download that was under way for another request.",
+        "Body bytes of content sent to clients that came from the cache, or from a download that was under way for another request.",
     ),
     metric(
         "larder_requests_refused_total",

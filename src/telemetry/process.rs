@@ -1,4 +1,4 @@
-//! What the process costs, under the names that Prometheus' client libraries use, and when certificates expire: text that is written
+//! Resources that the process uses, under the names that Prometheus' client libraries use, and when certificates expire: text that is written
 //! at each scrape, since these figures are the moment's, and one of them is no whole number, which the recorder's counters are.
 //!
 //! Nothing here opens a file where that can be helped: the figures matter most when no file descriptors are left.
@@ -64,14 +64,14 @@ const CERTIFICATE: Metric = metric(
 /// All metrics that are written here.
 pub const METRICS: &[Metric] = &[CPU, START, OPEN_FDS, MAX_FDS, RESIDENT, VIRTUAL, CERTIFICATE];
 
-/// What a certificate in a file is for.
+/// Use of a certificate in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CertificateRole {
     /// Shown to clients by a listener.
     Server,
     /// Shown to an upstream by Larder.
     Client,
-    /// Of authorities whose certificates are trusted.
+    /// Authorities whose certificates are trusted.
     Authority,
 }
 
@@ -137,7 +137,7 @@ fn head(text: &mut String, metric: &Metric) {
     let _ = writeln!(text, "# TYPE {} {}", metric.name, metric.kind.as_str());
 }
 
-/// What the program was built from, where `deploy/build` knew.
+/// The commit that the program was built from, where `deploy/build` knew.
 const COMMIT: &str = match option_env!("LARDER_COMMIT") {
     Some(commit) if !commit.is_empty() => commit,
     _ => "unknown",
@@ -207,7 +207,7 @@ fn memory() -> Option<(u64, u64)> {
     Some((status_bytes(text, "VmRSS:")?, status_bytes(text, "VmSize:")?))
 }
 
-/// Of a line as `VmRSS: 11308 kB`.
+/// Reads the bytes of a line as `VmRSS: 11308 kB`.
 fn status_bytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim_end().parse().ok()?;

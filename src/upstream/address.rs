@@ -33,6 +33,11 @@ pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// The pause doubles with each failure up to this one, and is spread by a fifth to both sides.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 const SPREAD: f64 = 0.2;
+/// A body so long proves that bodies come again, wherever an earlier one stopped: few blobs are longer than the last layer that did.
+const PROVING_BYTES: u64 = 16 << 20;
+/// A stall is forgotten after so long without another, about six of the longest pauses: a mirror that serves only small blobs
+/// could never prove itself.
+const STALL_COUNTS_FOR: Duration = Duration::from_secs(30 * 60);
 
 /// Whether an address has the last word for its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,10 +122,18 @@ pub(super) struct Health {
     /// The kind of request that brought it down last. Only an answer to a client's request of that kind proves that it is
     /// well: a mirror with a hung store answers everything else.
     weak: Option<Kind>,
-    /// Set since a body stopped after so many bytes, until a longer one has come whole: heads alone prove nothing then.
-    stalled_at: Option<u64>,
+    /// Set when a body stops, until a longer one ([`PROVING_BYTES`] at most) has come whole or [`STALL_COUNTS_FOR`] is over: heads
+    /// alone prove nothing then.
+    stall: Option<Stall>,
     last_error: Option<Fault>,
     last_ok: Option<Instant>,
+}
+
+/// A body that stopped after so many bytes.
+#[derive(Clone, Copy, Debug)]
+struct Stall {
+    bytes: u64,
+    at: Instant,
 }
 
 /// What was wrong: in one word, and in full.
@@ -140,7 +153,7 @@ impl Health {
             state: State::Up,
             level: 0,
             weak: None,
-            stalled_at: None,
+            stall: None,
             last_error: None,
             last_ok: None,
         }
@@ -157,7 +170,9 @@ impl Health {
         self.sample(waited);
         self.last_ok = Some(now);
         self.failed_in_a_row[kind as usize] = 0;
-        if self.stalled_at.is_some() || self.weak.is_some_and(|weak| weak != kind) {
+        self.stall
+            .take_if(|stall| now.saturating_duration_since(stall.at) >= STALL_COUNTS_FOR);
+        if self.stall.is_some() || self.weak.is_some_and(|weak| weak != kind) {
             return false;
         }
         self.recover()
@@ -167,7 +182,8 @@ impl Health {
     ///
     /// Returns whether the address has come back by it.
     pub(super) fn delivered(&mut self, bytes: u64) -> bool {
-        if self.stalled_at.take_if(|stalled_at| bytes > *stalled_at).is_none() {
+        let proves = |stall: &mut Stall| bytes > stall.bytes || bytes >= PROVING_BYTES;
+        if self.stall.take_if(proves).is_none() {
             return false;
         }
         self.failed_in_a_row[Kind::Blob as usize] = 0;
@@ -196,7 +212,7 @@ impl Health {
         }
         match failure {
             Failure::Late => self.push(LATE),
-            Failure::Stalled(at) => self.stalled_at = Some(at),
+            Failure::Stalled(bytes) => self.stall = Some(Stall { bytes, at: now }),
             _ => {}
         }
         let in_a_row = self.failed_in_a_row[kind as usize];
@@ -362,8 +378,22 @@ pub struct AddressHealth {
     name: Arc<str>,
     upstream: Arc<str>,
     role: Role,
-    health: Mutex<Health>,
-    outage: Mutex<Outage>,
+    known: Mutex<Known>,
+}
+
+/// Health and outage change under one lock: otherwise a failure beside an answer could begin an outage after the answer had
+/// looked for one to end, and the log would call an address down that is up.
+#[derive(Debug)]
+struct Known {
+    health: Health,
+    outage: Outage,
+}
+
+impl Known {
+    /// Records that the address has come back, if it has. Returns how long it was down, if the log said that it is.
+    fn end_outage(&mut self, now: Instant, is_back: bool) -> Option<Option<Duration>> {
+        is_back.then(|| self.outage.end(now))
+    }
 }
 
 impl AddressHealth {
@@ -372,8 +402,10 @@ impl AddressHealth {
             name,
             upstream,
             role,
-            health: Mutex::new(Health::new(role, first_pause)),
-            outage: Mutex::default(),
+            known: Mutex::new(Known {
+                health: Health::new(role, first_pause),
+                outage: Outage::default(),
+            }),
         }
     }
 
@@ -383,26 +415,35 @@ impl AddressHealth {
     }
 
     pub fn is_down(&self) -> bool {
-        self.health().is_down()
+        self.known().health.is_down()
+    }
+
+    /// Returns whether the address is down and a warning has said so: a line about each request that fails meanwhile says nothing
+    /// more.
+    pub fn is_logged_down(&self) -> bool {
+        self.known().outage.is_logged()
     }
 
     /// Takes over what was known of the same address.
     pub fn inherit(&self, before: &AddressHealth) {
-        let known = before.health().clone();
-        *self.health() = known;
-        let logged = before.outage().clone();
-        *self.outage() = logged;
+        let (health, outage) = {
+            let before = before.known();
+            (before.health.clone(), before.outage.clone())
+        };
+        *self.known() = Known { health, outage };
     }
 
     /// Records an answer to a client's request, be it a refusal; `waited` is the longest wait for the headers of one exchange.
     pub(super) fn note_answer(&self, kind: Kind, waited: Duration) {
-        let is_back = self.health().answered(Instant::now(), kind, waited);
+        let back = {
+            let (mut known, now) = (self.known(), Instant::now());
+            let is_back = known.health.answered(now, kind, waited);
+            known.end_outage(now, is_back)
+        };
         let (upstream, address) = (self.upstream.to_string(), self.name.to_string());
         metrics::histogram!("larder_upstream_address_first_byte_seconds", "upstream" => upstream, "address" => address)
             .record(waited.as_secs_f64());
-        if is_back {
-            self.tell_back();
-        }
+        self.log_return(back);
     }
 
     /// Records what a client's request ended in, unless that says nothing of the address.
@@ -439,10 +480,12 @@ impl AddressHealth {
 
     /// Records that a blob's body of so many bytes has come whole.
     pub(super) fn note_delivery(&self, bytes: u64) {
-        let is_back = self.health().delivered(bytes);
-        if is_back {
-            self.tell_back();
-        }
+        let back = {
+            let mut known = self.known();
+            let is_back = known.health.delivered(bytes);
+            known.end_outage(Instant::now(), is_back)
+        };
+        self.log_return(back);
     }
 
     /// Records that a request and all its repeats failed.
@@ -454,13 +497,16 @@ impl AddressHealth {
         if failure != Failure::Exhausted {
             self.count_failure(reason);
         }
-        let has_gone = self
-            .health()
-            .failed(Instant::now(), kind, failure, (reason, why.into()), fastrand::f64());
-        if has_gone {
+        let begun = {
+            let (mut known, now) = (self.known(), Instant::now());
+            let has_gone = known
+                .health
+                .failed(now, kind, failure, (reason, why.into()), fastrand::f64());
+            has_gone.then(|| known.outage.begin(now))
+        };
+        if let Some(is_logged) = begun {
             let (upstream, address) = (&self.upstream, &self.name);
             let reason = why;
-            let is_logged = self.outage().begin(Instant::now());
             match self.role {
                 _ if !is_logged => tracing::debug!(%upstream, %address, reason, "an address is down again"),
                 Role::Mirror => {
@@ -472,7 +518,7 @@ impl AddressHealth {
             }
             self.export();
         }
-        has_gone
+        begun.is_some()
     }
 
     fn count_failure(&self, reason: &'static str) {
@@ -503,15 +549,19 @@ impl AddressHealth {
             Some((failure, error)) => Err((failure, (error.as_str(), error.to_string().into()))),
             None => Ok(()),
         };
-        let is_back = self.health().probed(Instant::now(), outcome, fastrand::f64());
-        if is_back {
-            self.tell_back();
-        }
+        let back = {
+            let (mut known, now) = (self.known(), Instant::now());
+            let is_back = known.health.probed(now, outcome, fastrand::f64());
+            known.end_outage(now, is_back)
+        };
+        self.log_return(back);
     }
 
-    fn tell_back(&self) {
+    /// Logs that the address has come back, if it has: after so long, if the log said that it was down.
+    fn log_return(&self, back: Option<Option<Duration>>) {
+        let Some(down_for) = back else { return };
         let (upstream, address) = (&self.upstream, &self.name);
-        match self.outage().end(Instant::now()) {
+        match down_for {
             Some(time) => {
                 let down_s = time.as_secs();
                 tracing::info!(%upstream, %address, down_s, "an address that was down answers again");
@@ -523,64 +573,63 @@ impl AddressHealth {
 
     /// A request comes that would have gone here if the address were up: says once a minute that it is not.
     pub(super) fn note_request_while_down(&self) {
-        let Some(Reminder { down_for, requests }) = self.outage().note_request(Instant::now()) else {
-            return;
+        let (reminder, reason) = {
+            let mut known = self.known();
+            let Some(reminder) = known.outage.note_request(Instant::now()) else {
+                return;
+            };
+            (reminder, known.health.last_error.as_ref().map(|(_, why)| why.clone()))
         };
-        let reason = self.health().last_error.as_ref().map(|(_, why)| why.clone());
+        let Reminder { down_for, requests } = reminder;
         let (upstream, address, reason) = (&self.upstream, &self.name, reason.unwrap_or_default());
         let down_s = down_for.as_secs();
         tracing::warn!(%upstream, %address, %reason, down_s, requests, "an address is still down");
     }
 
-    fn outage(&self) -> MutexGuard<'_, Outage> {
-        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Why it fails at the moment, in one word, if the last request did.
     pub fn failing(&self) -> Option<&'static str> {
-        let health = self.health();
+        let health = &self.known().health;
         let (reason, _) = health.last_error.as_ref()?;
         health.is_failing.then_some(*reason)
     }
 
     /// The same in a sentence.
     pub fn why_failing(&self) -> Option<Arc<str>> {
-        let health = self.health();
+        let health = &self.known().health;
         let (_, why) = health.last_error.as_ref().filter(|_| health.is_failing)?;
         Some(why.clone())
     }
 
     pub(super) fn probe_at(&self) -> Option<Instant> {
-        self.health().probe_at()
+        self.known().health.probe_at()
     }
 
     pub(super) fn patience(&self) -> Duration {
-        self.health().patience()
+        self.known().health.patience()
     }
 
     pub(super) fn last_resort(&self) -> Option<Duration> {
-        self.health().last_resort()
+        self.known().health.last_resort()
     }
 
     /// Takes back that it was the last resort, if a request of it ended in an error by which nothing was sent.
     pub(super) fn note_last_resort(&self, error: &ErrorKind) {
         if Verdict::of(error, self.role) == Verdict::Nothing {
-            self.health().was_not_tried();
+            self.known().health.was_not_tried();
         }
     }
 
     pub(super) fn is_silent(&self, kind: Kind) -> bool {
-        self.health().is_silent(kind)
+        self.known().health.is_silent(kind)
     }
 
     /// Brings the gauge up to date; an address that was never asked has none.
     pub fn export(&self) {
-        let health = self.health();
+        let health = &self.known().health;
         if health.answers == 0 && health.failures == 0 {
             return;
         }
         let is_up = !health.is_down();
-        drop(health);
         metrics::gauge!(
             "larder_upstream_address_up",
             "upstream" => self.upstream.to_string(),
@@ -591,7 +640,8 @@ impl AddressHealth {
 
     /// `None` if it was never asked.
     pub fn state(&self) -> Option<AddressState> {
-        let (health, now) = (self.health(), Instant::now());
+        let (known, now) = (self.known(), Instant::now());
+        let health = &known.health;
         let is_known = health.answers > 0 || health.failures > 0;
         is_known.then(|| AddressState {
             name: self.name.clone(),
@@ -606,8 +656,8 @@ impl AddressHealth {
         })
     }
 
-    fn health(&self) -> MutexGuard<'_, Health> {
-        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -786,6 +836,32 @@ mod tests {
         assert!(!mirror.delivered(u64::MAX), "it was well");
     }
 
+    /// A mirror that stalled once late in a large layer is well again after a body of 16 MiB, or after half an hour without another
+    /// stall: most have no larger layer to prove themselves by.
+    #[test]
+    fn a_stall_late_in_a_large_body_is_forgotten() {
+        let begun = Instant::now();
+        let stalled = || {
+            let mut mirror = Health::new(Role::Mirror, FIRST_PAUSE);
+            for _ in 0..3 {
+                assert!(fail(&mut mirror, begun, Kind::Blob, Failure::Stalled(5 << 30)));
+                assert!(mirror.probed(begun, Ok(()), 0.5));
+            }
+            mirror
+        };
+        let mut proven = stalled();
+        assert!(!proven.delivered(PROVING_BYTES - 1) && proven.level > 0);
+        proven.delivered(PROVING_BYTES);
+        assert_eq!(proven.level, 0);
+        let (mut aged, later) = (stalled(), begun + STALL_COUNTS_FOR);
+        aged.answered(later - SECOND, Kind::Blob, MS);
+        assert!(aged.level > 0);
+        aged.answered(later, Kind::Manifest, MS);
+        assert!(aged.level > 0, "it says nothing of blobs");
+        aged.answered(later, Kind::Blob, MS);
+        assert_eq!(aged.level, 0);
+    }
+
     #[test]
     fn patience_follows_what_is_usual() {
         let now = Instant::now();
@@ -938,12 +1014,13 @@ mod tests {
             let mut health = Health::new(role, FIRST_PAUSE);
             let mut now = Instant::now();
             let (mut failures, mut last_failed) = (0, None);
-            let mut has_stalled = false;
+            let (mut has_stalled, mut stalled) = (false, now);
             for step in steps {
                 let was_down = health.is_down();
                 match step {
                     Step::Answered(kind, ms) => {
                         let is_back = health.answered(now, kind, MS * u32::from(ms));
+                        has_stalled &= now - stalled < STALL_COUNTS_FOR;
                         prop_assert_eq!(is_back, was_down && !health.is_down());
                         if last_failed == Some(kind) && !has_stalled {
                             prop_assert!(!health.is_down());
@@ -960,7 +1037,9 @@ mod tests {
                     }
                     Step::Failed(kind, failure) => {
                         failures += u64::from(failure != Failure::Exhausted);
-                        has_stalled |= failure == Failure::Stalled(100);
+                        if failure == Failure::Stalled(100) {
+                            (has_stalled, stalled) = (true, now);
+                        }
                         let has_gone = health.failed(now, kind, failure, fault(), dice);
                         prop_assert_eq!(has_gone, !was_down && health.is_down());
                         if has_gone {

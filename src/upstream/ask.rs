@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use moka::ops::compute::Op;
 use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderMap};
@@ -72,6 +73,8 @@ struct Asked {
     refused: Vec<Arc<str>>,
     /// A mirror's refusal of a HEAD that a GET may be answered to all the same.
     doubtful: Option<ErrorKind>,
+    /// Set once mirrors that are down have been passed over for it: its repeats are no further requests.
+    has_noted_down: bool,
 }
 
 /// The time that the registry itself has to begin an answer.
@@ -142,7 +145,7 @@ impl Client {
 
     /// The same, by a caller that has its slot.
     pub(super) async fn ask_in(&self, question: &Question<'_>) -> Result<Reply, UpstreamError> {
-        match self.bring(question, &self.mirrors).await {
+        match self.bring(question, &self.mirrors).boxed().await {
             // A mirror that wants no credentials says nothing about what the registry wants (L8).
             Ok(reply) if reply.by_itself || reply.with_credentials => Ok(self.note(question, reply)),
             Ok(reply) => {
@@ -215,7 +218,7 @@ impl Client {
         let mut asked = Asked::default();
         let mut ticket: Option<Ticket<'_>> = None;
         let error = loop {
-            let outcome = self.round(question, mirrors, &mut asked, &mut time).await;
+            let outcome = self.round(question, mirrors, &mut asked, &mut time).boxed().await;
             if ticket.is_some() {
                 self.count_repeat(outcome.is_ok());
             }
@@ -241,12 +244,16 @@ impl Client {
                 list.sink.restart();
             }
             let ticket = ticket.get_or_insert_with(|| self.repeats.ticket(question.kind));
-            match self.repeats.wait(ticket, &error, time.deadline()).await {
+            let next = self.repeats.wait(ticket, &error, time.deadline()).await;
+            // A short `answer_timeout` leaves no time for all repeats: the registry would never be down. One that was cut short
+            // by it may only have been slow.
+            let is_out_of_time = question.within.is_none() && time.is_over() && !matches!(error, ErrorKind::Timeout(_));
+            match next {
                 // Without time it would fail, and be blamed for it.
                 Next::Repeat if time.is_over() => break error,
                 Next::Repeat => tracing::debug!(upstream = %self.name, %error, "asking again"),
-                Next::GiveUp => break error,
-                Next::Exhausted => {
+                Next::GiveUp if !is_out_of_time || !ticket.is_exhausted() => break error,
+                Next::GiveUp | Next::Exhausted => {
                     if self.own.health.note_exhausted(question.kind, &error) {
                         self.has_gone_down(&self.own, question);
                     }
@@ -279,7 +286,9 @@ impl Client {
         let begun = Instant::now();
         for mirror in mirrors {
             if mirror.health.is_down() {
-                mirror.health.note_request_while_down();
+                if !asked.has_noted_down {
+                    mirror.health.note_request_while_down();
+                }
                 probe::watch(mirror);
                 continue;
             }
@@ -301,6 +310,7 @@ impl Client {
                 }
             }
         }
+        asked.has_noted_down = true;
         time.leave_out(begun.elapsed());
         let deadline = time.deadline();
         if !self.own.health.is_silent(question.kind) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use reqwest::Response;
 use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use url::Url;
 
 use super::error::ErrorKind;
 use super::transport::failure;
@@ -21,6 +22,10 @@ const MAX_DRAINED_BYTES: u64 = 16 * 1024;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Longest part of an upstream's message that is passed on.
 const MAX_DETAIL_CHARS: usize = 300;
+/// Bytes of a password that is looked for in what an upstream says.
+const SHORTEST_SECRET: usize = 4;
+/// Bytes of a value of a signed address that is looked for there.
+const SHORTEST_SIGNATURE: usize = 6;
 
 /// A whole body of at most `cap` bytes. `pause` bounds the time between two pieces.
 pub async fn whole(response: Response, cap: usize, pause: Duration) -> Result<Bytes, ErrorKind> {
@@ -121,10 +126,36 @@ pub(super) fn message(body: &[u8]) -> String {
     parts.join(": ")
 }
 
+/// The parts of an address that may be secrets, as they are written there and as they are meant: what is in its query,
+/// such as a signature, and a password.
+pub(super) fn secrets_of(url: &Url) -> Vec<String> {
+    let written = url.query().unwrap_or_default().split('&');
+    let written = written.map(|pair| pair.split_once('=').map_or(pair, |(_, value)| value).to_owned());
+    let meant = url.query_pairs().map(|(_, value)| value.into_owned());
+    let password = url.password().into_iter().map(str::to_owned);
+    let mut secrets: Vec<String> = written.chain(meant).chain(password).collect();
+    // Anything shorter is a number or a flag, and stands in too many sentences.
+    secrets.retain(|secret| secret.len() >= SHORTEST_SIGNATURE);
+    secrets
+}
+
+/// The spellings of a secret in which a document may repeat it: as it is, as in JSON, as in a form.
+fn spellings(secret: &str) -> [String; 3] {
+    let json = serde_json::Value::from(secret).to_string();
+    let json = json.trim_start_matches('"').strip_suffix('"').unwrap_or_default();
+    let form = url::form_urlencoded::byte_serialize(secret.as_bytes()).collect();
+    [json.to_owned(), form, secret.to_owned()]
+}
+
 pub(super) fn clean(said: &str, secrets: &[&str]) -> String {
     let mut said = said.to_owned();
-    for secret in secrets.iter().filter(|s| s.len() >= 4) {
-        said = said.replace(secret, "[secret]");
+    let mut spelled: Vec<String> = secrets.iter().flat_map(|secret| spellings(secret)).collect();
+    spelled.retain(|secret| secret.len() >= SHORTEST_SECRET);
+    // One that is in another comes behind it, or the rest of that would stay.
+    spelled.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
+    spelled.dedup();
+    for secret in &spelled {
+        said = said.replace(secret.as_str(), "[secret]");
     }
     // Signed URLs are secrets too: a word with `://` loses its query and its user info. Control characters become blanks
     // when this is shown, so they part words here.
@@ -181,5 +212,23 @@ mod tests {
             "at https://a.example/x,https://b.example/y or https://c.example"
         );
         assert_eq!(one_line(&"é".repeat(400), 300).chars().count(), 301);
+    }
+
+    #[test]
+    fn secrets_in_every_spelling() {
+        let url = "https://u:hunter2@x.example/a?X-Sig=abc%2Bdefgh&n=12&plain"
+            .parse()
+            .unwrap();
+        let secrets = secrets_of(&url);
+        assert_eq!(secrets, ["abc%2Bdefgh", "abc+defgh", "hunter2"]);
+        let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+        let said = "sig abc+defgh or abc%2Bdefgh of n=12 by hunter2";
+        assert_eq!(clean(said, &secrets), "sig [secret] or [secret] of n=12 by [secret]");
+        assert_eq!(
+            clean(r#"{"p":"pw\"q&a"} pw%22q%26a pw"q&a"#, &[r#"pw"q&a"#]),
+            r#"{"p":"[secret]"} [secret] [secret]"#
+        );
+        // One that begins another.
+        assert_eq!(clean("hunter2-longer", &["hunter2", "hunter2-longer"]), "[secret]");
     }
 }

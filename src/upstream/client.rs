@@ -360,9 +360,9 @@ impl Client {
         self.own.health.failing()
     }
 
-    /// Returns whether the registry itself is down.
-    pub fn is_down(&self) -> bool {
-        self.own.health.is_down()
+    /// Returns whether the registry itself is down, and a warning has said so.
+    pub fn is_logged_down(&self) -> bool {
+        self.own.health.is_logged_down()
     }
 
     /// Why the registry itself fails at the moment, in a sentence, if the last request to it did.

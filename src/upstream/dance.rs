@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::FutureExt as _;
 use reqwest::header::{HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Method, Response, StatusCode};
 
@@ -82,7 +83,8 @@ impl Endpoint {
             failed: None,
             has_doubted: false,
         };
-        dance.run().await
+        // Large, and reached through many layers: on the heap, so that none of them carries it on its thread's stack.
+        dance.run().boxed().await
     }
 }
 
@@ -335,6 +337,7 @@ impl Dance<'_> {
             .and_then(|h| h.to_str().ok())
             .and_then(|h| h.split_once(' '));
         secrets.extend(sent.map(|(_, encoded)| encoded));
+        secrets.extend(walked.secrets.iter().map(String::as_str));
         let retry_after = body::text(walked.response.headers(), &RETRY_AFTER).and_then(breaker::read_retry_after);
         let mut detail = body::detail(walked.response, &secrets).await;
         if !walked.is_home {

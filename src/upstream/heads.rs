@@ -8,6 +8,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use reqwest::Method;
 use tokio::time::Instant;
 
@@ -115,7 +116,7 @@ impl Client {
         deadline: Instant,
         waiting: &Waiting,
     ) -> Result<Reply, ErrorKind> {
-        let asked = self.once(endpoint, question, deadline, waiting).await;
+        let asked = self.once(endpoint, question, deadline, waiting).boxed().await;
         let Some((error, doubt)) = asked.as_ref().err().and_then(|e| Some((e, question.falls_back(e)?))) else {
             return asked;
         };

@@ -1,25 +1,34 @@
 //! How often the log speaks of an address that is down: when it goes down, once a minute while requests would go there, and when it
 //! is back. Pure: the caller gives the time.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 /// The time between two lines about the same outage.
 const EVERY: Duration = Duration::from_secs(60);
+/// An address that goes down so soon after it came back has not been well in between.
+const SAME_OUTAGE: Duration = Duration::from_secs(5);
+/// Outages within [`EVERY`] whose beginning is logged.
+const MOST_BEGINNINGS: usize = 3;
 
-/// What was logged about one address. An address that answers probes and fails requests goes down and comes back every few
-/// seconds: within a minute of the last line that is logged once.
+/// State of the log lines about one address. An address that answers probes and fails requests goes down and comes back every few
+/// seconds: that is one line a minute. Outages with time between them have a line each, a few a minute.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outage {
-    /// Since when it is down, and whether the log said so.
+    /// The time since when it is down, and whether the log said so.
     down: Option<(Instant, bool)>,
     logged: Option<Instant>,
+    /// When it was back last.
+    ended: Option<Instant>,
+    /// When the last outages began that were logged; [`MOST_BEGINNINGS`] of them.
+    beginnings: VecDeque<Instant>,
     /// Requests that came for it since the last line.
     requests: u64,
 }
 
-/// What a line about an outage that goes on says.
+/// Contents of a line about an outage that goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reminder {
     pub(super) down_for: Duration,
@@ -29,11 +38,15 @@ pub(super) struct Reminder {
 impl Outage {
     /// The address is down. Returns whether that is to be logged.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
-        let is_new = self.is_due(now);
+        let is_soon = |at: Instant| now.saturating_duration_since(at) < SAME_OUTAGE;
+        let is_another = !self.ended.is_some_and(is_soon) && self.has_room(now);
+        let is_new = self.is_due(now) || is_another;
         self.down = Some((now, is_new));
         self.requests = 0;
         if is_new {
             self.logged = Some(now);
+            self.beginnings.truncate(MOST_BEGINNINGS - 1);
+            self.beginnings.push_front(now);
         }
         is_new
     }
@@ -56,7 +69,19 @@ impl Outage {
     /// The address is back. Returns how long it was down, if the log said that it is.
     pub(super) fn end(&mut self, now: Instant) -> Option<Duration> {
         let (since, was_logged) = self.down.take()?;
+        self.ended = Some(now);
         was_logged.then(|| now.saturating_duration_since(since))
+    }
+
+    /// Returns whether it is down and the log has said so.
+    pub(super) fn is_logged(&self) -> bool {
+        self.down.is_some_and(|(_, is_logged)| is_logged)
+    }
+
+    /// Returns whether fewer than [`MOST_BEGINNINGS`] were logged within [`EVERY`].
+    fn has_room(&self, now: Instant) -> bool {
+        let oldest = self.beginnings.get(MOST_BEGINNINGS - 1);
+        oldest.is_none_or(|at| now.saturating_duration_since(*at) >= EVERY)
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -93,6 +118,21 @@ mod tests {
         assert_eq!(outage.end(begun + SECOND * 201), None);
     }
 
+    #[test]
+    fn a_second_outage_within_a_minute_is_logged() {
+        let (begun, mut outage) = (Instant::now(), Outage::default());
+        assert!(outage.begin(begun));
+        assert_eq!(outage.end(begun + SECOND * 10), Some(SECOND * 10));
+        assert!(!outage.begin(begun + SECOND * 12), "it was not well in between");
+        assert!(!outage.is_logged());
+        assert_eq!(outage.end(begun + SECOND * 13), None);
+        assert!(outage.begin(begun + SECOND * 30) && outage.is_logged());
+        assert_eq!(outage.end(begun + SECOND * 33), Some(SECOND * 3));
+        assert!(outage.begin(begun + SECOND * 40));
+        assert!(outage.end(begun + SECOND * 41).is_some());
+        assert!(!outage.begin(begun + SECOND * 50), "three a minute");
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Down,
@@ -101,13 +141,13 @@ mod tests {
     }
 
     proptest! {
-        /// However it goes up and down: two warnings are a minute apart, and no line says "back" of what no line called down.
+        /// However it goes up and down: of five warnings the last is a minute after the first, and no line says "back" of what no line called down.
         #[test]
         fn an_address_that_flaps_does_not_fill_the_log(
             steps in prop::collection::vec((prop::sample::select(vec![Step::Down, Step::Request, Step::Back]), 0u32..50), 0..300)
         ) {
             let (mut now, mut outage) = (Instant::now(), Outage::default());
-            let (mut warned, mut is_down, mut says_down) = (None, false, false);
+            let (mut warned, mut is_down, mut says_down) = (Vec::new(), false, false);
             for (step, pause) in steps {
                 now += SECOND * pause;
                 let warns = match step {
@@ -125,8 +165,9 @@ mod tests {
                 };
                 if warns {
                     prop_assert!(is_down);
-                    prop_assert!(warned.is_none_or(|at| now - at >= EVERY));
-                    warned = Some(now);
+                    let earlier = warned.len().checked_sub(MOST_BEGINNINGS + 1).map(|at| warned[at]);
+                    prop_assert!(earlier.is_none_or(|at| now - at >= EVERY));
+                    warned.push(now);
                     says_down = true;
                 }
             }

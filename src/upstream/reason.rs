@@ -148,7 +148,7 @@ fn of_dns(error: &(dyn Error + 'static), peer: &Peer) -> String {
     }
 }
 
-/// What an egress proxy answered. The library's types for it are its own.
+/// Returns why an egress proxy refused. The library's types for it are its own.
 fn of_proxy(link: &(dyn Error + 'static), peer: &Peer) -> Option<String> {
     let text = link.to_string();
     let said = text

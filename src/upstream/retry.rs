@@ -397,6 +397,11 @@ impl Ticket<'_> {
         self.repeat.is_some()
     }
 
+    /// Returns whether the request was repeated and nothing has been answered since it failed first.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.repeats > 0 && self.give_up() == Next::Exhausted
+    }
+
     /// Returns when the outage has ended, if this request has to do with that.
     async fn hear(&mut self) -> Next {
         loop {

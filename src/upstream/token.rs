@@ -68,7 +68,12 @@ pub struct Tokens {
     kept: moka::future::Cache<TokenKey, Arc<Token>>,
     flows: Mutex<HashMap<Url, Flow>>,
     upstream: Arc<str>,
+    /// When the log last said that there is no token.
+    logged: Mutex<Option<Instant>>,
 }
+
+/// The time between two lines of the log about tokens that are refused.
+const EVERY: Duration = Duration::from_secs(60);
 
 struct ByLifetime;
 
@@ -98,7 +103,18 @@ impl Tokens {
                 .build(),
             flows: Mutex::new(HashMap::new()),
             upstream,
+            logged: Mutex::new(None),
         }
+    }
+
+    /// Returns whether the log is due to say that there is no token: any client's request may be why.
+    fn is_due(&self) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = logged.is_none_or(|logged| logged.elapsed() >= EVERY);
+        if is_due {
+            *logged = Some(Instant::now());
+        }
+        is_due
     }
 
     pub async fn get(&self, key: &TokenKey, context: Context<'_>) -> Result<Arc<Token>, ErrorKind> {
@@ -151,7 +167,11 @@ impl Tokens {
             }
         }
         outcome.map(Arc::new).map_err(|failed| {
-            tracing::info!(upstream = %self.upstream, realm = shown(&key.realm), error = %failed.kind, trace_id = trace::id(), "no token");
+            let (upstream, realm, error) = (&self.upstream, shown(&key.realm), &failed.kind);
+            match self.is_due() {
+                true => tracing::info!(%upstream, realm, %error, trace_id = trace::id(), "no token"),
+                false => tracing::debug!(%upstream, realm, %error, trace_id = trace::id(), "no token"),
+            }
             failed.kind
         })
     }
@@ -180,7 +200,16 @@ impl Tokens {
             return Ok(read_token(&bytes)?);
         }
         let retry_after = body::text(response.headers(), &RETRY_AFTER).map(str::to_owned);
-        let secrets: Vec<&str> = key.credential.secret().into_iter().collect();
+        let mut secrets = body::secrets_of(&key.realm);
+        secrets.extend(key.credential.secret().map(str::to_owned));
+        // A redirect may have led it to an address that is signed. Scope and service of the question are no secrets.
+        if response.url().path() != key.realm.path() || response.url().origin() != key.realm.origin() {
+            secrets.extend(body::secrets_of(response.url()));
+        }
+        let sent = basic_header(&key.credential)?;
+        let sent = sent.as_ref().and_then(|sent| sent.to_str().ok()?.split_once(' '));
+        secrets.extend(sent.map(|(_, encoded)| encoded.to_owned()));
+        let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
         let said = body::detail(response, &secrets).await;
         let detail = format!("the token server {}: {said}", key.realm.host_str().unwrap_or_default());
         let kind = match status {

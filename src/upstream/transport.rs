@@ -323,7 +323,7 @@ fn proxy_for(home: &Url, given: Option<&Url>, proxies: &[(Url, Proxy)], sources:
             |name: &str| name == "*" || host == name || host.ends_with(&format!(".{}", name.trim_start_matches('.')));
         list.split(',').map(str::trim).any(|name| !name.is_empty() && of(name))
     };
-    // Those of the environment stand in their order: that for http, that for https.
+    // Proxies of the environment stand in their order: that for http, that for https.
     let proxy = match (given, home.scheme()) {
         (Some(given), _) => given,
         _ if sources.no_proxy.as_deref().is_some_and(is_excepted) => return None,

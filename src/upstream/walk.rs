@@ -42,6 +42,8 @@ pub(super) struct Walked {
     /// Whether the path of the last hop is a registry's, and not a store's.
     pub(super) is_registry: bool,
     pub(super) host: String,
+    /// Values of the addresses that it was redirected to: signatures are among them.
+    pub(super) secrets: Vec<String>,
 }
 
 impl Endpoint {
@@ -109,6 +111,7 @@ impl Endpoint {
         let mut is_home = true;
         let mut digest = None;
         let mut redirects = 0;
+        let mut secrets = Vec::new();
         let started = Instant::now();
         // The anonymous token of the foreign host that is being asked.
         let mut foreign: Option<(TokenKey, Arc<Token>)> = None;
@@ -135,6 +138,7 @@ impl Endpoint {
                     foreign = None;
                     is_home = false;
                 }
+                secrets.extend(body::secrets_of(&next));
                 url = next;
                 continue;
             }
@@ -160,6 +164,7 @@ impl Endpoint {
                 is_home,
                 is_registry: redirect::is_registry(&url),
                 host,
+                secrets,
             });
         }
     }

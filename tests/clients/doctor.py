@@ -180,7 +180,7 @@ class Proxy:
 
 
 class Forms:
-    """What all kinds of files have in common: a root, the verdicts, and the comparison."""
+    """Common to all kinds of files: a root, the verdicts, and the comparison."""
 
     def __init__(self, bench, proxy, name):
         self.bench, self.work, self.proxy, self.name = bench, bench.work, proxy, name
@@ -226,7 +226,7 @@ def version_of(command):
 
 
 def holds(only, containerd="containerd"):
-    """Whether a verdict for some versions is for the ones here; None: it is for all."""
+    """Returns whether a verdict for some versions is for the ones here; None: it is for all."""
     match only:
         case None:
             return None
@@ -243,7 +243,7 @@ def holds(only, containerd="containerd"):
 
 
 def pulled(findings, check):
-    """What `doctor --pull` saw arrive; None if it tried nothing."""
+    """Returns what `doctor --pull` saw arrive; None if it tried nothing."""
     tried = [finding for finding in findings if finding["check"] == check]
     if not tried or any(finding["found"].startswith("not tried") for finding in tried):
         return None
@@ -559,7 +559,7 @@ def doctor(bench):
 
 
 def others(bench, proxy):
-    """What Debian has not: tried where $LARDER_TOOLS has it, else said."""
+    """Tools that Debian has not: tried where $LARDER_TOOLS has it, else said."""
     tools = Path(os.environ.get("LARDER_TOOLS", "/nonexistent"))
     newer = tools / "containerd"
     if newer.exists() and version_of(newer) >= (2, 0, 0):

@@ -953,6 +953,8 @@ async fn the_command() {
     assert!(bcrypt::verify("s3cret", hash).unwrap());
     assert_eq!(run(&["auth", "hash", "a:b"], "s3cret\n").await.0, Some(64));
     assert_eq!(run(&["auth", "hash", "alice"], "").await.0, Some(64));
+    let (status, _, error) = run(&["auth", "hash", "alice"], "a\0b\n").await;
+    assert!(status == Some(64) && error.contains("NUL byte"), "{error}");
     std::fs::write(folder.path().join("users"), line).unwrap();
     std::fs::write(
         folder.path().join("proxy.toml"),

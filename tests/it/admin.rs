@@ -8,6 +8,7 @@ use larder::oci::Digest;
 use serde_json::{Value, json};
 
 use crate::support::client::{Ask, Response};
+use crate::support::gate::Gate;
 use crate::support::larder::Larder;
 use crate::support::process::LarderProcess;
 use crate::support::upstream::{Image, On, Upstream};
@@ -334,7 +335,7 @@ async fn stats() {
         (&json!(3), &json!(1), &json!(0)),
         "{stats:#}"
     );
-    // What does not exist is in no share.
+    // A 404 of something that does not exist is in no share.
     let pulls: u64 = requests
         .as_object()
         .unwrap()
@@ -362,7 +363,7 @@ async fn stats() {
     assert!(stats["upstreams"][0]["paused_seconds"].as_u64() > Some(0), "{stats:#}");
 }
 
-/// What a prefetch brought costs the link its bytes once, and every client that gets it got it from the cache. A proxy that is
+/// Content of a prefetch costs the link its bytes once, and every client that gets it got it from the cache. A proxy that is
 /// younger than an hour says so.
 #[tokio::test]
 async fn what_was_fetched_ahead_is_served_from_the_cache() {
@@ -611,6 +612,31 @@ async fn pins() {
     assert_eq!(code(&again, 404), "not-pinned");
     let unknown = change(&larder, "POST", "/pins", json!({"image": "alpine:never"})).await;
     assert_eq!(code(&unknown, 404), "not-held");
+}
+
+/// An answer from before the tag moved, whose body ends after a refresh, does not move the tag back.
+#[tokio::test]
+async fn an_older_answer_leaves_a_refreshed_tag_alone() {
+    let upstream = Upstream::start().await;
+    let larder = Larder::start(&upstream, |t| {
+        t.cache("tag_ttl", "30d");
+    })
+    .await;
+    let (old, new) = (upstream.image(REPO, "1", &[100]), upstream.untagged_image(REPO, &[200]));
+    let gate = Gate::closed();
+    upstream
+        .on(On::Manifest("1".to_owned()).get())
+        .next(1)
+        .stall_after(20, &gate);
+    let address = larder.registry();
+    let slow = tokio::spawn(async move { Ask::get(manifest(REPO, "1")).send(address).await });
+    gate.wait_for_arrivals(1).await;
+    upstream.move_tag(REPO, "1", &new.manifest);
+    let moved = change(&larder, "POST", "/refresh", json!({"image": "alpine:1"})).await;
+    assert_eq!(moved.expect(200).json()["digest"], new.manifest.to_string());
+    gate.open();
+    slow.await.unwrap().expect_content(&old.manifest);
+    larder.get(manifest(REPO, "1")).await.expect_content(&new.manifest);
 }
 
 /// A tag that moved is seen before its time is over; what the upstream cannot say changes nothing.

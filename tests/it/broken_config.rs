@@ -229,3 +229,40 @@ async fn a_password_for_bundles_is_no_key() {
         .await;
     assert_eq!(ran.status, Some(0), "{}\n{}", ran.out, ran.err);
 }
+
+/// A token goes to no address that only a mistake leads to: any program may have that port.
+#[tokio::test]
+async fn a_configured_token_is_not_sent_on_a_guess() {
+    for listen in [
+        "listn = \"127.0.0.1:7\"",
+        "listen = \"127.0.0.1:70010\"",
+        "listen = \"unxi:/run/larder.sock\"",
+    ] {
+        let text = format!("[admin]\ntoken = \"a-token-of-operators\"\n{listen}\n");
+        let runtime = tempfile::tempdir().unwrap();
+        let session = [("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap())];
+        let ran = Operator::new(Some(&text)).run(&["stats"], &session).await.expect(64);
+        assert!(
+            ran.err.contains("is not sent to http://127.0.0.1:5001/ on a guess") && ran.err.contains("--admin"),
+            "{listen}\n{}",
+            ran.err
+        );
+    }
+}
+
+/// The quotes of an address are forgotten easily: the token that the proxy has written says where it is.
+#[tokio::test]
+async fn an_address_without_quotes() {
+    let upstream = Upstream::start().await;
+    let runtime = tempfile::tempdir().unwrap();
+    let session = [("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap())];
+    let larder = LarderProcess::start_with(&upstream, &session, |_| {}).await;
+    for listen in [
+        format!("listen = {}", larder.admin()),
+        format!("listn = \"{}\"", larder.admin()),
+    ] {
+        let operator = Operator::new(Some(&format!("[admin]\n{listen}\n")));
+        let ran = operator.run(&["stats"], &session).await.expect(0);
+        assert!(!ran.err.contains("only its admin address is used"), "{}", ran.err);
+    }
+}

@@ -717,17 +717,24 @@ fn paths_and_links_that_mean_harm() {
         ),
         ("leads outside", with(vec![link("l", "../../etc/passwd")], "l")),
         ("leads outside", with(vec![link("a/l", "/etc/passwd")], "a/l")),
-        ("leads outside", with(vec![hard("a/l", "../x")], "a/l")),
+        ("the link \"a/l\" leads outside", with(vec![hard("a/l", "../x")], "a/l")),
         ("leads to no end", with(vec![link("l", "m"), link("m", "l")], "l")),
         ("leads to no end", with(vec![link("l", "l")], "l")),
-        ("is there twice", with(vec![file("l", &layer), file("l", &layer)], "l")),
+        (
+            "is there twice",
+            with(vec![file("l", &layer), file("l", &noise(2, 3_000))], "l"),
+        ),
+        (
+            "is there twice",
+            with(vec![file("l", &layer), file("l", &layer[1..])], "l"),
+        ),
         (
             "is there twice",
             with(vec![file("l", &layer), link("l", "c.json")], "l"),
         ),
         (
             "is there twice",
-            with(vec![link("l", "c.json"), hard("l", "c.json")], "l"),
+            with(vec![link("l", "c.json"), hard("l", "manifest.json")], "l"),
         ),
         (
             "its layer \"l\" is not in the archive",
@@ -749,6 +756,21 @@ fn paths_and_links_that_mean_harm() {
         for archive in [archive.clone(), gzip(&archive)] {
             let error = refused(&archive);
             assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+    // The same layer twice is one layer.
+    for archive in [
+        with(vec![file("l", &layer), file("l", &layer), file("l", &layer)], "l"),
+        with(
+            vec![file("d", &layer), link("l", "d"), file("d", &layer), hard("l", "d")],
+            "l",
+        ),
+    ] {
+        for archive in [archive.clone(), gzip(&archive)] {
+            let (_folder, store) = crate::bundle_foreign::store();
+            take(&store, &archive, &naming(None))
+                .unwrap()
+                .expect(&["x.example/a:1"], &[]);
         }
     }
     // A hard link names an entry, wherever it stands itself.
@@ -783,8 +805,8 @@ fn compressed_archives_that_are_not_whole() {
     let at = damaged.len() - 6;
     damaged[at] ^= 1;
     assert!(refused(&damaged).contains("is damaged"));
-    assert!(refused(b"BZh91AY&SY and so on").contains("bunzip2"));
-    assert!(refused(b"\xfd7zXZ\0 and so on").contains("unxz"));
+    assert!(refused(b"BZh91AY&SY and so on").contains("bzip2 -dc FILE | larder bundle import -"));
+    assert!(refused(b"\xfd7zXZ\0 and so on").contains("xz -dc FILE | larder bundle import -"));
     assert!(refused(&archive[..archive.len() / 2]).contains("is the copy complete?"));
 }
 
@@ -854,7 +876,7 @@ fn indexes_that_lie() {
     std::fs::write(&path, many.tar()).unwrap();
     let archive = foreign::open(&path, &naming(None), Arc::new(|_| {})).unwrap();
     assert_eq!((archive.images().len(), archive.bytes() < 10_000), (10_000, true));
-    // Manifests that name each other without end.
+    // Manifests that name each other without end: their digests cannot be right.
     let mut circle = Layout::default();
     let (a, b) = (Digest::sha256(b"a"), Digest::sha256(b"b"));
     let index = |digest: &Digest| {
@@ -867,7 +889,186 @@ fn indexes_that_lie() {
     let mut entries: Vec<Vec<u8>> = circle.files().iter().map(|(name, bytes)| file(name, bytes)).collect();
     entries.push(file(&format!("blobs/sha256/{}", a.hex()), index(&b).as_bytes()));
     entries.push(file(&format!("blobs/sha256/{}", b.hex()), index(&a).as_bytes()));
-    assert!(refused(&ended(&entries)).contains("without end"));
+    let error = refused(&ended(&entries));
+    assert!(error.contains("has other bytes than its digest says"), "{error}");
+}
+
+/// Replaces bytes in a layout's blobs, whose files keep the names of the right ones.
+fn falsified(layout: &Layout, from: &str, to: &str) -> Vec<u8> {
+    let (from, to) = (from.as_bytes(), to.as_bytes());
+    let mut files = layout.files();
+    let mut count = 0;
+    for (_, bytes) in files.iter_mut().filter(|(name, _)| name.starts_with("blobs/")) {
+        while let Some(at) = bytes.windows(from.len()).position(|window| window == from) {
+            bytes.splice(at..at + from.len(), to.iter().copied());
+            count += 1;
+        }
+    }
+    assert!(count > 0, "{from:?}");
+    ended(&files.iter().map(|(name, bytes)| file(name, bytes)).collect::<Vec<_>>())
+}
+
+/// A manifest whose bytes are not those of its digest says nothing, also where the right ones are cached already.
+#[test]
+fn false_manifests_and_false_blobs_of_what_is_cached() {
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let layer = noise(1, 9_000);
+    let digest = layout.image(&layer, json!({"org.opencontainers.image.ref.name": "x.example/a:1"}));
+    let subject = json!({"mediaType": media_type::OCI_MANIFEST, "digest": digest, "size": 1});
+    let more = json!({"subject": subject, "artifactType": "application/spdx", "annotations": {"by": "right"}});
+    let sbom = layout.manifest(b"{\"sbom\":1}", "application/spdx+json", &more);
+    layout.list(&sbom, json!({}));
+    let archive = falsified(&layout, "\"right\"", "\"false\"");
+    for is_cached in [false, true] {
+        let came = take(&store, &archive, &naming(None)).unwrap();
+        assert_eq!(came.left.len(), 1, "{is_cached}");
+        assert!(
+            came.left[0].reason.contains("has other bytes than its digest says"),
+            "{:?}",
+            came.left
+        );
+        let listed = store.list("x.example/a", &larder::store::ListKey::Referrers(digest));
+        assert!(!format!("{:?}", listed.map(|list| list.values().unwrap())).contains("false"));
+        take(&store, &layout.tar(), &naming(None)).unwrap();
+    }
+    // A platform with false bytes is not one that was left out.
+    let index = json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [
+        describe(&layout.manifest(&noise(2, 900), TAR, &json!({"annotations": {"by": "one"}})), media_type::OCI_MANIFEST),
+        describe(&layout.manifest(&noise(3, 900), TAR, &json!({"annotations": {"by": "two"}})), media_type::OCI_MANIFEST),
+    ]})
+    .to_string();
+    layout.blob(index.as_bytes());
+    let mut descriptor = describe(index.as_bytes(), media_type::OCI_INDEX);
+    descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": "x.example/i:1"});
+    layout.listed = vec![descriptor];
+    let error = refused(&falsified(&layout, "\"by\":\"two\"", "\"by\":\"owt\""));
+    assert!(error.contains("has other bytes than its digest says"), "{error}");
+    // A layer that everybody may have: its bytes come anyway, and false ones are reported.
+    let mut layout = Layout::default();
+    layout.image(&layer, json!({"org.opencontainers.image.ref.name": "x.example/b:1"}));
+    let mut archive = layout.tar();
+    let at = archive.windows(64).position(|window| window == &layer[..64]).unwrap();
+    archive[at] ^= 1;
+    let came = take(&store, &archive, &naming(None)).unwrap();
+    assert_eq!(came.report.damaged, [Digest::sha256(&layer).to_string()]);
+}
+
+/// One entry that cannot be read costs the others nothing.
+#[test]
+fn an_odd_descriptor_spoils_its_own_entry() {
+    let (_folder, store) = store();
+    let mut layout = Layout::default();
+    let name = |name: &str| json!({"org.opencontainers.image.ref.name": name});
+    layout.image(&noise(1, 900), name("x.example/a:1"));
+    layout.image(
+        &noise(2, 900),
+        json!({"org.opencontainers.image.ref.name": "x.example/b:1", "by": null, "n": 1}),
+    );
+    layout.image(&noise(3, 900), json!({"org.opencontainers.image.ref.name": null}));
+    layout.image(&noise(4, 900), Value::Null);
+    let mut odd = layout.listed[0].clone();
+    odd["digest"] = json!("sha3:0123456789abcdef");
+    odd["annotations"] = name("x.example/odd:1");
+    layout.listed.push(odd.clone());
+    odd["digest"] = json!(7);
+    layout.listed.push(odd.clone());
+    let came = take(&store, &layout.tar(), &naming(None)).unwrap();
+    came.expect(
+        &["x.example/a:1", "x.example/b:1"],
+        &[
+            "gives it no name",
+            "gives it no name",
+            "x.example/odd:1, other sha3:",
+            "x.example/odd:1, other 7",
+        ],
+    );
+    layout.listed = vec![odd];
+    assert!(refused(&layout.tar()).contains("nothing in the archive can be taken: x.example/odd:1"));
+}
+
+/// A large config that every entry names is read once, and layers share what they may unpack to.
+#[test]
+fn small_archives_that_cost_much() {
+    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": []}, "x": "a".repeat(8 << 20)})
+        .to_string();
+    let images: Vec<Value> = (0..3_000)
+        .map(|n| json!({"Config": if n % 2 == 0 { "c.json" } else { "d.json" }, "RepoTags": [format!("x.example/a:t{n}")], "Layers": []}))
+        .collect();
+    let list = Value::from(images).to_string();
+    let archive = ended(&[
+        file("c.json", config.as_bytes()),
+        link("d.json", "c.json"),
+        file("manifest.json", list.as_bytes()),
+    ]);
+    let disk = tempfile::tempdir().unwrap();
+    let path = disk.path().join("save.tar");
+    std::fs::write(&path, archive).unwrap();
+    let begun = std::time::Instant::now();
+    let archive = foreign::open(&path, &naming(None), Arc::new(|_| {})).unwrap();
+    assert_eq!(archive.images().len(), 3_000);
+    assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
+    // Two layers of 600 MiB each: either alone is taken.
+    let bombs = [zstd(&vec![0; 64 << 20]).repeat(10), zstd(&vec![1; 64 << 20]).repeat(10)];
+    let configs = [b"x", b"y"].map(|content| crate::bundle_foreign::config(&[content]));
+    let list = crate::bundle_foreign::list(&[
+        ("c.json", Some(&["x.example/a:1"]), &["m"]),
+        ("d.json", Some(&["x.example/b:1"]), &["n"]),
+    ]);
+    let archive = tar(&[
+        ("c.json", configs[0].as_bytes()),
+        ("d.json", configs[1].as_bytes()),
+        ("m", &bombs[0]),
+        ("n", &bombs[1]),
+        ("manifest.json", list.as_bytes()),
+    ]);
+    let (_folder, store) = store();
+    let error = take(&store, &archive, &naming(None)).err().unwrap().to_string();
+    assert!(
+        error.contains("its layer \"m\" unpacks to ")
+            && error.contains("its layer \"n\" is refused: its zstd stream unpacks to more than"),
+        "{error}"
+    );
+}
+
+/// Command lines that fit no archive end with the status of bad usage, before anything is opened.
+#[tokio::test]
+async fn command_lines_that_no_archive_fits() {
+    let disk = tempfile::tempdir().unwrap();
+    let at = |name: &str| disk.path().join(name).to_str().unwrap().to_owned();
+    let mut layout = Layout::default();
+    layout.image(
+        &noise(1, 900),
+        json!({"org.opencontainers.image.ref.name": "x.example/a:1"}),
+    );
+    for name in ["a", "b"] {
+        std::fs::write(at(name), layout.tar()).unwrap();
+    }
+    for command in ["import", "inspect"] {
+        let with = |more: &[&str]| {
+            let more = more.iter().map(|word| (*word).to_owned());
+            ["bundle", command]
+                .map(str::to_owned)
+                .into_iter()
+                .chain(more)
+                .collect::<Vec<_>>()
+        };
+        for (args, word) in [
+            (with(&[&at("a"), &at("b")]), "one is imported at a time"),
+            (
+                with(&[&at("x.001"), &at("x.002"), "--as", "x:1"]),
+                "are for one archive",
+            ),
+            (with(&[&at("a"), "--as", "Bad Name"]), "is no name for an image"),
+        ] {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            let ran = run(disk.path(), &args).await.expect(64);
+            assert!(ran.err.contains(word), "{}", ran.err);
+        }
+    }
+    std::fs::write(at("twice"), gzip(&gzip(&layout.tar()))).unwrap();
+    let ran = run(disk.path(), &["bundle", "inspect", &at("twice")]).await.expect(1);
+    assert!(ran.err.contains("compressed twice, by gzip within gzip"), "{}", ran.err);
 }
 
 /// The commands: what is not taken is in the table, in the data and in the exit status, and the option takes it.

@@ -121,6 +121,29 @@ async fn a_canary_is_answered_and_noted_and_no_upstream_is_asked() {
     assert_eq!(images, json!({"images": []}));
 }
 
+/// No way but a client's request for a canary knows the reserved name, whatever the upstream has under it.
+#[tokio::test]
+async fn nothing_is_fetched_under_the_reserved_name() {
+    let upstream = Upstream::start().await;
+    let repository = format!("org/{REPO}");
+    upstream.image(&repository, "1", &[1_000]);
+    let larder = Larder::start(&upstream, |toml| {
+        toml.upstream("docker.io", "allow", vec!["library/*".to_owned()]);
+    })
+    .await;
+    for name in [REPO.to_owned(), repository] {
+        let image = format!("docker.io/{name}:1");
+        let order = json!({"images": [image], "referrers": false});
+        call(&larder, "POST", "prefetch", order).await;
+        for path in ["refresh", "pins"] {
+            call(&larder, "POST", path, json!({"image": image})).await.expect(403);
+        }
+    }
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    assert_eq!(asked(&upstream), 0);
+    assert_eq!(larder.get("/v2/_catalog").await.json()["repositories"], json!([]));
+}
+
 /// The rules of access hold for it, and a refusal is noted: it is what a client would meet with every image.
 #[tokio::test]
 async fn a_canary_is_refused_to_whom_all_is_refused() {
@@ -167,9 +190,9 @@ async fn canaries_are_the_operators_to_make() {
 fn fake(folder: &Path, name: &str, larder: &LarderProcess, path: &str) {
     let script = format!(
         r#"#!/bin/bash
-# pull IMAGE, or anything else, which does nothing
+# pull -- IMAGE, or anything else, which does nothing
 [ "$1" = pull ] || exit 0
-rest="${{2#*/}}"
+rest="${{3#*/}}"
 case "$rest" in
 *@*) name="${{rest%@*}}"; reference="${{rest#*@}}" ;;
 *) name="${{rest%:*}}"; reference="${{rest##*:}}" ;;

@@ -376,6 +376,55 @@ async fn files_are_written_and_taken_away() {
     assert_eq!(larder(folder.path(), &docker).await.0, Some(64));
 }
 
+/// `--upstream` narrows what is written and removed, and nothing else is lost.
+#[tokio::test]
+async fn only_the_named_upstreams_are_written_and_taken_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("files");
+    let run = async |client: &str, more: &[&str]| {
+        let place = ["--address", "larder.example:5000", "--write", to.to_str().unwrap()];
+        larder(folder.path(), &[&["client-config", client], &place[..], more].concat()).await
+    };
+    let count = || std::fs::read_dir(&to).map_or(0, Iterator::count);
+    assert_eq!(run("containerd", &[]).await.0, Some(0));
+    let all = count();
+    assert!(all > 2, "{all}");
+    let (status, out, err) = run("containerd", &["--upstream", "quay.io"]).await;
+    assert!(status == Some(0) && !out.contains("removed"), "{out}{err}");
+    assert_eq!(count(), all);
+    let (status, out, _) = run("containerd", &["--upstream", "quay.io", "--remove"]).await;
+    assert!(status == Some(0) && out.lines().count() == 1, "{out}");
+    assert!(count() == all - 1 && !to.join("quay.io").exists());
+    assert_eq!(run("containerd", &["--remove"]).await.0, Some(0));
+    assert_eq!(count(), 0);
+    // One file for all of them.
+    for (client, name) in [
+        ("podman", "larder.conf"),
+        ("k3s", "registries.yaml"),
+        ("buildkit", "buildkitd.toml"),
+    ] {
+        assert_eq!(run(client, &["--upstream", "quay.io"]).await.0, Some(0));
+        assert_eq!(run(client, &["--upstream", "quay.io"]).await.0, Some(0));
+        assert_eq!(
+            run(client, &["--upstream", "quay.io", "--upstream", "ghcr.io"]).await.0,
+            Some(0)
+        );
+        let before = std::fs::read_to_string(to.join(name)).unwrap();
+        for more in [&["--upstream", "quay.io"][..], &["--upstream", "quay.io", "--remove"]] {
+            let (status, out, err) = run(client, more).await;
+            assert!(status == Some(1) && err.contains("it holds also ghcr.io"), "{out}{err}");
+            assert_eq!(std::fs::read_to_string(to.join(name)).unwrap(), before);
+        }
+        let both = ["--upstream", "quay.io", "--upstream", "ghcr.io", "--remove"];
+        assert_eq!(run(client, &both).await.0, Some(0));
+        assert_eq!(count(), 0);
+    }
+    let address = ["--address", "larder.example:5000", "--upstream", "quay.io"];
+    let (status, out, err) = larder(folder.path(), &[&["client-config", "docker"], &address[..]].concat()).await;
+    assert!(status == Some(64) && out.is_empty(), "{out}");
+    assert!(err.contains("docker pull larder.example:5000/quay.io/"), "{err}");
+}
+
 /// As the DaemonSet runs it: written before anything else, there while it stays, gone with it.
 #[tokio::test]
 async fn a_watch_ends_with_its_files() {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Ask, Connection, Response, http2};
 use crate::support::larder::Larder;
+use crate::support::process::LarderProcess;
 use crate::support::toml::Toml;
 use crate::support::upstream::{Upstream, basic};
 use crate::support::{blob, manifest};
@@ -162,6 +163,87 @@ async fn what_trusted_proxies_say_is_the_address() {
     }
     larder.reload(trusting).unwrap();
     claiming.send(at).await.expect_content(&image.manifest);
+}
+
+/// After a reload that trusts a proxy, its open connections stay those of the clients that their headers named: what
+/// such a client writes into its requests is no proxy's word.
+#[tokio::test]
+async fn a_header_from_before_the_reload_that_trusts_its_proxy_counts() {
+    let upstream = Upstream::start().await;
+    let image = upstream.image(REPO, "1", &[1000]);
+    let mut larder = Larder::start(&upstream, |toml| {
+        trusting(toml);
+        trusting_others(toml);
+    })
+    .await;
+    let ask = Ask::get(manifest(REPO, "1"));
+    let claiming = ask.clone().header("X-Forwarded-For", "203.0.113.9");
+    let mut kept = Vec::new();
+    for header in [line("198.51.100.7"), b"PROXY UNKNOWN\r\n".to_vec(), line("203.0.113.9")] {
+        let mut connection = Connection::open(larder.registry()).await;
+        connection.write(&header).await;
+        let (answer, connection) = connection.ask(&ask).await;
+        answer.expect(403);
+        kept.push(connection);
+    }
+    larder.reload(trusting).unwrap();
+    let inside = kept.pop().unwrap();
+    for outside in kept {
+        outside.ask(&claiming).await.0.expect(403);
+    }
+    inside.ask(&ask).await.0.expect_content(&image.manifest);
+}
+
+/// The log names the client that a limit refuses, and says what is wrong with a PROXY header.
+#[tokio::test]
+async fn refusals_and_bad_headers_are_logged() {
+    let upstream = Upstream::start().await;
+    let larder = LarderProcess::start(&upstream, |toml| {
+        toml.set(&["log"], "format", "json");
+        toml.set(&["limits"], "max_connections_per_client", 1);
+        toml.server("trusted_proxies", vec!["127.0.0.1".to_owned()]);
+    })
+    .await;
+    let at = larder.registry();
+    let ping = Ask::get("/v2/");
+    let mut idle = Connection::open(at).await;
+    idle.write(&line("203.0.113.9")).await;
+    let (answer, idle) = idle.ask(&ping).await;
+    answer.expect(200);
+    ping.clone()
+        .header("X-Forwarded-For", "203.0.113.9")
+        .send(at)
+        .await
+        .expect(503);
+    let logged = larder.wait_for_log("too many requests at once").await;
+    let logged: Value = serde_json::from_str(&logged).unwrap();
+    assert_eq!(
+        (&logged["target"], &logged["client"]),
+        (&json!("larder::access"), &json!("203.0.113.9")),
+        "{logged}"
+    );
+    drop(idle);
+
+    for _ in 0..2 {
+        let mut broken = Connection::open(at).await;
+        broken.write(b"PROXY TCP4 203.0.113.9 10.0.0.1 4711\r\n").await;
+        assert_eq!(broken.read_to_end().await.0, b"");
+    }
+    let logged = larder.wait_for_log("a PROXY header that is broken").await;
+    assert!(
+        logged.contains("WARN") && logged.contains("expected two addresses and two ports"),
+        "{logged}"
+    );
+    // Where no proxy is ever believed it is no use to look for this one in the list.
+    introduced(larder.admin(), &line("203.0.113.9"), &Ask::get("/healthz"))
+        .await
+        .expect(200);
+    let logged = larder.wait_for_log("a PROXY protocol header is ignored").await;
+    assert!(
+        logged.contains("WARN") && logged.contains("not the registry's") && !logged.contains("is not in"),
+        "{logged}"
+    );
+    assert_eq!(larder.logs().matches("a PROXY header that is broken").count(), 1);
 }
 
 /// The audit log and the list of wishes name the client, not the proxy.

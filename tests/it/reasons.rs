@@ -1,4 +1,4 @@
-//! What operators read of a failure: the access log's line says why, in words that name the host and no library, and never a secret.
+//! Reasons of failures as operators read them: the access log's line says why, in words that name the host and no library, and never a secret.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::support::{blob, manifest, within};
 
 const REPO: &str = "library/alpine";
 
-/// What libraries call it.
+/// Words of libraries.
 const DIALECT: [&str; 9] = [
     "error sending",
     "client error",
@@ -250,7 +250,7 @@ async fn every_failure_says_why() {
     }
 }
 
-/// What needs credentials for all that is known is refused while its upstream cannot be asked; the log says that it could not.
+/// Content that needs credentials for all that is known is refused while its upstream cannot be asked; the log says that it could not.
 #[tokio::test]
 async fn a_refusal_for_want_of_an_answer_says_so() {
     let upstream = Upstream::start().await;
@@ -276,6 +276,43 @@ async fn a_refusal_for_want_of_an_answer_says_so() {
         error.contains("refused.example: the connection to 127.0.0.1:1 was refused"),
         "{error}"
     );
+    is_plain(&larder.logs());
+}
+
+/// A 404 is `missing` only if the registry says so. Denied access and a miss of an offline mirror are failed pulls with a reason,
+/// and count in the ratio of hits.
+#[tokio::test]
+async fn a_404_that_stands_for_a_failure_says_why() {
+    let upstream = Upstream::start().await;
+    let denying = faulty(|u| drop(u.on(On::Any).always().status(403))).await;
+    let larder = LarderProcess::start(&upstream, |toml| {
+        toml.set(&["log"], "format", "json");
+        toml.everybody_may_pull();
+        toml.upstream("denying.example", "url", denying.url());
+        toml.upstream("denying.example", "username", "someone");
+        toml.upstream("denying.example", "password", "hunter2");
+        toml.upstream("offline.example", "url", upstream.url());
+        toml.upstream("offline.example", "offline", true);
+    })
+    .await;
+    for (name, outcome, words) in [
+        ("denying.example", "error", "403"),
+        ("offline.example", "error", "is not in this mirror"),
+        ("docker.io", "missing", ""),
+    ] {
+        let path = format!("/v2/{name}/library/app/manifests/1");
+        larder.get(&path).await.expect(404);
+        let line_of = line(&larder, &path).await;
+        assert_eq!(line_of["outcome"], outcome, "{line_of}");
+        let error = line_of["error"].as_str().unwrap_or_default();
+        assert!(
+            error.contains(words) && error.is_empty() == words.is_empty(),
+            "{line_of}"
+        );
+    }
+    let stats = Ask::get("/api/v1/stats").send(larder.admin()).await.expect(200).json();
+    let ratio = (&stats["hit_ratio"], &stats["served_bytes"], &stats["byte_hit_ratio"]);
+    assert_eq!(ratio, (&json!(0.0), &json!(0), &Value::Null), "{stats:#}");
     is_plain(&larder.logs());
 }
 
@@ -328,7 +365,7 @@ async fn a_response_that_breaks_off_says_why() {
     );
 }
 
-/// What is served stale says what the upstream did; one that goes down is one warning, however many ask; and one line when it is
+/// A stale answer says what the upstream did; one that goes down is one warning, however many ask; and one line when it is
 /// back.
 #[tokio::test]
 async fn an_upstream_that_goes_down_is_told_of_once() {
@@ -376,6 +413,18 @@ async fn an_upstream_that_goes_down_is_told_of_once() {
     assert_eq!(larder.logs().matches("answers again").count(), 1);
 }
 
+/// A registry that keeps failing is down also where `answer_timeout` ends before all repeats have been sent.
+#[tokio::test]
+async fn a_short_answer_timeout_hides_no_outage() {
+    let upstream = faulty(|u| drop(u.on(On::Any).always().status(500))).await;
+    let larder = LarderProcess::start(&upstream, |toml| {
+        toml.upstream("docker.io", "answer_timeout", "1s");
+    })
+    .await;
+    larder.get(manifest(REPO, "1")).await.expect(503);
+    larder.wait_for_log("the registry is down").await;
+}
+
 /// Reasons of the proxy's own: too many connections, and content that cannot be read.
 #[tokio::test]
 async fn local_failures_say_why() {
@@ -395,8 +444,17 @@ async fn local_failures_say_why() {
         }
     })
     .await;
-    let first = Connection::open(larder.registry()).await;
-    let (_, first) = first.ask(&Ask::get("/v2/")).await;
+    // The connection before may still have the one place.
+    let first = within("a place for a connection", async {
+        loop {
+            let connection = Connection::open(larder.registry()).await;
+            let (answer, connection) = connection.ask(&Ask::get("/v2/")).await;
+            if answer.status == 200 {
+                return connection;
+            }
+        }
+    })
+    .await;
     Ask::get("/v2/").send(larder.registry()).await.expect(503);
     let line_of = larder.wait_for_log("too many connections").await;
     let line_of: Value = serde_json::from_str(&line_of).unwrap();
@@ -433,7 +491,7 @@ async fn local_failures_say_why() {
     is_plain(&larder.logs());
 }
 
-/// What failed on the admin address has a line too; and an image that a prefetch did not bring is named.
+/// A failure on the admin address has a line too; and an image that a prefetch did not bring is named.
 #[tokio::test]
 async fn failures_of_the_admin_address_and_of_prefetches_say_what_of() {
     let upstream = Upstream::start().await;
@@ -477,4 +535,27 @@ async fn failures_of_the_admin_address_and_of_prefetches_say_what_of() {
         );
     }
     is_plain(&larder.logs());
+}
+
+/// Anybody may ask for blobs that are not there: a line of the access log for each is enough.
+#[tokio::test]
+async fn missing_blobs_are_no_warnings() {
+    for status in [404, 403, 429] {
+        let upstream = Upstream::start().await;
+        upstream.on(On::Any).always().status(status);
+        let larder = LarderProcess::start(&upstream, |toml| {
+            toml.set(&["log"], "format", "json");
+        })
+        .await;
+        let paths: Vec<String> = (0..5)
+            .map(|number| blob(REPO, format!("sha256:{number:064x}")))
+            .collect();
+        for path in &paths {
+            let answer = Ask::get(path.clone()).send(larder.registry()).await;
+            assert!(answer.status >= 400, "{}", answer.status);
+            line(&larder, path).await;
+        }
+        let logs = larder.logs();
+        assert!(!logs.contains("transfer failed"), "{status}: {logs}");
+    }
 }

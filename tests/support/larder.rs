@@ -84,6 +84,8 @@ impl Larder {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("larder")
+            // Less than the 2 MiB that the program has: futures that grow too large end a test, not a Larder.
+            .thread_stack_size(1280 << 10)
             .enable_all()
             .build()
             .expect("a runtime");

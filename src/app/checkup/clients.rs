@@ -3,8 +3,11 @@
 //! Each kind has a file of its own here that knows what the client reads and makes the requests of it (`pulls`). What all
 //! share: a file as it is found, one address in it against the proxy's own, and how a verdict is told.
 
+use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use super::naming::Way;
 use super::pulls::{Endpoint, Judged, PullVerdict, Takes, Trouble};
@@ -19,16 +22,26 @@ pub(super) struct Look<'a> {
     pub(super) root: &'a Path,
     /// The home of whoever asks, below `root`.
     pub(super) home: Option<PathBuf>,
+    /// The file that the environment of whoever asks names in the place of registries.conf.
+    pub(super) registries_conf: Option<PathBuf>,
     pub(super) target: &'a Target,
     pub(super) names: &'a Lookup,
 }
 
-/// Of every client that has a file below `root`; blocking.
-pub(super) fn check(root: &Path, home: Option<&Path>, target: &Target, look_up: bool) -> Vec<Finding> {
+/// Returns the findings about every client that has a file below `root`. Blocking. `registries_conf`: see
+/// [`Look::registries_conf`].
+pub(super) fn check(
+    root: &Path,
+    home: Option<&Path>,
+    registries_conf: Option<PathBuf>,
+    target: &Target,
+    look_up: bool,
+) -> Vec<Finding> {
     let names = Lookup::new(look_up);
     let look = Look {
         root,
         home: home.map(|home| home.strip_prefix("/").unwrap_or(home).to_owned()),
+        registries_conf,
         target,
         names: &names,
     };
@@ -60,7 +73,7 @@ impl Look<'_> {
 
     /// `None` where there is no such file; a file that is there and cannot be read is a finding.
     pub(super) fn read(&self, check: &str, path: &str) -> Option<Result<String, Finding>> {
-        let file = match std::fs::File::open(self.root.join(path)) {
+        let file = match open(&self.root.join(path)) {
             Ok(file) => file,
             Err(error)
                 if matches!(
@@ -73,7 +86,8 @@ impl Look<'_> {
             Err(error) => return Some(Err(unread(check, path, &error.to_string()))),
         };
         let mut text = String::new();
-        Some(match file.take(MAX_BYTES).read_to_string(&mut text) {
+        Some(match file.take(MAX_BYTES + 1).read_to_string(&mut text) {
+            Ok(read) if read as u64 > MAX_BYTES => Err(unread(check, path, "it is larger than 4 MiB")),
             Ok(_) => Ok(text),
             Err(error) => Err(unread(check, path, &error.to_string())),
         })
@@ -138,6 +152,22 @@ impl Look<'_> {
     }
 }
 
+/// Opens a regular file. Any user may have put something else in its place, on which root would wait (a named pipe) or
+/// which it would set going (a device).
+fn open(path: &Path) -> std::io::Result<File> {
+    let refuse = || Err(std::io::Error::other("it is no regular file"));
+    // Looked at before, since opening a device may do something by itself.
+    if !std::fs::metadata(path)?.is_file() {
+        return refuse();
+    }
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => refuse(),
+    }
+}
+
 fn unread(check: &str, path: &str, why: &str) -> Finding {
     Finding::warning(check, format!("/{path} cannot be read: {why}")).advice("ask as root")
 }
@@ -182,9 +212,32 @@ pub(super) trait Dialect {
     fn partly(&self, registry: &str, written: &str, takes: Takes) -> Finding;
 }
 
+/// Gives a registry that no client asks for by the name that is written the verdict of one that is not named.
+fn as_asked(mut one: Judged) -> Judged {
+    let registry = one.verdict.registry.split('/').next().unwrap_or_default();
+    let (why, right) = match registry {
+        _ if !one.verdict.names_this_proxy() => return one,
+        "registry-1.docker.io" | "index.docker.io" => {
+            ("clients know Docker Hub by another name", "docker.io".to_owned())
+        }
+        other if other.bytes().any(|byte| byte.is_ascii_uppercase()) => {
+            ("names of images have small letters there", other.to_ascii_lowercase())
+        }
+        _ => return one,
+    };
+    one.troubles = vec![Trouble::NeverAsked(why, right)];
+    one.verdict = PullVerdict::elsewhere(&one.verdict.registry, &one.verdict.file);
+    one
+}
+
 /// The findings about one file, its verdicts on the first. `judged`: each registry that the file names.
 pub(super) fn report(look: &Look<'_>, dialect: &dyn Dialect, judged: Vec<Judged>) -> Vec<Finding> {
+    let judged: Vec<Judged> = judged.into_iter().map(as_asked).collect();
     let mut findings: Vec<Finding> = Vec::new();
+    let around = judged
+        .iter()
+        .filter(|one| one.troubles.is_empty() && !one.verdict.names_this_proxy());
+    let around: Vec<String> = around.map(|one| one.verdict.registry.clone()).collect();
     for one in &judged {
         for trouble in &one.troubles {
             let finding = of_trouble(dialect, &one.verdict.registry, trouble);
@@ -199,7 +252,8 @@ pub(super) fn report(look: &Look<'_>, dialect: &dyn Dialect, judged: Vec<Judged>
     }
     let here: Vec<&PullVerdict> = verdicts.iter().filter(|verdict| verdict.arrives()).collect();
     if !here.is_empty() {
-        findings.insert(0, comes(look, dialect, &here));
+        findings.insert(0, comes(look, dialect, &here, &around));
+        findings.extend(past(dialect, &around));
     } else if findings.is_empty() {
         findings.push(nothing(look, dialect, &verdicts));
     }
@@ -216,6 +270,7 @@ pub(super) fn with_more(
     judged: Vec<Judged>,
     more: Vec<Finding>,
 ) -> Vec<Finding> {
+    let judged: Vec<Judged> = judged.into_iter().map(as_asked).collect();
     let is_told = |one: &Judged| one.verdict.arrives() || !one.troubles.is_empty();
     let is_enough = more.is_empty() || judged.iter().any(is_told);
     let verdicts: Vec<PullVerdict> = judged.iter().map(|one| one.verdict.clone()).collect();
@@ -259,18 +314,48 @@ fn of_trouble(dialect: &dyn Dialect, registry: &str, trouble: &Trouble) -> Optio
             format!("{place}: {} is asked before {written} for {registry}", few(before)),
         )
         .advice("put this proxy first, or what the other one has never comes here"),
+        Trouble::NeverAsked(why, right) => Finding::problem(
+            check,
+            format!(
+                "{place}: {registry} leads here and is never asked for, because {why}: its pulls go around this proxy"
+            ),
+        )
+        .advice(format!("write {right} in its place")),
         Trouble::Partly(written, takes) => dialect.partly(registry, written, *takes),
     })
 }
 
-/// Which registries' pulls come here.
-fn comes(look: &Look<'_>, dialect: &dyn Dialect, here: &[&PullVerdict]) -> Finding {
-    let names: Vec<String> = here.iter().map(|verdict| verdict.registry.clone()).collect();
-    let mut found = format!("pulls from {} come here", few(&names));
+/// Warns of registries that the file names and sends elsewhere, while others come here.
+fn past(dialect: &dyn Dialect, around: &[String]) -> Option<Finding> {
+    let found = format!(
+        "{} names {} and sends their pulls around this proxy",
+        dialect.place(),
+        around.join(", ")
+    );
+    let finding = Finding::warning(dialect.check(), found);
+    (!around.is_empty()).then(|| finding.advice("put this proxy there, too, unless that is meant"))
+}
+
+/// Which registries' pulls come here. `around`: registries of the file whose pulls do not.
+fn comes(look: &Look<'_>, dialect: &dyn Dialect, here: &[&PullVerdict], around: &[String]) -> Finding {
+    let is_all = |name: &str| matches!(name, "_default" | "*");
+    let mut names: Vec<String> = here.iter().map(|verdict| verdict.registry.clone()).collect();
+    let has_all = names.iter().any(|name| is_all(name));
+    let named: Vec<&String> = names.iter().filter(|name| !is_all(name)).collect();
+    let mut found = match (has_all, named.is_empty()) {
+        (false, _) => format!("pulls from {} come here", few(&named)),
+        (true, true) => "pulls from every registry that has no entry of its own come here".to_owned(),
+        (true, false) => {
+            format!(
+                "pulls from {} and from every registry that has no entry of its own come here",
+                few(&named)
+            )
+        }
+    };
     if here.iter().any(|verdict| verdict.falls_back) {
-        found += "; past this proxy when it refuses or is away";
+        found += "; when this proxy refuses or cannot be reached, the client asks the registry itself";
     }
-    let has_all = names.iter().any(|name| name == "_default" || name == "*");
+    names.extend_from_slice(around);
     let missing = match has_all || !dialect.is_for_all() {
         true => Vec::new(),
         false => look.missing(&names),
@@ -316,5 +401,32 @@ pub(super) fn few<S: AsRef<str>>(names: &[S]) -> String {
     match names.len().saturating_sub(SHOWN) {
         0 => shown.join(", "),
         more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&pipe, &link).unwrap();
+        for path in [pipe.as_path(), &link, folder.path(), Path::new("/dev/zero")] {
+            let error = open(path).unwrap_err();
+            assert!(
+                error.to_string().contains("no regular file"),
+                "{}: {error}",
+                path.display()
+            );
+        }
+        let file = folder.path().join("file");
+        std::fs::write(&file, "a").unwrap();
+        let link = folder.path().join("to-file");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        assert!(open(&file).is_ok() && open(&link).is_ok());
     }
 }

@@ -4,6 +4,7 @@
 //! A file that breaks a rule stops every pull of who reads it, whichever registry it is for.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use toml::Table;
 
@@ -18,7 +19,11 @@ const FILE: &str = "etc/containers/registries.conf";
 const FOLDER: &str = "etc/containers/registries.conf.d";
 /// A user's own, below the home.
 const USER: &str = ".config/containers/registries.conf";
+/// The variable by which podman has another file in the place of the system's.
+pub(super) const VARIABLE: &str = "CONTAINERS_REGISTRIES_CONF";
 const CERTIFICATES: &[&str] = &["etc/containers/certs.d", "etc/docker/certs.d"];
+/// Others take the name of the image that a slash makes for none.
+const TAKES_SLASHES: &str = "newer podman and CRI-O";
 /// Homes that are looked into, at most.
 const MOST_HOMES: usize = 200;
 
@@ -30,6 +35,9 @@ pub(super) fn check(look: &Look<'_>) -> Vec<Finding> {
         folders: vec![FOLDER.to_owned()],
     };
     let mut findings = system.findings(look);
+    if let Some(path) = &look.registries_conf {
+        findings.extend(Reader::of_environment(look, path));
+    }
     for home in homes(look) {
         findings.extend(
             Reader::of_user(look, &home)
@@ -81,11 +89,38 @@ struct Registry {
 #[derive(Clone, Debug)]
 struct Mirror {
     location: String,
+    /// There is a slash behind the location.
+    has_slash: bool,
     insecure: bool,
     takes: Takes,
 }
 
 impl Reader {
+    /// Reads the file that [`VARIABLE`] names, which takes the place of the system's and of the user's.
+    fn of_environment(look: &Look<'_>, path: &Path) -> Vec<Finding> {
+        let check = format!("client podman by {VARIABLE}");
+        let Some(file) = path.to_str().filter(|_| path.is_absolute()) else {
+            let found = format!(
+                "{VARIABLE} is {}, which depends on where podman is started",
+                path.display()
+            );
+            return vec![Finding::warning(&check, found).advice("name the file from / on")];
+        };
+        let home = look.home.as_ref().and_then(|home| home.to_str());
+        let of_home = home.map(|home| format!("{home}/{USER}.d"));
+        let reader = Reader {
+            place: file.to_owned(),
+            file: file.trim_start_matches('/').to_owned(),
+            folders: std::iter::once(FOLDER.to_owned()).chain(of_home).collect(),
+            check,
+        };
+        if !look.root.join(&reader.file).exists() {
+            let found = format!("{file}, which {VARIABLE} names, is not there: podman pulls nothing with it");
+            return vec![Finding::problem(&reader.check, found).advice("write it, or unset the variable")];
+        }
+        reader.findings(look)
+    }
+
     /// Reads for a user who has files of his own; `None` if not.
     fn of_user(look: &Look<'_>, home: &str) -> Option<Reader> {
         let file = format!("{home}/{USER}");
@@ -199,6 +234,14 @@ impl Reader {
             if let (Some(domain), true) = (registry.prefix.strip_prefix("*."), is_here) {
                 one = several(domain, registry, &one);
             }
+            if let (Some(mirror), true) = (registry.mirrors.iter().find(|mirror| mirror.has_slash), is_here) {
+                one.verdict.only = Some(TAKES_SLASHES.to_owned());
+                let found = format!(
+                    "/{}: the mirror {}/ ends with a slash: only {TAKES_SLASHES} pull by it, and others pull nothing from {}",
+                    registry.path, mirror.location, registry.prefix
+                );
+                more.push(Finding::warning(&self.check, found).advice("take the slash away"));
+            }
             judged.push(one);
         }
         for (before, after) in replaced {
@@ -281,6 +324,7 @@ impl Registry {
                 "" => self.prefix.clone(),
                 location => location.to_owned(),
             },
+            has_slash: false,
             insecure: self.insecure,
             takes: Takes::All,
         };
@@ -327,6 +371,12 @@ fn registries_of(table: &Table, path: &str, is_drop_in: bool) -> Result<Vec<Regi
     if has_first_form && (is_drop_in || is_mixed) {
         return Err("it has [registries.…] of the first form beside the second".to_owned());
     }
+    let mode = text(table, "short-name-mode")?;
+    if !matches!(mode, "" | "enforcing" | "permissive" | "disabled") {
+        return Err(format!(
+            "short-name-mode = {mode:?}: enforcing, permissive or disabled is expected"
+        ));
+    }
     let registries = match table.get("registry") {
         None => return Ok(Vec::new()),
         Some(toml::Value::Array(all)) => all,
@@ -338,12 +388,13 @@ fn registries_of(table: &Table, path: &str, is_drop_in: bool) -> Result<Vec<Regi
             return Err("registry has something else than tables in it".to_owned());
         };
         let registry = registry_of(keys, path)?;
-        // The first of a prefix counts.
-        if found.iter().all(|one| one.prefix != registry.prefix) {
-            found.push(registry);
-        }
+        found.push(registry);
     }
+    // Also those that do not count have to agree.
     conflict(&found)?;
+    // The first of a prefix counts.
+    let mut seen = std::collections::HashSet::new();
+    found.retain(|one| seen.insert(one.prefix.clone()));
     Ok(found)
 }
 
@@ -416,6 +467,7 @@ fn registry_of(keys: &Table, path: &str) -> Result<Registry, String> {
                 }
             },
             insecure: is_set(keys, "insecure")?,
+            has_slash: text(keys, "location")?.ends_with('/'),
             location: place,
         });
     }

@@ -45,6 +45,8 @@ pub(super) fn check(config: &Config, stats: Option<&StatsView>) -> Vec<Finding> 
     let at = nearest(path);
     let mut findings = vec![folder(path, &at)];
     match measured(&at) {
+        // The kernel's own have no room at all, which the finding about the folder says.
+        Ok(system) if system.size == 0 => findings.extend(kind(system.magic)),
         Ok(system) => {
             findings.extend(kind(system.magic));
             findings.extend(room(config, &system, stats));

@@ -24,7 +24,64 @@ const NEARLY: &[(&str, &str)] = &[
     ("insecure_registries", "insecure-registries"),
 ];
 
-/// Names of flags, which the daemon takes for keys that it knows and reads over.
+/// Keys of dockerd's file, from 20.10 to 29, and names of its flags. It starts with no other.
+const KNOWN: &str = "
+    add-runtime allow-direct-routing allow-nondistributable-artifacts api-cors-header authorization-plugin
+    authorization-plugins bip bip6 bridge bridge-accept-fwmark builder cdi-spec-dir cdi-spec-dirs
+    cgroup-parent cluster-advertise cluster-store cluster-store-opt cluster-store-opts config-file containerd
+    containerd-namespace containerd-plugins-namespace cpu-rt-period cpu-rt-runtime cri-containerd data-root
+    debug default-address-pool default-address-pools default-cgroupns-mode default-gateway default-gateway-v6
+    default-ipc-mode default-network-opt default-network-opts default-runtime default-shm-size
+    default-stop-timeout default-ulimit default-ulimits deprecated-key-path dns dns-opt dns-opts dns-search
+    exec-opt exec-opts exec-root experimental feature features firewall-backend fixed-cidr fixed-cidr-v6
+    graph group help host host-gateway-ip host-gateway-ips hosts http-proxy https-proxy icc init init-path
+    insecure-registries insecure-registry ip ip-forward ip-forward-no-drop ip-masq ip6tables iptables ipv6
+    label labels live-restore log-driver log-format log-level log-opt log-opts max-concurrent-downloads
+    max-concurrent-uploads max-download-attempts metrics-addr mtu network-control-plane-mtu
+    network-diagnostic-port no-new-privileges no-proxy node-generic-resource node-generic-resources nri-opts
+    oom-score-adjust pidfile proxies raw-logs registry-mirror registry-mirrors restart rootless runtimes
+    seccomp-profile selinux-enabled shutdown-timeout storage-driver storage-opt storage-opts
+    swarm-default-advertise-addr swarm-raft-election-tick swarm-raft-heartbeat-tick tls tlscacert tlscert
+    tlskey tlsverify userland-proxy userland-proxy-path userns-remap validate version
+";
+
+/// Keys whose values have one type; dockerd starts with no other.
+const TYPES: &[(&str, &str)] = &[
+    (
+        "true or false",
+        "debug icc init ip-forward ip-masq ip6tables iptables ipv6 live-restore no-new-privileges raw-logs \
+         selinux-enabled tls tlsverify userland-proxy experimental",
+    ),
+    (
+        "a whole number",
+        "max-concurrent-downloads max-concurrent-uploads max-download-attempts mtu shutdown-timeout",
+    ),
+    (
+        "a text",
+        "bip bridge cgroup-parent containerd data-root default-runtime exec-root fixed-cidr group log-driver \
+         log-level metrics-addr pidfile seccomp-profile storage-driver userns-remap http-proxy https-proxy \
+         no-proxy tlscacert tlscert tlskey",
+    ),
+    (
+        "a list of texts",
+        "authorization-plugins dns dns-opts dns-search exec-opts hosts labels storage-opts \
+         node-generic-resources",
+    ),
+    ("a map of keys", "log-opts runtimes features default-ulimits"),
+];
+/// Keys whose values are maps that dockerd takes as one value; the keys in any other map count as if they stood outside.
+const MAPS: &[&str] = &[
+    "cluster-store-opts",
+    "default-network-opts",
+    "log-opts",
+    "runtimes",
+    "default-ulimits",
+    "features",
+    "builder",
+    "nri-opts",
+];
+
+/// Names of flags, which the daemon takes for keys that it knows and ignores.
 const FLAGS: &[(&str, &str)] = &[
     ("registry-mirror", "registry-mirrors"),
     ("insecure-registry", "insecure-registries"),
@@ -59,6 +116,8 @@ struct Daemon {
     insecure: Vec<String>,
     /// A flag's name that stands in the place of a key, and the key.
     flag: Option<(&'static str, &'static str)>,
+    /// Versions that do not start with the file though others do, and what to do.
+    limit: Option<(&'static str, &'static str)>,
     /// True if images are in containerd's store; `None`: as the daemon's version and its first start have it.
     uses_containerd: Option<bool>,
 }
@@ -78,12 +137,27 @@ fn refused(why: String, advice: &str) -> Refused {
 
 impl Daemon {
     fn read(text: &str) -> Result<Daemon, Refused> {
-        // An empty file is one without keys to the daemon.
-        let json = match text.trim() {
-            "" => Value::Object(serde_json::Map::new()),
-            text => serde_json::from_str::<Value>(text)
-                .map_err(|error| refused(format!("it is no JSON ({error})"), "put it right"))?,
+        let mut values = serde_json::Deserializer::from_str(text).into_iter::<Value>();
+        // An empty file, and null, are one without keys to the daemon.
+        let json = match values.next() {
+            None | Some(Ok(Value::Null)) => Value::Object(serde_json::Map::new()),
+            Some(read) => read.map_err(|error| refused(format!("it is no JSON ({error})"), "put it right"))?,
         };
+        let is_one = text[values.byte_offset()..].trim().is_empty();
+        let limits = [
+            (
+                text.trim().is_empty(),
+                "is empty, and Docker 20.10 does not start with it",
+                "write {} into it",
+            ),
+            (
+                !is_one,
+                "has more behind its first value, and only Docker 20.10 starts with it",
+                "take the rest away",
+            ),
+        ];
+        let limit = limits.into_iter().find(|(is_it, ..)| *is_it);
+        let limit = limit.map(|(_, what, advice)| (what, advice));
         let Some(keys) = json.as_object() else {
             let why = "it is JSON, but no object with keys".to_owned();
             return Err(refused(why, "{ \"registry-mirrors\": [\"ADDRESS\"] }"));
@@ -92,7 +166,9 @@ impl Daemon {
             let why = format!("it has a key {found:?}, which the daemon does not know");
             return Err(refused(why, &format!("write {right:?}")));
         }
+        known(keys)?;
         let daemon = Daemon {
+            limit,
             mirrors: list(keys, "registry-mirrors")?,
             insecure: list(keys, "insecure-registries")?,
             flag: FLAGS.iter().find(|(flag, _)| keys.contains_key(*flag)).copied(),
@@ -103,6 +179,9 @@ impl Daemon {
         };
         for mirror in &daemon.mirrors {
             validate(mirror)?;
+        }
+        for entry in &daemon.insecure {
+            validate_insecure(entry)?;
         }
         Ok(daemon)
     }
@@ -118,10 +197,19 @@ impl Daemon {
     fn findings(&self, look: &Look<'_>) -> Vec<Finding> {
         let mut findings = self.by_mirrors(look);
         if let Some((flag, key)) = self.flag {
-            let found = format!("/{FILE} has {flag:?}, which is the name of a flag: dockerd reads over it");
+            let found = format!("/{FILE} has {flag:?}, which is the name of a flag: dockerd ignores it");
             findings.push(
                 Finding::problem(CHECK, found).advice(format!("write {key:?}, with a list; then restart docker")),
             );
+        }
+        if let Some((what, advice)) = self.limit {
+            findings.push(Finding::warning(CHECK, format!("/{FILE} {what}")).advice(advice));
+        }
+        // dockerd looks for the scheme in small letters, and puts https:// before what has none.
+        for mirror in self.mirrors.iter().filter(|mirror| !has_scheme(mirror)) {
+            let found =
+                format!("/{FILE}: nothing is asked of {mirror}: dockerd knows its scheme in small letters only");
+            findings.push(Finding::problem(CHECK, found).advice("write http:// or https:// in small letters"));
         }
         findings
     }
@@ -173,6 +261,7 @@ impl Daemon {
             Some(read) => (read.scheme, read.authority, read.path.trim_end_matches('/')),
             None => (None, mirror, ""),
         };
+        let authority = if has_scheme(mirror) { authority } else { "" };
         let schemes = if scheme == Some("http") { HTTP } else { HTTPS };
         let is_new = self.uses_containerd == Some(true);
         let endpoint = Endpoint {
@@ -180,7 +269,7 @@ impl Daemon {
                 true => path.to_owned(),
                 false => format!("{path}/v2"),
             },
-            has_trust: self.insecure.iter().any(|entry| entry == authority) || has_authority(look, authority),
+            has_trust: self.is_insecure(authority) || has_authority(look, authority),
             written: mirror.to_owned(),
             ..Endpoint::new(schemes, authority)
         };
@@ -190,11 +279,15 @@ impl Daemon {
         }
     }
 
+    fn is_insecure(&self, authority: &str) -> bool {
+        self.insecure.iter().any(|entry| bare(entry) == authority)
+    }
+
     /// Names with the proxy's address before them are no matter of mirrors.
     fn by_name(&self, look: &Look<'_>, arrives: bool) -> Option<Finding> {
         let mirror = self.mirrors.iter().find(|mirror| mirror.starts_with("http://"))?;
         let host = without_path(mirror).trim_start_matches("http://");
-        let is_needed = arrives && !look.target.is_loopback() && !self.insecure.iter().any(|entry| entry == host);
+        let is_needed = arrives && !look.target.is_loopback() && !self.is_insecure(host);
         is_needed.then(|| {
             Finding::note(
                 CHECK,
@@ -219,6 +312,81 @@ fn list(keys: &serde_json::Map<String, Value>, key: &str) -> Result<Vec<String>,
         Some(Value::Array(items)) => texts(items).ok_or_else(|| wrong("a list of other things")),
         Some(Value::String(_)) => Err(wrong("a text")),
         Some(_) => Err(wrong("something else")),
+    }
+}
+
+fn has_scheme(mirror: &str) -> bool {
+    mirror.starts_with("http://") || mirror.starts_with("https://")
+}
+
+/// An insecure registry less its scheme, which dockerd takes away.
+fn bare(entry: &str) -> &str {
+    let schemes = ["http://", "https://"].iter();
+    let mut bare = schemes.filter_map(|scheme| {
+        let begin = entry.get(..scheme.len())?;
+        begin.eq_ignore_ascii_case(scheme).then(|| &entry[scheme.len()..])
+    });
+    bare.next().unwrap_or(entry)
+}
+
+/// Refuses what dockerd does not start with: keys that it does not know, and values of other types.
+fn known(keys: &serde_json::Map<String, Value>) -> Result<(), Refused> {
+    for (key, value) in keys {
+        let inner = value.as_object().filter(|_| !MAPS.contains(&key.as_str()));
+        let unknown = match inner {
+            Some(inner) => inner.keys().find(|key| !is_known(key)),
+            None => (!is_known(key)).then_some(key),
+        };
+        if let Some(key) = unknown {
+            let why = format!("it has a key {key:?}, and a dockerd of version 20.10 to 29 does not know it");
+            let lower = key.to_ascii_lowercase();
+            return Err(match is_known(&lower) {
+                true => refused(why, &format!("write {lower:?}")),
+                false => refused(why, "take it away, or put it right"),
+            });
+        }
+        let types = TYPES.iter().find(|(_, names)| names.split(' ').any(|name| name == key));
+        if let Some((expected, _)) = types.filter(|(expected, _)| !is_of(expected, value)) {
+            return Err(refused(
+                format!("{key} is {value}, where {expected} is expected"),
+                "put it right",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn is_known(key: &str) -> bool {
+    KNOWN.split_whitespace().any(|known| known == key)
+}
+
+/// True if a value is of the type that [`TYPES`] has a name for. Null leaves what is there without it.
+fn is_of(expected: &str, value: &Value) -> bool {
+    value.is_null()
+        || match expected {
+            "true or false" => value.is_boolean(),
+            "a whole number" => value.is_i64(),
+            "a text" => value.is_string(),
+            "a list of texts" => value
+                .as_array()
+                .is_some_and(|all| all.iter().all(|one| one.is_string() || one.is_null())),
+            _ => value.is_object(),
+        }
+}
+
+/// As the daemon looks at each insecure registry when it starts: an address less a path, or a network.
+fn validate_insecure(entry: &str) -> Result<(), Refused> {
+    let bare = bare(entry);
+    let is_network = bare
+        .split_once('/')
+        .is_some_and(|(address, bits)| address.parse::<std::net::IpAddr>().is_ok() && bits.parse::<u8>().is_ok());
+    let is_address = || bare.parse::<std::net::IpAddr>().is_ok() || bare.parse::<crate::oci::HostPort>().is_ok();
+    match is_network || is_address() {
+        true => Ok(()),
+        false => Err(refused(
+            format!("insecure-registries has {entry:?}, which is neither HOST:PORT nor a network"),
+            "such as \"larder.example:5000\" or \"10.0.0.0/8\"",
+        )),
     }
 }
 

@@ -69,7 +69,8 @@ struct Host {
     skip_verify: Option<bool>,
     #[serde(default)]
     override_path: bool,
-    dial_timeout: Option<String>,
+    dial_timeout: Option<toml::Value>,
+    header: Option<toml::Table>,
 }
 
 impl Hosts {
@@ -148,6 +149,9 @@ impl Hosts {
                     .push(endpoint.map_err(|wrong| unread(wrong.why, wrong.fails))?);
                 read.note(host, &name);
             }
+        }
+        if file.root.dial_timeout.is_some() {
+            read.note(&file.root, "server");
         }
         if file.host.is_empty() {
             read.only = Some(Only {
@@ -278,8 +282,17 @@ impl Hosts {
 
 impl Read {
     fn note(&mut self, host: &Host, name: &str) {
-        if host.dial_timeout.is_none() {
-            self.slow.push(name.to_owned());
+        match &host.dial_timeout {
+            None => self.slow.push(without_user_and_query(name)),
+            Some(toml::Value::String(text)) if text.is_empty() || is_duration(text) => {}
+            // Earlier ones do not know the key.
+            Some(_) => {
+                self.only = Some(Only {
+                    versions: "containerd before 2.1",
+                    why: "a dial_timeout that is no duration makes containerd 2.1 and newer ignore the file",
+                    advice: "dial_timeout = \"1s\"",
+                });
+            }
         }
         let capabilities = host.capabilities.iter().flatten();
         if capabilities
@@ -327,6 +340,7 @@ struct Wrong {
 fn endpoint(look: &Look<'_>, folder: &str, registry: &str, name: &str, host: &Host) -> Result<Endpoint, Wrong> {
     let ignored = |why: String| Wrong { why, fails: false };
     // Without a scheme it is https, for localhost as well.
+    let name = &without_user_and_query(name);
     let address = match name.starts_with("http") {
         true => name.to_owned(),
         false => format!("https://{name}"),
@@ -356,13 +370,24 @@ fn endpoint(look: &Look<'_>, folder: &str, registry: &str, name: &str, host: &Ho
             return Err(Wrong { why, fails: true });
         }
     }
-    if let Some(text) = host
-        .dial_timeout
-        .as_deref()
-        .filter(|text| !text.is_empty() && !is_duration(text))
-    {
+    for file in client_files(host.client.as_ref()).map_err(ignored)? {
+        let path = match file.strip_prefix('/') {
+            Some(path) => path.to_owned(),
+            None => format!("{folder}/{file}"),
+        };
+        if look.read("", &path).is_none_or(|read| read.is_err()) {
+            let why = format!("client names /{path}, which cannot be read");
+            return Err(Wrong { why, fails: true });
+        }
+    }
+    let is_text = |value: &toml::Value| match value {
+        toml::Value::Array(all) => all.iter().all(toml::Value::is_str),
+        one => one.is_str(),
+    };
+    let mut headers = host.header.iter().flatten();
+    if let Some((header, _)) = headers.find(|(_, value)| !is_text(value)) {
         return Err(ignored(format!(
-            "has dial_timeout = {text:?}, where such as \"1s\" is expected"
+            "has a header {header} that is neither a text nor a list of texts"
         )));
     }
     let endpoint = Endpoint {
@@ -380,6 +405,42 @@ fn endpoint(look: &Look<'_>, folder: &str, registry: &str, name: &str, host: &Ho
         )
     };
     Ok(endpoint.naming(registry))
+}
+
+/// An address as the client takes it apart: users, queries and fragments play no part.
+fn without_user_and_query(name: &str) -> String {
+    let name = name.split(['?', '#']).next().unwrap_or(name);
+    let begin = name.find("://").map_or(0, |at| at + "://".len());
+    let end = name[begin..].find('/').map_or(name.len(), |at| begin + at);
+    let authority = name[begin..end].rsplit('@').next().unwrap_or_default();
+    format!("{}{authority}{}", &name[..begin], &name[end..])
+}
+
+/// Files of the client's own certificates and keys: one, a list of them, or a list of pairs.
+fn client_files(client: Option<&toml::Value>) -> Result<Vec<&str>, String> {
+    let wrong = || "has a client that is neither a text nor a list of texts or pairs".to_owned();
+    let mut files = Vec::new();
+    match client {
+        None => {}
+        Some(toml::Value::String(one)) => files.push(one.as_str()),
+        Some(toml::Value::Array(all)) => {
+            for one in all {
+                match one {
+                    toml::Value::String(one) => files.push(one.as_str()),
+                    toml::Value::Array(pair) if matches!(pair.len(), 1 | 2) => {
+                        for one in pair {
+                            files.push(one.as_str().ok_or_else(wrong)?);
+                        }
+                    }
+                    _ => return Err(wrong()),
+                }
+            }
+        }
+        Some(_) => return Err(wrong()),
+    }
+    // A pair may leave its key to the certificate's file.
+    files.retain(|file| !file.is_empty());
+    Ok(files)
 }
 
 /// Files of authorities.

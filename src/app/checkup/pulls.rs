@@ -133,6 +133,8 @@ pub(super) enum Trouble {
     Behind(String, Vec<String>),
     /// It is not asked for everything.
     Partly(String, Takes),
+    /// No image's name begins with the registry as it is written; why, and the right one.
+    NeverAsked(&'static str, String),
 }
 
 /// One registry's verdict and what stands in the way.
@@ -335,6 +337,7 @@ mod tests {
         let look = Look {
             root: std::path::Path::new("/"),
             home: None,
+            registries_conf: None,
             target: &target,
             names: &names,
         };

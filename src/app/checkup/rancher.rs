@@ -61,8 +61,8 @@ impl Rancher {
             }
             if let Some(key) = mirror.strange.first() {
                 let found = format!(
-                    "{}: {} has a key {key:?}, which is read over",
-                    self.place, mirror.registry
+                    "{}: {} has a key {key:?}, which {} ignores",
+                    self.place, mirror.registry, self.name
                 );
                 more.push(Finding::warning(self.check, found).advice("the addresses stand under endpoint, as a list"));
             }

@@ -70,6 +70,7 @@ async fn ask(address: &AdminAddress, config: &Config) -> Result<Result<StatsView
     let (tokens, kept) = match address.tokens(&Known::of(config)) {
         Ok(tokens) => (tokens, None),
         Err(TokenError::Unreadable(why)) => return Ok(Err(why)),
+        Err(why @ TokenError::Unnamed(_)) => return Ok(Err(why.to_string())),
         Err(TokenError::Clear(_)) => {
             let kept = "the admin token is not sent to another machine unencrypted, which admin.tls would change";
             (Tokens::default(), Some(kept.to_owned()))

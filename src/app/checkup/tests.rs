@@ -38,21 +38,21 @@ impl Root {
     fn look_by(&self, scheme: &'static str) -> Vec<Finding> {
         let mut target = Target::at("larder.example:5000".parse().unwrap(), Some(scheme));
         target.upstreams = vec!["docker.io".to_owned(), "quay.io".to_owned()];
-        clients::check(self.path(), None, &target, false)
+        clients::check(self.path(), None, None, &target, false)
     }
 
     /// As on a node, of a proxy over TLS.
     pub(super) fn look_over_tls(&self, is_distrusted: bool) -> Vec<Finding> {
         let mut target = Target::at("larder.example:5000".parse().unwrap(), Some("https"));
         target.is_distrusted = is_distrusted;
-        clients::check(self.path(), None, &target, false)
+        clients::check(self.path(), None, None, &target, false)
     }
 
     /// Looks as on a machine that has the proxy's configuration.
     pub(super) fn look_with(&self, config: &str) -> Vec<Finding> {
         let config = Config::from_toml(config).unwrap();
         let target = Target::of(&config, Some(&"http://larder.example:5000".parse().unwrap()));
-        clients::check(self.path(), None, &target, false)
+        clients::check(self.path(), None, None, &target, false)
     }
 }
 
@@ -82,7 +82,7 @@ fn a_machine_without_clients() {
     has(&findings, Level::Warning, "no configuration of docker");
     // On the proxy's own machine that is no fault.
     let target = Target::of(&Config::default_config().unwrap(), None);
-    let findings = clients::check(Root::new(&[]).path(), None, &target, false);
+    let findings = clients::check(Root::new(&[]).path(), None, None, &target, false);
     has(&findings, Level::Note, "no configuration of docker");
 }
 
@@ -105,6 +105,143 @@ fn docker() {
     has(&second, Level::Warning, "is asked before");
     let wrong = look(r#"{"registry-mirrors": ["https://larder.example:5000"]}"#);
     has(&wrong, Level::Problem, "the proxy speaks http there");
+}
+
+/// dockerd starts with no key that it does not know, and with no value of another type.
+#[test]
+fn docker_refuses_keys_and_values() {
+    let look = |more: &str| {
+        let text = format!("{{\"registry-mirrors\": [\"http://larder.example:5000\"]{more}}}");
+        Root::new(&[("etc/docker/daemon.json", &text)]).look()
+    };
+    for (more, what) in [
+        (r#", "foo": 1"#, "of version 20.10 to 29 does not know it"),
+        (r#", "Registry-Mirrors": []"#, "does not know it"),
+        (r#", "proxies": {"foo": 1}"#, "does not know it"),
+        (r#", "debug": "yes""#, "true or false is expected"),
+        (r#", "mtu": 1.5"#, "a whole number is expected"),
+        (r#", "hosts": "tcp://x""#, "a list of texts is expected"),
+        (r#", "insecure-registries": ["a/b"]"#, "neither HOST:PORT nor a network"),
+    ] {
+        let findings = look(more);
+        has(&findings, Level::Problem, what);
+        assert_eq!(
+            arrivals(&findings, "docker.io"),
+            [(Arrival::Fails, Arrival::Fails)],
+            "{more}"
+        );
+    }
+    for more in [
+        r#", "features": {"buildkit": true}, "proxies": {"http-proxy": "http://x"}, "log-opts": {"max-size": "1m"}"#,
+        r#", "builder": {"gc": {"enabled": true}}, "debug": null, "ip": "127.0.0.1", "dns": ["10.0.0.1"]"#,
+        r#", "insecure-registries": ["http://larder.example:5000", "10.0.0.0/8", "[::1]:5000", "::1/128"]"#,
+    ] {
+        let findings = look(more);
+        assert_eq!(
+            arrivals(&findings, "docker.io"),
+            [(Arrival::Here, Arrival::Here)],
+            "{findings:?}"
+        );
+    }
+    let read = |text: &str| Root::new(&[("etc/docker/daemon.json", text)]).look();
+    has(&read(""), Level::Warning, "Docker 20.10 does not start with it");
+    has(&read("null"), Level::Warning, "no registry-mirrors");
+    let more = read(r#"{"registry-mirrors": ["http://larder.example:5000"]} {}"#);
+    has(&more, Level::Warning, "only Docker 20.10 starts with it");
+    has(&more, Level::Ok, "come here");
+    let loud = read(r#"{"registry-mirrors": ["HTTP://larder.example:5000"]}"#);
+    has(&loud, Level::Problem, "in small letters only");
+    assert_eq!(arrivals(&loud, "docker.io"), [(Arrival::Elsewhere, Arrival::Elsewhere)]);
+}
+
+/// A default does not hide what a file says of one registry.
+#[test]
+fn registries_that_a_file_sends_around() {
+    let warns = |files: &[(&str, &str)], name: &str| {
+        let findings = Root::new(files).look();
+        has(&findings, Level::Ok, "come here");
+        has(
+            &findings,
+            Level::Warning,
+            &format!("names {name} and sends their pulls around this proxy"),
+        );
+    };
+    let podman = "[[registry]]\nlocation = \"quay.io\"\n[[registry.mirror]]\nlocation = \"larder.example:5000/quay.io\"\ninsecure = true\n[[registry]]\nprefix = \"docker.io\"\nlocation = \"larder.example:5000/docker.io\"\ninsecure = true\n[[registry]]\nlocation = \"quay.io/other\"\n";
+    warns(&[("etc/containers/registries.conf", podman)], "quay.io/other");
+    let (default, quay) = (
+        "etc/containerd/certs.d/_default/hosts.toml",
+        "etc/containerd/certs.d/quay.io/hosts.toml",
+    );
+    let here = "[host.\"http://larder.example:5000\"]\n";
+    for text in ["", "server = \"https://quay.io\"\n"] {
+        warns(&[(default, here), (quay, text)], "quay.io");
+    }
+    for more in ["", "\n    endpoint: [\"https://other.example\"]"] {
+        let text = format!("mirrors:\n  \"*\":\n    endpoint: [\"http://larder.example:5000\"]\n  quay.io:{more}\n");
+        warns(&[("etc/rancher/k3s/registries.yaml", &text)], "quay.io");
+    }
+}
+
+/// Names of registries that no image has.
+#[test]
+fn registries_that_are_never_asked_for() {
+    let here = "[host.\"http://larder.example:5000\"]\n";
+    for (name, right) in [("registry-1.docker.io", "docker.io"), ("QUAY.IO", "quay.io")] {
+        let k3s = format!("mirrors:\n  {name}:\n    endpoint: [\"http://larder.example:5000\"]\n");
+        let podman =
+            format!("[[registry]]\nprefix = \"{name}\"\nlocation = \"larder.example:5000/{right}\"\ninsecure = true\n");
+        for (path, text) in [
+            (format!("etc/containerd/certs.d/{name}/hosts.toml"), here),
+            ("etc/rancher/k3s/registries.yaml".to_owned(), &k3s),
+            ("etc/containers/registries.conf".to_owned(), &podman),
+        ] {
+            let findings = Root::new(&[(&path, text)]).look();
+            has(&findings, Level::Problem, "is never asked for");
+            assert_eq!(
+                arrivals(&findings, name),
+                [(Arrival::Elsewhere, Arrival::Elsewhere)],
+                "{path}"
+            );
+        }
+    }
+}
+
+/// The file that `CONTAINERS_REGISTRIES_CONF` names decides about the pulls of the user who runs the checkup.
+#[test]
+fn the_file_of_the_environment() {
+    let root = Root::new(&[(
+        "a.conf",
+        "[[registry]]\nprefix = \"quay.io\"\nlocation = \"larder.example:5000/quay.io\"\ninsecure = true\n",
+    )]);
+    let target = Target::at("larder.example:5000".parse().unwrap(), Some("http"));
+    let look = |path: &str| clients::check(root.path(), None, Some(path.into()), &target, false);
+    let findings = look("/a.conf");
+    has(&findings, Level::Ok, "pulls from quay.io come here");
+    assert_eq!(findings[0].check, "client podman by CONTAINERS_REGISTRIES_CONF");
+    has(&look("/b.conf"), Level::Problem, "is not there");
+    has(&look("a.conf"), Level::Warning, "depends on where podman is started");
+}
+
+#[test]
+fn podman_refuses_what_it_refuses() {
+    let quay = "[[registry]]\nlocation = \"quay.io\"\n[[registry.mirror]]\nlocation = \"larder.example:5000/quay.io\"\ninsecure = true\n";
+    let look = |text: &str| Root::new(&[("etc/containers/registries.conf", text)]).look();
+    let twice = format!("{quay}[[registry]]\nlocation = \"quay.io\"\ninsecure = true\n");
+    has(&look(&twice), Level::Problem, "the location quay.io twice");
+    let mode = format!("short-name-mode = \"nonsense\"\n{quay}");
+    has(
+        &look(&mode),
+        Level::Problem,
+        "enforcing, permissive or disabled is expected",
+    );
+    let slash = look(&quay.replace("/quay.io", "/quay.io/"));
+    has(&slash, Level::Warning, "ends with a slash");
+    assert!(
+        slash
+            .iter()
+            .all(|finding| finding.registries.iter().all(|one| one.only.is_some())),
+        "{slash:?}"
+    );
 }
 
 /// Docker's classic store never says which registry it means.
@@ -141,7 +278,7 @@ fn containerd() {
     has(
         &good,
         Level::Note,
-        "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
+        "pulls from docker.io come here; when this proxy refuses or cannot be reached, the client asks the registry itself; not from quay.io",
     );
     assert_eq!(good.len(), 1, "{good:?}");
     // To the service that pulls since containerd 2.1 a list is one path; to what pulled before it is a list.
@@ -398,7 +535,7 @@ fn podman() {
     has(
         &root(text).look(),
         Level::Note,
-        "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
+        "pulls from docker.io come here; when this proxy refuses or cannot be reached, the client asks the registry itself; not from quay.io",
     );
     has(
         &root(&text.replace("insecure = true", "")).look(),
@@ -425,7 +562,7 @@ fn k3s_and_buildkit() {
     has(
         &k3s(text),
         Level::Note,
-        "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
+        "pulls from docker.io come here; when this proxy refuses or cannot be reached, the client asks the registry itself; not from quay.io",
     );
     let star = k3s(&text.replace("docker.io", "*"));
     assert_eq!(star[0].level, Level::Ok, "{star:?}");
@@ -447,7 +584,7 @@ fn k3s_and_buildkit() {
     has(
         &buildkit(&plain),
         Level::Note,
-        "pulls from docker.io come here; past this proxy when it refuses or is away; not from quay.io",
+        "pulls from docker.io come here; when this proxy refuses or cannot be reached, the client asks the registry itself; not from quay.io",
     );
     has(&buildkit("debug = true\n"), Level::Warning, "leads to no registry");
 }

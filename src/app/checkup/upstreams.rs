@@ -376,6 +376,7 @@ mod tests {
                 network: false,
                 root: "/".into(),
                 home: None,
+                registries_conf: None,
                 address: None,
             };
             let wanted = config.upstreams.iter().filter(|u| is_wanted(&config, &scope, u));

@@ -228,6 +228,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// True if [`Reader::skip`] reads nothing of what it passes over.
+    pub fn skips_unread(&self) -> bool {
+        self.input.skips_unread()
+    }
+
     /// Passes over so many bytes of the present entry, at most what is left of it.
     pub fn skip(&mut self, count: u64) -> Result<(), BundleError> {
         let count = count.min(self.left);

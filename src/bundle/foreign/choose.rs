@@ -29,7 +29,7 @@ pub(super) struct Choice {
 /// Decides. Errors: nothing is taken, or the names that were given do not fit what is inside.
 pub(super) fn choose(entries: &[Entry], naming: &Naming) -> Result<Choice, BundleError> {
     for only in &naming.only {
-        if !entries.iter().any(|entry| answers_to(entry, only)) {
+        if entries.iter().all(|entry| Selection::of(entry, only).is_nothing()) {
             return Err(BundleError::Bad(format!(
                 "the archive has no image {only:?}; it has {}",
                 list(entries)
@@ -64,18 +64,65 @@ fn nothing(left: &[NotTaken]) -> BundleError {
     })
 }
 
+/// All names of all images, up to [`LISTED`].
 fn list(entries: &[Entry]) -> String {
     let images = entries.iter().filter(|entry| entry.kind == Kind::Image);
-    let mut names: Vec<String> = images.clone().take(LISTED).map(called).collect();
-    if images.clone().count() > LISTED {
-        names.push(format!("{} more", images.count() - LISTED));
+    let mut names = Vec::new();
+    let mut count = 0;
+    for entry in images {
+        let labels = Labels::of(entry);
+        let labels = labels.all().map(str::to_owned);
+        let labels = match labels.clone().next() {
+            Some(_) => labels.collect(),
+            None => vec![shown(&entry.digest)],
+        };
+        count += labels.len();
+        names.extend(labels.into_iter().take(LISTED - names.len()));
     }
-    names.join(", ")
+    if count > LISTED {
+        names.push(format!("{} more", count - LISTED));
+    }
+    match names.is_empty() {
+        true => "none".to_owned(),
+        false => names.join(", "),
+    }
 }
 
-fn called(entry: &Entry) -> String {
-    let label = entry.names.first().or(entry.shorts.first());
-    label.cloned().unwrap_or_else(|| shown(&entry.digest))
+/// Names of an entry, each once: a short name that only repeats part of a full one is left out.
+#[derive(Clone, Debug)]
+struct Labels<'a> {
+    names: Vec<&'a str>,
+    shorts: Vec<&'a str>,
+}
+
+impl<'a> Labels<'a> {
+    fn of(entry: &'a Entry) -> Labels<'a> {
+        let covered: HashSet<String> = entry.names.iter().flat_map(|name| short_forms(name)).collect();
+        let is_more = |short: &&str| {
+            let tag = name::short_tag(short);
+            !covered.contains(*short) && tag.is_none_or(|tag| !covered.contains(&tag))
+        };
+        Labels {
+            names: entry.names.iter().map(String::as_str).collect(),
+            shorts: entry.shorts.iter().map(String::as_str).filter(is_more).collect(),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &'a str> + Clone {
+        self.names.clone().into_iter().chain(self.shorts.clone())
+    }
+}
+
+/// Returns how tools shorten a full name when they write it beside that name: `1`, `a:1`, `1@sha256:…`.
+fn short_forms(full: &str) -> Vec<String> {
+    let last = full.split_once('@').map_or(full, |(name, _)| name);
+    let slash = last.rfind('/').map_or(0, |at| at + 1);
+    let mut forms = vec![full.to_owned(), full[slash..].to_owned(), last[slash..].to_owned()];
+    if let Some(colon) = last[slash..].find(':') {
+        let tag = slash + colon + 1;
+        forms.extend([full[tag..].to_owned(), last[tag..].to_owned()]);
+    }
+    forms
 }
 
 /// `sha256:0123456789ab`
@@ -84,24 +131,49 @@ fn shown(digest: &Digest) -> String {
     format!("{}:{hex}", digest.algorithm().as_str())
 }
 
-/// True if `only` is this entry's name, its digest, its image ID or how one of these begins. A signature bears its
-/// image's name, so it is meant by its digest alone.
-fn answers_to(entry: &Entry, only: &str) -> bool {
-    let begins = |digest: &Digest| {
-        let whole = digest.to_string();
-        let hex = only.split_once(':').map_or(only, |(_, hex)| hex);
-        let is_hex = hex.len() >= FEWEST_DIGITS && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        is_hex && (whole.starts_with(only) || digest.hex().starts_with(only))
-    };
-    if begins(&entry.digest) || entry.id.as_ref().is_some_and(begins) {
-        return true;
+/// The names of an entry that an `--only` means.
+enum Selection<'a> {
+    Nothing,
+    /// Means these names, and no other name of the same image.
+    Labels(BTreeSet<&'a str>),
+    /// Means the image with all its names.
+    All,
+}
+
+impl<'a> Selection<'a> {
+    /// A name selects itself; a digest, an image ID or the first digits of one select everything. A signature bears its
+    /// image's name, so it is selected by its digest alone.
+    fn of(entry: &'a Entry, only: &str) -> Selection<'a> {
+        if entry.kind == Kind::Image {
+            let wanted = name::parse(only).ok();
+            let is_same = |own: &&String| *own == only || (wanted.is_some() && name::parse(own).ok() == wanted);
+            let mut labels: BTreeSet<&str> = entry.names.iter().filter(is_same).map(String::as_str).collect();
+            if labels.is_empty() && entry.shorts.contains(only) {
+                let names = entry.names.iter().map(String::as_str);
+                labels.extend(names.filter(|name| short_forms(name).iter().any(|form| form == only)));
+            }
+            if labels.is_empty() {
+                labels.extend(entry.shorts.get(only).map(String::as_str));
+            }
+            if !labels.is_empty() {
+                return Selection::Labels(labels);
+            }
+        }
+        let begins = |digest: &Digest| {
+            let whole = digest.to_string();
+            let hex = only.split_once(':').map_or(only, |(_, hex)| hex);
+            let is_hex = hex.len() >= FEWEST_DIGITS && hex.bytes().all(|b| b.is_ascii_hexdigit());
+            is_hex && (whole.starts_with(only) || digest.hex().starts_with(only))
+        };
+        match begins(&entry.digest) || entry.id.as_ref().is_some_and(begins) {
+            true => Selection::All,
+            false => Selection::Nothing,
+        }
     }
-    if entry.kind != Kind::Image {
-        return false;
+
+    fn is_nothing(&self) -> bool {
+        matches!(self, Selection::Nothing)
     }
-    let wanted = name::parse(only).ok();
-    let is_same = |own: &String| own == only || (wanted.is_some() && name::parse(own).ok() == wanted);
-    entry.names.iter().any(is_same) || entry.shorts.iter().any(|short| short == only)
 }
 
 struct Chooser<'a> {
@@ -110,6 +182,8 @@ struct Chooser<'a> {
     is_narrowed: bool,
     /// Places of the images that are to be taken.
     roots: Vec<usize>,
+    /// The names that were selected, of those images that were selected by name.
+    picked: HashMap<usize, BTreeSet<&'a str>>,
     /// Which entries want which name: repository, then tag or digest.
     wanted: BTreeMap<(String, String), (Name, BTreeSet<usize>)>,
     /// Set if there are too many.
@@ -120,7 +194,19 @@ struct Chooser<'a> {
 impl<'a> Chooser<'a> {
     fn new(entries: &'a [Entry], naming: &Naming) -> Chooser<'a> {
         let is_narrowed = !naming.only.is_empty();
-        let is_selected = |entry: &Entry| naming.only.iter().any(|only| answers_to(entry, only));
+        let mut picked: HashMap<usize, BTreeSet<&str>> = HashMap::new();
+        let mut whole = HashSet::new();
+        for (at, entry) in entries.iter().enumerate() {
+            for only in &naming.only {
+                match Selection::of(entry, only) {
+                    Selection::Nothing => {}
+                    Selection::Labels(labels) => picked.entry(at).or_default().extend(labels),
+                    Selection::All => {
+                        whole.insert(at);
+                    }
+                }
+            }
+        }
         let mut below = HashSet::new();
         let mut inside = HashSet::new();
         for entry in entries {
@@ -137,18 +223,31 @@ impl<'a> Chooser<'a> {
             let is_referrer = entry.subject.is_some_and(|subject| inside.contains(&subject));
             entry.labels().next().is_none() && (is_referrer || below.contains(&entry.digest))
         };
-        let is_root = |entry: &Entry| match is_narrowed {
-            true => is_selected(entry),
-            false => entry.kind == Kind::Image && !comes_along(entry),
+        let is_root = |at: &usize| match is_narrowed {
+            true => whole.contains(at) || picked.contains_key(at),
+            false => entries[*at].kind == Kind::Image && !comes_along(&entries[*at]),
         };
+        let roots = (0..entries.len()).filter(is_root).collect();
+        picked.retain(|at, _| !whole.contains(at));
         Chooser {
             entries,
             is_narrowed,
-            roots: (0..entries.len()).filter(|at| is_root(&entries[*at])).collect(),
+            roots,
+            picked,
             wanted: BTreeMap::new(),
             is_overflowing: false,
             left: Vec::new(),
         }
+    }
+
+    /// The names that are meant of an entry.
+    fn labels(&self, at: usize) -> Labels<'a> {
+        let mut labels = Labels::of(&self.entries[at]);
+        if let Some(picked) = self.picked.get(&at) {
+            labels.names.retain(|name| picked.contains(name));
+            labels.shorts.retain(|short| picked.contains(short));
+        }
+        labels
     }
 
     fn want(&mut self, at: usize, name: Name) {
@@ -171,11 +270,20 @@ impl<'a> Chooser<'a> {
 
     /// Notes what is not taken. `naming`: what `--as` would have to say.
     fn leave(&mut self, at: usize, name: Option<&str>, reason: String, naming: Option<&str>) {
-        let entry = &self.entries[at];
-        let option = naming.map(|naming| match self.roots.as_slice() {
+        let option = naming.map(|naming| self.option(at, naming));
+        self.leave_with(at, name, reason, option);
+    }
+
+    /// The options that take an entry under a name.
+    fn option(&self, at: usize, naming: &str) -> String {
+        match self.roots.as_slice() {
             [one] if *one == at => format!("--as {naming}"),
-            _ => format!("--only {} --as {naming}", shown(&entry.digest)),
-        });
+            _ => format!("--only {} --as {naming}", shown(&self.entries[at].digest)),
+        }
+    }
+
+    fn leave_with(&mut self, at: usize, name: Option<&str>, reason: String, option: Option<String>) {
+        let entry = &self.entries[at];
         self.left.push(NotTaken {
             name: name.map(str::to_owned),
             digest: entry.digest.to_string(),
@@ -185,23 +293,63 @@ impl<'a> Chooser<'a> {
         });
     }
 
+    /// [`Chooser::leave_with`] for each name of an entry, or once for one without a name.
+    fn leave_all(&mut self, at: usize, reason: &str, option: Option<&str>) {
+        let labels: Vec<Option<&str>> = match self.labels(at).all().map(Some).collect::<Vec<_>>() {
+            none if none.is_empty() => vec![None],
+            labels => labels,
+        };
+        for label in labels {
+            self.leave_with(at, label, reason.to_owned(), option.map(str::to_owned));
+        }
+    }
+
     /// True if the entry cannot be taken by any name; then that is noted.
     fn is_faulty(&mut self, at: usize) -> bool {
-        let entry = &self.entries[at];
-        let Some(fault) = &entry.fault else { return false };
-        let label = entry.labels().next().map(str::to_owned);
-        self.leave(at, label.as_deref(), fault.clone(), None);
+        let Some(fault) = &self.entries[at].fault else {
+            return false;
+        };
+        let fault = fault.clone();
+        self.leave_all(at, &fault, None);
         true
+    }
+
+    /// True if `--as NAME` would take every image, each under tags of its own: none has a full name, and no tag is two
+    /// images'.
+    fn is_taken_by_one_repository(&self) -> bool {
+        let mut seen = HashSet::new();
+        self.roots.iter().all(|at| {
+            let labels = self.labels(*at);
+            let tags: BTreeSet<String> = labels
+                .shorts
+                .iter()
+                .filter_map(|short| name::short_tag(short))
+                .collect();
+            let is_plain = labels.names.is_empty() && tags.len() == labels.shorts.len() && !tags.is_empty();
+            is_plain && tags.into_iter().all(|tag| seen.insert(tag))
+        })
     }
 
     /// Under the names that the archive itself gives.
     fn own_names(&mut self) {
+        let is_one_repository = self.is_taken_by_one_repository();
         for at in self.roots.clone() {
             if self.is_faulty(at) {
                 continue;
             }
             let entry = &self.entries[at];
-            for text in &entry.names {
+            // Chosen by its digest, it would move its image's tag to a signature.
+            if entry.kind != Kind::Image {
+                let option = self.option(at, &attached_name(entry));
+                self.leave_all(
+                    at,
+                    "it bears the name of its image, and needs one of its own",
+                    Some(&option),
+                );
+                continue;
+            }
+            let labels = self.labels(at);
+            for text in &labels.names {
                 match name::parse(text) {
                     Ok(name) if name.digest.is_some_and(|digest| digest != entry.digest) => {
                         let why = match entry.is_made {
@@ -218,26 +366,31 @@ impl<'a> Chooser<'a> {
                     Err(error) => self.leave(at, Some(text), error.to_string(), Some("NAME:TAG")),
                 }
             }
-            if entry.names.is_empty() {
-                let (short, why) = match entry.shorts.first() {
-                    Some(short) => (Some(short.as_str()), "the archive does not say where it is from"),
-                    None => (None, "the archive gives it no name"),
-                };
-                self.leave(at, short, why.to_owned(), Some("NAME:TAG"));
+            let option = match is_one_repository && (self.roots.len() > 1 || labels.shorts.len() > 1) {
+                true => "--as NAME".to_owned(),
+                false => self.option(at, "NAME:TAG"),
+            };
+            for short in &labels.shorts {
+                let why = "the archive does not say where it is from".to_owned();
+                self.leave_with(at, Some(short), why, Some(option.clone()));
+            }
+            if labels.all().next().is_none() {
+                self.leave_with(at, None, "the archive gives it no name".to_owned(), Some(option));
             }
         }
     }
 
-    /// Under the name that was given, which is enough for one image; several keep their own tags, or their digests.
+    /// Under the name that was given. With a tag it is enough for one image; without one all keep their own tags. An
+    /// image without any is `latest` if it is alone, and has its digest otherwise.
     fn given_name(&mut self, given: &str) -> Result<(), BundleError> {
         let name = name::parse(given)?;
-        let is_alone = self.roots.len() == 1;
-        if name.tag.is_some() && !is_alone {
+        if name.tag.is_some() && self.roots.len() > 1 {
             return Err(BundleError::Bad(format!(
                 "several images are inside, and {given} would be the name of all of them: give --as without a tag, or choose one by --only; inside are {}",
                 list(self.entries)
             )));
         }
+        let is_alone = self.roots.len() == 1;
         for at in self.roots.clone() {
             if self.is_faulty(at) {
                 continue;
@@ -253,17 +406,17 @@ impl<'a> Chooser<'a> {
                 self.want(at, name.clone());
                 continue;
             }
-            let mut tags: BTreeSet<String> = match is_alone {
-                true => BTreeSet::from([name.tag.clone().unwrap_or_else(|| "latest".to_owned())]),
-                false => {
-                    let full = entry.names.iter().filter_map(|name| name::parse(name).ok()?.tag);
-                    full.chain(entry.shorts.iter().filter_map(|short| name::short_tag(short)))
-                        .collect()
-                }
-            };
-            // A signature that was chosen by its digest has the name of its image, and must not get it.
-            if !is_alone && entry.kind != Kind::Image {
-                tags.clear();
+            let mut tags = BTreeSet::new();
+            if let Some(tag) = &name.tag {
+                tags.insert(tag.clone());
+            } else if entry.kind == Kind::Image {
+                // A signature that was chosen by its digest has the name of its image, and must not get it.
+                let labels = self.labels(at);
+                tags.extend(labels.names.iter().filter_map(|name| name::full_tag(name)));
+                tags.extend(labels.shorts.iter().filter_map(|short| name::short_tag(short)));
+            }
+            if tags.is_empty() && is_alone && entry.kind == Kind::Image {
+                tags.insert("latest".to_owned());
             }
             if tags.is_empty() {
                 self.want(at, name.clone());
@@ -346,8 +499,6 @@ impl<'a> Chooser<'a> {
             {
                 relatives.clone_from(named);
             }
-            let label = entry.labels().next().map(str::to_owned);
-            let label = label.as_deref();
             if self.is_narrowed && relatives.is_disjoint(&roots) {
                 continue;
             }
@@ -366,7 +517,8 @@ impl<'a> Chooser<'a> {
                 Kind::Referrer | Kind::Image => "",
                 Kind::Other(kind) => {
                     let why = format!("the archive says that it is of kind {kind:?}, which is not known");
-                    self.leave(at, label, why, Some("NAME:TAG"));
+                    let option = self.option(at, "NAME:TAG");
+                    self.leave_all(at, &why, Some(&option));
                     continue;
                 }
             };
@@ -375,7 +527,14 @@ impl<'a> Chooser<'a> {
                     true => "the image that it belongs to is not in the archive",
                     false => "the image that it belongs to is not taken",
                 };
-                self.leave(at, label, why.to_owned(), Some("NAME:TAG"));
+                // It comes with its image: under that image's name it would be the image.
+                let option = match relatives.first() {
+                    None => Some(self.option(at, &attached_name(entry))),
+                    Some(image) if self.entries[*image].fault.is_some() => None,
+                    Some(image) if taken.is_empty() => Some(self.option(*image, "NAME:TAG")),
+                    Some(_) => Some(self.option(at, "NAME:TAG")),
+                };
+                self.leave_all(at, why, option.as_deref());
                 continue;
             }
             for image in taken {
@@ -385,12 +544,9 @@ impl<'a> Chooser<'a> {
                     .unwrap_or(inside.digest);
                 let tag = format!("{}-{}{ending}", subject.algorithm().as_str(), subject.hex());
                 if tag.parse::<Tag>().is_err() {
-                    self.leave(
-                        at,
-                        label,
-                        format!("its tag would be {tag:?}, which is none"),
-                        Some("NAME:TAG"),
-                    );
+                    let option = self.option(at, "NAME:TAG");
+                    let why = format!("its tag would be {tag:?}, which is none");
+                    self.leave_all(at, &why, Some(&option));
                     continue;
                 }
                 for repository in repositories.get(&image).cloned().unwrap_or_default() {
@@ -415,6 +571,18 @@ impl<'a> Chooser<'a> {
             taken.extend(entries.into_iter().map(|at| (at, name.clone())));
         }
         Choice { taken, left: self.left }
+    }
+}
+
+/// The name that an entry which belongs to an image needs, as far as it is known: clients find a signature of cosign by
+/// its tag alone.
+fn attached_name(entry: &Entry) -> String {
+    let Kind::Signature(ending) = entry.kind else {
+        return "NAME:TAG".to_owned();
+    };
+    match entry.subject.or(entry.signs) {
+        Some(of) => format!("NAME:{}-{}{ending}", of.algorithm().as_str(), of.hex()),
+        None => format!("NAME:sha256-DIGEST{ending}"),
     }
 }
 

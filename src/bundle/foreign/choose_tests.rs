@@ -100,12 +100,129 @@ fn a_layout_that_needs_a_name() {
     );
     assert_eq!(
         chosen(&entries, &named("x.example/b")).0,
-        [(0, "x.example/b:latest".to_owned())]
+        [(0, "x.example/b:3.22".to_owned())]
     );
     assert_eq!(
         chosen(&entries, &named("x.example/b:7")).0,
         [(0, "x.example/b:7".to_owned())]
     );
+}
+
+/// `docker save` and oras: one image with several tags keeps them all, alone or not.
+#[test]
+fn every_name_is_kept_or_named() {
+    let tags = |taken: &[(usize, String)]| taken.iter().map(|(_, name)| name.clone()).collect::<Vec<_>>();
+    let one = [image("a", &[], &["1", "2", "latest"])];
+    let (taken, left) = chosen(&one, &named("x.example/b"));
+    assert_eq!(tags(&taken), ["x.example/b:1", "x.example/b:2", "x.example/b:latest"]);
+    assert!(left.is_empty(), "{left:?}");
+    let one = [image("a", &["docker.io/team/app:1"], &["1"])];
+    assert_eq!(tags(&chosen(&one, &named("ghcr.io/one")).0), ["ghcr.io/one:1"]);
+    // A tag is kept also where the repository before it is none.
+    let one = [image("a", &["x.example/Bad:1", "x.example/a"], &[])];
+    assert_eq!(tags(&chosen(&one, &named("ghcr.io/one")).0), ["ghcr.io/one:1"]);
+    for nameless in [image("a", &[], &[]), image("a", &["x.example/a"], &[])] {
+        assert_eq!(
+            tags(&chosen(&[nameless], &named("ghcr.io/one")).0),
+            ["ghcr.io/one:latest"]
+        );
+    }
+    // A short name that no full one covers is named.
+    let digest = digest("a");
+    let mixed = [image(
+        "a",
+        &["docker.io/h/dsh:1", &format!("docker.io/h/dsh:3@{digest}")],
+        &["1", &format!("3@{digest}"), "dsh:1", "two"],
+    )];
+    let (taken, left) = chosen(&mixed, &Naming::default());
+    assert_eq!(tags(&taken), ["docker.io/h/dsh:1", "docker.io/h/dsh:3"]);
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert!(
+        left[0].starts_with("two, image") && left[0].ends_with("(--as NAME:TAG takes it)"),
+        "{left:?}"
+    );
+    assert_eq!(
+        tags(&chosen(&mixed, &named("x.example/b")).0),
+        ["x.example/b:1", "x.example/b:3", "x.example/b:two"]
+    );
+    assert_eq!(
+        tags(&chosen(&mixed, &only(&["two"], Some("x.example/b"))).0),
+        ["x.example/b:two"]
+    );
+    // All names are in each message, and the one option that takes them all.
+    let several = [image("a", &[], &["1", "2"]), image("b", &[], &["3"])];
+    let error = refused(&several, &Naming::default());
+    for word in ["1, image", "2, image", "3, image", "(--as NAME takes it)"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert_eq!(chosen(&several, &named("x.example/b")).0.len(), 3);
+    assert!(refused(&several, &named("x.example/b:1")).ends_with("inside are 1, 2, 3"));
+    assert!(refused(&several, &only(&["9"], None)).ends_with("it has 1, 2, 3"));
+    let mut broken = image("b", &["x.example/b:1", "x.example/b:2"], &[]);
+    broken.fault = Some("broken".to_owned());
+    let (_, left) = chosen(&[image("a", &["x.example/a:1"], &[]), broken], &Naming::default());
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn a_name_selects_itself_and_a_digest_all_names() {
+    let entries = [image("a", &["x.example/a:1", "x.example/a:2"], &["1", "2"])];
+    for (means, names) in [
+        (&["x.example/a:1"][..], &["x.example/a:1"][..]),
+        (&["2"], &["x.example/a:2"]),
+        (&["1", "x.example/a:2"], &["x.example/a:1", "x.example/a:2"]),
+        (
+            &[shown(&digest("a")).as_str(), "1"],
+            &["x.example/a:1", "x.example/a:2"],
+        ),
+    ] {
+        let (taken, left) = chosen(&entries, &only(means, None));
+        let taken: Vec<String> = taken.into_iter().map(|(_, name)| name).collect();
+        assert_eq!(
+            (taken.iter().map(String::as_str).collect::<Vec<_>>(), left.len()),
+            (names.to_vec(), 0),
+            "{means:?}"
+        );
+    }
+    let (taken, _) = chosen(&entries, &only(&["x.example/a:2"], Some("y.example/b")));
+    assert_eq!(taken, [(0, "y.example/b:2".to_owned())]);
+}
+
+/// A signature bears its image's name: no option may make it that image.
+#[test]
+fn no_hint_makes_a_signature_the_image() {
+    let signature = |content: &str| kinded(image(content, &["x.example/a:1"], &[]), "dev.cosignproject.cosign/sigs");
+    // Alone, whatever is asked for.
+    let alone = [
+        signature("s"),
+        kinded(image("o", &["x.example/a:1"], &[]), "dev.example/odd"),
+    ];
+    for naming in [Naming::default(), named("x.example/a:1"), named("x.example/a")] {
+        let error = refused(&alone, &naming);
+        assert!(
+            !error.contains("several images") && error.contains("NAME:sha256-DIGEST.sig"),
+            "{error}"
+        );
+    }
+    let mut known = signature("s");
+    known.signs = Some(digest("a"));
+    let error = refused(&[known], &Naming::default());
+    assert!(
+        error.contains(&format!("--as NAME:sha256-{}.sig", digest("a").hex())),
+        "{error}"
+    );
+    // Its image has no name that can be taken: naming that takes both.
+    let mut signed = signature("s");
+    signed.names = BTreeSet::new();
+    signed.shorts = BTreeSet::from(["1".to_owned()]);
+    let entries = [image("a", &[], &["1"]), signed];
+    let error = refused(&entries, &Naming::default());
+    assert!(error.contains("signature") && !error.contains("--only"), "{error}");
+    assert_eq!(chosen(&entries, &named("x.example/a:1")).0.len(), 2);
+    // By its digest alone it gets no name of its image.
+    let entries = [image("a", &["x.example/a:1"], &[]), signature("s")];
+    let error = refused(&entries, &only(&[&shown(&digest("s"))], None));
+    assert!(error.contains("needs one of its own"), "{error}");
 }
 
 #[test]

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
+use std::rc::Rc;
 
 use serde::Deserialize;
 use serde_json::json;
@@ -23,6 +24,8 @@ use crate::oci::{Algorithm, Digest, Hasher, media_type};
 
 const MAX_LIST_BYTES: u64 = 16 << 20;
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
+/// Configs of all images together, each read once.
+const MAX_CONFIGS_BYTES: u64 = 256 << 20;
 const MAX_LAYERS: usize = 1000;
 
 /// One image of `manifest.json`.
@@ -71,11 +74,12 @@ pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleE
     if images.is_empty() {
         return Err(BundleError::NotABundle("manifest.json names no image".to_owned()));
     }
-    let layers = measure(tree, &images)?;
+    let configs = configs(tree, &images)?;
+    let layers = measure(tree, &images, &configs)?;
     let mut entries: Vec<Entry> = Vec::new();
     let mut places: HashMap<Digest, usize> = HashMap::new();
     for image in &images {
-        let entry = one(tree, image, &layers, found)?;
+        let entry = one(image, &configs, &layers, found)?;
         // Listed twice, with other names.
         let place = *places.entry(entry.digest).or_insert(entries.len());
         match entries.get_mut(place) {
@@ -86,8 +90,91 @@ pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleE
     Ok(entries)
 }
 
+/// A config that was read.
+struct Known {
+    digest: Digest,
+    size: u64,
+    platform: Option<String>,
+    diff_ids: Vec<Digest>,
+    /// Why no image with it can be taken.
+    fault: Option<String>,
+}
+
+impl Known {
+    fn faulty(named: &[u8], fault: String) -> Known {
+        Known {
+            digest: Digest::sha256(named),
+            size: 0,
+            platform: None,
+            diff_ids: Vec::new(),
+            fault: Some(fault),
+        }
+    }
+
+    fn read(tree: &Tree, name: &str) -> Result<Known, BundleError> {
+        if tree.size(name).is_none() {
+            let fault = format!("its config {name:?} is not in the archive");
+            return Ok(Known::faulty(name.as_bytes(), fault));
+        }
+        let config = match tree.document(name, MAX_CONFIG_BYTES)? {
+            Ok(config) => config,
+            Err(why) => {
+                let fault = format!("its config cannot be taken: {why}");
+                return Ok(Known::faulty(name.as_bytes(), fault));
+            }
+        };
+        Ok(match serde_json::from_slice::<Config>(&config) {
+            Ok(parsed) => Known {
+                digest: Digest::sha256(&config),
+                size: config.len() as u64,
+                platform: serde_json::from_slice::<Platform>(&config)
+                    .ok()
+                    .and_then(|platform| platform.text()),
+                diff_ids: parsed.rootfs.diff_ids.unwrap_or_default(),
+                fault: None,
+            },
+            Err(error) => Known::faulty(&config, format!("its config {name:?} cannot be read: {error}")),
+        })
+    }
+}
+
+/// Reads each config once, however many images and names share it.
+fn configs<'a>(tree: &Tree, images: &'a [Saved]) -> Result<HashMap<&'a str, Rc<Known>>, BundleError> {
+    let mut configs: HashMap<&str, Rc<Known>> = HashMap::new();
+    let mut by_offset: HashMap<u64, Rc<Known>> = HashMap::new();
+    let mut bytes = 0;
+    for image in images {
+        let name = image.config.as_str();
+        if configs.contains_key(name) {
+            continue;
+        }
+        let offset = tree.offset(name);
+        let known = match offset.and_then(|offset| by_offset.get(&offset)) {
+            Some(known) => known.clone(),
+            None => {
+                bytes += tree.size(name).unwrap_or(0).min(MAX_CONFIG_BYTES);
+                if bytes > MAX_CONFIGS_BYTES {
+                    return Err(BundleError::hostile(format!(
+                        "the configs of its images have more than {MAX_CONFIGS_BYTES} bytes"
+                    )));
+                }
+                Rc::new(Known::read(tree, name)?)
+            }
+        };
+        if let Some(offset) = offset {
+            by_offset.insert(offset, known.clone());
+        }
+        configs.insert(name, known);
+    }
+    Ok(configs)
+}
+
 /// Looks at every layer once, in the order in which they stand.
-fn measure(tree: &Tree, images: &[Saved]) -> Result<HashMap<String, Layer>, BundleError> {
+fn measure(
+    tree: &Tree,
+    images: &[Saved],
+    configs: &HashMap<&str, Rc<Known>>,
+) -> Result<HashMap<String, Layer>, BundleError> {
     // Several names may lead to one file, which is read once.
     let mut files: BTreeMap<(Option<u64>, &str), Vec<&str>> = BTreeMap::new();
     for name in images.iter().filter_map(|image| image.layers.as_ref()).flatten() {
@@ -101,12 +188,12 @@ fn measure(tree: &Tree, images: &[Saved]) -> Result<HashMap<String, Layer>, Bund
         files.entry(key).or_default().push(name);
     }
     let mut algorithms = vec![Algorithm::Sha256];
-    for image in images {
-        let config = tree.small(&image.config, MAX_CONFIG_BYTES).unwrap_or_default();
-        if algorithms.len() == 1 && config.windows(7).any(|word| word == b"sha512:") {
-            algorithms.push(Algorithm::Sha512);
-        }
+    let is_sha512 = |digest: &Digest| digest.algorithm() == Algorithm::Sha512;
+    if configs.values().any(|config| config.diff_ids.iter().any(is_sha512)) {
+        algorithms.push(Algorithm::Sha512);
     }
+    // Shared by all layers: many small ones must not unpack to more than one large one.
+    let mut free = Limits::FILES.free;
     let mut cursor = tree.cursor();
     let mut layers = HashMap::new();
     for names in files.into_values() {
@@ -121,7 +208,7 @@ fn measure(tree: &Tree, images: &[Saved]) -> Result<HashMap<String, Layer>, Bund
             )),
             Some(compression) => {
                 let (mut content, size) = cursor.open(name)?;
-                let layer = unpack(&mut *content, compression, size, &algorithms)?;
+                let layer = unpack(&mut *content, compression, size, &algorithms, &mut free)?;
                 match layer {
                     Layer::Faulty(why) => Layer::Faulty(format!("its layer {name:?} is refused: {why}")),
                     layer => layer,
@@ -161,12 +248,14 @@ impl Read for &mut Hashed<'_> {
     }
 }
 
-/// Unpacks a layer, and keeps nothing of it but its digests. Errors: the archive cannot be read.
+/// Unpacks a layer, and keeps nothing of it but its digests. `free`: bytes that it may unpack to beyond
+/// [`Limits::ratio`]; reduced by those it did. Errors: the archive cannot be read.
 fn unpack(
     content: &mut dyn Read,
     compression: Compression,
     size: u64,
     algorithms: &[Algorithm],
+    free: &mut u64,
 ) -> Result<Layer, BundleError> {
     let mut hashed = Hashed {
         inner: content,
@@ -175,17 +264,26 @@ fn unpack(
         failed: None,
     };
     let mut unpacked: Vec<Hasher> = algorithms.iter().map(|algorithm| Hasher::new(*algorithm)).collect();
+    let limits = Limits {
+        free: *free,
+        ..Limits::FILES
+    };
+    let mut total: u64 = 0;
     let mut run = || -> std::io::Result<()> {
-        let mut reader = Unpacked::new(&mut hashed, compression, Limits::FILES)?.strict();
+        let mut reader = Unpacked::new(&mut hashed, compression, limits)?.strict();
         let mut buffer = vec![0; BUFFER];
         loop {
             match reader.read(&mut buffer)? {
                 0 => return Ok(()),
-                count => unpacked.iter_mut().for_each(|hasher| hasher.update(&buffer[..count])),
+                count => {
+                    total += count as u64;
+                    unpacked.iter_mut().for_each(|hasher| hasher.update(&buffer[..count]));
+                }
             }
         }
     };
     let outcome = run();
+    *free = free.saturating_sub(total.saturating_sub(hashed.bytes.saturating_mul(limits.ratio)));
     if let Some(error) = hashed.failed {
         return Err(BundleError::reading(error));
     }
@@ -213,25 +311,26 @@ fn unpack(
 }
 
 /// An entry with a fault if it cannot be taken. Errors: the archive cannot be read.
-fn one(tree: &Tree, image: &Saved, layers: &HashMap<String, Layer>, found: &mut Found) -> Result<Entry, BundleError> {
-    let faulty = |why: String, config: &[u8]| {
-        let mut entry = Entry::new(Digest::sha256(config));
+fn one(
+    image: &Saved,
+    configs: &HashMap<&str, Rc<Known>>,
+    layers: &HashMap<String, Layer>,
+    found: &mut Found,
+) -> Result<Entry, BundleError> {
+    let name = &image.config;
+    let Some(config) = configs.get(name.as_str()) else {
+        return Err(BundleError::NotABundle(format!("it has no file {name:?}")));
+    };
+    let faulty = |why: String| {
+        let mut entry = Entry::new(config.digest);
         entry.names.extend(image.repo_tags.iter().flatten().cloned());
         entry.fault = Some(why);
         Ok(entry)
     };
-    let name = &image.config;
-    if tree.size(name).is_none() {
-        return faulty(format!("its config {name:?} is not in the archive"), name.as_bytes());
+    if let Some(fault) = &config.fault {
+        return faulty(fault.clone());
     }
-    let config = match tree.document(name, MAX_CONFIG_BYTES)? {
-        Ok(config) => config,
-        Err(why) => return faulty(format!("its config cannot be taken: {why}"), name.as_bytes()),
-    };
-    let diff_ids = match serde_json::from_slice::<Config>(&config) {
-        Ok(config) => config.rootfs.diff_ids.unwrap_or_default(),
-        Err(error) => return faulty(format!("its config {name:?} cannot be read: {error}"), &config),
-    };
+    let diff_ids = &config.diff_ids;
     let files = image.layers.as_deref().unwrap_or_default();
     if diff_ids.len() != files.len() || diff_ids.len() > MAX_LAYERS {
         let why = format!(
@@ -239,22 +338,22 @@ fn one(tree: &Tree, image: &Saved, layers: &HashMap<String, Layer>, found: &mut 
             diff_ids.len(),
             files.len()
         );
-        return faulty(why, &config);
+        return faulty(why);
     }
-    let config_digest = Digest::sha256(&config);
+    let config_digest = config.digest;
     let mut descriptors = Vec::new();
     let mut parts = vec![config_digest];
     for (diff_id, file) in diff_ids.iter().zip(files) {
         let (media_type, digest, size) = match layers.get(file) {
-            None => return faulty(format!("its layer {file:?} is not in the archive"), &config),
-            Some(Layer::Faulty(why)) => return faulty(why.clone(), &config),
+            None => return faulty(format!("its layer {file:?} is not in the archive")),
+            Some(Layer::Faulty(why)) => return faulty(why.clone()),
             Some(Layer::Plain { size }) => ("application/vnd.oci.image.layer.v1.tar", *diff_id, *size),
             Some(Layer::Compressed { unpacked, .. }) if !unpacked.contains(diff_id) => {
                 let why = format!(
                     "its layer {file:?} unpacks to {}, where its config has {diff_id}: it is damaged in this copy, or of another image",
                     unpacked[0]
                 );
-                return faulty(why, &config);
+                return faulty(why);
             }
             Some(Layer::Compressed {
                 media_type,
@@ -277,7 +376,7 @@ fn one(tree: &Tree, image: &Saved, layers: &HashMap<String, Layer>, found: &mut 
         "config": {
             "mediaType": "application/vnd.oci.image.config.v1+json",
             "digest": config_digest,
-            "size": config.len(),
+            "size": config.size,
         },
         "layers": descriptors,
     });
@@ -285,7 +384,7 @@ fn one(tree: &Tree, image: &Saved, layers: &HashMap<String, Layer>, found: &mut 
     let digest = Digest::sha256(&manifest);
     let size = manifest.len() as u64;
     parts.push(digest);
-    found.add(config_digest, config.len() as u64, None, Place::File(name.clone()));
+    found.add(config_digest, config.size, None, Place::File(name.clone()));
     let kind = Some(media_type::OCI_MANIFEST.to_owned());
     found.add(digest, size, kind, Place::Made(manifest));
     let mut entry = Entry::new(digest);
@@ -295,7 +394,6 @@ fn one(tree: &Tree, image: &Saved, layers: &HashMap<String, Layer>, found: &mut 
     entry.id = Some(config_digest);
     entry.parts = parts;
     entry.is_made = true;
-    let platform = serde_json::from_slice::<Platform>(&config).ok();
-    entry.platforms.extend(platform.and_then(|platform| platform.text()));
+    entry.platforms.extend(config.platform.clone());
     Ok(entry)
 }

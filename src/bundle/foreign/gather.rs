@@ -16,7 +16,7 @@ use super::entry::{Entry, Kind};
 use super::tree::Tree;
 use super::{Found, Place};
 use crate::oci::manifest::{MAX_MANIFEST_BYTES, Manifest};
-use crate::oci::{Algorithm, Digest};
+use crate::oci::{Algorithm, Digest, Hasher};
 use crate::text::excerpt;
 
 const MAX_DEPTH: usize = 8;
@@ -60,11 +60,26 @@ pub(super) struct Gathered {
     absent: BTreeSet<Digest>,
     platforms: Vec<String>,
     fault: Option<String>,
+    /// Set if bytes are not those of their digest: never a platform that was only left out.
+    is_damaged: bool,
 }
 
 impl Gathered {
-    fn faulty(why: String) -> Rc<Gathered> {
+    fn damaged(digest: &Digest) -> Rc<Gathered> {
+        let why =
+            format!("its manifest {digest} has other bytes than its digest says: it is damaged in this copy, or false");
         Rc::new(Gathered {
+            is_damaged: true,
+            ..Gathered::without(why)
+        })
+    }
+
+    fn faulty(why: String) -> Rc<Gathered> {
+        Rc::new(Gathered::without(why))
+    }
+
+    fn without(why: String) -> Gathered {
+        Gathered {
             media_type: String::new(),
             size: 0,
             subject: None,
@@ -73,7 +88,8 @@ impl Gathered {
             absent: BTreeSet::new(),
             platforms: Vec::new(),
             fault: Some(why),
-        })
+            is_damaged: false,
+        }
     }
 }
 
@@ -142,6 +158,9 @@ impl<'a> Gatherer<'a> {
             None => Gathered::faulty(format!("its manifest {digest} is not in the archive")),
             Some(_) => match self.tree.document(place, MAX_MANIFEST_BYTES as u64)? {
                 Err(why) => refused(why),
+                // Lists of referrers and names are made of it, also where the store has the right bytes already and
+                // reads no others.
+                Ok(bytes) if !is_of(&bytes, digest) => Gathered::damaged(digest),
                 Ok(bytes) => match Manifest::parse(&bytes, media_type) {
                     Err(error) => refused(error.to_string()),
                     Ok(manifest) => {
@@ -184,6 +203,7 @@ impl<'a> Gatherer<'a> {
             absent: BTreeSet::new(),
             platforms: Vec::new(),
             fault: None,
+            is_damaged: false,
         };
         let (mut images, mut first_fault) = (0, None);
         for child in &manifest.descriptors {
@@ -207,6 +227,11 @@ impl<'a> Gatherer<'a> {
             }
             let below = self.gather(&child.digest, &place, child.media_type.as_deref(), depth + 1, found)?;
             if let Some(fault) = &below.fault {
+                if below.is_damaged {
+                    gathered.fault = Some(fault.clone());
+                    gathered.is_damaged = true;
+                    break;
+                }
                 first_fault.get_or_insert_with(|| fault.clone());
                 gathered.absent.insert(child.digest);
                 continue;
@@ -223,7 +248,7 @@ impl<'a> Gatherer<'a> {
                 }
             }
         }
-        if is_index && images == 0 {
+        if is_index && images == 0 && !gathered.is_damaged {
             let why = first_fault.unwrap_or_else(|| "it has attestations only".to_owned());
             gathered.fault = Some(format!("none of its platforms is here whole: {why}"));
         }
@@ -247,9 +272,9 @@ impl<'a> Gatherer<'a> {
     }
 
     fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
-        self.tree
-            .small(&self.naming.place(digest, false), MAX_DOCUMENT_BYTES)
-            .ok()
+        let place = self.naming.place(digest, false);
+        let bytes = self.tree.small(&place, MAX_DOCUMENT_BYTES).ok()?;
+        is_of(&bytes, digest).then_some(bytes)
     }
 
     /// The manifest that a signature of cosign is about: by its payload, or by the statement that an attestation
@@ -264,6 +289,12 @@ impl<'a> Gatherer<'a> {
         let statement: Value = serde_json::from_slice(&statement).ok()?;
         Digest::from_hex(Algorithm::Sha256, statement["subject"][0]["digest"]["sha256"].as_str()?)
     }
+}
+
+fn is_of(bytes: &[u8], digest: &Digest) -> bool {
+    let mut hasher = Hasher::new(digest.algorithm());
+    hasher.update(bytes);
+    hasher.finish() == *digest
 }
 
 /// The entry as lists of referrers have it (distribution-spec, listing referrers).

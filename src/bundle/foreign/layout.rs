@@ -4,13 +4,16 @@
 use std::collections::HashMap;
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::super::error::BundleError;
+use super::super::report::NotTaken;
 use super::Found;
 use super::entry::{Entry, Kind};
 use super::gather::{Gatherer, Naming};
 use super::tree::Tree;
 use crate::oci::Digest;
+use crate::text::excerpt;
 
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
@@ -22,13 +25,16 @@ struct Index {
     manifests: Option<Vec<Descriptor>>,
 }
 
+/// A value of another type than expected spoils its own entry alone.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Descriptor {
-    digest: Digest,
-    media_type: Option<String>,
     #[serde(default)]
-    annotations: Option<HashMap<String, String>>,
+    digest: Value,
+    #[serde(default)]
+    media_type: Value,
+    #[serde(default)]
+    annotations: Value,
 }
 
 pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleError> {
@@ -43,13 +49,21 @@ pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleE
     let mut entries: Vec<Entry> = Vec::new();
     let mut places: HashMap<Digest, usize> = HashMap::new();
     for descriptor in &listed {
-        let place = *places.entry(descriptor.digest).or_insert(entries.len());
-        let annotation = |key: &str| descriptor.annotations.as_ref()?.get(key).map(String::as_str);
+        let annotation = |key: &str| descriptor.annotations[key].as_str();
+        let digest = match descriptor.digest.as_str().unwrap_or_default().parse::<Digest>() {
+            Ok(digest) => digest,
+            Err(error) => {
+                let name = annotation(IMAGE_NAME).or(annotation(REF_NAME));
+                found.left.push(unread(&descriptor.digest, name, &error.to_string()));
+                continue;
+            }
+        };
+        let place = *places.entry(digest).or_insert(entries.len());
         let kind = annotation("kind").map_or(Kind::Image, Kind::of);
         if place == entries.len() {
-            let mut entry = Entry::new(descriptor.digest);
+            let mut entry = Entry::new(digest);
             entry.kind = kind;
-            gatherer.fill(&mut entry, descriptor.media_type.as_deref(), None, found)?;
+            gatherer.fill(&mut entry, descriptor.media_type.as_str(), None, found)?;
             entries.push(entry);
         } else if kind == Kind::Image {
             // Listed for itself as well as for an image.
@@ -57,11 +71,28 @@ pub(super) fn read(tree: &Tree, found: &mut Found) -> Result<Vec<Entry>, BundleE
         }
         add_labels(&mut entries[place], annotation(IMAGE_NAME), annotation(REF_NAME));
     }
+    if let (true, Some(left)) = (entries.is_empty(), found.left.first()) {
+        return Err(BundleError::Bad(format!("nothing in the archive can be taken: {left}")));
+    }
     Ok(entries)
 }
 
+fn unread(digest: &Value, name: Option<&str>, why: &str) -> NotTaken {
+    let digest = match digest.as_str() {
+        Some(text) => excerpt(text),
+        None => excerpt(&digest.to_string()),
+    };
+    NotTaken {
+        name: name.map(excerpt),
+        digest,
+        kind: "other".to_owned(),
+        reason: format!("its digest cannot be read: {why}"),
+        option: None,
+    }
+}
+
 /// `full`: containerd's annotation, a full name. `short`: the specification's, a tag for some tools and a full name for
-/// others. Where both are there they say the same.
+/// others. Where both are there they mostly say the same.
 fn add_labels(entry: &mut Entry, full: Option<&str>, short: Option<&str>) {
     match full.filter(|name| !name.is_empty()) {
         // Kubelet calls images by their IDs too.
@@ -73,10 +104,10 @@ fn add_labels(entry: &mut Entry, full: Option<&str>, short: Option<&str>) {
     }
     match short.filter(|name| !name.is_empty()) {
         Some(name) if name.parse::<Digest>().is_ok() || name.starts_with('@') => {}
-        Some(name) if name.contains('/') && full.is_none() => {
-            entry.names.insert(name.to_owned());
+        Some(name) if name.contains('/') => {
+            let is_other = |full: &str| super::name::parse(full).ok() != super::name::parse(name).ok();
+            entry.names.extend(full.is_none_or(is_other).then(|| name.to_owned()));
         }
-        Some(name) if name.contains('/') => {}
         Some(name) => {
             entry.shorts.insert(name.to_owned());
         }

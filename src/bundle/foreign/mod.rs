@@ -137,8 +137,17 @@ fn begins_foreign(begins: &[u8]) -> bool {
             block.as_slice()
         }
     };
+    // Compressed twice: it is refused with the reason.
+    if Compression::of(begins).is_some() && Compression::of(block).is_some() {
+        return true;
+    }
     let block = block.first_chunk::<{ BLOCK as usize }>();
     block.is_some_and(|block| is_header(block) && !block.starts_with(CATALOG.as_bytes()))
+}
+
+/// Errors: no image can have this name.
+pub fn check_name(name: &str) -> Result<(), BundleError> {
+    name::parse(name).map(|_| ())
 }
 
 /// Looks at an archive. Blocking. `told` gets the bytes that were read meanwhile and later.

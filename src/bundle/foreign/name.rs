@@ -54,8 +54,16 @@ pub(super) fn parse(text: &str) -> Result<Name, BundleError> {
 pub(super) fn short_tag(short: &str) -> Option<String> {
     match short.parse::<Tag>() {
         Ok(_) => Some(short.to_owned()),
-        Err(_) => parse(short).ok()?.tag,
+        Err(_) => full_tag(short),
     }
+}
+
+/// The tag of a name, also of one whose repository no registry could have.
+pub(super) fn full_tag(name: &str) -> Option<String> {
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let last = name.rsplit_once('/').map_or(name, |(_, last)| last);
+    let (_, tag) = last.split_once(':')?;
+    tag.parse::<Tag>().ok().map(|_| tag.to_owned())
 }
 
 #[cfg(test)]

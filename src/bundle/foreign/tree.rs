@@ -2,7 +2,7 @@
 //! files are. One that is compressed is gone through again for what is read later, from its beginning; its documents,
 //! which are needed in any order, are kept in memory.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,10 +12,12 @@ use bytes::Bytes;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
+use super::super::BUFFER;
 use super::super::archive::{Kind, Reader};
 use super::super::error::BundleError;
 use super::super::input::{Input, Section};
 use super::super::unpack::{Compression, Limits, MAGIC, Unpacked};
+use crate::oci::{Algorithm, Hasher};
 use crate::text::is_visible;
 
 /// More than any image layout has.
@@ -107,6 +109,19 @@ impl Tree {
             compression: Compression::of(&begins),
             told,
         };
+        if let Some(compression) = source.compression {
+            let mut begins = Vec::new();
+            let inner = source.open()?.take(MAGIC as u64).read_to_end(&mut begins);
+            inner.map_err(BundleError::reading)?;
+            if let Some(inner) = Compression::of(&begins) {
+                return Err(BundleError::Bad(format!(
+                    "the archive is compressed twice, by {} within {}: unpack it once, and import that ({})",
+                    inner.as_str(),
+                    compression.as_str(),
+                    compression.unpacker()
+                )));
+            }
+        }
         let mut tar = Tar {
             source,
             files: HashMap::new(),
@@ -230,7 +245,8 @@ impl Tar {
     fn scan(&mut self) -> Result<(), BundleError> {
         let mut input = self.source.open()?;
         let mut reader = Reader::new(&mut *input);
-        let mut links = HashMap::new();
+        let mut links: HashMap<String, String> = HashMap::new();
+        let mut twice: Vec<(String, Spot, Spot)> = Vec::new();
         let (mut count, mut kept) = (0, 0);
         while let Some(entry) = reader.entry()? {
             count += 1;
@@ -238,7 +254,7 @@ impl Tar {
                 return Err(BundleError::hostile(format!("more than {MAX_ENTRIES} entries")));
             }
             let name = plain(&entry.name)?;
-            let before = match entry.kind {
+            let is_other = match entry.kind {
                 Kind::Folder => false,
                 Kind::File => {
                     let mut begins = [0; MAGIC];
@@ -257,24 +273,36 @@ impl Tar {
                         document.extend(reader.all(MAX_DOCUMENT)?);
                         self.documents.insert(spot.offset, document.into());
                     }
-                    self.files.insert(name.clone(), spot).is_some() || links.contains_key(&name)
+                    // A file that is there twice with equal bytes is taken: all readers of the archive see one content.
+                    match self.files.get(&name) {
+                        Some(first) if first.size == spot.size => twice.push((name.clone(), *first, spot)),
+                        Some(_) => return Err(there_twice(&name)),
+                        None => {
+                            self.files.insert(name.clone(), spot);
+                        }
+                    }
+                    links.contains_key(&name)
                 }
                 // docker save before version 25 writes a layer that it has written before as a link. None is ever made.
                 Kind::Link(target) => {
                     let target = resolve(&name, &target)?;
-                    links.insert(name.clone(), target).is_some() || self.files.contains_key(&name)
+                    let before = links.insert(name.clone(), target.clone());
+                    before.is_some_and(|before| before != target) || self.files.contains_key(&name)
                 }
                 Kind::HardLink(target) => {
-                    let target = resolve("", &target)?;
-                    links.insert(name.clone(), target).is_some() || self.files.contains_key(&name)
+                    let target = resolve_hard(&name, &target)?;
+                    let before = links.insert(name.clone(), target.clone());
+                    before.is_some_and(|before| before != target) || self.files.contains_key(&name)
                 }
             };
-            if before {
-                return Err(BundleError::hostile(format!("{:?} is there twice", entry.name)));
+            if is_other {
+                return Err(there_twice(&name));
             }
         }
         // Bytes behind the end would be another archive, which other readers would not see.
         reader.end()?;
+        drop(input);
+        self.compare(&twice)?;
         for name in links.keys() {
             let mut target = name;
             let mut hops = 0;
@@ -290,6 +318,44 @@ impl Tar {
             }
         }
         Ok(())
+    }
+
+    /// Reads the files that are there twice, in one more pass. Errors: two of one name differ.
+    fn compare(&self, twice: &[(String, Spot, Spot)]) -> Result<(), BundleError> {
+        if twice.is_empty() {
+            return Ok(());
+        }
+        let spots = twice.iter().flat_map(|(_, first, again)| [first, again]);
+        let sizes: BTreeMap<u64, u64> = spots.map(|spot| (spot.offset, spot.size)).collect();
+        let mut input = self.source.open()?;
+        let mut digests = HashMap::new();
+        let (mut at, mut buffer) = (0, vec![0; BUFFER]);
+        for (offset, size) in sizes {
+            let ahead = offset - at;
+            if input.skip(ahead).map_err(BundleError::reading)? < ahead {
+                return Err(BundleError::Short("before a file that is there twice".to_owned()));
+            }
+            let mut hasher = Hasher::new(Algorithm::Sha256);
+            let mut content = (&mut *input).take(size);
+            let mut left = size;
+            while left > 0 {
+                match content.read(&mut buffer).map_err(BundleError::reading)? {
+                    0 => return Err(BundleError::Short("within a file that is there twice".to_owned())),
+                    count => {
+                        hasher.update(&buffer[..count]);
+                        left -= count as u64;
+                    }
+                }
+            }
+            at = offset + size;
+            digests.insert(offset, hasher.finish());
+        }
+        let is_other =
+            |(_, first, again): &&(String, Spot, Spot)| digests.get(&first.offset) != digests.get(&again.offset);
+        match twice.iter().find(is_other) {
+            Some((name, ..)) => Err(there_twice(name)),
+            None => Ok(()),
+        }
     }
 
     fn too_many_documents(&self) -> BundleError {
@@ -334,6 +400,10 @@ impl Tar {
     fn section(&self, spot: &Spot) -> Section {
         Section::new(self.source.file.clone(), spot.offset, spot.size)
     }
+}
+
+fn there_twice(name: &str) -> BundleError {
+    BundleError::hostile(format!("{name:?} is there twice, with different content"))
 }
 
 /// True for what may be JSON.
@@ -419,14 +489,23 @@ pub(super) fn plain(name: &str) -> Result<String, BundleError> {
     }
 }
 
-/// Where a link leads, if that is inside the archive.
+/// Returns where a symbolic link leads, if that is inside the archive: relative to the link's folder.
 pub(super) fn resolve(link: &str, target: &str) -> Result<String, BundleError> {
+    let folder = link.rsplit_once('/').map_or("", |(folder, _)| folder);
+    resolve_in(folder, link, target)
+}
+
+/// Returns where a hard link leads, if that is inside the archive: relative to the archive's root.
+fn resolve_hard(link: &str, target: &str) -> Result<String, BundleError> {
+    resolve_in("", link, target)
+}
+
+fn resolve_in(folder: &str, link: &str, target: &str) -> Result<String, BundleError> {
     let outside = || BundleError::hostile(format!("the link {link:?} leads outside, to {target:?}"));
     if target.starts_with('/') || target.len() > MAX_NAME {
         return Err(outside());
     }
-    let mut parts: Vec<&str> = link.split('/').collect();
-    parts.pop();
+    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
     for part in target.split('/') {
         match part {
             "" | "." => {}
@@ -455,7 +534,9 @@ mod tests {
             assert!(resolve("ab/layer.tar", bad).is_err(), "{bad}");
         }
         // A hard link names an entry as the archive does.
-        assert_eq!(resolve("", "./cd/layer.tar").unwrap(), "cd/layer.tar");
+        assert_eq!(resolve_hard("ab/layer.tar", "./cd/layer.tar").unwrap(), "cd/layer.tar");
+        let error = resolve_hard("ab/layer.tar", "../x").unwrap_err().to_string();
+        assert!(error.contains("the link \"ab/layer.tar\" leads outside"), "{error}");
     }
 
     proptest! {

@@ -37,6 +37,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
+    if let Err(error) = source::check(&args.files, &args.names) {
+        complain(&printable(&error));
+        return Exit::Usage;
+    }
     with_desk_to_fill(&args.place, config, async |desk: &Desk| import(args, desk).await)
 }
 
@@ -49,7 +53,7 @@ async fn import(args: &Args, desk: &Desk) -> Outcome {
     };
     let source = look(args).await?;
     if source.foreign.is_some() {
-        // Nobody signs these; who gives them a name vouches for them.
+        // No tool signs these: the caller is responsible for their origin.
         (order.unsigned, order.key) = (true, None);
     }
     let progress = Progress::new(source.total);
@@ -102,6 +106,10 @@ impl Input for Counted {
         let passed = self.input.skip(count)?;
         self.progress.add(passed);
         Ok(passed)
+    }
+
+    fn skips_unread(&self) -> bool {
+        self.input.skips_unread()
     }
 
     fn back(&mut self, count: u64) -> std::io::Result<bool> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::super::ls::short;
 use super::super::table::{Align, Table, ago, count, printable, size};
-use super::super::{Exit, print, print_json};
+use super::super::{Exit, complain, print, print_json};
 use super::source::{self, Names};
 use super::text::date;
 use super::{Outcome, read_key, read_text};
@@ -38,6 +38,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, config: Option<&Config>) -> Outcome {
+    if let Err(error) = source::check(&args.files, &args.names) {
+        complain(&printable(&error));
+        return Ok(Exit::Usage);
+    }
     let failed = |error: crate::bundle::BundleError| error.to_string();
     let configured = config.iter().flat_map(|config| &config.bundle.trusted_keys);
     let mut keys: Vec<PublicKey> = configured.filter_map(|text| PublicKey::parse(text).ok()).collect();

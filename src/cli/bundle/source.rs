@@ -45,6 +45,27 @@ impl Names {
     }
 }
 
+/// Checks what the command line alone can get wrong. Blocking: with several files, each one's beginning is read.
+pub fn check(files: &[PathBuf], names: &Names) -> Result<(), String> {
+    if let Some(name) = &names.name {
+        foreign::check_name(name).map_err(|error| error.to_string())?;
+    }
+    if files.len() < 2 {
+        return Ok(());
+    }
+    let naming = names.naming();
+    // A pipe would be waited for.
+    let is_archive = |file: &&PathBuf| !is_stream(file) && foreign::is_foreign(file);
+    match files.iter().find(is_archive) {
+        None if naming.is_given() => Err("--as and --only are for one archive; give one".to_owned()),
+        None => Ok(()),
+        Some(file) => Err(format!(
+            "{} is another tool's archive, of which one is imported at a time: only the volumes of a bundle are given together",
+            file.display()
+        )),
+    }
+}
+
 /// Opens it. Blocking: an archive of another tool is looked through. `told` gets the bytes that were read meanwhile.
 pub fn open(files: &[PathBuf], naming: &Naming, told: Told) -> Result<Source, String> {
     open_source(files, naming, told).map_err(|error| error.to_string())
@@ -70,11 +91,6 @@ fn open_source(files: &[PathBuf], naming: &Naming, told: Told) -> Result<Source,
             return Ok(pass_on(foreign::open(file, naming, told)?));
         }
         _ => {}
-    }
-    if naming.is_given() {
-        return Err(BundleError::Bad(
-            "--as and --only are for one archive; give one".to_owned(),
-        ));
     }
     if files.iter().any(|file| file == standard) {
         return Err(BundleError::Bad(

@@ -46,16 +46,22 @@ pub struct PlaceError {
     source: io::Error,
 }
 
-type Done = Vec<(PathBuf, Outcome)>;
+pub type Done = Vec<(PathBuf, Outcome)>;
 
-/// Makes `folder` hold `files`, and of Larder's own nothing beside them. With `force` others' files are written over.
-pub fn write(folder: &Path, files: &[File], force: bool) -> Result<Done, PlaceError> {
+/// Puts `files` into `folder`. With `force` others' files are written over.
+pub fn put_all(folder: &Path, files: &[File], force: bool) -> Result<Done, PlaceError> {
     let mut done = Vec::new();
     for file in files {
         let path = folder.join(&file.relative);
         let outcome = put(&path, &file.text, force).map_err(|source| at(&path, source))?;
         done.push((path, outcome));
     }
+    Ok(done)
+}
+
+/// Makes `folder` hold `files`, and of Larder's own nothing beside them.
+pub fn synchronise(folder: &Path, files: &[File], force: bool) -> Result<Done, PlaceError> {
+    let mut done = put_all(folder, files, force)?;
     let wanted = |path: &PathBuf| files.iter().any(|file| folder.join(&file.relative) == *path);
     let names = files.iter().filter_map(|file| Path::new(&file.relative).file_name());
     let mut names: Vec<_> = names.collect();
@@ -80,6 +86,27 @@ pub fn remove(folder: &Path, name: &str) -> Result<Done, PlaceError> {
         }
     }
     Ok(done)
+}
+
+/// Takes away those of `files` that Larder wrote, and the folders that are empty then.
+pub fn remove_these(folder: &Path, relatives: &[String]) -> Result<Done, PlaceError> {
+    let mut done = Vec::new();
+    for path in relatives.iter().map(|relative| folder.join(relative)) {
+        if take(&path).map_err(|source| at(&path, source))? {
+            done.push((path, Outcome::Removed));
+        }
+    }
+    Ok(done)
+}
+
+/// Returns the text of a file that Larder wrote; `None` for any other, and where there is none.
+pub fn own_text(path: &Path) -> Result<Option<String>, PlaceError> {
+    Ok(found(path).map_err(|source| at(path, source))?.flatten())
+}
+
+/// Refuses to change a file, for a reason.
+pub fn refusal(path: &Path, why: String) -> PlaceError {
+    at(path, io::Error::other(why))
 }
 
 fn at(path: &Path, source: io::Error) -> PlaceError {
@@ -194,8 +221,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("certs.d");
         let mut files = vec![file("docker.io/hosts.toml", "a"), file("ghcr.io/hosts.toml", "b")];
-        assert_eq!(outcomes(&write(&root, &files, false).unwrap()), [Outcome::Written; 2]);
-        assert_eq!(outcomes(&write(&root, &files, false).unwrap()), [Outcome::Unchanged; 2]);
+        assert_eq!(
+            outcomes(&synchronise(&root, &files, false).unwrap()),
+            [Outcome::Written; 2]
+        );
+        assert_eq!(
+            outcomes(&synchronise(&root, &files, false).unwrap()),
+            [Outcome::Unchanged; 2]
+        );
         let mode = fs::metadata(root.join("docker.io/hosts.toml"))
             .unwrap()
             .permissions()
@@ -204,7 +237,7 @@ mod tests {
         // An upstream that is known no longer, and one whose file changed.
         files.pop();
         files[0] = file("docker.io/hosts.toml", "c");
-        let done = write(&root, &files, false).unwrap();
+        let done = synchronise(&root, &files, false).unwrap();
         assert_eq!(outcomes(&done), [Outcome::Written, Outcome::Removed]);
         assert!(!root.join("ghcr.io").exists());
         let text = fs::read_to_string(root.join("docker.io/hosts.toml")).unwrap();
@@ -217,6 +250,21 @@ mod tests {
     }
 
     #[test]
+    fn only_some_of_the_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let files = ["a", "b", "c"].map(|name| file(&format!("{name}/hosts.toml"), name));
+        synchronise(root, &files, false).unwrap();
+        let changed = [file("b/hosts.toml", "d")];
+        assert_eq!(outcomes(&put_all(root, &changed, false).unwrap()), [Outcome::Written]);
+        let one = ["b/hosts.toml".to_owned()];
+        assert_eq!(outcomes(&remove_these(root, &one).unwrap()), [Outcome::Removed]);
+        assert!(!root.join("b").exists());
+        assert!(root.join("a/hosts.toml").exists() && root.join("c/hosts.toml").exists());
+        assert!(remove_these(root, &one).unwrap().is_empty());
+    }
+
+    #[test]
     fn what_others_wrote_stays() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
@@ -226,10 +274,13 @@ mod tests {
         fs::create_dir(root.join("ghcr.io")).unwrap();
         std::os::unix::fs::symlink(&theirs, root.join("ghcr.io/hosts.toml")).unwrap();
         let files = [file("docker.io/hosts.toml", "a"), file("ghcr.io/hosts.toml", "b")];
-        assert_eq!(outcomes(&write(root, &files, false).unwrap()), [Outcome::Kept; 2]);
+        assert_eq!(outcomes(&synchronise(root, &files, false).unwrap()), [Outcome::Kept; 2]);
         assert!(remove(root, "hosts.toml").unwrap().is_empty());
         assert!(fs::read_to_string(&theirs).unwrap().contains("elsewhere"));
-        assert_eq!(outcomes(&write(root, &files, true).unwrap()), [Outcome::Written; 2]);
+        assert_eq!(
+            outcomes(&synchronise(root, &files, true).unwrap()),
+            [Outcome::Written; 2]
+        );
         // The link went, not what it led to.
         assert!(fs::read_to_string(&theirs).unwrap().ends_with("a\n"));
         assert!(root.join("ghcr.io/hosts.toml").symlink_metadata().unwrap().is_file());
@@ -239,7 +290,7 @@ mod tests {
     fn errors_name_the_file() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("docker.io"), "a file").unwrap();
-        let error = write(folder.path(), &[file("docker.io/hosts.toml", "a")], false).unwrap_err();
+        let error = synchronise(folder.path(), &[file("docker.io/hosts.toml", "a")], false).unwrap_err();
         assert!(error.to_string().contains("docker.io/hosts.toml"), "{error}");
     }
 }

@@ -106,8 +106,9 @@ fn docker(proxy: &Proxy<'_>) -> Recipe {
         .upstreams
         .iter()
         .map(|(name, _)| *name)
-        .find(|name| *name == "ghcr.io")
-        .unwrap_or("docker.io");
+        .filter(|name| *name != "docker.io" && !name.contains(':'))
+        .min_by_key(|name| *name != "ghcr.io")
+        .unwrap_or("REGISTRY");
     let mut notes = vec![
         "Docker uses mirrors for Docker Hub only, and logs in to none of them: this proxy has to let it pull"
             .to_owned(),
@@ -217,6 +218,30 @@ fn buildkit(proxy: &Proxy<'_>) -> Recipe {
     let notes = proxy.no_fallback.then(|| closed.to_owned()).into_iter().collect();
     let place = "buildkitd.toml: docker buildx create --config buildkitd.toml --use";
     one(place.to_owned(), "buildkitd.toml", text, notes)
+}
+
+/// The registries of a file that Larder wrote for a client that has one file for all of them.
+pub fn registries_in(client: Client, text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        let name = match client {
+            Client::Docker | Client::Containerd => None,
+            Client::Podman | Client::CriO => line.strip_prefix("prefix = \"").and_then(|rest| rest.strip_suffix('"')),
+            Client::K3s => line.strip_prefix("  \"").and_then(|rest| rest.strip_suffix("\":")),
+            // The section of the proxy itself has no mirrors.
+            Client::Buildkit => line
+                .strip_prefix("[registry.\"")
+                .and_then(|rest| rest.strip_suffix("\"]"))
+                .filter(|_| {
+                    lines
+                        .peek()
+                        .is_some_and(|next| next.trim_start().starts_with("mirrors"))
+                }),
+        };
+        found.extend(name.map(str::to_owned));
+    }
+    found
 }
 
 fn one(place: String, relative: &str, text: String, notes: Vec<String>) -> Recipe {
@@ -338,6 +363,15 @@ mod tests {
             for file in of(*client, &proxy(false)).files {
                 assert_eq!(file.text.starts_with(MARK), *client != Client::Docker, "{client:?}");
             }
+        }
+    }
+
+    #[test]
+    fn the_registries_of_a_file_are_known_again() {
+        let proxy = proxy(false);
+        for client in [Client::Podman, Client::CriO, Client::K3s, Client::Buildkit] {
+            let found = registries_in(client, &of(client, &proxy).files[0].text);
+            assert_eq!(found, ["docker.io", "ghcr.io"], "{client:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! For each registry that a client's file leads here two canaries, one pulled by its tag, one by its digest. Arrival is
 //! what counts, not whether the client could unpack the image. It is removed again.
 
+use std::ffi::OsStr;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -142,14 +143,19 @@ impl Client {
             )
         };
         match self {
-            Client::Docker => vec![program("docker", &["pull", image], &["image", "rm", image], "")],
+            Client::Docker => vec![program(
+                "docker",
+                &["pull", "--", image],
+                &["image", "rm", "--", image],
+                "",
+            )],
             Client::Containerd => vec![crictl(), ctr("ctr, which does not read config.toml (crictl would)")],
             Client::Nerdctl => vec![
-                program("nerdctl", &["pull", image], &["image", "rm", image], ""),
+                program("nerdctl", &["pull", "--", image], &["image", "rm", "--", image], ""),
                 ctr(""),
             ],
             Client::Podman => vec![
-                program("podman", &["pull", image], &["rmi", image], ""),
+                program("podman", &["pull", "--", image], &["rmi", "--", image], ""),
                 program("skopeo", &["inspect", "--raw", &format!("docker://{image}")], &[], ""),
             ],
             Client::K3s => vec![program(
@@ -208,6 +214,11 @@ impl Client {
             "_default" | "*" => "docker.io",
             registry => registry.trim_start_matches("*."),
         };
+        // It comes out of a file, and not every program knows `--`.
+        if registry.starts_with('-') {
+            let found = format!("{registry:?} is no registry that a client can pull from");
+            return Ok(Finding::note(check, found).advice("put the file right"));
+        }
         let folder = root.join(verdict.file.trim_start_matches('/'));
         let mut outcomes = Vec::new();
         let mut blind = "";
@@ -462,8 +473,24 @@ fn find(name: &str) -> Option<PathBuf> {
     if name.starts_with('/') {
         return Path::new(name).exists().then(|| PathBuf::from(name));
     }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = std::env::split_paths(&path).chain(["/usr/local/bin", "/usr/bin", "/usr/sbin"].map(PathBuf::from));
+    find_in(name, &std::env::var_os("PATH").unwrap_or_default())
+}
+
+/// Looks in the folders of `path`, then in those where commands usually are. An empty folder, which an empty `path` is one
+/// of, means the current one: a program there is anybody's, and root may be asking.
+fn find_in(name: &str, path: &OsStr) -> Option<PathBuf> {
+    let usual = [
+        "/usr/local/sbin",
+        "/usr/local/bin",
+        "/usr/sbin",
+        "/usr/bin",
+        "/sbin",
+        "/bin",
+    ]
+    .map(PathBuf::from);
+    let folders = std::env::split_paths(path)
+        .filter(|folder| folder.is_absolute())
+        .chain(usual);
     folders.map(|folder| folder.join(name)).find(|file| file.is_file())
 }
 
@@ -531,6 +558,26 @@ mod tests {
             path: "/v2/x".to_owned(),
             client: "192.0.2.1".to_owned(),
             allowed,
+        }
+    }
+
+    #[test]
+    fn programs_of_the_current_folder_are_not_run() {
+        let here = std::env::current_dir().unwrap();
+        let file = here.join("Cargo.toml");
+        assert!(file.is_file(), "{}", file.display());
+        for path in ["", ":", ".", "::/nonexistent", "src/.."] {
+            assert_eq!(find_in("Cargo.toml", OsStr::new(path)), None, "{path:?}");
+        }
+        assert_eq!(find_in("Cargo.toml", here.as_os_str()), Some(file));
+    }
+
+    #[test]
+    fn a_name_is_no_flag() {
+        for client in [Client::Docker, Client::Nerdctl, Client::Podman] {
+            let program = client.programs("-x/a:1", Path::new("/f")).remove(0);
+            assert_eq!(program.pull, ["pull", "--", "-x/a:1"]);
+            assert!(program.remove.ends_with(&["--".to_owned(), "-x/a:1".to_owned()]));
         }
     }
 

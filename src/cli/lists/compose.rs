@@ -1,8 +1,8 @@
 //! Compose files: what `services.*.image` says.
 
 use super::variables::expand;
-use super::yaml::{Node, Steps};
-use super::{Images, clip};
+use super::yaml::{Node, Steps, Value};
+use super::{Images, RENDER, clip};
 
 pub fn is_one(document: &Node, steps: &mut Steps) -> bool {
     document
@@ -33,7 +33,11 @@ pub fn find(document: &Node, steps: &mut Steps, value: &dyn Fn(&str) -> Option<S
             .text_at("image", steps)
             .map(str::trim)
             .filter(|image| !image.is_empty());
+        let is_text = service
+            .get("image", steps)
+            .is_none_or(|image| matches!(image.value, Value::Text(_) | Value::Null));
         match (image, is_built) {
+            (None, _) if !is_text => images.unread(format!("{place}.image: no text, as in a template: {RENDER}")),
             (Some(image), true) => images.pass_over(format!("{place}: {} is built here", clip(image))),
             (None, true) => images.pass_over(format!("{place} is built here")),
             // It may be that of another service, or of another file.

@@ -3,7 +3,7 @@
 
 use super::words::{self, is_likely, is_plain, speaks_of_images};
 use super::yaml::{Node, Steps, Value};
-use super::{Images, clip};
+use super::{Images, RENDER, clip};
 
 const CONTAINERS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
 /// Operators of OLM name here what they and their operands run.
@@ -157,6 +157,7 @@ impl Walk<'_> {
         let is_docker_image = own_text("kind") == Some("DockerImage");
         let name = own_text("name").or(around.name);
         let has_image = around.has_image || own("image").is_some();
+        let split = self.split_image(node, path);
         for (key, value) in node.map() {
             let Some(key) = key.text() else { continue };
             if !self.steps.go(path.len()) {
@@ -177,7 +178,18 @@ impl Walk<'_> {
                     self.images
                         .may_be(image, is_likely, || label.place(value.line, &shown(path)));
                 }
+                // `{{ .Values.image }}` without quotes is a map in YAML.
+                ("image", None) if holds_image && !is_image_map(value) => {
+                    let place = self.place(value.line, &shown(path));
+                    match value.value {
+                        Value::Null => self.images.pass_over(format!("{place} names no image")),
+                        _ => self
+                            .images
+                            .unread(format!("{place}: no text, as in a template: {RENDER}")),
+                    }
+                }
                 ("image", None) if value.is_map() => self.image_map(value, parent, path),
+                _ if split == Some(key) => {}
                 ("name", Some(image)) if is_docker_image => {
                     let place = self.place(value.line, &shown(path));
                     self.images.add(image, place);
@@ -266,6 +278,31 @@ impl Walk<'_> {
         }
     }
 
+    /// A possible image whose repository and tag are keys side by side, in whatever resource. Returns the key of the repository,
+    /// which by itself would be another image.
+    fn split_image(&mut self, node: &Node, path: &[&str]) -> Option<&'static str> {
+        let text = |key: &str| {
+            let found = node.map().iter().find(|(name, _)| name.text() == Some(key));
+            found
+                .and_then(|(_, value)| value.text())
+                .filter(|text| !text.trim().is_empty())
+        };
+        let registry = text("registry");
+        let (key, repository, tag) = SPLIT.iter().find_map(|(key, tag)| {
+            let fits = *key != "name" || registry.is_some();
+            Some((*key, text(key).filter(|_| fits)?, text(tag)?))
+        })?;
+        let mark = if tag.contains(':') { '@' } else { ':' };
+        let image = match registry {
+            Some(registry) => format!("{}/{repository}{mark}{tag}", registry.trim_end_matches('/')),
+            None => format!("{repository}{mark}{tag}"),
+        };
+        let label = &self.label;
+        self.images
+            .may_be(&image, is_likely, || label.place(node.line, &shown(path)));
+        Some(key)
+    }
+
     /// Possible images in a text. `hint`: its key, variable or flag speaks of an image.
     fn text(&mut self, text: &str, hint: bool, line: usize, within: &dyn Fn() -> String) {
         if self.images.too_many || !self.steps.read(text) {
@@ -279,6 +316,25 @@ impl Walk<'_> {
             images.may_be(word, fits, || label.place(line, &within()));
         });
     }
+}
+
+/// Keys that together name an image in resources of other tools: repository, and tag or digest.
+const SPLIT: [(&str, &str); 7] = [
+    ("repository", "digest"),
+    ("repository", "tag"),
+    ("imageRepository", "imageTag"),
+    ("imageName", "imageTag"),
+    ("image", "tag"),
+    ("name", "digest"),
+    ("name", "tag"),
+];
+
+/// Returns true if a map under `image` is one of those that name an image in parts.
+fn is_image_map(node: &Node) -> bool {
+    let names = ["repository", "image", "name", "reference"];
+    node.map()
+        .iter()
+        .any(|(key, _)| key.text().is_some_and(|key| names.contains(&key)))
 }
 
 /// The innermost key of a path: lists and merges have none.

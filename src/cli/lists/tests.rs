@@ -487,6 +487,47 @@ fn a_template_is_to_be_rendered() {
     assert!(error.starts_with("line ") && error.contains("helm template"), "{error}");
 }
 
+/// Templates without quotes that happen to be YAML: maps and lists where a text belongs.
+#[test]
+fn a_template_that_is_yaml_is_named_too() {
+    for image in [
+        "{{ .Values.image }}",
+        "{{.Values.image}}",
+        "[[ .x ]]",
+        "{IMG}",
+        "{{ .a }}",
+    ] {
+        let pod = format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: p}}\nspec:\n  containers:\n  - name: good\n    image: a/b:1\n  - name: c\n    image: {image}\n"
+        );
+        let images = read(&pod, None);
+        assert_eq!(images.found.len(), 1, "{image}: {images:#?}");
+        assert!(
+            images.unread.len() == 1 && images.unread[0].contains("helm template"),
+            "{image}: {images:#?}"
+        );
+        let compose = format!("services:\n  good: {{image: \"a/b:1\"}}\n  web:\n    image: {image}\n");
+        let images = read(&compose, None);
+        assert!(
+            images.found.len() == 1 && images.unread.len() == 1,
+            "{image}: {images:#?}"
+        );
+    }
+}
+
+/// Repository and tag as keys side by side, and JSON within a text.
+#[test]
+fn images_in_parts_are_possible_ones() {
+    let possible = |text: &str| -> Vec<String> {
+        let images = read(text, None);
+        images.possible.iter().map(|found| found.image.clone()).collect()
+    };
+    let custom = "apiVersion: x.example/v1\nkind: Agent\nmetadata: {name: a}\nspec:\n  agent: {repository: ghcr.io/h/ag, tag: \"2\"}\n  other: {registry: quay.io, name: x/y, tag: \"3\"}\n  third: {imageRepository: h/z, imageTag: \"4\"}\n  noimage: {name: x, tag: y}\n";
+    assert_eq!(possible(custom), ["ghcr.io/h/ag:2", "quay.io/x/y:3", "h/z:4"]);
+    let map = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: m}\ndata:\n  c.json: '{\"image\": \"bitnami/redis:7\", \"url\": \"redis:6379\"}'\n";
+    assert_eq!(possible(map), ["bitnami/redis:7"]);
+}
+
 /// A document, as YAML of one line and as JSON: what the parser sees is the same.
 fn as_json(text: &str) -> String {
     fn json(node: &yaml::Node) -> serde_json::Value {

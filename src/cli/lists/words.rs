@@ -3,9 +3,9 @@
 
 use crate::config::wanted::Shape;
 
-/// The shape of a word that is hardly anything else: a registry's host, a repository and a tag, or a digest.
+/// The shape of a word that is hardly anything else: a repository with a registry's host or a path, and a tag; or a digest.
 pub fn is_plain(shape: &Shape) -> bool {
-    shape.has_digest || (shape.has_registry && shape.has_tag)
+    shape.has_digest || (shape.has_tag && (shape.has_registry || shape.has_path))
 }
 
 /// The shape of a word that is an image if what stands before it speaks of one.
@@ -24,7 +24,7 @@ pub fn speaks_of_images(name: &str) -> bool {
 /// Calls `take` with each word of `text` that may be an image, and whether something before it speaks of one: a flag with
 /// `=` or before it, `image:`, or `hint`.
 pub fn each(text: &str, hint: bool, mut take: impl FnMut(&str, bool)) {
-    let mut before = hint;
+    let (mut before, mut last) = (hint, "");
     let parts = |c: char| c.is_whitespace() || "\"'`,;()[]{}<>|".contains(c);
     for word in text.split(parts).filter(|word| !word.is_empty()) {
         let (name, value) = match word.rsplit_once('=') {
@@ -36,7 +36,10 @@ pub fn each(text: &str, hint: bool, mut take: impl FnMut(&str, bool)) {
         if !is_name && value.contains([':', '/', '@']) {
             take(value, before || (!name.is_empty() && speaks_of_images(name)));
         }
-        before = hint || (is_name && speaks_of_images(word));
+        // In JSON the colon stands alone, behind its key's quotes.
+        let named = if word == ":" { last } else { word };
+        before = hint || (is_name && speaks_of_images(named));
+        last = word;
     }
 }
 
@@ -73,6 +76,16 @@ mod tests {
                 "--images=ghcr.io/a/b:1,ghcr.io/a/c:2",
                 false,
                 vec!["ghcr.io/a/b:1", "ghcr.io/a/c:2"],
+            ),
+            (
+                r#"{"image": "bitnami:7", "port": "redis:6379"}"#,
+                false,
+                vec!["bitnami:7"],
+            ),
+            (
+                "--sidecar=bitnami/x:1 grafana/promtail:2.9",
+                false,
+                vec!["bitnami/x:1", "grafana/promtail:2.9"],
             ),
             ("redis:6379 http://x.example/y:1 --listen=0.0.0.0:8080", false, vec![]),
             ("--image-pull-timeout=5m --image-gc=true", false, vec![]),

@@ -136,7 +136,7 @@ fn of_bundle(word: &str) -> StatusCode {
 fn of_name(error: &PullError) -> StatusCode {
     match error {
         PullError::UnknownUpstream(_) => StatusCode::NOT_FOUND,
-        PullError::NotAllowed { .. } => StatusCode::FORBIDDEN,
+        PullError::NotAllowed { .. } | PullError::Reserved(_) => StatusCode::FORBIDDEN,
         _ => StatusCode::BAD_REQUEST,
     }
 }

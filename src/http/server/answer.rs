@@ -71,11 +71,11 @@ impl<H> Connection<H> {
         if !is_beside_others {
             return Ok(share);
         }
-        let most_of_one = match sender.is_some_and(|sender| sender.is_proxy) {
-            true => usize::MAX,
-            false => most_per_client,
+        // A request through a proxy is in the share of its client, if it names one, already.
+        let pass = match sender.is_some_and(|sender| sender.is_proxy) {
+            true => self.requests.enter_for_nobody(most),
+            false => self.requests.enter(self.client(sender), most, most_per_client),
         };
-        let pass = self.requests.enter(self.client(sender), most, most_of_one);
         let pass = pass.map_err(|full| too_many("over HTTP/2", full))?;
         Ok(Some(match share {
             Some(share) => pass.with(share),
@@ -84,8 +84,13 @@ impl<H> Connection<H> {
     }
 
     fn client(&self, sender: Option<Sender>) -> IpAddr {
-        let address = sender.map_or(self.caller.address, |sender| sender.address);
+        let address = self.address(sender);
         address.ip().unwrap_or(Ipv4Addr::UNSPECIFIED.into())
+    }
+
+    /// The address that log lines show.
+    fn address(&self, sender: Option<Sender>) -> Peer {
+        sender.map_or(self.caller.address, |sender| sender.address)
     }
 }
 
@@ -161,11 +166,12 @@ pub(super) async fn answer<H: Handler>(
             // The access log stands behind the handler's door.
             metrics::counter!("larder_requests_refused_total", "status" => error.status.as_u16().to_string())
                 .increment(1);
+            let client = connection.address(sender);
             if error.status.is_server_error() {
                 let asked = Some((&parts.method, &parts.uri));
-                log_failure(asked, caller.address, error.status, Instant::now(), error.cause());
+                log_failure(asked, client, error.status, Instant::now(), error.cause());
             }
-            tracing::debug!(client = %caller.address, status = error.status.as_u16(), reason = error.message, "request refused");
+            tracing::debug!(%client, status = error.status.as_u16(), reason = error.message, "request refused");
             close = true;
             let mut response = error.into_response();
             if is_bodiless {

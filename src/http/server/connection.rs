@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::Request;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{self, Connection};
 use super::handler::{Caller, Handler, Peer};
-use super::proxy_header::{self, Beginning, Told};
+use super::proxy_header::{self, Beginning, Malformed, Told};
 use super::pulse::{Break, Overdue, Pulse, STALLED};
 use super::tls::{self, Certificates};
 use super::wire::{self, Transport, Wire};
@@ -31,8 +31,8 @@ use crate::http::outbox::Outbox;
 /// A TLS record that begins a handshake.
 const CLIENT_HELLO: u8 = 0x16;
 
-/// PROXY headers of those who are no trusted proxies are logged at most this often.
-const LOG_STRANGERS_EVERY: Duration = Duration::from_secs(60);
+/// PROXY headers of those who are no trusted proxies are logged at most this often, and so are broken ones.
+const LOG_HEADERS_EVERY: Duration = Duration::from_secs(60);
 
 /// hyper's own limit. Told any, even this one, it fills a table of that size for every request.
 const HYPER_HEADERS: usize = 100;
@@ -70,10 +70,7 @@ pub(super) async fn run(tcp: TcpStream, peer: SocketAddr, way: Arc<Way>, shared:
     if proxy_header::may_begin_with(first) {
         return Box::pin(introduced(tcp, peer, &way, &shared)).await;
     }
-    let client = Client {
-        address: Peer::Tcp(peer),
-        told: None,
-    };
+    let client = Client::of(Peer::Tcp(peer));
     follow(tcp, (first, Bytes::new()), client, &way, &shared).await;
 }
 
@@ -92,56 +89,65 @@ async fn begun<H>(tcp: &TcpStream, way: &Way, shared: &Shared<H>) -> Option<u8> 
 #[derive(Clone, Copy)]
 struct Client {
     address: Peer,
+    /// The statement of the PROXY header, kept also if the sender is no trusted proxy: a reload may make it one, and
+    /// the requests on this connection are then still the client's, not the proxy's.
     told: Option<Told>,
+    /// True if the sender was trusted when the connection came. Log lines then show the client's address.
+    is_believed: bool,
+}
+
+impl Client {
+    fn of(address: Peer) -> Client {
+        Client {
+            address,
+            told: None,
+            is_believed: false,
+        }
+    }
 }
 
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.told {
-            Some(Told::Client(client)) => client.fmt(f),
+            Some(Told::Client(client)) if self.is_believed => client.fmt(f),
             _ => self.address.fmt(f),
         }
     }
 }
 
-/// A connection that may begin with a PROXY header. That of somebody who is no trusted proxy is read, and not believed.
+/// Serves a connection that may begin with a PROXY header. A header from an untrusted address is skipped; if it is
+/// broken, HTTP refuses it with 400, because a proxy that got no answer at all would take the server for failed.
 async fn introduced(mut tcp: TcpStream, peer: SocketAddr, way: &Way, shared: &Shared<impl Handler>) {
     let limits = shared.limits.now();
     let begins = tokio::select! {
         biased;
-        begins = tokio::time::timeout(limits.header_timeout, proxy_header::read(&mut tcp)) => begins,
+        begins = tokio::time::timeout(limits.header_timeout, beginning(&mut tcp)) => begins,
         () = way.turn.cancelled() => return,
     };
     let address = Peer::Tcp(peer);
+    let is_proxy = |address: SocketAddr| shared.proxies.now().contains(address.ip());
+    let is_believed = is_proxy(peer);
     let told = match begins {
-        Ok(Ok(Beginning::Other(read))) => {
-            let client = Client { address, told: None };
-            let first = read.first().copied().unwrap_or_default();
-            return follow(tcp, (first, read), client, way, shared).await;
-        }
         Ok(Ok(Beginning::Header(told))) => told,
-        Ok(Err(error)) => {
-            if error.kind() == io::ErrorKind::InvalidData {
-                metrics::counter!("larder_connections_ended_total", "reason" => "proxy_header").increment(1);
-                tracing::debug!(client = %peer, %error, "connection ended");
-            }
+        Ok(Ok(Beginning::Broken(error, _))) if is_believed => {
+            metrics::counter!("larder_connections_ended_total", "reason" => "proxy_header").increment(1);
+            log_broken(peer, error, shared);
             return wire::linger(tcp).await;
         }
-        Err(_) => return wire::linger(tcp).await,
-    };
-    let (is_trusted, client_is_proxy) = {
-        let proxies = shared.proxies.now();
-        let is_proxy = |address: SocketAddr| proxies.contains(address.ip());
-        (is_proxy(peer), matches!(told, Told::Client(client) if is_proxy(client)))
-    };
-    let (told, share) = match told {
-        _ if !is_trusted => {
-            log_stranger(peer, shared);
-            (None, None)
+        Ok(Ok(Beginning::Other(read) | Beginning::Broken(_, read))) => {
+            let first = read.first().copied().unwrap_or_default();
+            return follow(tcp, (first, read), Client::of(address), way, shared).await;
         }
-        Told::Client(client) if !client_is_proxy => {
+        Ok(Err(_)) | Err(_) => return wire::linger(tcp).await,
+    };
+    let share = match told {
+        _ if !is_believed => {
+            log_stranger(peer, shared);
+            None
+        }
+        Told::Client(client) if !is_proxy(client) => {
             match shared.gate.share(client.ip(), limits.max_connections_per_client) {
-                Ok(share) => (Some(told), Some(share)),
+                Ok(share) => Some(share),
                 Err(full) => {
                     if let Some(_pass) = super::refused(full, client, shared) {
                         refuse(tcp, way.tls.is_some()).await;
@@ -150,25 +156,60 @@ async fn introduced(mut tcp: TcpStream, peer: SocketAddr, way: &Way, shared: &Sh
                 }
             }
         }
-        told => (Some(told), None),
+        _ => None,
     };
     if let Some(first) = begun(&tcp, way, shared).await {
-        let client = Client { address, told };
+        let client = Client {
+            address,
+            told: Some(told),
+            is_believed,
+        };
         follow(tcp, (first, Bytes::new()), client, way, shared).await;
     }
     drop(share);
 }
 
+/// Reads the PROXY header, if there is one, in one go where all of it has come.
+async fn beginning(tcp: &mut TcpStream) -> io::Result<Beginning> {
+    let mut seen = [0; proxy_header::USUAL];
+    let length = tcp.peek(&mut seen).await?;
+    proxy_header::read(tcp, &seen[..length]).await
+}
+
 /// Warns that a proxy may have been forgotten in the configuration, or that a client plays one.
 fn log_stranger<H>(peer: SocketAddr, shared: &Shared<H>) {
-    let mut logged = shared.logged_header.lock().unwrap_or_else(PoisonError::into_inner);
-    if logged.is_none_or(|at| at.elapsed() >= LOG_STRANGERS_EVERY) {
-        *logged = Some(std::time::Instant::now());
-        tracing::warn!(
+    if !is_due(&shared.logged_stranger) {
+        return;
+    }
+    match shared.may_have_proxies {
+        true => tracing::warn!(
             from = %peer,
             "a PROXY protocol header is ignored: it came from an address that is not in server.trusted_proxies"
-        );
+        ),
+        false => tracing::warn!(
+            from = %peer,
+            "a PROXY protocol header is ignored: it came to an address that is not the registry's, where \
+             server.trusted_proxies does not count"
+        ),
     }
+}
+
+/// Warns that the connections of a trusted proxy end unanswered, which its users see as an outage.
+fn log_broken<H>(peer: SocketAddr, error: Malformed, shared: &Shared<H>) {
+    match is_due(&shared.logged_broken) {
+        true => tracing::warn!(from = %peer, %error, "the connection of a trusted proxy was closed"),
+        false => tracing::debug!(client = %peer, %error, "connection ended"),
+    }
+}
+
+/// Returns whether a line may be logged again, and counts it as logged then.
+fn is_due(logged: &Mutex<Option<std::time::Instant>>) -> bool {
+    let mut logged = logged.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_due = logged.is_none_or(|at| at.elapsed() >= LOG_HEADERS_EVERY);
+    if is_due {
+        *logged = Some(std::time::Instant::now());
+    }
+    is_due
 }
 
 /// Serves what comes behind a PROXY header, or without one. `first` is its first byte; bytes that were read already come with it.
@@ -190,10 +231,7 @@ pub(super) async fn run_unix(stream: UnixStream, way: Arc<Way>, shared: Arc<Shar
     };
     if let Ok(Ok(())) = first {
         let uid = stream.peer_cred().ok().map(|peer| peer.uid());
-        let client = Client {
-            address: Peer::Unix(uid),
-            told: None,
-        };
+        let client = Client::of(Peer::Unix(uid));
         Box::pin(plain(stream, Bytes::new(), client, &way, &shared)).await;
     }
 }

@@ -52,12 +52,18 @@ impl Gate {
         }
         inside.total += 1;
         inside.per_client.insert(client, mine + 1);
-        Ok(Pass {
-            gate: self.clone(),
-            client,
-            is_of_total: true,
-            other: None,
-        })
+        Ok(self.pass(Some(client), true))
+    }
+
+    /// A place of `most` that counts in nobody's share: a trusted proxy's, which must not fill the share of the clients
+    /// at its address or in its IPv6 network.
+    pub(super) fn enter_for_nobody(self: &Arc<Gate>, most: usize) -> Result<Pass, Full> {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        if inside.total >= most {
+            return Err(Full::Overall);
+        }
+        inside.total += 1;
+        Ok(self.pass(None, true))
     }
 
     /// A share of what this client may have, for something that is counted among all already: a proxy's connection,
@@ -70,17 +76,22 @@ impl Gate {
             return Err(Full::Client);
         }
         inside.per_client.insert(client, mine + 1);
-        Ok(Pass {
-            gate: self.clone(),
-            client,
-            is_of_total: false,
-            other: None,
-        })
+        Ok(self.pass(Some(client), false))
     }
 
-    fn leave(&self, client: IpAddr, is_of_total: bool) {
+    fn pass(self: &Arc<Gate>, client: Option<IpAddr>, is_of_total: bool) -> Pass {
+        Pass {
+            gate: self.clone(),
+            client,
+            is_of_total,
+            other: None,
+        }
+    }
+
+    fn leave(&self, client: Option<IpAddr>, is_of_total: bool) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         inside.total -= usize::from(is_of_total);
+        let Some(client) = client else { return };
         match inside.per_client.get_mut(&client) {
             Some(mine) if *mine > 1 => *mine -= 1,
             _ => {
@@ -101,7 +112,8 @@ fn one_client(address: IpAddr) -> IpAddr {
 /// A place inside a [`Gate`].
 pub(super) struct Pass {
     gate: Arc<Gate>,
-    client: IpAddr,
+    /// The client in whose share it counts, if in any.
+    client: Option<IpAddr>,
     is_of_total: bool,
     /// Held together with this one.
     other: Option<Box<Pass>>,
@@ -153,6 +165,17 @@ mod tests {
         drop(place.with(share));
         let inside = gate.inside.lock().unwrap();
         assert_eq!((inside.total, inside.per_client.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_place_for_nobody_is_of_no_share() {
+        let gate = Gate::new();
+        let place = gate.enter_for_nobody(2).ok().unwrap();
+        let _mine = gate.enter(ip("2001:db8::2"), 2, 1).ok().unwrap();
+        assert_eq!(gate.enter_for_nobody(2).err(), Some(Full::Overall));
+        drop(place);
+        let inside = gate.inside.lock().unwrap();
+        assert_eq!((inside.total, inside.per_client.len()), (1, 1));
     }
 
     #[test]

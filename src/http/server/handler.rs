@@ -98,7 +98,7 @@ impl Caller {
         })
     }
 
-    /// The caller as he is known by these headers, if that is somebody else. See [`Caller::sender`].
+    /// The caller as he is known by these headers, if that is somebody else.
     pub fn behind_proxies(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> Option<Caller> {
         let sender = self.sender(headers, proxies)?;
         Some(Caller {

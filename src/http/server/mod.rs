@@ -93,8 +93,12 @@ struct Shared<H> {
     handler: H,
     limits: LiveLimits,
     proxies: LiveProxies,
+    /// Trusted proxies may be named for this server, by a reload if not now.
+    may_have_proxies: bool,
     /// When a PROXY header of somebody who is no trusted proxy was logged last.
-    logged_header: Mutex<Option<Instant>>,
+    logged_stranger: Mutex<Option<Instant>>,
+    /// When a broken PROXY header of a trusted proxy was logged last.
+    logged_broken: Mutex<Option<Instant>>,
     way: ArcSwap<Way>,
     /// Begin no new request.
     stop: CancellationToken,
@@ -137,7 +141,7 @@ impl<H: Handler> Server<H> {
         tls: Option<tls::Certificates>,
         stop: &CancellationToken,
     ) -> Server<H> {
-        Server::behind(&LiveProxies::default(), handler, limits, tls, stop)
+        Server::build(None, handler, limits, tls, stop)
     }
 
     /// As [`Server::new`], where these proxies may speak for clients.
@@ -148,11 +152,23 @@ impl<H: Handler> Server<H> {
         tls: Option<tls::Certificates>,
         stop: &CancellationToken,
     ) -> Server<H> {
+        Server::build(Some(proxies), handler, limits, tls, stop)
+    }
+
+    fn build(
+        proxies: Option<&LiveProxies>,
+        handler: H,
+        limits: impl Into<LiveLimits>,
+        tls: Option<tls::Certificates>,
+        stop: &CancellationToken,
+    ) -> Server<H> {
         Server {
             shared: Arc::new(Shared {
                 handler,
-                proxies: proxies.clone(),
-                logged_header: Mutex::default(),
+                proxies: proxies.cloned().unwrap_or_default(),
+                may_have_proxies: proxies.is_some(),
+                logged_stranger: Mutex::default(),
+                logged_broken: Mutex::default(),
                 gate: Gate::new(),
                 requests: Gate::new(),
                 refusals: Gate::new(),
@@ -324,11 +340,13 @@ fn admit_tcp(tcp: TcpStream, peer: SocketAddr, shared: &Arc<Shared<impl Handler>
     let _ = tcp.set_nodelay(true);
     let limits = shared.limits.now();
     // A proxy's connections are many clients': each client's share is counted when it is known who that is.
-    let most_of_one = match shared.proxies.now().contains(peer.ip()) {
-        true => usize::MAX,
-        false => limits.max_connections_per_client,
+    let entered = match shared.proxies.now().contains(peer.ip()) {
+        true => shared.gate.enter_for_nobody(limits.max_connections),
+        false => shared
+            .gate
+            .enter(peer.ip(), limits.max_connections, limits.max_connections_per_client),
     };
-    match shared.gate.enter(peer.ip(), limits.max_connections, most_of_one) {
+    match entered {
         Ok(pass) => {
             metrics::counter!("larder_connections_total").increment(1);
             let connection = connection::run(tcp, peer, shared.way.load_full(), shared.clone());

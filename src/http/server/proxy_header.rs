@@ -14,6 +14,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 const TEXT: &[u8] = b"PROXY ";
 /// Longest header of version 1, with its line break, bytes.
 const LONGEST_TEXT: usize = 107;
+/// The words that may follow [`TEXT`]. HTTP allows a method of that name; no path is one of these words.
+const FAMILIES: [&[u8]; 3] = [b"TCP4 ", b"TCP6 ", UNKNOWN];
+const UNKNOWN: &[u8] = b"UNKNOWN";
+/// Nearly all headers are no longer than this, bytes: those of version 2 with the extensions that load balancers add.
+pub const USUAL: usize = 256;
 /// The beginning of a header of version 2.
 const BINARY: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The part of version 2 that each header has: signature, version and command, family, length of the rest.
@@ -66,8 +71,23 @@ pub fn parse(read: &[u8]) -> Result<Parsed, Malformed> {
     }
 }
 
-/// `PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n`
+/// Parses `PROXY TCP4 192.0.2.1 198.51.100.1 56324 443\r\n`. `PROXY /v2/ HTTP/1.1` is no header but a request with an
+/// unknown method.
 fn parse_text(read: &[u8]) -> Result<Parsed, Malformed> {
+    let rest = &read[TEXT.len()..];
+    let begun = FAMILIES.iter().filter(|family| family.starts_with(rest));
+    if let Some(shortest) = begun.map(|family| family.len() - rest.len()).min() {
+        // A character behind UNKNOWN tells that the word ends there; it has one in any case.
+        return Ok(Parsed::Needs(shortest.max(1)));
+    }
+    let ends = |unknown: &[u8]| matches!(unknown.first(), Some(b' ' | b'\r'));
+    let is_header = match rest.strip_prefix(UNKNOWN) {
+        Some(behind) => ends(behind),
+        None => FAMILIES.iter().any(|family| rest.starts_with(family)),
+    };
+    if !is_header {
+        return Ok(Parsed::Absent);
+    }
     let Some(end) = read.iter().take(LONGEST_TEXT).position(|byte| *byte == b'\n') else {
         return match LONGEST_TEXT.saturating_sub(read.len()) {
             0 => Err(Malformed("expected a line of at most 107 bytes")),
@@ -161,17 +181,29 @@ fn canonical(address: IpAddr, port: u16) -> SocketAddr {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Beginning {
     Header(Told),
-    /// These bytes, which were read, and are the client's.
+    /// A header that is broken, and the bytes of it that were read.
+    Broken(Malformed, Bytes),
+    /// No header. These bytes were read, and are the client's.
     Other(Bytes),
 }
 
-/// Reads a header, if there is one, and nothing that follows it.
+/// Reads a header, if there is one, and nothing that follows it. `seen` holds the first bytes of the stream as far as
+/// they were peeked at, which saves system calls; it may be empty.
 ///
-/// Errors: [`Malformed`], or the connection ends within the header.
-pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Beginning> {
+/// Errors: the connection ends within the header.
+pub async fn read(stream: &mut (impl AsyncRead + Unpin), seen: &[u8]) -> io::Result<Beginning> {
     let mut read = Vec::with_capacity(64);
+    // A header that comes in pieces is read nearly byte by byte below.
+    if let Ok(Parsed::Told(_, length)) = parse(seen) {
+        read.resize(length.min(seen.len()), 0);
+        stream.read_exact(&mut read).await?;
+    }
     loop {
-        match parse(&read).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+        let parsed = match parse(&read) {
+            Ok(parsed) => parsed,
+            Err(error) => return Ok(Beginning::Broken(error, read.into())),
+        };
+        match parsed {
             Parsed::Absent => return Ok(Beginning::Other(read.into())),
             Parsed::Needs(bytes) => {
                 if (&mut *stream).take(bytes as u64).read_buf(&mut read).await? == 0 {

@@ -26,7 +26,7 @@ pub fn meaning(names: &Names, path_and_query: &str) -> Meaning {
     };
     let ns = route::query(query).ns;
     let is_upstream = |text: &str| names.is_known(text);
-    match resolve(&name, is_upstream, |full| names.resolve(full, ns.as_deref())) {
+    match resolve(&name, is_upstream, |full| names.resolve_request(full, ns.as_deref())) {
         Ok(target) => Meaning::Repository {
             upstream: target.upstream.name.to_string(),
             repository: target.repository.to_string(),

@@ -307,7 +307,7 @@ impl Registry {
         };
         let nobody = door.visitor_without_login(caller);
         let query = route::query(parts.uri.query());
-        match door.view().resolve(&name.full, query.ns.as_deref()) {
+        match door.view().resolve_request(&name.full, query.ns.as_deref()) {
             Ok(target) => door.right_now(&nobody, &self.pull, &target) == Some(Right::Fetch),
             Err(_) => door.lets_in(&nobody.who, &nobody),
         }
@@ -400,7 +400,9 @@ async fn repository(
     }
     let view = door.view();
     let is_upstream = |text: &str| view.is_upstream(text);
-    let resolved = meaning::resolve(&name, is_upstream, |full| view.resolve(full, query.ns.as_deref()));
+    let resolved = meaning::resolve(&name, is_upstream, |full| {
+        view.resolve_request(full, query.ns.as_deref())
+    });
     let target = match resolved {
         Ok(mut target) => {
             target.client_name = name.visible;
@@ -483,13 +485,9 @@ async fn repository(
     about(response, &ask.target.key)
 }
 
-/// What is not there is no failure of the proxy, and what a client got wrong was nobody's pull.
+/// Answers a pull with an error, and labels it with the outcome for logs and counters.
 fn failed(error: ApiError) -> Response {
-    let outcome = match error.status {
-        StatusCode::NOT_FOUND => Some("missing"),
-        status if status.is_client_error() => None,
-        _ => Some("error"),
-    };
+    let outcome = error.outcome();
     let mut response = respond(error);
     if let Some(outcome) = outcome {
         response.extensions_mut().insert(labels::Outcome(outcome));
@@ -565,7 +563,7 @@ fn refuse_write(view: &View, path: &str, query: &Query) -> ApiError {
             .max()
             .map(|at| &rest[..at])
     });
-    let target = name.and_then(|name| view.resolve(name, query.ns.as_deref()).ok());
+    let target = name.and_then(|name| view.resolve_request(name, query.ns.as_deref()).ok());
     ApiError::read_only(target.as_ref())
 }
 

@@ -144,7 +144,7 @@ fn all_scopes(
 ) -> bool {
     let nobody = door.visitor_without_login(caller);
     let fits_scope = |scope: &String| {
-        let target = pulled(scope).and_then(|name| door.view().resolve(name, None).ok());
+        let target = pulled(scope).and_then(|name| door.view().resolve_request(name, None).ok());
         target.is_some_and(|target| fits(door.right_now(&nobody, pull, &target)))
     };
     !request.scopes.is_empty() && request.scopes.iter().all(fits_scope)
@@ -165,7 +165,7 @@ fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Res
     let mint = door.gate().mint();
     let token = mint.issue(&visitor.who, Value::Array(granted), unix_seconds());
     if let Some(user) = &visitor.mistaken {
-        door.gate().note_mistake(&token, user.clone());
+        door.gate().note_mistake(&token, user);
     }
     let issued_at = issued_at();
     let mut response = document(
@@ -188,7 +188,7 @@ fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Res
 /// What of a scope may be had, as far as is known now; the request itself is what is decided about.
 fn granted(door: &Door, pull: &Pull, visitor: &Visitor, scope: &str) -> Option<Value> {
     let name = pulled(scope)?;
-    let target = door.view().resolve(name, None).ok()?;
+    let target = door.view().resolve_request(name, None).ok()?;
     let right = door.right_now(visitor, pull, &target).unwrap_or(Right::Fetch);
     (right > Right::Nothing).then(|| json!({ "type": "repository", "name": name, "actions": ["pull"] }))
 }

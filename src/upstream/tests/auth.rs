@@ -391,3 +391,26 @@ async fn nothing_shows_a_secret() {
         assert!(!shown.contains(secret), "{secret} in {shown}");
     }
 }
+
+/// A store or a token server that repeats the address that it was asked by (R-X17).
+#[tokio::test]
+async fn signed_addresses_are_not_repeated() {
+    let server = Server::start(|own, seen| match seen.path.as_str() {
+        "/cdn" => say(503, "<Message>S1GNATURE%2B of a/b (S1GNATURE+) expired</Message>"),
+        "/token" => say(
+            400,
+            format!(r#"{{"details":"key {}"}}"#, seen.param("key").unwrap_or_default()),
+        ),
+        path if path.contains("/signed/") => say(307, "").with("location", format!("{own}/cdn?X-Sig=S1GNATURE%2B")),
+        _ => bearer(own, "/token?key=R3ALMKEY"),
+    })
+    .await;
+    let client = client(upstream(&server.url()));
+    for (name, wanted) in [("signed/a", "expired"), ("realm/a", "key [secret]")] {
+        let (name, latest) = (repository(name), tag("latest"));
+        let asked = client.get_manifest(&name, &latest, MAX_MANIFEST_BYTES).await;
+        let error = asked.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+        assert!(!error.contains("S1GNATURE") && !error.contains("R3ALMKEY"), "{error}");
+    }
+}

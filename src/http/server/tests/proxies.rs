@@ -200,6 +200,77 @@ async fn a_broken_header_ends_the_connection() {
     server.stopped().await;
 }
 
+/// A method of that name is a client's: whoever passes it on must see an answer, or takes the server for broken.
+#[tokio::test]
+async fn a_method_that_is_called_proxy_is_answered() {
+    for server in [start(roomy()).await, start_few().await] {
+        for path in ["/", "/v2/library/alpine/manifests/1", "http://larder/"] {
+            let ask = get(path, "Connection: close\r\n").replacen("GET", "PROXY", 1);
+            let wanted = if path.contains("v2") {
+                "HTTP/1.1 404 "
+            } else {
+                "HTTP/1.1 405 "
+            };
+            let answer = server.tell(&ask).await;
+            assert!(answer.starts_with(wanted), "{ask}: {answer}");
+            // In pieces.
+            let mut tcp = server.connect().await;
+            for piece in ask.as_bytes().chunks(3) {
+                tcp.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            assert!(read_to_end(&mut tcp).await.starts_with(wanted));
+            let behind = [line("203.0.113.9"), ask].concat();
+            assert!(server.tell(behind).await.starts_with(wanted));
+        }
+        server.stopped().await;
+    }
+}
+
+/// A broken header from an untrusted address gets HTTP's answer.
+#[tokio::test]
+async fn broken_headers_of_others_are_answered() {
+    let mut version_3 = binary(1, [203, 0, 113, 9]);
+    version_3[12] = 0x31;
+    let server = start_behind(&proxies("203.0.113.0/24"), router, roomy(), None, HANG).await;
+    for broken in [
+        b"PROXY TCP4 203.0.113.9 10.0.0.1 4711\r\n".to_vec(),
+        format!("PROXY UNKNOWN {}", "x".repeat(200)).into_bytes(),
+        version_3,
+    ] {
+        let answer = server.tell([&broken[..], get("/", "").as_bytes()].concat()).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    }
+    assert_eq!(server.seen.load(Ordering::Relaxed), 0);
+    server.stopped().await;
+}
+
+/// Idle connections of a proxy leave the share of who comes from the proxy's own address untouched.
+#[tokio::test]
+async fn connections_of_a_proxy_are_in_nobodys_share() {
+    let limits = Limits {
+        max_connections_per_client: 2,
+        ..roomy()
+    };
+    let proxies = proxies("127.0.0.1/32");
+    let server = start_behind(&proxies, router, limits, None, HANG).await;
+    let mut idle = Vec::new();
+    for n in 0..7 {
+        // The last two are no proxy's any more.
+        if n == 5 {
+            proxies.set(TrustedProxies::default());
+        }
+        let mut tcp = server.connect().await;
+        tcp.write_all(get("/", "").as_bytes()).await.unwrap();
+        let answer = read_until(&mut tcp, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{n}: {answer}");
+        idle.push(tcp);
+    }
+    assert!(server.tell(get("/", "")).await.starts_with("HTTP/1.1 503 "));
+    drop(idle);
+    server.stopped().await;
+}
+
 /// A header from an address that is no trusted proxy is read and not believed; what only looks like one is HTTP.
 #[tokio::test]
 async fn headers_of_others_change_nothing() {
