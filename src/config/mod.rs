@@ -173,7 +173,7 @@ pub struct Cache {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// An `EnvFilter` directive: `info`, `larder=debug`.
+    /// A level, or levels by target: `info`, `larder=debug`.
     pub level: String,
     pub format: LogFormat,
 }

@@ -8,8 +8,10 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde_json::Value;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{Registry, fmt, reload};
 
 use crate::text;
 
@@ -24,15 +26,12 @@ pub struct BadLevel {
     reason: String,
 }
 
-/// Takes another filter, for whoever formats the lines.
-type Change = Box<dyn Fn(EnvFilter) -> bool + Send + Sync>;
-
-/// The way to the filter of this process's log, once that is set up.
-static CHANGE: OnceLock<Change> = OnceLock::new();
+/// The filter of this process's log, once that is set up.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 /// As it was asked for last.
 static LEVEL: Mutex<String> = Mutex::new(String::new());
 
-/// Sends log lines of `level` (an `EnvFilter` directive) to standard error from here on.
+/// Sends log lines of `level` (a level, or levels by target: `info,larder::pull=debug`) to standard error from here on.
 ///
 /// The first call of a process wins. Later ones check their level and change nothing, so that tests that start
 /// several proxies in one process work.
@@ -44,27 +43,19 @@ pub fn init(level: &str, json: bool) -> Result<(), BadLevel> {
         (false, true) => Form::Coloured,
         (false, false) => Form::Plain,
     };
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(move || SafeLines(form))
-        .with_ansi(colours);
-    // An error here says only that a subscriber is set already.
-    let (is_first, change): (bool, Change) = match json {
-        true => {
-            let lines = lines.json().flatten_event(true).with_current_span(false);
-            let lines = lines.with_filter_reloading();
-            let handle = lines.reload_handle();
-            let is_first = lines.finish().try_init().is_ok();
-            (is_first, Box::new(move |filter| handle.reload(filter).is_ok()))
-        }
-        false => {
-            let lines = lines.with_filter_reloading();
-            let handle = lines.reload_handle();
-            let is_first = lines.finish().try_init().is_ok();
-            (is_first, Box::new(move |filter| handle.reload(filter).is_ok()))
-        }
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer().with_writer(move || SafeLines(form)).with_ansi(colours);
+    let lines = match json {
+        true => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        false => lines.boxed(),
     };
-    if is_first && CHANGE.set(change).is_ok() {
+    // An error here says only that a subscriber is set already.
+    let is_first = tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init()
+        .is_ok();
+    if is_first && FILTER.set(handle).is_ok() {
         level.clone_into(&mut current());
     }
     Ok(())
@@ -168,7 +159,7 @@ pub fn check(level: &str) -> Result<(), BadLevel> {
 pub fn set_level(level: &str) -> Result<(), BadLevel> {
     let filter = filter(level)?;
     let mut current = current();
-    if CHANGE.get().is_none_or(|change| change(filter)) {
+    if FILTER.get().is_none_or(|handle| handle.reload(filter).is_ok()) {
         level.clone_into(&mut current);
     }
     Ok(())
@@ -183,10 +174,10 @@ fn current() -> MutexGuard<'static, String> {
     LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
-    // EnvFilter takes any single word for a target's name and would then log nothing at all: a typo in the level
+fn filter(level: &str) -> Result<Targets, BadLevel> {
+    // Targets takes any single word for a target's name and would then log nothing at all: a typo in the level
     // must not make the proxy silent.
-    let known = |word: &str| !word.is_empty() && word.parse::<tracing_subscriber::filter::LevelFilter>().is_ok();
+    let known = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
     for directive in level.split(',').map(str::trim) {
         let bare_word = !directive.contains(['=', '[', ':']);
         if bare_word && !known(directive) {
@@ -196,7 +187,7 @@ fn filter(level: &str) -> Result<EnvFilter, BadLevel> {
             });
         }
     }
-    EnvFilter::try_new(level).map_err(|e| BadLevel {
+    level.parse::<Targets>().map_err(|e| BadLevel {
         level: level.to_owned(),
         reason: e.to_string(),
     })
