@@ -103,6 +103,12 @@ impl Time {
         self.deadline = self.deadline.map(|deadline| deadline + taken);
     }
 
+    fn left(&self) -> Duration {
+        let now = Instant::now();
+        self.deadline
+            .map_or(self.may_take, |deadline| deadline.saturating_duration_since(now))
+    }
+
     fn is_over(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
@@ -217,7 +223,10 @@ impl Client {
         let is_patient = is_up && !is_extra(question) && !self.own.heads.are_failing(question);
         let mut asked = Asked::default();
         let mut ticket: Option<Ticket<'_>> = None;
+        // Why the request failed before it was repeated.
+        let mut earlier: Option<ErrorKind> = None;
         let error = loop {
+            let has_little_time = time.left() < self.may_take(question) / 2;
             let outcome = self.round(question, mirrors, &mut asked, &mut time).boxed().await;
             if ticket.is_some() {
                 self.count_repeat(outcome.is_ok());
@@ -236,6 +245,11 @@ impl Client {
             } else if self.ends_repeats(ticket.as_ref(), &error) {
                 self.repeats.end(question.kind);
             }
+            // A repeat that had milliseconds for its answer says nothing about the registry.
+            let error = match earlier.take() {
+                Some(earlier) if has_little_time && matches!(error, ErrorKind::Timeout(_)) => earlier,
+                _ => error,
+            };
             if !is_patient || !error.may_pass() || self.own.health.is_down() {
                 break error;
             }
@@ -251,7 +265,10 @@ impl Client {
             match next {
                 // Without time it would fail, and be blamed for it.
                 Next::Repeat if time.is_over() => break error,
-                Next::Repeat => tracing::debug!(upstream = %self.name, %error, "asking again"),
+                Next::Repeat => {
+                    tracing::debug!(upstream = %self.name, %error, "asking again");
+                    earlier = Some(error);
+                }
                 Next::GiveUp if !is_out_of_time || !ticket.is_exhausted() => break error,
                 Next::GiveUp | Next::Exhausted => {
                     if self.own.health.note_exhausted(question.kind, &error) {

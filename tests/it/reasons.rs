@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -423,6 +425,38 @@ async fn a_short_answer_timeout_hides_no_outage() {
     .await;
     larder.get(manifest(REPO, "1")).await.expect(503);
     larder.wait_for_log("the registry is down").await;
+}
+
+/// A repeat that has little of `answer_timeout` left and is not answered in it hides no reason: that of the request before is told.
+#[tokio::test]
+async fn a_repeat_without_time_hides_no_reason() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head).await;
+            // The first is closed when most of the time is over, its repeat is left without an answer.
+            match count.fetch_add(1, Ordering::SeqCst) {
+                0 => tokio::time::sleep(Duration::from_millis(1300)).await,
+                _ => kept.push(stream),
+            }
+        }
+    });
+    let upstream = Upstream::start().await;
+    let larder = LarderProcess::start(&upstream, |toml| {
+        toml.upstream("late.example", "url", url.as_str());
+        toml.upstream("late.example", "answer_timeout", "2s");
+    })
+    .await;
+    let path = "/v2/late.example/app/manifests/1";
+    larder.get(path).await.expect(503);
+    let line = larder.wait_for_log(&format!("path=\"{path}\"")).await;
+    assert!(line.contains("closed the connection instead of answering"), "{line}");
+    assert!(asked.load(Ordering::SeqCst) > 1, "no repeat was sent");
 }
 
 /// Reasons of the proxy's own: too many connections, and content that cannot be read.
