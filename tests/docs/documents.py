@@ -1,12 +1,20 @@
 """Markdown and output: finds the blocks to run, and compares what they print with what the document shows."""
 
 import re
+import subprocess
 from dataclasses import dataclass
 
 # A command that does not end by itself. It runs on, as in a reader's other terminal, until the next one.
 ENDLESS = re.compile(r"larder\s+(serve|demo)\b(?!.*--(exit|no-wait|help|json)\b)")
-MARK = re.compile(r"\s*<!--\s*not run(?:\s*:\s*(.*?))?\s*-->\s*$")
+MARK = re.compile(r"\s*<!--\s*not (?:run|compared)(?:\s*:\s*(.*?))?\s*-->\s*$")
 FENCE = re.compile(r"(\s*)(```+)\s*([\w-]*)[^`]*$")
+OTHER_FENCE = re.compile(r"\s*~~~")
+# What a document that is run may have: commands, what they print, files and figures. A misspelt `sh` is none of these.
+LANGUAGES = ["sh", "console", "text", "toml", "json", "yaml", "dockerfile", "mermaid"]
+SHELLS = ["bash", "shell", "zsh"]
+# A line of commands in a block of another language.
+COMMAND = re.compile(r"(?m)^\s*(?:\$ |(?:sudo )?larder [a-z])")
+BACKGROUND = re.compile(r"(?m)(?<![&>])&\s*(?:#.*)?$")
 
 
 class Wrong(Exception):
@@ -18,7 +26,7 @@ class Block:
     line: int                   # of its first command
     language: str
     text: str
-    reason: str | None = None   # why it is not run
+    reason: str | None = None   # why it is not run, or not compared
     follows: bool = False       # nothing but blank lines stands between it and the block before
 
     @property
@@ -44,6 +52,30 @@ def commands(text):
     return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
+def units(text):
+    """The complete commands of a block: the line of each, and its text behind as many empty lines as stand before it in the block.
+
+    Each is run by itself, because bash lets a list such as `false && echo` fail unnoticed unless it is the last command.
+    """
+    found, begin, lines = [], 0, text.splitlines()
+    for end in range(1, len(lines) + 1):
+        part = "\n".join(lines[begin:end])
+        if end < len(lines) and not complete(part):
+            continue
+        if commands(part):
+            found.append((begin + 1, "\n" * begin + part + "\n"))
+        begin = end
+    return found
+
+
+def complete(text):
+    """Whether bash waits for no further line: after a backslash, in a loop, a quotation or a here-document it does."""
+    if text.endswith("\\"):
+        return False
+    asked = subprocess.run(["bash", "-n"], input=text + "\n", text=True, capture_output=True)
+    return asked.returncode == 0 and not asked.stderr
+
+
 def blocks(text, name):
     found, opened, mark, prose = [], None, None, True
     for number, line in enumerate(text.splitlines(), 1):
@@ -63,6 +95,8 @@ def blocks(text, name):
             if not found_mark[1]:
                 raise Wrong(f"{name}:{number}: the mark gives no reason: <!-- not run: reason -->")
             mark, prose = found_mark[1], True
+        elif OTHER_FENCE.match(line):
+            raise Wrong(f"{name}:{number}: a block begins with ```, not with ~~~")
         else:
             if mark is not None:
                 raise Wrong(f"{name}:{number - 1}: the mark stands before no block")
@@ -73,21 +107,29 @@ def blocks(text, name):
 
 
 def steps(text, name):
-    """The blocks to run, with what they print; and blocks that look like output and stand behind no commands."""
-    found, loose, before = [], [], None
+    """The blocks to run, with what they print. Refuses a block that could not be run or compared unnoticed."""
+    found, before = [], None
     for block in blocks(text, name):
+        where = f"{name}:{block.line}"
+        if block.language not in LANGUAGES + SHELLS:
+            raise Wrong(f"{where}: a block `{block.language}`; expected one of {', '.join(LANGUAGES)}")
         if block.language == "sh":
-            found.append(Step(block, None))
-        elif block.language in ("bash", "shell", "zsh") or block.language == "console" and re.search(r"(?m)^\s*\$ ", block.text):
-            if block.reason is None:
-                raise Wrong(f"{name}:{block.line}: commands stand in a block `sh`, what they print in a block `console` behind it")
+            if BACKGROUND.search(block.text):
+                raise Wrong(f"{where}: nobody sees a command in the background (&) fail: give it a block of its own")
             found.append(Step(block, None))
         elif block.language in ("console", "text") and block.follows and found and found[-1].block is before:
+            if before.reason is None and all(line.strip() in ("", "…") for line in block.text.splitlines()) and "…" in block.text:
+                raise Wrong(f"{where}: a block of nothing but … shows nothing")
+            if before.reason is not None:
+                raise Wrong(f"{where}: the commands before it are not run, so it is not compared: <!-- not compared: reason -->")
             found[-1].expected = block
-        elif block.language == "console":
-            loose.append(block)
+        elif block.reason is None:
+            if block.language in SHELLS or COMMAND.search(block.text):
+                raise Wrong(f"{where}: commands stand in a block `sh`, what they print in a block `console` behind it")
+            if block.language in ("console", "text"):
+                raise Wrong(f"{where}: it stands behind no block `sh`, so it is not compared: <!-- not compared: reason -->")
         before = block
-    return found, loose
+    return found
 
 
 # --- comparing -------------------------------------------------------------------------------------------
