@@ -7,6 +7,8 @@ from dataclasses import dataclass
 # A command that does not end by itself. It runs on, as in a reader's other terminal, until the next one.
 ENDLESS = re.compile(r"larder\s+(serve|demo)\b(?!.*--(exit|no-wait|help|json)\b)")
 MARK = re.compile(r"\s*<!--\s*not (?:run|compared)(?:\s*:\s*(.*?))?\s*-->\s*$")
+# Commands that make what a transcript needs, for readers who have it already.
+FIRST = re.compile(r"\s*<!--\s*first:\s*(.*?)\s*-->\s*$")
 FENCE = re.compile(r"(\s*)(```+)\s*([\w-]*)[^`]*$")
 OTHER_FENCE = re.compile(r"\s*~~~")
 # What a document that is run may have: commands, what they print, files and figures. A misspelt `sh` is none of these.
@@ -14,6 +16,8 @@ LANGUAGES = ["sh", "console", "text", "toml", "json", "yaml", "dockerfile", "mer
 SHELLS = ["bash", "shell", "zsh"]
 # A line of commands in a block of another language.
 COMMAND = re.compile(r"(?m)^\s*(?:\$ |(?:sudo )?larder [a-z])")
+# The tour has begun to wait for its end.
+TOUR = "…\nUpstream and Larder keep running…\n…\n"
 BACKGROUND = re.compile(r"(?m)(?<![&>])&\s*(?:#.*)?$")
 
 
@@ -27,6 +31,7 @@ class Block:
     language: str
     text: str
     reason: str | None = None   # why it is not run, or not compared
+    first: str | None = None    # commands that go before a transcript
     follows: bool = False       # nothing but blank lines stands between it and the block before
 
     @property
@@ -40,6 +45,7 @@ class Step:
     """A block of commands, and what it prints if the document shows that."""
     block: Block
     expected: Block | None
+    may_fail: bool = False      # its output, which is shown, decides
 
     @property
     def runs_on(self):
@@ -77,7 +83,7 @@ def complete(text):
 
 
 def blocks(text, name):
-    found, opened, mark, prose = [], None, None, True
+    found, opened, mark, first, prose = [], None, None, None, True
     for number, line in enumerate(text.splitlines(), 1):
         fence = FENCE.match(line)
         if opened:
@@ -89,16 +95,18 @@ def blocks(text, name):
             else:
                 body.append(line[indent:] if not line[:indent].strip() else line)
         elif fence:
-            opened = (len(fence[1]), fence[2], Block(number + 1, fence[3], "", mark, not prose), [])
-            mark = None
+            opened = (len(fence[1]), fence[2], Block(number + 1, fence[3], "", mark, first, not prose), [])
+            mark = first = None
         elif found_mark := MARK.match(line):
             if not found_mark[1]:
                 raise Wrong(f"{name}:{number}: the mark gives no reason: <!-- not run: reason -->")
             mark, prose = found_mark[1], True
+        elif found_first := FIRST.match(line):
+            first, prose = found_first[1], True
         elif OTHER_FENCE.match(line):
             raise Wrong(f"{name}:{number}: a block begins with ```, not with ~~~")
         else:
-            if mark is not None:
+            if mark is not None or first is not None:
                 raise Wrong(f"{name}:{number - 1}: the mark stands before no block")
             prose = prose or bool(line.strip())
     if opened:
@@ -129,6 +137,29 @@ def steps(text, name):
             if block.language in ("console", "text"):
                 raise Wrong(f"{where}: it stands behind no block `sh`, so it is not compared: <!-- not compared: reason -->")
         before = block
+    return found
+
+
+def transcripts(text, name):
+    """The steps of a chapter that is not run as a whole: of each block `console` the commands behind `$ `, and what each prints."""
+    found = []
+    for block in blocks(text, name):
+        if block.language != "console":
+            continue
+        if not block.text.startswith("$ "):
+            raise Wrong(f"{name}:{block.line}: a block `console` begins with a command: $ larder …")
+        if block.reason is not None:
+            found.append(Step(block, None))
+            continue
+        if block.first:
+            for command in block.first.split(" ;; "):
+                began = TOUR if command.startswith("larder demo") else None
+                found.append(Step(Block(block.line, "sh", f"{command}\n"), began and Block(block.line, "text", began)))
+        for number, line in enumerate(block.text.splitlines(keepends=True), block.line):
+            if line.startswith("$ "):
+                found.append(Step(Block(number, "sh", line.removeprefix("$ ")), Block(number + 1, "text", ""), may_fail=True))
+            else:
+                found[-1].expected.text += line
     return found
 
 

@@ -272,8 +272,12 @@ def is_program(word):
 
 def plain(words):
     """Without the brackets of what may be left out, and without dots for what is not said."""
-    words = [word.strip("[]").rstrip("….").strip() if word not in ("-", "--") else word for word in words]
-    return [word for word in words if word]
+    def bare(word):
+        if re.fullmatch(r"\[[^\[\]]*\]", word) or word.count("[") != word.count("]"):
+            word = word.strip("[]")
+        return word.rstrip("…")
+
+    return [word for word in map(bare, words) if word]
 
 
 # --- checks: each yields complaints --------------------------------------------------------------------------
