@@ -40,6 +40,10 @@ OTHER_VARIABLES = {
     "LARDER_CRASH_ROUNDS": "tests", "LARDER_LONG": "src", "LARDER_COMMIT": "deploy", "LARDER_TOOLS": "tests",
 }  # fmt: skip
 
+# Variables of other programs that Larder reads. Its own source names each, but for what a library reads.
+FOREIGN_VARIABLE = re.compile(r"\b(?:AWS|AZURE|GCE|GOOGLE|OTEL|DOCKER|REGISTRY|CONTAINERS|XDG|SSL|HTTPS|STATE|RUNTIME)_[A-Z0-9_]*[A-Z0-9]")
+VARIABLES_OF_LIBRARIES = ["SSL_CERT_FILE"]
+
 NO_KEY = "zzzzzzzzzzzzzzzzzzzzzzzzzzzz"
 TABLES = ["server", "admin", "cache", "log", "limits", "audit", "bundle", "traces", "listener.NAME", "access", "access.oidc.NAME",
           "access.rule", "acme", 'upstream."NAME"', "prefetch", "webhook.NAME"]  # fmt: skip
@@ -302,11 +306,24 @@ def check_variables(document, program, root):
             if name in VARIABLES_OF_OTHERS:
                 continue
             if name in OTHER_VARIABLES:
-                folder = root / OTHER_VARIABLES[name]
-                if not any(name in path.read_text(errors="replace") for path in sorted(folder.rglob("*")) if path.is_file()):
+                if name not in text_of(root, OTHER_VARIABLES[name]):
                     yield f"{document.name}:{line}: {name}: nothing in {OTHER_VARIABLES[name]}/ reads it"
             elif refused := program.refuses_variable(name, value.strip("…") or "1"):
                 yield f"{document.name}:{line}: {name}: {refused}"
+
+
+        for name in FOREIGN_VARIABLE.findall(text):
+            if name not in VARIABLES_OF_LIBRARIES and name not in text_of(root, "src"):
+                yield f"{document.name}:{line}: {name}: nothing in src/ reads it"
+        for name in re.findall(r"/api/v1/[a-z-]+", text):
+            if f'"{name}' not in text_of(root, "src"):
+                yield f"{document.name}:{line}: {name}: the admin API has no such path"
+
+
+@functools.cache
+def text_of(root, folder):
+    """All files of a folder, one after another."""
+    return "\n".join(path.read_text(errors="replace") for path in sorted((root / folder).rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
 
 
 def table_of(path):
@@ -521,7 +538,8 @@ prefetch --newest N`. Not ours: `systemctl restart larder`, `docker run larder:V
 
 `kubectl -n larder exec deploy/larder -- larder stats`, `LARDER_CACHE__MAX_SIZE=200GiB`, `LARDER_UPSTREAM__DOCKER_IO__USERNAME=…`,
 `LARDER_CONFIG`, `cache.tag_ttl = "0s"`, `server.tls`, `server.tls.cert`, `[audit] file = "x"`, `[[prefetch]]`, `[access.oidc.github]`,
-`upstream."docker.io".url`, `[host."…".header]`, `audit.log.1`, `src/lib.rs`, `larder_requests_total`, `larder_prefetch_…`.
+`upstream."docker.io".url`, `[host."…".header]`, `audit.log.1`, `src/lib.rs`, `larder_requests_total`, `larder_prefetch_…`,
+`AWS_REGION`, `GET /api/v1/images`.
 
 ```
 helm template web ./chart | larder prefetch --from -       # also others
@@ -550,6 +568,8 @@ WRONG = {
     "a variable": ("docs/case.md", "`LARDER_CACHE__MAX_SISE=1GiB`", "LARDER_CACHE__MAX_SISE: this sets no key"),
     "a variable of an unknown upstream": ("docs/case.md", "LARDER_UPSTREAM__NO_WHERE__URL=http://a", "LARDER_UPSTREAM__NO_WHERE__URL"),
     "a variable that nothing reads": ("docs/case.md", "`LARDER_BUNDLE_PASSWORD`", "nothing in src/ reads it"),
+    "a variable of another program": ("docs/case.md", "`AWS_REGIONN`", "AWS_REGIONN: nothing in src/ reads it"),
+    "a path of the API": ("docs/case.md", "`GET /api/v1/imagez`", "the admin API has no such path"),
     "a key": ("docs/case.md", "`cache.max_sise`", "cache.max_sise: there is no such key"),
     "a key with a value": ("docs/case.md", '`admin.listn = ["a"]`', "there is no such key"),
     "a key of an upstream": ("docs/case.md", '`upstream."docker.io".urls`', "there is no such key"),
@@ -591,10 +611,11 @@ def self_test(project, program, folder):
         "README.md": "# Larder\n" + "\n" * 150, "docs/release.md": "# Releases\n\n`larder-VERSION-TARGET.tar.gz`\n", "docs/here.md": "# Here\n",
         "docs/configuration.md": "# Configuration\n\n" + (project / "docs/configuration.md").read_text().partition("\n## All keys")[2].join(["## All keys", ""]),
         "proxy.toml.example": (project / "proxy.toml.example").read_text(), "deploy/metrics.md": "`larder_requests_total`\n", "deploy/webhooks.md": "# Webhooks\n",
-        "benches/README.md": "18.2\n", "src/lib.rs": "// LARDER_CONFIG, docs/release.md, docs/decisions/0001\n", "docs/decisions/0001-one.md": "# One\n",
+        "benches/README.md": "18.2\n", "src/lib.rs": "// LARDER_CONFIG, AWS_REGION, \"/api/v1/images\", docs/release.md, docs/decisions/0001\n", "docs/decisions/0001-one.md": "# One\n",
         "docs/right.md": RIGHT,
     }  # fmt: skip
-    # Links to chapters that are not here are no matter of these tests.
+    # Links to chapters that are not here are no matter of these tests, nor are the variables of these tables.
+    files["src/lib.rs"] += " ".join(FOREIGN_VARIABLE.findall(files["docs/configuration.md"]))
     files["docs/configuration.md"] = re.sub(r"\]\((?!#)[^)]*\)|\]\(#(?!all-keys)[^)]*\)", "](here.md)", files["docs/configuration.md"])
     cases = {"right documents": {}} | {f"wrong, {name}": {path: text} for name, (path, text, _) in WRONG.items()}
     wanted = [None] + [part for *_, part in WRONG.values()]
