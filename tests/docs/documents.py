@@ -119,6 +119,8 @@ def steps(text, name):
     found, before = [], None
     for block in blocks(text, name):
         where = f"{name}:{block.line}"
+        if block.first:
+            raise Wrong(f"{where}: this document shows all its commands: no <!-- first: … -->")
         if block.language not in LANGUAGES + SHELLS:
             raise Wrong(f"{where}: a block `{block.language}`; expected one of {', '.join(LANGUAGES)}")
         if block.language == "sh":
