@@ -18,7 +18,9 @@ SHELLS = ["bash", "shell", "zsh"]
 COMMAND = re.compile(r"(?m)^\s*(?:\$ |(?:sudo )?larder [a-z])")
 # The tour has begun to wait for its end.
 TOUR = "…\nUpstream and Larder keep running…\n…\n"
-BACKGROUND = re.compile(r"(?m)(?<![&>])&\s*(?:#.*)?$")
+# An & by itself, where quotations and comments are left out.
+QUOTED = re.compile(r"(?m)'[^']*'|\"[^\"]*\"|(?:^|\s)#.*$")
+BACKGROUND = re.compile(r"(?<![&>|<])&(?![&>])")
 
 
 class Wrong(Exception):
@@ -124,14 +126,14 @@ def steps(text, name):
         if block.language not in LANGUAGES + SHELLS:
             raise Wrong(f"{where}: a block `{block.language}`; expected one of {', '.join(LANGUAGES)}")
         if block.language == "sh":
-            if BACKGROUND.search(block.text):
+            if BACKGROUND.search(QUOTED.sub("", block.text)):
                 raise Wrong(f"{where}: nobody sees a command in the background (&) fail: give it a block of its own")
             found.append(Step(block, None))
         elif block.language in ("console", "text") and block.follows and found and found[-1].block is before:
-            if before.reason is None and all(line.strip() in ("", "…") for line in block.text.splitlines()) and "…" in block.text:
-                raise Wrong(f"{where}: a block of nothing but … shows nothing")
             if before.reason is not None:
                 raise Wrong(f"{where}: the commands before it are not run, so it is not compared: <!-- not compared: reason -->")
+            if "…" in block.text and not re.search(r"[^…\s]", block.text):
+                raise Wrong(f"{where}: a block of nothing but … shows nothing")
             found[-1].expected = block
         elif block.reason is None:
             if block.language in SHELLS or COMMAND.search(block.text):

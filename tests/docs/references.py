@@ -61,7 +61,7 @@ class Program:
     """Larder as a reader would ask it. No question contacts anybody or changes anything."""
 
     def __init__(self, path):
-        self.path, self.known = path, {}
+        self.path, self.errors = path, {}
 
     def ask(self, *words, env=None, folder=None):
         """Status, standard output and standard error."""
@@ -71,32 +71,26 @@ class Program:
 
     def refuses(self, words):
         """Why the program does not know this command with these options, or none."""
-        words, tried = list(words), Counter()
-        while True:
-            key = tuple(words)
-            if key not in self.known:
-                self.known[key] = self.ask(*words, "--help")
-            status, _, error = self.known[key]
-            # `--help` in place of a value, or of a command: `larder COMMAND`.
-            if status == 0 or "a value is required for" in error or re.search(r"unrecognized subcommand '[A-Z]+'", error):
-                return None
-            # A placeholder, such as `--newest N`, has no value that an option would take.
-            bad = re.search(r"invalid value '([A-Z][A-Z_]*|CLIENT)' for", error)
-            if not bad or bad[1] not in words:
-                return error.splitlines()[0].removeprefix("error: ") if error else f"status {status}"
-            choices = re.search(r"\[possible values: ([\w.-]+)", error)
-            place = words.index(bad[1])
-            examples = ([choices[1]] if choices else []) + EXAMPLES
-            # The word may have been tried before in this very place: each place has its own count.
-            fitting = [one for one in examples if self.refuses_value(words, place, one) is None]
-            tried[place] += 1
-            if not fitting or tried[place] > 1:
-                return error.splitlines()[0].removeprefix("error: ")
-            words[place] = fitting[0]
+        error = self.error_of(words)
+        # A placeholder, such as `--newest N`, is a value that an option may refuse.
+        placeholder = re.search(r"invalid value '([A-Z_]+)' for", error)
+        if placeholder and placeholder[1] in words:
+            place = words.index(placeholder[1])
+            for example in [*re.findall(r"\[possible values: ([\w.-]+)", error), *EXAMPLES]:
+                tried = [*words[:place], example, *words[place + 1:]]
+                if f"invalid value '{example}'" not in self.error_of(tried):
+                    return self.refuses(tried)
+        return error.partition("\n")[0].removeprefix("error: ") or None
 
-    def refuses_value(self, words, place, value):
-        error = self.ask(*words[:place], value, "--help")[2]
-        return error if f"invalid value '{value}'" in error else None
+    def error_of(self, words):
+        """What the program's parser says against these words, or nothing."""
+        words = tuple(words)
+        if words not in self.errors:
+            status, _, error = self.ask(*words, "--help")
+            # `--help` in place of a value that is left out, or behind `larder COMMAND`.
+            known = status == 0 or "a value is required for" in error or re.search(r"unrecognized subcommand '[A-Z]+'", error)
+            self.errors[words] = "" if known else error or f"status {status}"
+        return self.errors[words]
 
     @functools.cache
     def options(self):
@@ -146,7 +140,8 @@ class Program:
             _, out, _ = self.ask("check-config", "--json", folder=folder)
             problems = json.loads(out).get("problems", [])
         # Files that the reader has, and values that a document leaves out.
-        return [f"{each['key']}: {each['message']}" for each in problems if not re.search(r"No such file|cannot (be )?(read|open)|…|\\u\{2026\}", each["message"])]
+        excused = re.compile(r"No such file|cannot (be )?(read|open)|…|\\u\{2026\}")
+        return [f"{each['key']}: {each['message']}" for each in problems if not excused.search(each["message"])]
 
 
 # --- what a document has -------------------------------------------------------------------------------------
@@ -188,7 +183,9 @@ class Document:
         for number, code in self.codes():
             yield from ((number, words) for words in commands_in(code))
         for block in self.blocks:
-            for number, line in enumerate(block.text.splitlines(), block.line):
+            # A line that ends with a backslash goes on; its parts keep the number of lines.
+            text = re.sub(r"(?:.*\\\n)+.*", lambda found: found[0].replace("\\\n", " ") + "\n" * found[0].count("\\\n"), block.text)
+            for number, line in enumerate(text.splitlines(), block.line):
                 if block.language == "console":
                     line = line.strip().removeprefix("$ ") if line.strip().startswith("$ ") else ""
                 elif block.language in ("toml", "yaml"):
@@ -247,7 +244,8 @@ def segments(line):
             else:
                 found[-1].append(word)
     except ValueError:
-        return []
+        # A quotation that is not closed: no shell would take it, but what it names is looked at.
+        return [line.split()]
     return found
 
 
@@ -310,8 +308,6 @@ def check_variables(document, program, root):
                     yield f"{document.name}:{line}: {name}: nothing in {OTHER_VARIABLES[name]}/ reads it"
             elif refused := program.refuses_variable(name, value.strip("…") or "1"):
                 yield f"{document.name}:{line}: {name}: {refused}"
-
-
         for name in FOREIGN_VARIABLE.findall(text):
             if name not in VARIABLES_OF_LIBRARIES and name not in text_of(root, "src"):
                 yield f"{document.name}:{line}: {name}: nothing in src/ reads it"
@@ -323,7 +319,8 @@ def check_variables(document, program, root):
 @functools.cache
 def text_of(root, folder):
     """All files of a folder, one after another."""
-    return "\n".join(path.read_text(errors="replace") for path in sorted((root / folder).rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    files = (path for path in sorted((root / folder).rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    return "\n".join(path.read_text(errors="replace") for path in files)
 
 
 def table_of(path):
@@ -558,6 +555,8 @@ WRONG = {
     "an alternative": ("docs/case.md", "| `larder client-config docker\\|podmann` |", "invalid value 'podmann'"),
     "a command over the end of a line": ("docs/case.md", "Run `larder\nls --colour`.", "unexpected argument '--colour'"),
     "a command behind a pipe": ("docs/case.md", "```\nhelm template . | larder prefetch --form -\n```", "case.md:2: larder prefetch --form -"),
+    "an option on a line that goes on": ("docs/case.md", "```sh\nlarder ls \\\n  --colour\n\n```", "case.md:2: larder ls --colour: unexpected"),
+    "a command in an open quotation": ("docs/case.md", "`larder lss 'x`", "unrecognized subcommand 'lss'"),
     "a command behind a prompt": ("docs/case.md", "```console\n$ larder lss\n```", "unrecognized subcommand 'lss'"),
     "a command in a container": ("docs/case.md", "`docker exec CONTAINER larder lss`", "unrecognized subcommand 'lss'"),
     "a command by sudo": ("docs/case.md", "`sudo -u larder larder lss`", "unrecognized subcommand 'lss'"),
@@ -607,13 +606,20 @@ WRONG_TABLES = {
 
 def self_test(project, program, folder):
     """Name, whether it is as it should be, and the complaints: nothing about right documents, and its own about each wrong one."""
+    tables = (project / "docs/configuration.md").read_text().partition("\n## All keys")[2]
     files = {
-        "README.md": "# Larder\n" + "\n" * 150, "docs/release.md": "# Releases\n\n`larder-VERSION-TARGET.tar.gz`\n", "docs/here.md": "# Here\n",
-        "docs/configuration.md": "# Configuration\n\n" + (project / "docs/configuration.md").read_text().partition("\n## All keys")[2].join(["## All keys", ""]),
-        "proxy.toml.example": (project / "proxy.toml.example").read_text(), "deploy/metrics.md": "`larder_requests_total`\n", "deploy/webhooks.md": "# Webhooks\n",
-        "benches/README.md": "18.2\n", "src/lib.rs": "// LARDER_CONFIG, AWS_REGION, \"/api/v1/images\", docs/release.md, docs/decisions/0001\n", "docs/decisions/0001-one.md": "# One\n",
+        "README.md": "# Larder\n" + "\n" * 150,
         "docs/right.md": RIGHT,
-    }  # fmt: skip
+        "docs/here.md": "# Here\n",
+        "docs/release.md": "# Releases\n\n`larder-VERSION-TARGET.tar.gz`\n",
+        "docs/configuration.md": f"# Configuration\n\n## All keys{tables}",
+        "docs/decisions/0001-one.md": "# One\n",
+        "deploy/metrics.md": "`larder_requests_total`\n",
+        "deploy/webhooks.md": "# Webhooks\n",
+        "benches/README.md": "18.2\n",
+        "proxy.toml.example": (project / "proxy.toml.example").read_text(),
+        "src/lib.rs": "// LARDER_CONFIG, AWS_REGION, \"/api/v1/images\", docs/release.md, docs/decisions/0001\n",
+    }
     # Links to chapters that are not here are no matter of these tests, nor are the variables of these tables.
     files["src/lib.rs"] += " ".join(FOREIGN_VARIABLE.findall(files["docs/configuration.md"]))
     files["docs/configuration.md"] = re.sub(r"\]\((?!#)[^)]*\)|\]\(#(?!all-keys)[^)]*\)", "](here.md)", files["docs/configuration.md"])
