@@ -54,6 +54,7 @@ FILE_ENDINGS = {"crt", "key", "log", "pub", "toml", "md", "json", "tar", "rs", "
 EXAMPLES = ["1", "1GiB", "1d", "a.example:5000", "a=http://a.example", "linux/amd64", "docker"]
 
 CODE = re.compile(r"(?s)(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)")
+POINTER = re.compile(r"(?<![\w/])((?:docs|deploy|benches|fuzz)/[\w./-]*\w\.md|docs/decisions/\d{4}[\w-]*|README\.md)(?:#([\w-]+))?")
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]\(([^()\s]+)(?:\s+\"[^\"]*\")?\)")
 
 
@@ -447,21 +448,15 @@ def check_pointers(root, known):
             if not path.is_file() or path.suffix == ".md" or root / "tests/docs" in path.parents or "target" in path.relative_to(root).parts:
                 continue
             for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
-                for target, anchor in re.findall(r"\b((?:docs|deploy|benches|fuzz)/[\w./-]*\w\.md|docs/decisions/\d{4}[\w-]*|README\.md)(?:#([\w-]+))?", line):
+                # In scripts a path may be data, also of a document that is made up for a test.
+                line = line.partition("#")[2] if path.suffix == ".py" else line
+                for target, anchor in POINTER.findall(line):
                     there = root / target
                     exists = there.exists() or target.startswith("docs/decisions/") and list(root.glob(f"{target.removesuffix('.md')}*"))
                     if not exists:
                         yield f"{path.relative_to(root)}:{number}: {target}: there is no such document"
                     elif anchor and (there.resolve() not in known or anchor not in known[there.resolve()].anchors()):
                         yield f"{path.relative_to(root)}:{number}: {target}#{anchor}: it has no such heading"
-
-
-def check_artefacts(document, release):
-    """Files of a release are called as docs/release.md calls them."""
-    for line, text in enumerate(document.text.splitlines(), 1):
-        for name in re.findall(r"\blarder[-_]VERSION[\w.-]*\w", text):
-            if not re.search(rf"{re.escape(name)}(?![\w])", release):
-                yield f"{document.name}:{line}: {name}: docs/release.md lists no such file"
 
 
 def check_metrics(document, listed):
@@ -510,7 +505,6 @@ def complaints(root, program):
         yield from check_keys(document, keys)
         yield from check_files(document, program)
         yield from check_paths(document)
-        yield from check_artefacts(document, (root / "docs/release.md").read_text())
         yield from check_metrics(document, (root / "deploy/metrics.md").read_text())
     for document in known.values():
         yield from check_links(document, known)
@@ -586,7 +580,6 @@ WRONG = {
     "a heading that comes once": ("docs/case.md", "# Some\n\n[x](#some-1)", "the file has no such heading"),
     "a link in an older document": ("CHANGELOG.md", "[x](docs/nowhere.md)", "CHANGELOG.md:1: docs/nowhere.md"),
     "a file of the source": ("docs/case.md", "`src/nowhere.rs`", "src/nowhere.rs: there is no such file"),
-    "a file of a release": ("docs/case.md", "`larder-VERSION-ARCH.zip`", "docs/release.md lists no such file"),
     "a metric": ("docs/case.md", "`larder_request_total`", "lists no such metric"),
     "a document that the source names": ("src/case.rs", "/// See docs/nowhere.md.", "src/case.rs:1: docs/nowhere.md: there is no such document"),
     "a heading that the source names": ("src/case.rs", "/// See docs/release.md#nowhere.", "it has no such heading"),
@@ -611,7 +604,7 @@ def self_test(project, program, folder):
         "README.md": "# Larder\n" + "\n" * 150,
         "docs/right.md": RIGHT,
         "docs/here.md": "# Here\n",
-        "docs/release.md": "# Releases\n\n`larder-VERSION-TARGET.tar.gz`\n",
+        "docs/release.md": "# Releases\n",
         "docs/configuration.md": f"# Configuration\n\n## All keys{tables}",
         "docs/decisions/0001-one.md": "# One\n",
         "deploy/metrics.md": "`larder_requests_total`\n",
