@@ -1,12 +1,26 @@
 """Markdown and output: finds the blocks to run, and compares what they print with what the document shows."""
 
 import re
+import subprocess
 from dataclasses import dataclass
 
 # A command that does not end by itself. It runs on, as in a reader's other terminal, until the next one.
 ENDLESS = re.compile(r"larder\s+(serve|demo)\b(?!.*--(exit|no-wait|help|json)\b)")
-MARK = re.compile(r"\s*<!--\s*not run(?:\s*:\s*(.*?))?\s*-->\s*$")
+MARK = re.compile(r"\s*<!--\s*not (?:run|compared)(?:\s*:\s*(.*?))?\s*-->\s*$")
+# Commands that make what a transcript needs, for readers who have it already.
+FIRST = re.compile(r"\s*<!--\s*first:\s*(.*?)\s*-->\s*$")
 FENCE = re.compile(r"(\s*)(```+)\s*([\w-]*)[^`]*$")
+OTHER_FENCE = re.compile(r"\s*~~~")
+# What a document that is run may have: commands, what they print, files and figures. A misspelt `sh` is none of these.
+LANGUAGES = ["sh", "console", "text", "toml", "json", "yaml", "dockerfile", "mermaid"]
+SHELLS = ["bash", "shell", "zsh"]
+# A line of commands in a block of another language.
+COMMAND = re.compile(r"(?m)^\s*(?:\$ |(?:sudo )?larder [a-z])")
+# The tour has begun to wait for its end.
+TOUR = "…\nUpstream and Larder keep running…\n…\n"
+# An & by itself, where quotations and comments are left out.
+QUOTED = re.compile(r"(?m)'[^']*'|\"[^\"]*\"|(?:^|\s)#.*$")
+BACKGROUND = re.compile(r"(?<![&>|<])&(?![&>])")
 
 
 class Wrong(Exception):
@@ -18,7 +32,8 @@ class Block:
     line: int                   # of its first command
     language: str
     text: str
-    reason: str | None = None   # why it is not run
+    reason: str | None = None   # why it is not run, or not compared
+    first: str | None = None    # commands that go before a transcript
     follows: bool = False       # nothing but blank lines stands between it and the block before
 
     @property
@@ -32,6 +47,7 @@ class Step:
     """A block of commands, and what it prints if the document shows that."""
     block: Block
     expected: Block | None
+    may_fail: bool = False      # its output, which is shown, decides
 
     @property
     def runs_on(self):
@@ -44,8 +60,32 @@ def commands(text):
     return [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
+def units(text):
+    """The complete commands of a block: the line of each, and its text behind as many empty lines as stand before it in the block.
+
+    Each is run by itself, because bash lets a list such as `false && echo` fail unnoticed unless it is the last command.
+    """
+    found, begin, lines = [], 0, text.splitlines()
+    for end in range(1, len(lines) + 1):
+        part = "\n".join(lines[begin:end])
+        if end < len(lines) and not complete(part):
+            continue
+        if commands(part):
+            found.append((begin + 1, "\n" * begin + part + "\n"))
+        begin = end
+    return found
+
+
+def complete(text):
+    """Whether bash waits for no further line: after a backslash, in a loop, a quotation or a here-document it does."""
+    if text.endswith("\\"):
+        return False
+    asked = subprocess.run(["bash", "-n"], input=text + "\n", text=True, capture_output=True)
+    return asked.returncode == 0 and not asked.stderr
+
+
 def blocks(text, name):
-    found, opened, mark, prose = [], None, None, True
+    found, opened, mark, first, prose = [], None, None, None, True
     for number, line in enumerate(text.splitlines(), 1):
         fence = FENCE.match(line)
         if opened:
@@ -57,14 +97,18 @@ def blocks(text, name):
             else:
                 body.append(line[indent:] if not line[:indent].strip() else line)
         elif fence:
-            opened = (len(fence[1]), fence[2], Block(number + 1, fence[3], "", mark, not prose), [])
-            mark = None
+            opened = (len(fence[1]), fence[2], Block(number + 1, fence[3], "", mark, first, not prose), [])
+            mark = first = None
         elif found_mark := MARK.match(line):
             if not found_mark[1]:
                 raise Wrong(f"{name}:{number}: the mark gives no reason: <!-- not run: reason -->")
             mark, prose = found_mark[1], True
+        elif found_first := FIRST.match(line):
+            first, prose = found_first[1], True
+        elif OTHER_FENCE.match(line):
+            raise Wrong(f"{name}:{number}: a block begins with ```, not with ~~~")
         else:
-            if mark is not None:
+            if mark is not None or first is not None:
                 raise Wrong(f"{name}:{number - 1}: the mark stands before no block")
             prose = prose or bool(line.strip())
     if opened:
@@ -73,21 +117,54 @@ def blocks(text, name):
 
 
 def steps(text, name):
-    """The blocks to run, with what they print; and blocks that look like output and stand behind no commands."""
-    found, loose, before = [], [], None
+    """The blocks to run, with what they print. Refuses a block that could not be run or compared unnoticed."""
+    found, before = [], None
     for block in blocks(text, name):
+        where = f"{name}:{block.line}"
+        if block.first:
+            raise Wrong(f"{where}: this document shows all its commands: no <!-- first: … -->")
+        if block.language not in LANGUAGES + SHELLS:
+            raise Wrong(f"{where}: a block `{block.language}`; expected one of {', '.join(LANGUAGES)}")
         if block.language == "sh":
-            found.append(Step(block, None))
-        elif block.language in ("bash", "shell", "zsh") or block.language == "console" and re.search(r"(?m)^\s*\$ ", block.text):
-            if block.reason is None:
-                raise Wrong(f"{name}:{block.line}: commands stand in a block `sh`, what they print in a block `console` behind it")
+            if BACKGROUND.search(QUOTED.sub("", block.text)):
+                raise Wrong(f"{where}: nobody sees a command in the background (&) fail: give it a block of its own")
             found.append(Step(block, None))
         elif block.language in ("console", "text") and block.follows and found and found[-1].block is before:
+            if before.reason is not None:
+                raise Wrong(f"{where}: the commands before it are not run, so it is not compared: <!-- not compared: reason -->")
+            if "…" in block.text and not re.search(r"[^…\s]", block.text):
+                raise Wrong(f"{where}: a block of nothing but … shows nothing")
             found[-1].expected = block
-        elif block.language == "console":
-            loose.append(block)
+        elif block.reason is None:
+            if block.language in SHELLS or COMMAND.search(block.text):
+                raise Wrong(f"{where}: commands stand in a block `sh`, what they print in a block `console` behind it")
+            if block.language in ("console", "text"):
+                raise Wrong(f"{where}: it stands behind no block `sh`, so it is not compared: <!-- not compared: reason -->")
         before = block
-    return found, loose
+    return found
+
+
+def transcripts(text, name):
+    """The steps of a chapter that is not run as a whole: of each block `console` the commands behind `$ `, and what each prints."""
+    found = []
+    for block in blocks(text, name):
+        if block.language != "console":
+            continue
+        if not block.text.startswith("$ "):
+            raise Wrong(f"{name}:{block.line}: a block `console` begins with a command: $ larder …")
+        if block.reason is not None:
+            found.append(Step(block, None))
+            continue
+        if block.first:
+            for command in block.first.split(" ;; "):
+                began = TOUR if command.startswith("larder demo") else None
+                found.append(Step(Block(block.line, "sh", f"{command}\n"), began and Block(block.line, "text", began)))
+        for number, line in enumerate(block.text.splitlines(keepends=True), block.line):
+            if line.startswith("$ "):
+                found.append(Step(Block(number, "sh", line.removeprefix("$ ")), Block(number + 1, "text", ""), may_fail=True))
+            else:
+                found[-1].expected.text += line
+    return found
 
 
 # --- comparing -------------------------------------------------------------------------------------------
