@@ -267,6 +267,12 @@ def package(folder, _):
     expect(not (root / "etc/systemd/system/sockets.target.wants/larder.socket").is_symlink(), "the socket is enabled")
     meaning = run(*inside(root, "larder", "check-config")).stdout
     expect("/etc/larder/proxy.toml" in meaning, f"it does not read /etc/larder/proxy.toml:\n{meaning}")
+    # As the unit has it: else commands would look elsewhere than the service.
+    expect(re.search(r"folder +/var/lib/larder\n", meaning), f"its cache is not the service's:\n{meaning}")
+    for program in re.findall(r"(?m)^Exec\w+=[-@:+!]*(\S+)", (root / "usr/lib/systemd/system/larder.service").read_text()):
+        # Where systemd looks for it, which knows none of a shell's own commands.
+        found = [place for place in ("usr/local/bin", "usr/bin", "bin") if (root / place / program.removeprefix("/bin/")).exists()]
+        expect(found, f"the unit runs {program}, which a small Debian does not have")
     # What the conffile only shows has to be right as well. The file with the password is any that is there.
     every = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", (root / "etc/larder/proxy.toml").read_text())
     expect(every.count(" = ") >= 5, f"the conffile shows nothing:\n{every}")
