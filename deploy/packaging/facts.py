@@ -59,6 +59,7 @@ class Release:
     target: str
     arch: str
     binary: Path    # stripped
+    rust: str | None    # version of the compiler, which brings its library; None if the program was stripped before
     needs: list     # Debian packages
     man: dict       # file name -> bytes
     completions: dict

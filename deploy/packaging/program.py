@@ -27,6 +27,7 @@ def prepare(built, source, work, dirty=False):
     binary = work / "larder"
     shutil.copyfile(built, binary)
     binary.chmod(0o755)
+    rust = re.search(r"rustc version (\S+)", run("readelf", "--string-dump=.comment", binary).decode())
     run("strip", "--strip-all", "--remove-section=.comment", binary)
     needs = needed_packages(binary)
     version = ask(binary, "--version")
@@ -40,7 +41,7 @@ def prepare(built, source, work, dirty=False):
     ask(binary, "man", work / "man")
     man = {page.name: page.read_bytes() for page in sorted((work / "man").iterdir())}
     completions = {shell: ask(binary, "completions", shell).encode() for shell in SHELLS}
-    return Release(source, target, arch, binary, needs, man, completions)
+    return Release(source, target, arch, binary, rust and rust[1], needs, man, completions)
 
 
 def names_commit(binary, commit):
