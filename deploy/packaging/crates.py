@@ -1,5 +1,6 @@
 """The crates that are linked into the program: which, and the licences that have to go with them."""
 
+import html.parser
 import json
 import os
 import re
@@ -65,9 +66,43 @@ def licences(linked):
         if not files:
             silent.append(f"  {crate.name} {crate.version}: {crate.licence}\n")
     line = "-" * 100
-    out = ["Larder is linked from the crates below, under these licences.\n"]
+    rust = standard_library()
+    if not rust:
+        silent.append("  the standard library of Rust: MIT OR Apache-2.0\n")
+    out = ["Larder is linked from the crates below and the standard library of Rust, under these licences.\n"]
     if silent:
         out.append("\nWithout a text of their own:\n" + "".join(silent))
     for text, users in sorted(texts.items(), key=lambda item: (item[1], item[0])):
         out.append(f"\n{line}\n{', '.join(users)}\n{line}\n\n{text}\n")
+    if rust:
+        out.append(f"\n{line}\nthe standard library of Rust\n{line}\n\n{rust}\n")
     return "".join(out).encode()
+
+
+def standard_library():
+    """The notices of Rust's own library and what that is linked from, which come with the compiler; None where a system left them out."""
+    sysroot = run(os.environ.get("RUSTC", "rustc"), "--print", "sysroot", cwd=facts.PROJECT).decode().strip()
+    page = Path(sysroot) / "share/doc/rust/COPYRIGHT-library.html"
+    if not page.is_file():
+        return None
+    text = PlainText()
+    text.feed(page.read_text())
+    return re.sub(r"\n\s*\n", "\n\n", "".join(text.pieces)).strip()
+
+
+class PlainText(html.parser.HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.pieces, self.hidden = [], 0
+
+    def handle_starttag(self, tag, _attributes):
+        self.hidden += tag in ("script", "style", "title")
+        if tag == "li":
+            self.pieces.append("- ")
+
+    def handle_endtag(self, tag):
+        self.hidden -= tag in ("script", "style", "title")
+
+    def handle_data(self, data):
+        if not self.hidden:
+            self.pieces.append(data)

@@ -12,6 +12,8 @@ from program import completion
 
 TEXTS = facts.PROJECT / "deploy/packaging/debian"
 DOCS = "usr/share/doc/larder"
+# Texts that Debian wants elsewhere, or by another name.
+MOVED = {"CHANGELOG.md": "changelog.gz", "LICENSE": "copyright"}
 COMPLETIONS = {
     "bash": "usr/share/bash-completion/completions",
     "zsh": "usr/share/zsh/vendor-completions",
@@ -37,9 +39,9 @@ def contents(release, licences):
     for name in ("alerts.yaml", "grafana.json"):
         tree.file(f"usr/share/larder/{name}", (facts.PROJECT / "deploy" / name).read_bytes())
     texts = facts.documents()
-    for path, text in texts.items():
-        tree.file(f"{DOCS}/{path}", text)
-    del tree.entries[f"{DOCS}/CHANGELOG.md"]
+    for path, text in facts.relinked(texts, MOVED).items():
+        if path not in MOVED:
+            tree.file(f"{DOCS}/{path}", text)
     tree.file(f"{DOCS}/changelog.gz", archive.gzipped(texts["CHANGELOG.md"]))
     tree.file(f"{DOCS}/changelog.Debian.gz", archive.gzipped(changelog(release)))
     tree.file(f"{DOCS}/copyright", (TEXTS / "copyright").read_bytes())
@@ -51,15 +53,15 @@ def changelog(release):
     when = email.utils.formatdate(release.epoch)
     return (
         f"larder ({version_of(release)}) unstable; urgency=medium\n\n"
-        f"  * Release {release.version}; changelog.gz says what is new.\n\n -- {facts.MAINTAINER}  {when}\n"
+        f"  * Release {release.version}; changelog.gz says what is new.\n\n -- {facts.MAINTAINER} <{facts.MAINTAINER_ADDRESS or ''}>  {when}\n"
     ).encode()
 
 
 def control(release, tree):
     size = sum(len(read(entry)) for entry in tree.entries.values())
-    homepage = f"Homepage: {release.source.homepage}\n" if release.source.homepage else ""
+    homepage = f"Homepage: {release.source.repository}\n" if release.source.repository else ""
     return (
-        f"Package: larder\nVersion: {version_of(release)}\nArchitecture: {release.arch}\nMaintainer: {facts.MAINTAINER}\n"
+        f"Package: larder\nVersion: {version_of(release)}\nArchitecture: {release.arch}\nMaintainer: {facts.maintainer()}\n"
         f"Installed-Size: {(size + 1023) // 1024}\nDepends: {', '.join(release.needs)}\nRecommends: ca-certificates, tzdata\n"
         f"Section: net\nPriority: optional\n{homepage}Description: pull-through cache of container registries\n{facts.DESCRIPTION}"
     ).encode()

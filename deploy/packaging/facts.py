@@ -1,6 +1,7 @@
 """What is fixed about every release, and what is read from the source: names, version, commit, time."""
 
 import os
+import posixpath
 import re
 import subprocess
 import tomllib
@@ -14,7 +15,11 @@ PROJECT = Path(__file__).resolve().parents[2]
 GLIBC_FLOOR = "2.34"
 # tests/deploy/run runs the program in it.
 OLDEST_DEBIAN = "bookworm"
-MAINTAINER = "The Larder developers <larder@larder.example>"
+# Maintainer of the package and author of the image. The project has no mailbox, and an invented one would swallow reports of
+# faults: SECURITY.md says where these go. Debian's policy (5.6.2) wants an address in packages of Debian's archive; dpkg and apt
+# take a name alone. An address comes here, and nowhere else, as the address of the source comes to `repository` in Cargo.toml.
+MAINTAINER = "The Larder developers"
+MAINTAINER_ADDRESS = None
 DESCRIPTION = """\
  Missing blobs and manifests are fetched from upstream registries, verified,
  kept on disk under a limit, and served from there, also when the upstream is
@@ -37,9 +42,15 @@ class Source:
     version: str
     licence: str
     summary: str
-    homepage: str | None
+    repository: str | None
     revision: str   # commit, with "-dirty" after it for uncommitted changes
     epoch: int      # seconds; the time that all files get
+
+    @property
+    def short_revision(self):
+        """As the program has it in larder_build_info; deploy/build makes the same."""
+        commit, dash, dirty = self.revision.partition("-")
+        return commit[:12] + dash + dirty
 
 
 @dataclass
@@ -48,6 +59,7 @@ class Release:
     target: str
     arch: str
     binary: Path    # stripped
+    rust: str | None    # version of the compiler, which brings its library; None if the program was stripped before
     needs: list     # Debian packages
     man: dict       # file name -> bytes
     completions: dict
@@ -77,13 +89,18 @@ def run(*command, **options):
     return done.stdout
 
 
+def git(*words):
+    # Where the checkout belongs to another user, as in some CI containers, git would refuse.
+    return run("git", "-c", f"safe.directory={PROJECT}", "-C", PROJECT, *words).decode().strip()
+
+
+def maintainer():
+    """The field of a Debian package."""
+    return f"{MAINTAINER} <{MAINTAINER_ADDRESS}>" if MAINTAINER_ADDRESS else MAINTAINER
+
+
 def source(dirty):
     package = tomllib.loads((PROJECT / "Cargo.toml").read_text())["package"]
-
-    def git(*words):
-        # Where the checkout belongs to another user, as in some CI containers, git would refuse.
-        return run("git", "-c", f"safe.directory={PROJECT}", "-C", PROJECT, *words).decode().strip()
-
     revision = git("rev-parse", "HEAD")
     if changed := git("status", "--porcelain"):
         if not dirty:
@@ -93,24 +110,72 @@ def source(dirty):
     if not re.fullmatch(r"\d{1,11}", epoch):
         raise Refused(f"SOURCE_DATE_EPOCH is {epoch!r}, wanted seconds since 1970")
     return Source(
-        package["version"], package["license"], package["description"], package.get("homepage", package.get("repository")),
+        package["version"], package["license"], package["description"], package.get("repository"),
         revision, int(epoch),
     )  # fmt: skip
 
 
 def licence_text():
-    """The licence in full. Debian has it too, for a tree that came without."""
-    for path in (PROJECT / "LICENSE", Path("/usr/share/common-licenses/Apache-2.0")):
-        if path.is_file():
-            return path.read_bytes()
-    raise Refused("there is no LICENSE")
+    return (PROJECT / "LICENSE").read_bytes()
+
+
+# Where the texts begin that go with the program. What they link goes too.
+FIRST_TEXTS = re.compile(r"(README|CHANGELOG|SECURITY)\.md|proxy\.toml\.example|docs/[^/]+\.md")
+# What makes releases is of use in a checkout only.
+NOT_PACKED = re.compile(r"deploy/(build|release|packaging(/.*)?)")
+CODE = re.compile(r"(?ms)^ *(```|~~~).*?^ *\1|`[^`\n]*`")
+LINK = re.compile(r"\]\(([^()\s]+)\)")
 
 
 def documents():
-    """The texts that go with the program, by their path in the checkout, which keeps the links among them."""
-    found = [PROJECT / name for name in ("README.md", "CHANGELOG.md", "SECURITY.md", "proxy.toml.example")]
-    found += sorted((PROJECT / "docs").glob("*.md"))
-    found += [PROJECT / "deploy" / name for name in ("metrics.md", "webhooks.md", "alerts.yaml", "grafana.json", "compose.yaml")]
-    found += [PROJECT / "deploy" / name for name in ("larder.service", "larder.socket")]
-    found += sorted((PROJECT / "deploy/kubernetes").glob("*.yaml"))
-    return {str(path.relative_to(PROJECT)): path.read_bytes() for path in found if path.is_file()}
+    """The texts that go with the program, by their path in the checkout, which keeps the links among them.
+
+    LICENSE is not among them: each kind of package has a place of its own for it.
+    """
+    known = git("ls-files", "-z").rstrip("\0").split("\0")
+    first = [path for path in known if FIRST_TEXTS.fullmatch(path)]
+    return followed({path: (PROJECT / path).read_bytes() for path in first}, known)
+
+
+def followed(texts, known):
+    """The texts, with those of the known files that they link, those that these link, and so on."""
+    found, wanted = dict(texts), list(texts)
+    while wanted:
+        path = wanted.pop()
+        for link in links(path, found[path]):
+            target = normalised(path, link)
+            files = [name for name in known if name == target or name.startswith(f"{target}/")]
+            if not files:
+                raise Refused(f"{path} links {link}, which is no file of the checkout")
+            for name in files:
+                if name not in found and name != "LICENSE" and (name == target or not NOT_PACKED.fullmatch(name)):
+                    found[name] = (PROJECT / name).read_bytes()
+                    wanted.append(name)
+    return dict(sorted(found.items()))
+
+
+def links(path, text):
+    """The relative links of a document, without the part of the page that they lead to."""
+    if not path.endswith(".md"):
+        return []
+    found = [link.partition("#")[0] for link in LINK.findall(CODE.sub("", text.decode()))]
+    return [link for link in found if link and not re.match(r"[a-z]+:", link)]
+
+
+def normalised(path, link):
+    """The path of what a document links, from the folder that the path of the document begins from."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+
+
+def relinked(texts, moved):
+    """The texts, with links to what has another path in a package: `moved` has the new path by the old one."""
+
+    def link(path, match):
+        before, hash, part = match[1].partition("#")
+        target = moved.get(normalised(path, before)) if before and ":" not in before else None
+        return f"]({posixpath.relpath(target, posixpath.dirname(path) or '.')}{hash}{part})" if target else match[0]
+
+    return {
+        path: LINK.sub(lambda match: link(path, match), text.decode()).encode() if path.endswith(".md") else text
+        for path, text in texts.items()
+    }  # fmt: skip

@@ -224,5 +224,6 @@ def labels_of(release):
         "revision": source.revision,
         "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "licenses": source.licence,
-    } | ({"source": source.homepage} if source.homepage else {})
+        "authors": facts.maintainer(),
+    } | ({"source": source.repository} if source.repository else {})
     return {f"org.opencontainers.image.{key}": value for key, value in sorted(labels.items())}

@@ -21,21 +21,33 @@ GCC_FLOOR = "4.2"
 SHELLS = ("bash", "zsh", "fish")
 
 
-def prepare(built, source, work):
+def prepare(built, source, work, dirty=False):
     work.mkdir(parents=True)
     target, arch = machine(built)
     binary = work / "larder"
     shutil.copyfile(built, binary)
     binary.chmod(0o755)
+    rust = re.search(r"rustc version (\S+)", run("readelf", "--string-dump=.comment", binary).decode())
     run("strip", "--strip-all", "--remove-section=.comment", binary)
     needs = needed_packages(binary)
     version = ask(binary, "--version")
     if version.split() != ["larder", source.version]:
         raise Refused(f"{built} says that it is {version.strip()!r}, Cargo.toml says {source.version}")
+    # Labels and the bill name this commit.
+    if not names_commit(binary, source.short_revision):
+        if not dirty:
+            raise Refused(f"{built} was not built by deploy/build from commit {source.short_revision} (--dirty accepts that)")
+        source.revision = source.revision.removesuffix("-dirty") + "-dirty"
     ask(binary, "man", work / "man")
     man = {page.name: page.read_bytes() for page in sorted((work / "man").iterdir())}
     completions = {shell: ask(binary, "completions", shell).encode() for shell in SHELLS}
-    return Release(source, target, arch, binary, needs, man, completions)
+    return Release(source, target, arch, binary, rust and rust[1], needs, man, completions)
+
+
+def names_commit(binary, commit):
+    """Whether the program has this commit in larder_build_info, and no changes beside it."""
+    content = binary.read_bytes()
+    return commit.encode() in content and f"{commit}-dirty".encode() not in content
 
 
 def ask(binary, *words):

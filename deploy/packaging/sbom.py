@@ -1,4 +1,4 @@
-"""The bill of materials, CycloneDX 1.5: the crates in the program, and the Debian packages in the image.
+"""The bill of materials, CycloneDX 1.5: the crates and Rust's own library in the program, and the Debian packages in the image.
 
 Written here and not by cargo-cyclonedx (docs/decisions/0140-releases.md says why).
 """
@@ -27,6 +27,10 @@ def document(release, linked, packages):
     own = linked[("larder", release.version)]
     program = component(own) | {"type": "application", "hashes": [{"alg": "SHA-256", "content": sha256(release.binary)}]}
     crates = [crate for crate in linked.values() if crate is not own]
+    rust = [
+        {"type": "library", "bom-ref": "rust-std", "name": "rust-std", "version": release.rust, "purl": f"pkg:generic/rust-std@{release.rust}",
+         "licenses": [{"expression": "MIT OR Apache-2.0"}]}
+    ] if release.rust else []  # fmt: skip
     debian = [
         {"type": "library", "bom-ref": package.url, "name": package.name, "version": package.version, "purl": package.url,
          "properties": [{"name": "larder:part-of", "value": "container image"}]}
@@ -43,7 +47,7 @@ def document(release, linked, packages):
             "component": program,
             "properties": [{"name": "larder:revision", "value": release.source.revision}],
         },
-        "components": [component(crate) for crate in crates] + debian,
+        "components": [component(crate) for crate in crates] + rust + debian,
         "dependencies": [
             {"ref": crate_url((crate.name, crate.version)), "dependsOn": [crate_url(need) for need in crate.needs]}
             for crate in linked.values()

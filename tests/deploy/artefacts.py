@@ -120,13 +120,18 @@ class Place(work.Work):
 
 
 @contextlib.contextmanager
-def upstream(folder):
-    """The port of a registry on loopback that has library/forty:1."""
+def upstream(folder, elsewhere=None):
+    """The port of a registry on loopback that has library/forty:1; `elsewhere` turns a command into one that runs in another network."""
     place = Place(folder / "upstream")
     source = registry.Registry(place)
     try:
         source.start()
         source.push(IMAGE, images.forty(images.arch(), folder))
+        if elsewhere:
+            source.stop()
+            source.process = place.start("moved", elsewhere("docker-registry", "serve", source.config))
+            listens = elsewhere("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{source.port}")
+            source.process.await_ready(lambda: run(*listens, check=False).returncode == 0)
         yield source.port
     except work.Failed as error:
         raise Failed(str(error)) from error
@@ -179,11 +184,15 @@ def release(folder, bin):
     )
     run(bin / "python", "-c", check, bill)
     urls = [component["purl"] for component in json.loads(bill.read_text())["components"]]
-    for wanted in ("pkg:cargo/tokio@", "pkg:cargo/ring@", "pkg:deb/debian/libc6@", "pkg:deb/debian/tzdata@"):
+    for wanted in ("pkg:cargo/tokio@", "pkg:cargo/ring@", "pkg:generic/rust-std@1.", "pkg:deb/debian/libc6@", "pkg:deb/debian/tzdata@"):
         expect(any(url.startswith(wanted) for url in urls), f"no {wanted} in the bill")
     # A tool for tests is no part of the program, and neither is a macro.
     for other in ("pkg:cargo/proptest@", "pkg:cargo/serde_derive@"):
         expect(not any(url.startswith(other) for url in urls), f"{other} in the bill")
+    # A clean release is made of a program that names its commit, and no changes beside it.
+    for text, right in ((b"of 0123456789ab", True), (b"0123456789ab-dirty", False), (b"0123456789ac", False)):
+        (folder / "program").write_bytes(text)
+        expect(program.names_commit(folder / "program", "0123456789ab") == right, f"names_commit of {text}")
     return f"{len(files)} files, {len(urls)} components"
 
 
@@ -205,6 +214,65 @@ def glibc_floor(folder, _):
     return f"glibc {facts.GLIBC_FLOOR}"
 
 
+def documents(folder, _):
+    """Each link of the documents leads to a file of the same package, and each artefact that they name is one that is made."""
+    place = folder / "debian"
+    run("dpkg-deb", "-x", released(folder, "*.deb"), place)
+    with tarfile.open(released(folder, "*.tar.gz")) as tar:
+        tar.extractall(folder / "archive", filter="tar")
+    counts = {}
+    for root in (place / "usr/share/doc/larder", next((folder / "archive").iterdir())):
+        dead, counts[root] = [], 0
+        for page in sorted(root.rglob("*.md")):
+            text = re.sub(r"(?ms)^ *```.*?^ *```", "", page.read_text())
+            for link in re.findall(r"\]\(([^)]+)\)", re.sub(r"`[^`\n]+`", "", text)):
+                target = link.partition("#")[0]
+                if target and "://" not in target:
+                    counts[root] += 1
+                    if not (page.parent / target).exists():
+                        dead.append(f"{page.relative_to(root)}: {link}")
+        expect(not dead, f"dead links below {root.relative_to(folder)}:\n" + "\n".join(dead))
+        expect(counts[root] > 100, f"{counts[root]} links below {root.relative_to(folder)}: this check is blind")
+    # The reader puts these in.
+    words = {"VERSION": facts_version(), "TARGET": "[a-z0-9_]+-unknown-linux-gnu", "ARCH": "(amd64|arm64)"}
+    made = {path.name for path in releases(folder.parent)[0].iterdir()}
+    named = set()
+    for page in (PROJECT / "README.md", PROJECT / "docs/release.md", PROJECT / "docs/deploy.md"):
+        found = set(re.findall(r"\blarder[-_]VERSION[\w.-]*\w", page.read_text()))
+        expect(found, f"{page.name} names no artefact: this check is blind")
+        named |= found
+    for name in sorted(named):
+        pattern = re.sub("|".join(words), lambda word: words[word[0]], name.replace(".", r"\."))
+        # A folder inside the archive has the name of the archive.
+        expect(any(re.fullmatch(rf"{pattern}(\.tar\.gz)?", file) for file in made), f"the documents name {name}; made are {sorted(made)}")
+    refused(lambda: facts.followed({"README.md": b"[a](docs/a.md)"}, {"README.md"}), "links docs/a.md")
+    return f"{sum(counts.values())} links, {len(named)} names"
+
+
+def manual(folder, _):
+    """The manual pages: each is set without a complaint, and together they name every command and option of `--help`."""
+    root = folder / "debian"
+    run("dpkg-deb", "-x", released(folder, "*.deb"), root)
+    pages = sorted((root / "usr/share/man/man1").glob("*.1.gz"))
+    shown = {}
+    for page in pages:
+        done = run("man", "--warnings=all", "--local-file", page, env={**os.environ, "MANWIDTH": "100", "LC_ALL": "C.UTF-8"})
+        expect(not done.stderr.strip(), f"{page.name}: {done.stderr}")
+        shown[page.name.removesuffix(".1.gz")] = done.stdout
+    larder = root / "usr/bin/larder"
+    commands = re.findall(r"(?m)^  ([a-z][a-z-]+)  ", run(larder, "--help").stdout)
+    expect(len(commands) > 10, f"commands: {commands}")
+    for command in commands:
+        if command == "help":
+            continue
+        page = shown.get(f"larder-{command}")
+        expect(page, f"there is no page for larder {command}: {sorted(shown)}")
+        options = set(re.findall(r"(?m)^ {2,6}(?:-\w, )?(--[a-z][a-z-]+)", run(larder, command, "--help").stdout))
+        absent = sorted(option for option in options if option not in page)
+        expect(not absent, f"larder-{command}(1) names no {', '.join(absent)}")
+    return f"{len(pages)} pages"
+
+
 def refused(what, why):
     try:
         what()
@@ -224,7 +292,9 @@ def archive(folder, _):
     place = root / "opt" / name
     for wanted in ("LICENSE", "THIRD-PARTY.txt", "README.md", "proxy.toml.example", "man/man1/larder.1", "completions/_larder"):
         expect((place / wanted).is_file(), f"{packed.name} has no {wanted}")
-    expect("MIT" in (place / "THIRD-PARTY.txt").read_text(), "no licence of what is linked")
+    licences = (place / "THIRD-PARTY.txt").read_text()
+    for wanted in ("tokio 1.", "ring 0.", "\nthe standard library of Rust\n", "library/backtrace", "Permission is hereby granted", "Apache License"):
+        expect(wanted in licences, f"THIRD-PARTY.txt has no {wanted!r}")
     expect("no symbols" in run("objdump", "-t", place / "larder").stdout, "the program is not stripped")
     run(*inside(root, f"/opt/{name}/larder", "check-config", "--config", f"/opt/{name}/proxy.toml.example"))
     run(*inside(root, f"/opt/{name}/larder", "demo", "--exit", user=f"{NOBODY}:{NOBODY}"))
@@ -253,6 +323,10 @@ def package(folder, _):
 
     for file in (deb, newer):
         shutil.copy(file, root / "tmp" / file.name)
+    field = run("dpkg-deb", "--field", deb, "Maintainer", "Homepage").stdout
+    expect(f"Maintainer: {facts.maintainer()}\n" in field, field)
+    # Names that nobody can have (RFC 2606): whoever writes there writes to nobody.
+    expect(not re.search(r"\.(example|invalid|test)\b|example\.(com|org|net)", field), f"an invented address: {field}")
     dpkg("--install", f"/tmp/{deb.name}")
     verified = dpkg("--verify", "larder") + dpkg("--audit")
     expect(not verified.strip(), verified)
@@ -267,6 +341,12 @@ def package(folder, _):
     expect(not (root / "etc/systemd/system/sockets.target.wants/larder.socket").is_symlink(), "the socket is enabled")
     meaning = run(*inside(root, "larder", "check-config")).stdout
     expect("/etc/larder/proxy.toml" in meaning, f"it does not read /etc/larder/proxy.toml:\n{meaning}")
+    # As the unit has it: else commands would look elsewhere than the service.
+    expect(re.search(r"folder +/var/lib/larder\n", meaning), f"its cache is not the service's:\n{meaning}")
+    for program in re.findall(r"(?m)^Exec\w+=[-@:+!]*(\S+)", (root / "usr/lib/systemd/system/larder.service").read_text()):
+        # Where systemd looks for it, which knows none of a shell's own commands.
+        found = [place for place in ("usr/local/bin", "usr/bin", "bin") if (root / place / program.removeprefix("/bin/")).exists()]
+        expect(found, f"the unit runs {program}, which a small Debian does not have")
     # What the conffile only shows has to be right as well. The file with the password is any that is there.
     every = re.sub(r"(?m)^# (?=\[|[a-z_]+ = )", "", (root / "etc/larder/proxy.toml").read_text())
     expect(every.count(" = ") >= 5, f"the conffile shows nothing:\n{every}")
@@ -361,7 +441,7 @@ def oci_image(folder, _):
     expect(settings["User"] == f"{IMAGE_USER}:{IMAGE_USER}", settings["User"])
     expect(settings["Healthcheck"]["Test"] == ["CMD", "/usr/bin/larder", "health"], settings["Healthcheck"])
     expect(not [word for word in settings["Env"] if not word.startswith("PATH=")], f"variables in the image: {settings['Env']}")
-    for label in ("version", "revision", "created", "licenses", "title"):
+    for label in ("version", "revision", "created", "licenses", "title", "authors"):
         expect(settings["Labels"].get(f"org.opencontainers.image.{label}"), f"no label {label}")
     storage = ["--root", folder / "images", "--runroot", folder / "images-run", "--storage-driver", "vfs",
                "--runtime", "runc", "--cgroup-manager", "cgroupfs"]  # fmt: skip
@@ -380,30 +460,36 @@ def oci_image(folder, _):
     expect(check.get("Test") == settings["Healthcheck"]["Test"], f"the health check is {check}")
 
     client, admin, container = free_port(), free_port(), f"larder-release-{os.getpid()}"
-    volume = folder / "volume"
-    volume.mkdir()
-    os.chown(volume, IMAGE_USER, IMAGE_USER)
     with upstream(folder) as port:
         mounted = folder / "proxy.toml"
         mounted.write_text(CONFIG.format(registry=client, admin=admin, upstream=port) + '[cache]\npath = "/var/lib/larder"\n')
         mounted.chmod(0o644)
         # podman's own limits would be raised above what this machine may allow.
         start = ["podman", *storage, "run", "--rm", "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096"]
+        # A volume that podman makes takes the owner of the image's folder.
         command = [
-            *start, "--name", container, "--read-only", "--cap-drop", "all", "--security-opt", "no-new-privileges", "--network", "host",
-            "-v", f"{volume}:/var/lib/larder", "-v", f"{mounted}:/etc/larder/proxy.toml:ro", name,
+            *start, "--name", container, "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "--security-opt", "no-new-privileges",
+            "--network", "host", "-v", "larder:/var/lib/larder", "-v", f"{mounted}:/etc/larder/proxy.toml:ro", name,
         ]  # fmt: skip
         with running(command, folder / "podman.log"):
             serves(client, admin)
             pull(folder, client, "image")
             shown = json.loads(run("podman", *storage, "exec", container, "larder", "stats", "--json").stdout)
             expect(shown, "no figures from inside")
-            owners = {path.stat().st_uid for path in volume.rglob("*")}
+            volume = pathlib.Path(run("podman", *storage, "volume", "inspect", "--format", "{{.Mountpoint}}", "larder").stdout.strip())
+            owners = {path.stat().st_uid for path in [volume, *volume.rglob("*")]}
             expect(owners == {IMAGE_USER}, f"files of {owners} in the volume")
             own = run(*start, "--network", "none", name, "check-config").stdout
             expect("[::]:5000" in own and "/var/lib/larder" in own, f"the image's own configuration:\n{own}")
             run("podman", *storage, "exec", container, "/usr/bin/larder", "health")
+            # podman runs checks by a timer of systemd, which is not everywhere; by hand it counts them as well.
             run("podman", *storage, "healthcheck", "run", container)
+            state = json.loads(run("podman", *storage, "inspect", container).stdout)[0]["State"]
+            health = state.get("Health") or state["Healthcheck"]
+            expect(health["Status"] == "healthy", f"health: {health}")
+            # Where nobody listens, the check says so.
+            down = run("podman", *storage, "exec", container, "/usr/bin/larder", "health", "--admin", f"127.0.0.1:{free_port()}", check=False)
+            expect(down.returncode == 1, f"larder health where nobody listens: {down}")
     return f"{packed.stat().st_size / 2**20:.1f} MiB, user {IMAGE_USER}, read-only root"
 
 
@@ -440,4 +526,4 @@ def facts_version():
     return facts.source(dirty=True).version
 
 
-CHECKS = [release, glibc_floor, archive, package, oci_image]
+CHECKS = [release, glibc_floor, documents, manual, archive, package, oci_image]
