@@ -117,10 +117,14 @@ fn admin_address(text: &str) -> Result<AdminAddress, String> {
 }
 
 fn admin_url(text: &str) -> Result<Url, String> {
-    let with_scheme = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
+    // As `larder serve --admin` takes it: every interface is reached by this machine's own name.
+    let every = text.strip_prefix('*').unwrap_or(text).strip_prefix(':');
+    let with_scheme = match every {
+        Some(port) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("http://localhost:{port}")
+        }
+        _ if text.contains("://") => text.to_owned(),
+        _ => format!("http://{text}"),
     };
     let url: Url = with_scheme.parse().map_err(|error| format!("{error}"))?;
     match url.scheme() {
@@ -753,7 +757,10 @@ mod tests {
             "http://larder.example:5001/"
         );
         assert_eq!(admin_url("https://x/y").unwrap().as_str(), "https://x/y");
-        for bad in ["", "ftp://x", "http://"] {
+        for every in [":5001", "*:5001"] {
+            assert_eq!(admin_url(every).unwrap().as_str(), "http://localhost:5001/");
+        }
+        for bad in ["", "ftp://x", "http://", ":65536", "::1"] {
             assert!(admin_address(bad).is_err(), "{bad}");
         }
         assert_eq!(admin_address("unix:/run/a.sock").unwrap().shown(), "unix:/run/a.sock");

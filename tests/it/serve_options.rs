@@ -337,6 +337,13 @@ async fn every_interface() {
     let variables = [("LARDER_ADMIN__LISTEN", admin_listen.as_str())];
     run_in(larder.folder(), &variables, &["health"]).await.expect(0);
     run_in(larder.folder(), &variables, &["ls"]).await.expect(0);
+    // And by the very text that the proxy was given.
+    for at in [format!(":{admin}"), admin_listen.clone()] {
+        run_in(larder.folder(), &[], &["ls", "--admin", &at]).await.expect(0);
+        run_in(larder.folder(), &[("LARDER_ADMIN_URL", &at)], &["health"])
+            .await
+            .expect(0);
+    }
 }
 
 /// A machine whose IPv6 is switched off, as in most containers: the proxy serves by IPv4, and commands find it.
