@@ -104,8 +104,8 @@
 //!   status codes.
 //! - **Who may operate**: at its start (and at a reload) `app::api_token` takes the configured token, or has one made and written for each admin
 //!   port (`admin::token`, in a folder of `config::token_places`). A command finds address and token (`app::admin_address`)
-//!   by the configuration, by what is left of one that is refused (`config::AdminPart`), or without any, and keeps the
-//!   token from other machines and users; `http::access` refuses other sites' pages, then compares the token, or asks
+//!   by the configuration, by what is left of one that is refused (`config::AdminPart`), or without any; by its token file, a
+//!   proxy whose port an option chose. It keeps the token from other machines and users; `http::access` refuses other sites' pages, then compares the token, or asks
 //!   the kernel whose process is at the other end of a Unix socket. Without any token the API is closed; health and
 //!   metrics (`http::ops`) are open.
 //! - **What is hardly meant**: `cli::check_config` → `app::review`: variables that cover keys, the disk and the paths

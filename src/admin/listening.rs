@@ -15,6 +15,14 @@ pub fn owners(address: SocketAddr) -> Vec<u32> {
     who_takes(address, &all)
 }
 
+/// The addresses at which some process of this machine listens, of those with one of these ports; none where the table cannot
+/// be read. Blocking, briefly.
+pub fn at_ports(ports: &[u16]) -> Vec<SocketAddr> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+    let all = tables.iter().flat_map(|table| parse(table));
+    all.map(|(at, _)| at).filter(|at| ports.contains(&at.port())).collect()
+}
+
 /// The kernel hands a connection to the socket that names its address, else to one that takes every address.
 fn who_takes(address: SocketAddr, listening: &[(SocketAddr, u32)]) -> Vec<u32> {
     let ip = address.ip().to_canonical();

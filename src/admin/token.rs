@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -33,6 +34,8 @@ const TOKEN_BYTES: usize = 32;
 const LONGEST: u64 = 4096;
 /// Attempts to take the place of a file that a crash left, while others do the same.
 const ATTEMPTS: usize = 4;
+/// Pause between attempts to lock a file; much longer than a command holds its lock.
+const A_LOOK: Duration = Duration::from_millis(20);
 /// What group and others may do to a folder: write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 /// In a folder where others may write: names belong to whoever made them.
@@ -338,10 +341,14 @@ fn make_way(folder: &OwnedFd, name: &Path) -> Result<(), String> {
     if found.st_uid != uid {
         return Err(format!("it belongs to uid {}, not to uid {uid}", found.st_uid));
     }
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(Errno::WOULDBLOCK) => return Err("another proxy of this user has it for the same port".to_owned()),
-        Err(error) => return Err(reason(error)),
+    for attempt in 1.. {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            // A command may be looking whether its proxy runs.
+            Err(Errno::WOULDBLOCK) if attempt < ATTEMPTS => std::thread::sleep(A_LOOK),
+            Err(Errno::WOULDBLOCK) => return Err("another proxy of this user has it for the same port".to_owned()),
+            Err(error) => return Err(reason(error)),
+        }
     }
     if !is_made(read_short(&mut file)?.trim()) {
         return Err("it holds something else than a token that a proxy made".to_owned());
@@ -421,6 +428,31 @@ pub fn ports(places: &TokenPlaces) -> Vec<u16> {
     let mut ports = found.into_iter().find(|ports| !ports.is_empty()).unwrap_or_default();
     ports.sort_unstable();
     ports
+}
+
+/// The ports of admin addresses for which a proxy that runs has written a token file, in all folders in which a command of
+/// this user looks. Blocking.
+pub fn running_ports(places: &TokenPlaces) -> Vec<u16> {
+    let folders = places
+        .to_search(geteuid().as_raw())
+        .into_iter()
+        .map(|folder| folder.path());
+    let running = folders.flat_map(|folder| {
+        let ports = ports_in(&folder).into_iter();
+        ports.filter(move |port| is_locked(&folder.join(token_file_name(*port))))
+    });
+    let mut ports: Vec<u16> = running.collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// Returns true if a proxy holds the lock of its token file. The lock that is taken here to find out lasts for a moment
+/// only; [`make_way`] waits that long.
+fn is_locked(path: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = openat(CWD, path, flags, Mode::empty());
+    opened.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
 }
 
 fn ports_in(folder: &Path) -> Vec<u16> {

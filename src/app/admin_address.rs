@@ -147,6 +147,22 @@ impl AdminAddress {
         Ok(all)
     }
 
+    /// Where proxies of this user may listen by the token files that they have written, whatever this configuration says:
+    /// an option of `larder serve` may have chosen the port. Only such a token goes there. Blocking, briefly.
+    pub fn started(config: &Config) -> Vec<AdminAddress> {
+        let name = config.acme.as_ref().and_then(|acme| acme.names.first());
+        let ports = token::running_ports(&config.admin.token_places);
+        let all = listening::at_ports(&ports).into_iter();
+        all.filter_map(|listen| {
+            let address = AdminAddress::of(listen, &config.admin, name).ok()?;
+            Some(AdminAddress {
+                is_stand_in: true,
+                ..address
+            })
+        })
+        .collect()
+    }
+
     fn all(admin: &Admin, acme_name: Option<&String>) -> Result<Vec<AdminAddress>, String> {
         let places = admin.listen.iter().filter(|at| at.port() != Some(0));
         places
@@ -393,13 +409,19 @@ fn reached(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(named(listen.ip()), listen.port())
 }
 
-/// By "every address" the kernel takes its own.
+/// By "every address" the kernel takes its own. That of IPv6 is also IPv4's, and the only one of both on a machine whose
+/// IPv6 is switched off, as in most containers.
 fn named(ip: IpAddr) -> IpAddr {
     match ip {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() && has_ipv6() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         ip => ip,
     }
+}
+
+/// Returns true if `::1` is an address of this machine.
+fn has_ipv6() -> bool {
+    UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 /// Asks the kernel for the way there, without sending anything: only to itself does an address send from itself. To bind it
@@ -507,11 +529,17 @@ mod tests {
         for (listen, reached) in [
             ("127.0.0.1:5001", "http://127.0.0.1:5001/"),
             ("0.0.0.0:5001", "http://127.0.0.1:5001/"),
-            ("[::]:5001", "http://[::1]:5001/"),
             ("192.0.2.7:80", "http://192.0.2.7/"),
             ("unix:/run/larder/admin.sock", "unix:/run/larder/admin.sock"),
         ] {
             assert_eq!(shown(&format!("[admin]\nlisten = \"{listen}\"\n")), [reached]);
+        }
+        let every = match has_ipv6() {
+            true => "http://[::1]:5001/",
+            false => "http://127.0.0.1:5001/",
+        };
+        for listen in ["[::]:5001", ":5001", "*:5001"] {
+            assert_eq!(shown(&format!("[admin]\nlisten = \"{listen}\"\n")), [every]);
         }
         assert!(shown("[admin]\nlisten = \"127.0.0.1:0\"\n").is_empty());
         let acme = "[admin]\ntls = { acme = true }\n[acme]\naccept_terms = true\nnames = [\"larder.example\"]\n";

@@ -138,6 +138,63 @@ mod tests {
         Config::from_toml(text).unwrap()
     }
 
+    /// What the texts for operators say of restarts is what a reload does.
+    #[test]
+    fn texts_name_the_keys_that_need_a_restart() {
+        let old = of("");
+        let new = of(
+            "[server]\nlisten = \"127.0.0.1:1\"\nshutdown_grace = 1\nserver_timing = true\ntrusted_proxies = [\"10.0.0.1\"]\n\
+             [admin]\nlisten = \"127.0.0.1:2\"\ntoken = \"sixteen-letters!\"\n\
+             [cache]\npath = \"/two\"\nmax_size = \"1G\"\nmin_free = 0\ntag_ttl = 1\nnegative_ttl = 1\nstale_if_error = 1\n\
+             default_upstream = \"ghcr.io\"\noffline = true\n\
+             [log]\nlevel = \"debug\"\nformat = \"json\"\n[limits]\nheaders = 7\nmanifest_size = \"1MiB\"\n\
+             [audit]\nfile = \"/audit\"\n[bundle]\ntrusted_keys = [\"RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\"]\n\
+             [traces]\nendpoint = \"http://127.0.0.1:4318\"\n[access]\ntoken_ttl = 60\n[[access.rule]]\nmay = \"fetch\"\n\
+             [listener.ci]\nlisten = \"127.0.0.1:3\"\ntls = { acme = true }\n\
+             [acme]\naccept_terms = true\nnames = [\"larder.example\"]\n\
+             [upstream.\"a.example\"]\n[[prefetch]]\nname = \"a\"\nimages = [\"alpine\"]\nschedule = \"0 0 * * *\"\n\
+             [webhook.ci]\nurl = \"https://hook.example\"\n",
+        );
+        let fixed = fixed(&old, &new, (false, false)).into_iter().map(|fixed| fixed.key);
+        let fixed: BTreeSet<String> = fixed.map(str::to_owned).collect();
+        // Nothing of the new one is forgotten here.
+        let changed = between(&old, &new);
+        let sections: BTreeSet<&str> = changed.iter().filter_map(|key| key.split('.').next()).collect();
+        assert_eq!(sections, crate::config::section_names().collect(), "{changed:?}");
+
+        // `cache.path` and `[traces]` as keys, whatever quotes are around them.
+        let keys = |text: &str| -> BTreeSet<String> {
+            let words = text.split([' ', ',', '`', '\n']).map(|word| word.trim_end_matches('.'));
+            let key = |word: &str| match word.strip_prefix('[').and_then(|word| word.strip_suffix(']')) {
+                Some(section) => Some(section.to_owned()),
+                None => word.contains('.').then(|| word.to_owned()),
+            };
+            words.filter_map(key).collect()
+        };
+        let example = include_str!("../../proxy.toml.example");
+        let line = example
+            .lines()
+            .find_map(|line| line.split_once("What needs a restart: "));
+        assert_eq!(keys(line.unwrap().1), fixed);
+
+        let chapter = include_str!("../../docs/configuration.md");
+        let section = chapter.split_once("### What needs a restart\n").unwrap().1;
+        let sentence = section.split_once(", and the addresses of sockets").unwrap().0;
+        assert_eq!(keys(sentence), fixed);
+        let mut at = "";
+        let mut marked = BTreeSet::new();
+        for line in chapter.split_once("## All keys\n").unwrap().1.lines() {
+            if let Some(heading) = line.strip_prefix("### ") {
+                at = heading.trim_matches(['[', ']']);
+            } else if line.contains("All keys need a restart") {
+                marked.insert(at.to_owned());
+            } else if line.contains("Needs a restart") {
+                marked.insert(format!("{at}.{}", line.split('`').nth(1).unwrap()));
+            }
+        }
+        assert_eq!(marked, fixed);
+    }
+
     #[test]
     fn what_differs_is_named() {
         let old = of("[upstream.\"a.example\"]\npassword = \"one\"\nusername = \"u\"\n[upstream.\"b.example\"]\n");

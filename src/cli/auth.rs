@@ -161,8 +161,8 @@ fn told(title: &str, explained: &Explanation) -> String {
 fn in_words(right: Right) -> &'static str {
     match right {
         Right::Nothing => "refused",
-        Right::Held => "may pull what is held (pull-held)",
-        Right::Fetch => "may pull, and have fetched what is not held (fetch)",
+        Right::Held => "may pull what is cached (pull-held)",
+        Right::Fetch => "may pull, and have fetched what is not cached (fetch)",
     }
 }
 

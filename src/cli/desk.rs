@@ -2,9 +2,10 @@
 //!
 //! The proxy's admin address comes from `--admin` or `$LARDER_ADMIN_URL`, which need no configuration at all, or from
 //! the configuration: of one that is refused, what could be read of `[admin]`, since a mistake elsewhere must not keep
-//! operators from the proxy that runs. If nothing answers there the folder's lock says whether a proxy runs; if none
-//! does, the folder is opened and this process does the work, by a configuration without mistakes. `app::admin_address`
-//! knows the way there and finds the token.
+//! operators from the proxy that runs. If nothing answers there the folder's lock says whether a proxy runs: an option of
+//! `larder serve` may have given it another admin address, which its token file leads to. If none runs, the folder is
+//! opened and this process does the work, by a configuration without mistakes. `app::admin_address` knows the way there
+//! and finds the token.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -72,8 +73,8 @@ impl Place {
 }
 
 impl Place {
-    /// Where a proxy may be asked what needs no token: the address that somebody named, else the configuration's. Errors: a
-    /// sentence.
+    /// Where a proxy may be asked what needs no token: the address that somebody named, else the configuration's; none if
+    /// its port is chosen by the system. Errors: a sentence.
     pub fn addresses(
         &self,
         environment: &Environment,
@@ -87,10 +88,24 @@ impl Place {
             Err(error) if error.admin().is_some() => saved(&error)?,
             Err(error) => return Err(error.to_string()),
         };
-        match addresses.is_empty() {
-            true => Err(nobody(&[])),
-            false => Ok(addresses),
-        }
+        Ok(addresses)
+    }
+
+    /// The proxy that runs at none of these addresses, as [`Asking::elsewhere`] finds it; `None` also if somebody named an
+    /// address, or the configuration is refused.
+    pub async fn elsewhere(
+        &self,
+        environment: &Environment,
+        config: impl Fn() -> Result<Config, ConfigError>,
+    ) -> Option<AdminAddress> {
+        let (Ok(None), Ok(config)) = (self.named(environment), config()) else {
+            return None;
+        };
+        let asking = Asking {
+            known: Known::of(&config),
+        };
+        let is_absent = !config.cache.path.is_dir();
+        asking.elsewhere(&config, is_absent).await.ok().map(|found| found.0)
     }
 }
 
@@ -102,10 +117,14 @@ fn admin_address(text: &str) -> Result<AdminAddress, String> {
 }
 
 fn admin_url(text: &str) -> Result<Url, String> {
-    let with_scheme = if text.contains("://") {
-        text.to_owned()
-    } else {
-        format!("http://{text}")
+    // As `larder serve --admin` takes it: every interface is reached by this machine's own name.
+    let every = text.strip_prefix('*').unwrap_or(text).strip_prefix(':');
+    let with_scheme = match every {
+        Some(port) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("http://localhost:{port}")
+        }
+        _ if text.contains("://") => text.to_owned(),
+        _ => format!("http://{text}"),
     };
     let url: Url = with_scheme.parse().map_err(|error| format!("{error}"))?;
     match url.scheme() {
@@ -196,6 +215,13 @@ fn at_desk(
     })
 }
 
+/// A folder that was not opened.
+struct Closed {
+    /// True if there is none.
+    is_absent: bool,
+    why: String,
+}
+
 /// How a proxy is asked for the first time.
 struct Asking {
     known: Known,
@@ -236,6 +262,32 @@ impl Asking {
             );
         }
         Ok(Err(CallError::Unauthorized(why)))
+    }
+
+    /// Finds the proxy of this configuration's cache folder at an address that the configuration does not have, by the token
+    /// files of this user's proxies. If there is no such folder, and nobody chose folder or admin address, a proxy that is the
+    /// only one is meant. Errors: where other proxies answer.
+    async fn elsewhere(&self, config: &Config, is_absent: bool) -> Result<(AdminAddress, Remote), Vec<String>> {
+        let own = config.cache.path.display().to_string();
+        let mut others = Vec::new();
+        for address in AdminAddress::started(config) {
+            if let Ok(Ok((remote, stats))) = self.ask(&address).await {
+                if stats.path == own {
+                    return Ok((address, remote));
+                }
+                others.push((address, remote, stats));
+            }
+        }
+        let is_chosen = ["admin.listen", "cache.path"]
+            .iter()
+            .any(|key| config.origins.contains_key(*key));
+        match others.pop() {
+            Some((address, remote, stats)) if others.is_empty() && is_absent && !is_chosen => {
+                note_other_cache(&remote, &stats, Some(config));
+                Ok((address, remote))
+            }
+            last => Err(others.into_iter().chain(last).map(|(at, _, _)| at.shown()).collect()),
+        }
     }
 
     fn looking_again(&self, address: &AdminAddress, remote: Remote) -> Remote {
@@ -302,7 +354,17 @@ impl Desk {
             return Err((Exit::Usage, why));
         }
         match config {
-            Ok(config) => Desk::open(config, &silent, purpose).await.map_err(failed),
+            Ok(config) => match Desk::open(config.clone(), &silent, purpose).await {
+                Ok(desk) => Ok(desk),
+                Err(Closed { is_absent, why }) => match asking.elsewhere(&config, is_absent).await {
+                    Ok((_, remote)) => Ok(Desk::Proxy(remote)),
+                    Err(others) if others.is_empty() => Err(failed(why)),
+                    Err(others) => {
+                        let others = others.join(", ");
+                        Err(failed(format!("{why}. Proxies of this user answer at {others}")))
+                    }
+                },
+            },
             Err(error) => Err((
                 Exit::Usage,
                 format!(
@@ -313,14 +375,18 @@ impl Desk {
         }
     }
 
-    async fn open(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, String> {
+    async fn open(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, Closed> {
         let path = config.cache.path.clone();
         let silence = nobody(silent);
+        let is_there = |why: String| Closed { is_absent: false, why };
         if !path.is_dir() && purpose == Purpose::Look {
             let path = path.display();
-            return Err(format!(
-                "{silence}; and there is no cache folder {path}. Is this the proxy's configuration (--config), or is it on another machine (--admin)?"
-            ));
+            return Err(Closed {
+                is_absent: true,
+                why: format!(
+                    "{silence}; and there is no cache folder {path}. Is this the proxy's configuration (--config), or is it on another machine (--admin)?"
+                ),
+            });
         }
         // Where the log cannot be set up, nothing is lost but its lines.
         let _ = log::init(LOG_LEVEL, false);
@@ -331,16 +397,16 @@ impl Desk {
         match opened {
             Ok(folder) => Ok(Desk::Folder(Box::new(folder))),
             Err(error) => match error.lock_holder() {
-                None => Err(format!("cannot open the cache folder: {error}")),
+                None => Err(is_there(format!("cannot open the cache folder: {error}"))),
                 Some(pid) => {
                     let (who, how) = match pid {
                         Some(pid) => (format!("process {pid} runs on it"), format!("kill {pid}")),
                         None => ("another process runs on it".to_owned(), "kill its process".to_owned()),
                     };
                     let path = path.display();
-                    Err(format!(
+                    Err(is_there(format!(
                         "the cache folder {path} is in use: {who}. Its admin API is what to ask, but {silence}. Give the address it printed at its start with --admin, or the configuration it runs with by --config; or stop it ({how}) and the folder is opened directly"
-                    ))
+                    )))
                 }
             },
         }
@@ -606,7 +672,7 @@ impl Desk {
 }
 
 /// Why no running proxy was found.
-fn nobody(silent: &[String]) -> String {
+pub fn nobody(silent: &[String]) -> String {
     match silent {
         [] => "admin.listen names no port to ask a running proxy at".to_owned(),
         errors => errors.join("; "),
@@ -691,7 +757,10 @@ mod tests {
             "http://larder.example:5001/"
         );
         assert_eq!(admin_url("https://x/y").unwrap().as_str(), "https://x/y");
-        for bad in ["", "ftp://x", "http://"] {
+        for every in [":5001", "*:5001"] {
+            assert_eq!(admin_url(every).unwrap().as_str(), "http://localhost:5001/");
+        }
+        for bad in ["", "ftp://x", "http://", ":65536", "::1"] {
             assert!(admin_address(bad).is_err(), "{bad}");
         }
         assert_eq!(admin_address("unix:/run/a.sock").unwrap().shown(), "unix:/run/a.sock");

@@ -1,17 +1,20 @@
 //! `larder health`: asks the running proxy whether requests should go to it. For probes that can only run a command, such
 //! as a container's `HEALTHCHECK`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use serde::Deserialize;
 
-use super::desk::Place;
+use super::desk::{self, Place};
 use super::{Exit, complain, print, print_json};
 use crate::app::admin_address::AdminAddress;
 use crate::config::{Config, ConfigError, Environment};
 use crate::text;
 
-/// A proxy that says nothing for so long is not well; shorter than the usual time-out of probes (Docker's is 30 s).
+/// Limits the whole question: a proxy that is silent for so long is not well. Shorter than the usual timeout of probes
+/// (Docker's is 30 s), so that the reason is printed.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// More than any answer of `/readyz`.
 const MOST_BYTES: usize = 64 << 10;
@@ -41,7 +44,8 @@ struct Check {
 }
 
 pub fn run(args: &Args, config: impl Fn() -> Result<Config, ConfigError>) -> Exit {
-    let addresses = match args.place.addresses(&Environment::of_process(), config) {
+    let environment = Environment::of_process();
+    let addresses = match args.place.addresses(&environment, &config) {
         Ok(addresses) => addresses,
         Err(error) => {
             complain(&error);
@@ -55,7 +59,24 @@ pub fn run(args: &Args, config: impl Fn() -> Result<Config, ConfigError>) -> Exi
             return Exit::Failed;
         }
     };
-    match runtime.block_on(ask_any(&addresses)) {
+    let begun = Instant::now();
+    let answer = runtime.block_on(async {
+        let silent = match ask_any(&addresses).await {
+            Ok(health) => return Ok(health),
+            Err(silent) => silent,
+        };
+        let elsewhere = async {
+            let address = args.place.elsewhere(&environment, &config).await?;
+            Some(ask_any(&[address]).await)
+        };
+        let rest = PATIENCE.saturating_sub(begun.elapsed());
+        match tokio::time::timeout(rest, elsewhere).await {
+            Ok(Some(Ok(health))) => Ok(health),
+            Ok(Some(Err(more))) => Err([silent, more].concat()),
+            Ok(None) | Err(_) => Err(silent),
+        }
+    });
+    match answer {
         Ok(health) => {
             let shown = match args.place.json {
                 true => print_json(&health),
@@ -64,40 +85,51 @@ pub fn run(args: &Args, config: impl Fn() -> Result<Config, ConfigError>) -> Exi
             if health.ready { shown } else { Exit::Failed }
         }
         Err(silent) => {
-            complain(&silent.join("; "));
-            Exit::Failed
+            complain(&desk::nobody(&silent));
+            if addresses.is_empty() {
+                Exit::Usage
+            } else {
+                Exit::Failed
+            }
         }
     }
 }
 
-/// The first address that answers decides. Errors: a sentence for each address.
+/// Asks all of them at once; the first that answers decides. Errors: a sentence for each address.
 async fn ask_any(addresses: &[AdminAddress]) -> Result<Health, Vec<String>> {
-    let mut silent = Vec::new();
-    for address in addresses {
-        match ask(address).await {
-            Ok(health) => return Ok(health),
-            Err(why) => silent.push(format!("nothing healthy at {}: {why}", address.shown())),
+    let each = addresses.iter().enumerate();
+    let mut asked: FuturesUnordered<_> = each
+        .map(|(at, address)| async move { (at, ask(address).await) })
+        .collect();
+    let mut silent = vec![String::new(); addresses.len()];
+    while let Some((at, answer)) = asked.next().await {
+        match (answer, addresses.get(at), silent.get_mut(at)) {
+            (Ok(health), ..) => return Ok(health),
+            (Err(why), Some(address), Some(silent)) => {
+                *silent = format!("nothing healthy at {}: {why}", address.shown())
+            }
+            _ => {}
         }
     }
     Err(silent)
+}
+
+/// The reason why there is no answer.
+fn failure(error: &reqwest::Error) -> String {
+    match error.is_timeout() {
+        true => format!("no answer within {} s", PATIENCE.as_secs()),
+        false => super::remote::innermost(error),
+    }
 }
 
 async fn ask(address: &AdminAddress) -> Result<Health, String> {
     let client = address.client(false)?.timeout(PATIENCE).build();
     let client = client.map_err(|error| super::remote::innermost(&error))?;
     let url = address.url.join("/readyz").map_err(|error| error.to_string())?;
-    let mut response = client
-        .get(url)
-        .send()
-        .await
-        .map_err(|error| super::remote::innermost(&error))?;
+    let mut response = client.get(url).send().await.map_err(|error| failure(&error))?;
     let status = response.status();
     let mut body = Vec::new();
-    while let Some(piece) = response
-        .chunk()
-        .await
-        .map_err(|error| super::remote::innermost(&error))?
-    {
+    while let Some(piece) = response.chunk().await.map_err(|error| failure(&error))? {
         body.extend_from_slice(&piece);
         if body.len() > MOST_BYTES {
             return Err("what answers is no larder: it sends too much".to_owned());

@@ -11,7 +11,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::{Exit, complain, print, refuse, systemd};
 use crate::app::{self, Running};
 use crate::config::{Config, ConfigError, GivenOption, LogFormat};
-use crate::oci::HostPort;
 use crate::telemetry::log;
 
 /// Turns that tasks get before the sockets are looked at again (tokio's own figure is 61). A hundred followers may each
@@ -40,18 +39,8 @@ pub struct Args {
     #[arg(long, value_name = "SIZE")]
     max_size: Option<String>,
     /// One more registry, or another address of a known one: registry.example=https://registry.example; may be given several times
-    #[arg(long, value_name = "NAME=URL", value_parser = upstream)]
-    upstream: Vec<(HostPort, String)>,
-}
-
-fn upstream(text: &str) -> Result<(HostPort, String), String> {
-    let (name, url) = text
-        .split_once('=')
-        .ok_or("expected NAME=URL, such as registry.example=https://registry.example")?;
-    match name.to_ascii_lowercase().parse() {
-        Ok(name) => Ok((name, url.to_owned())),
-        Err(error) => Err(format!("{error}")),
-    }
+    #[arg(long, value_name = "NAME=URL")]
+    upstream: Vec<String>,
 }
 
 impl Args {
@@ -75,7 +64,7 @@ impl Args {
         options.extend(
             self.upstream
                 .iter()
-                .map(|(name, url)| GivenOption::upstream("--upstream", name, url)),
+                .map(|text| GivenOption::upstream("--upstream", text)),
         );
         options
     }

@@ -185,7 +185,7 @@ impl Check<'_> {
                 Value::String(_),
             )
             | (Kind::Flag, Value::Boolean(_)) => true,
-            (Kind::Count | Kind::Size | Kind::Floor, Value::Integer(number)) => *number >= 0,
+            (Kind::Count | Kind::Size | Kind::Duration | Kind::Floor, Value::Integer(number)) => *number >= 0,
             (Kind::Share, Value::Integer(_) | Value::Float(_)) => true,
             (Kind::List | Kind::SecretList | Kind::TextOrList, list) => texts(list),
             (Kind::Table(keys), Value::Table(table)) => {
@@ -274,8 +274,8 @@ fn unknown(path: &[String]) -> String {
     }
 }
 
-/// Why `name` cannot name an upstream.
-fn bad_name(name: &str, value: &Value) -> Option<String> {
+/// Why `name` cannot name an upstream. `value` is what stands under it, for what was meant by it.
+pub(super) fn bad_name(name: &str, value: &Value) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     if let Some(owner) = builtin::owner_of_synonym(&lower) {
         let (owner, key) = (owner.name, show_key(&["upstream", owner.name]));

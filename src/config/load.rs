@@ -183,7 +183,7 @@ fn lay(
     mut problems: Vec<Problem>,
 ) -> Result<Laid, ConfigError> {
     let mut defaults = Raw::default();
-    let options = options::layer(options);
+    let options = options::layer(options, &mut problems);
     for name in options::upstreams(&file.values).chain(options::upstreams(&options.values)) {
         defaults.upstream.entry(name.clone()).or_default();
     }

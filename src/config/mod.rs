@@ -105,6 +105,12 @@ pub struct Config {
     pub origins: BTreeMap<String, String>,
 }
 
+/// The names of the tables at the top level of the file.
+#[cfg(test)]
+pub fn section_names() -> impl Iterator<Item = &'static str> {
+    keys::ROOT.iter().map(|key| key.name)
+}
+
 /// The registry that clients talk to.
 #[derive(Clone, Debug)]
 pub struct Server {

@@ -240,8 +240,9 @@ fn each_impossible_value_names_line_and_key() {
             ":2: cache.path: found \"~bob/x\", expected ~/…",
         ),
         (
-            "[server]\nlisten = \":5000\"",
-            "such as \"[::]:5000\" for every interface",
+            "[server]\nlisten = \"5000\"",
+            "found \"5000\", expected an IP address or localhost, and a port, such as \"127.0.0.1:5000\" or \":5000\" for every \
+             interface",
         ),
         ("[server]\nlisten = \"127.0.0.1\"", "expected a port too"),
         (
@@ -602,4 +603,80 @@ fn the_operators_token() {
         config.warnings
     );
     assert_eq!(config.admin.token.unwrap().read().unwrap().reveal(), "0123456789abcdef");
+}
+
+/// One reader for the file, for variables and for options.
+#[test]
+fn sizes_and_durations_are_written_alike_everywhere() {
+    for (written, bytes) in [
+        ("50G", 50_000_000_000),
+        ("50Gi", 50 << 30),
+        ("50 GB", 50_000_000_000),
+        ("50g", 50_000_000_000),
+        ("1.5TiB", 1536 << 30),
+        ("1048576", 1 << 20),
+    ] {
+        let text = format!("[cache]\nmax_size = \"{written}\"\n[upstream.\"docker.io\"]\nmax_size = \"{written}\"\n");
+        let in_file = Config::from_toml(&text).unwrap();
+        let variables = [
+            ("LARDER_CACHE__MAX_SIZE", written),
+            ("LARDER_UPSTREAM__DOCKER_IO__MAX_SIZE", written),
+        ];
+        let by_variable = Config::load(None, &env(&variables)).unwrap();
+        for config in [&in_file, &by_variable] {
+            let hub = config
+                .upstreams
+                .iter()
+                .find(|upstream| upstream.name.as_str() == "docker.io");
+            assert_eq!(hub.unwrap().max_size, Some(bytes), "{written}");
+            assert_eq!(config.cache.max_size, bytes, "{written}");
+        }
+        let option = GivenOption::text("--max-size", ["cache", "max_size"], written);
+        let by_option = Config::load_with(None, &env(&[]), &[option]).unwrap();
+        assert_eq!(by_option.cache.max_size, bytes, "{written}");
+    }
+    let number = Config::from_toml("cache.max_size = 1048576\ncache.tag_ttl = 90\naccess.token_ttl = 60\n").unwrap();
+    assert_eq!((number.cache.max_size, number.cache.tag_ttl.as_secs()), (1 << 20, 90));
+    assert_eq!(number.access.token_ttl.as_secs(), 60);
+    for (written, seconds) in [("90", 90), ("1h30m", 5400), ("1h 30m", 5400), ("5 m", 300)] {
+        let in_file = Config::from_toml(&format!("cache.tag_ttl = \"{written}\"")).unwrap();
+        let by_variable = Config::load(None, &env(&[("LARDER_CACHE__TAG_TTL", written)])).unwrap();
+        for config in [in_file, by_variable] {
+            assert_eq!(config.cache.tag_ttl.as_secs(), seconds, "{written}");
+        }
+    }
+}
+
+/// Each key that takes a size or a duration takes numbers too, and says of anything else what it wants.
+#[test]
+fn every_size_and_duration_is_read_by_the_same_readers() {
+    let leaves = keys::leaves(&|table| {
+        let name = match table.last().map(String::as_str) {
+            Some("upstream") => "docker.io",
+            _ => "ci",
+        };
+        vec![name.to_owned()]
+    });
+    let mut count = 0;
+    for (path, kind) in leaves {
+        if !matches!(kind, keys::Kind::Size | keys::Kind::Duration) {
+            continue;
+        }
+        count += 1;
+        let key = show_key(&path);
+        let around = "audit.file = \"/a\"\nwebhook.ci.url = \"https://h.example\"\n";
+        let refusal = |value: &str| match Config::from_toml(&format!("{around}{key} = {value}\n")) {
+            Ok(_) => String::new(),
+            Err(error) => error.to_string(),
+        };
+        for wrong in ["\"x\"", "1.5", "-1", "true"] {
+            let refused = refusal(wrong);
+            let want = format!("{key}: found {wrong}, expected {}", kind.expected());
+            assert!(refused.contains(&want), "{want}\n{refused}");
+        }
+        // Out of range it may be, a wrong type it is not.
+        let refused = refusal("7");
+        assert!(!refused.contains(kind.expected()), "{key}: {refused}");
+    }
+    assert!(count > 20, "{count}");
 }

@@ -1,7 +1,8 @@
-//! Sizes and durations as people write them: `50GiB`, `50Gi`, `10GB`, `10G`, `1048576`; `5m`, `1h30m`, `500ms`, `90`.
+//! Sizes and durations as people write them: `50GiB`, `50Gi`, `1.5TB`, `10G`, `1048576`; `5m`, `1h30m`, `500ms`, `90`.
 //!
-//! Whole numbers only. `50G` is 50 GB and `50Gi` 50 GiB, as Kubernetes reads them: where a program would take `G` for GiB,
-//! the limit here is the smaller one. A duration without a unit is in seconds.
+//! `50G` is 50 GB and `50Gi` 50 GiB, as Kubernetes reads them: where a program would take `G` for GiB, the limit here is the
+//! smaller one. A duration without a unit is in seconds. Sizes may have a decimal fraction, durations have smaller units
+//! in its place.
 //! What is parsed can be shown again without loss ([`show_size`], [`show_duration`]).
 
 use std::time::Duration;
@@ -10,6 +11,9 @@ use std::time::Duration;
 pub const SIZE: &str = "a size such as \"50GiB\", \"10GB\", \"512MiB\" or a whole number of bytes";
 /// What a duration should look like; ends the sentence "expected …".
 pub const DURATION: &str = "a duration such as \"5m\", \"30d\", \"1h30m\", \"500ms\" or a whole number of seconds";
+
+/// Digits behind the point of a size: 15 tell each byte of the largest unit.
+const MAX_DECIMALS: u32 = 18;
 
 /// Longest duration in days. Past it, adding one to a clock reading could overflow.
 pub const MAX_DAYS: u64 = 36_500;
@@ -41,13 +45,31 @@ const DURATION_UNITS: [(&str, u64); 6] = [
 
 /// Bytes. `None` for anything that is no size, and for more than fits 64 bits.
 pub fn parse_size(text: &str) -> Option<u64> {
-    let (number, unit) = split_number(text.trim())?;
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
     let unit = unit.trim_start();
     let factor = match unit {
         "" => 1,
         _ => SIZE_UNITS.iter().find(|(name, _)| is_spelling(unit, name))?.1,
     };
-    number.checked_mul(factor)
+    match number.split_once('.') {
+        None => number.parse::<u64>().ok()?.checked_mul(factor),
+        Some((whole, fraction)) => {
+            let whole = whole.parse::<u64>().ok()?.checked_mul(factor)?;
+            whole.checked_add(part_of(factor, fraction)?)
+        }
+    }
+}
+
+/// Bytes of `0.fraction` of a unit, rounded down. `None` for a unit that has no parts.
+fn part_of(factor: u64, fraction: &str) -> Option<u64> {
+    let digits = u32::try_from(fraction.len())
+        .ok()
+        .filter(|digits| *digits <= MAX_DECIMALS)?;
+    let part: u64 = fraction.parse().ok()?;
+    (factor > 1).then_some(())?;
+    u64::try_from(u128::from(part) * u128::from(factor) / 10_u128.pow(digits)).ok()
 }
 
 /// Returns true if `text` is the unit `name`, whole or without its last letter ("Gi", "G"), in any case.
@@ -71,12 +93,13 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     }
     while !rest.is_empty() {
         let (number, after) = split_number(rest)?;
-        let end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let after = after.trim_start();
+        let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
         let (unit, next) = after.split_at(end);
         // Taking from the iterator refuses a unit that was used already or is larger than the last one.
         let (_, factor) = units.find(|(name, _)| *name == unit)?;
         millis = millis.checked_add(number.checked_mul(*factor)?)?;
-        rest = next;
+        rest = next.trim_start();
     }
     (millis <= MAX_DAYS * 86_400_000).then(|| Duration::from_millis(millis))
 }
@@ -141,6 +164,11 @@ mod tests {
             ("1k", 1000),
             ("1Ki", 1024),
             ("2T", 2_000_000_000_000),
+            ("1.5TiB", 1536 << 30),
+            ("1.5Gi", 1536 << 20),
+            ("0.5 GB", 500_000_000),
+            ("1.000000000000000001PB", 1_000_000_000_000_000),
+            ("1.3Ki", 1331),
         ] {
             assert_eq!(parse_size(text), Some(want), "{text}");
         }
@@ -148,7 +176,15 @@ mod tests {
             "",
             "GiB",
             "-1",
-            "1.5GiB",
+            "1.5",
+            "1.5B",
+            "1.GiB",
+            ".5GiB",
+            "1.2.3GiB",
+            "1,5GiB",
+            "1.+5GiB",
+            "1.0000000000000000001PB",
+            "16383.9999PiB.",
             "50GiBs",
             "50GBi",
             "50i",
@@ -179,6 +215,9 @@ mod tests {
             ("0", seconds(0)),
             ("90", seconds(90)),
             (" 300 ", seconds(300)),
+            ("5 m", seconds(300)),
+            ("1h 30m", seconds(5400)),
+            ("1 d 2 h", seconds(26 * 3600)),
         ] {
             assert_eq!(parse_duration(text), Some(want), "{text}");
         }
@@ -188,8 +227,11 @@ mod tests {
             "1h30",
             "3153600001",
             "m",
-            "5 m",
+            "1 2m",
+            "5 m s",
             "-5m",
+            "5;m",
+            "5m;",
             "5M",
             "30m1h",
             "1m1m",
@@ -219,6 +261,24 @@ mod tests {
             prop_assert_eq!(parse_size(&show_size(bytes)), Some(bytes));
         }
 
+        /// Each spelling of a unit is the same size, and with a point in it the size lies where it must.
+        #[test]
+        fn spellings_agree(number in 0..1_000_000u64, fraction in "[0-9]{1,18}", unit in 0..SIZE_UNITS.len()) {
+            let (name, factor) = SIZE_UNITS[unit];
+            let whole = number.checked_mul(factor);
+            let short = name.strip_suffix('B').unwrap_or(name);
+            for name in [name.to_owned(), name.to_lowercase(), short.to_owned(), short.to_uppercase()] {
+                prop_assert_eq!(parse_size(&format!("{number}{name}")), whole);
+                prop_assert_eq!(parse_size(&format!("{number} {name}")), whole);
+                let exact = parse_size(&format!("{number}.{fraction}{name}"));
+                match (whole, exact) {
+                    (Some(_), None) => prop_assert!(factor == 1 || number >= u64::MAX / factor),
+                    (Some(whole), Some(exact)) => prop_assert!((whole..whole + factor).contains(&exact), "{exact}"),
+                    (None, exact) => prop_assert_eq!(exact, None),
+                }
+            }
+        }
+
         #[test]
         fn durations_round_trip(millis in 0..=MAX_DAYS * 86_400_000) {
             let duration = Duration::from_millis(millis);
@@ -226,7 +286,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_panics(text: String, digits in "[0-9]{0,25}[a-zA-Z ]{0,4}[0-9]{0,25}[a-z]{0,3}") {
+        fn nothing_panics(text: String, digits in "[0-9.]{0,25}[a-zA-Z ]{0,4}[0-9.]{0,25}[a-z]{0,3}") {
             for text in [text, digits] {
                 let _ = (parse_size(&text), parse_duration(&text));
             }

@@ -1,4 +1,4 @@
-//! The operators' address: is it alive, is it ready, how is it doing.
+//! The admin address: is it alive, is it ready, how is it doing.
 //!
 //! Served on a listener of its own, on loopback unless the operator says otherwise (R-X16).
 
@@ -70,12 +70,12 @@ pub fn router(
 }
 
 const INDEX: &str = "\
-Larder, the operators' address.
+Larder, the admin address.
 
 /healthz  200 as long as the process lives
 /readyz   200 if requests should come here, else 503; says why, and whether it is degraded
 /metrics  counters in the Prometheus text format
-/api/v1/  what is held and what to do about it, for those who bring the admin token; /api/v1/openapi.json describes it
+/api/v1/  what is cached and what to do about it, for those who bring the admin token; /api/v1/openapi.json describes it
 ";
 
 async fn index() -> Response {
@@ -149,7 +149,8 @@ fn plain_json(status: StatusCode, value: &serde_json::Value) -> Response {
 /// through its visitor's browser (R-X16). Browsers always send a Host; what sends none is no browser.
 ///
 /// Two kinds of requests may use any name. Over TLS such a page has failed already, since no certificate of ours has its
-/// site's name. And a call to the API that brings a token is judged by that: no page knows it.
+/// site's name. And a call to the API that brings a token is judged by that: no page knows it. Names of a private network
+/// ([`is_private`]) are taken too: a scraper beside Larder in a cluster or a Compose file has no other.
 async fn known_host(State(hosts): State<Arc<[String]>>, request: Request, next: Next) -> Response {
     let brings_token = request.uri().path().starts_with("/api/") && request.headers().contains_key(AUTHORIZATION);
     let is_proven = brings_token || request.extensions().get::<OverTls>().is_some();
@@ -177,7 +178,28 @@ fn host_of(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 }
 
 fn is_known(host: &str, hosts: &[String]) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok() || hosts.iter().any(|known| known == host)
+    host == "localhost" || host.parse::<IpAddr>().is_ok() || is_private(host) || hosts.iter().any(|known| known == host)
+}
+
+/// Ends of names that the public DNS cannot have: Services of Kubernetes, and the top-level domain that is reserved for
+/// private use.
+const PRIVATE_ENDS: [&str; 3] = [".svc", ".svc.cluster.local", ".internal"];
+
+/// Returns true for a name that nobody outside of this network can point here: a single word, as Compose and Docker name
+/// containers, or one of [`PRIVATE_ENDS`].
+fn is_private(host: &str) -> bool {
+    let is_word = |label: &str| {
+        !label.is_empty()
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    let ends = PRIVATE_ENDS.iter();
+    let above = ends.filter_map(|end| host.strip_suffix(end)).next().unwrap_or(host);
+    match above.len() < host.len() {
+        true => above.split('.').all(is_word),
+        false => is_word(host),
+    }
 }
 
 #[cfg(test)]
@@ -268,6 +290,11 @@ mod tests {
             "evil.example:5001",
             "localhost.evil.example",
             "127.0.0.1.evil.example",
+            "larder.svc.evil.example",
+            "larder.cluster.local",
+            "evil.examplesvc",
+            "evil/internal",
+            ".internal",
             "",
         ] {
             assert_eq!(
@@ -276,7 +303,17 @@ mod tests {
                 "{host}"
             );
         }
-        for host in ["ops.example", "OPS.EXAMPLE:5001", "ops.example.", "LOCALHOST"] {
+        for host in [
+            "ops.example",
+            "OPS.EXAMPLE:5001",
+            "ops.example.",
+            "LOCALHOST",
+            "larder:5001",
+            "my_project-larder-1",
+            "larder.monitoring.svc:5001",
+            "larder.monitoring.svc.cluster.local.",
+            "cache.corp.internal",
+        ] {
             assert_eq!(ask(true, "/healthz", host).await.0, StatusCode::OK, "{host}");
         }
     }

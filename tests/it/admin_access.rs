@@ -594,6 +594,12 @@ async fn over_tls() {
     run_elsewhere(&trusted, &["ls", "--admin", &by_name]).await.expect(0);
     let distrusted = run_elsewhere(&[], &["ls", "--admin", &by_name]).await.expect(1).err;
     assert!(distrusted.contains("certificate"), "{distrusted}");
+    assert_eq!(run(larder.folder(), &["health"]).await.expect(0).out, "ready\n");
+    run_elsewhere(&trusted, &["health", "--admin", &by_name])
+        .await
+        .expect(0);
+    let distrusted = run_elsewhere(&[], &["health", "--admin", &by_name]).await.expect(1);
+    assert!(distrusted.err.contains("certificate"), "{}", distrusted.err);
     // An archive goes by HTTP/2, which has to be agreed on.
     let nothing = folder.path().join("nothing.tar");
     std::fs::write(&nothing, [0; 1024]).unwrap();

@@ -243,9 +243,13 @@ async fn names_with_a_transport() {
 #[tokio::test]
 async fn the_folder_is_taken() {
     let upstream = Upstream::start().await;
-    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    // A token that is configured is written nowhere, so no file leads to the proxy.
+    let larder = LarderProcess::start(&upstream, |toml| {
+        toml.admin("token", "a-token-of-operators");
+    })
+    .await;
     let pid = larder.pid().to_string();
-    // Its configuration says port 0, which nobody can dial.
+    // Its configuration says port 0, to which nobody can connect.
     let taken = run(larder.folder(), &["ls"]).await.expect(1).err;
     assert!(
         taken.contains(&format!("process {pid} runs on it")) && taken.contains("--admin"),

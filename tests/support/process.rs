@@ -22,6 +22,8 @@ pub struct LarderProcess {
     lines: Lines,
     registry: SocketAddr,
     admin: SocketAddr,
+    /// Behind `serve`.
+    arguments: Vec<String>,
     environment: Vec<(String, String)>,
     /// In place of the one that runs the tests.
     user: Option<u32>,
@@ -58,15 +60,27 @@ impl LarderProcess {
         }
         let environment = environment.iter();
         let environment = environment.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        LarderProcess::spawn(folder, environment, user).await
+        let file = file.to_str().expect("a path in UTF-8").to_owned();
+        LarderProcess::spawn(folder, vec!["--config".to_owned(), file], environment, user).await
     }
 
-    async fn spawn(folder: TempDir, environment: Vec<(String, String)>, user: Option<u32>) -> LarderProcess {
+    /// `larder serve` with these arguments, in a folder where there may be a file; else there is none.
+    pub async fn start_by(folder: TempDir, arguments: &[&str], environment: &[(&str, &str)]) -> LarderProcess {
+        let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
+        // The file system that tests run on may be nearly full.
+        let environment = [("LARDER_CACHE__MIN_FREE", "0B")].iter().chain(environment);
+        let environment = environment.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        LarderProcess::spawn(folder, arguments, environment, None).await
+    }
+
+    async fn spawn(
+        folder: TempDir,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+        user: Option<u32>,
+    ) -> LarderProcess {
         let mut command = command(folder.path());
-        command
-            .args(["serve", "--config"])
-            .arg(folder.path().join("proxy.toml"))
-            .envs(environment.iter().cloned());
+        command.arg("serve").args(&arguments).envs(environment.iter().cloned());
         if let Some(user) = user {
             become_user(&mut command, user);
         }
@@ -82,6 +96,7 @@ impl LarderProcess {
             lines,
             registry,
             admin,
+            arguments,
             environment,
             user,
         }
@@ -167,7 +182,8 @@ impl LarderProcess {
             self.stop().await;
         }
         let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().expect("a folder"));
-        LarderProcess::spawn(folder, std::mem::take(&mut self.environment), self.user).await
+        let arguments = std::mem::take(&mut self.arguments);
+        LarderProcess::spawn(folder, arguments, std::mem::take(&mut self.environment), self.user).await
     }
 }
 

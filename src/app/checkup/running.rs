@@ -39,7 +39,8 @@ impl State {
     }
 }
 
-/// Asks each admin address in turn.
+/// Asks each admin address in turn, then where a token file leads to a proxy with the same cache folder: an option of
+/// `larder serve` may have given it another address.
 pub(super) async fn find(config: &Config) -> State {
     let mut silent = Vec::new();
     let addresses = match AdminAddress::configured(config) {
@@ -57,6 +58,18 @@ pub(super) async fn find(config: &Config) -> State {
             }
             Ok(Err(why)) => return State::Strange { at, why },
             Err(why) => silent.push(format!("{at}: {why}")),
+        }
+    }
+    let own = config.cache.path.display().to_string();
+    for address in AdminAddress::started(config) {
+        let at = address.shown();
+        if let Ok(Ok(stats)) = ask(&address, config).await
+            && stats.path == own
+        {
+            return State::Runs {
+                at,
+                stats: Box::new(stats),
+            };
         }
     }
     State::Silent(silent)

@@ -46,7 +46,7 @@ impl OperatorError {
     }
 
     pub fn unknown_host() -> OperatorError {
-        let message = "this address answers to IP addresses, localhost and configured names only";
+        let message = "this address answers by plain HTTP to IP addresses, localhost, names without a dot and names that end in .svc, .svc.cluster.local or .internal: use one of these, or HTTPS (admin.tls)";
         OperatorError::new(StatusCode::MISDIRECTED_REQUEST, "unknown-host", message)
     }
 

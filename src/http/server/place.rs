@@ -164,3 +164,23 @@ fn bind_tcp(address: SocketAddr, in_the_way: &[&Bound]) -> io::Result<TcpListene
     sockopt::set_socket_reuseport(&listener, false)?;
     Ok(listener)
 }
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// Only every interface of a machine without IPv6 may become another address.
+    #[test]
+    fn every_interface_without_ipv6() {
+        let ipv4 = |address: &str, errno: Errno| every_ipv4(address.parse().unwrap(), &errno.into());
+        let every: SocketAddr = "0.0.0.0:5000".parse().unwrap();
+        for errno in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL] {
+            assert_eq!(ipv4("[::]:5000", errno), Some(every));
+            assert_eq!(ipv4("[::1]:5000", errno), None);
+            assert_eq!(ipv4("192.0.2.7:5000", errno), None);
+        }
+        assert_eq!(ipv4("[::]:5000", Errno::ADDRINUSE), None);
+    }
+}
