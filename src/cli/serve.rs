@@ -38,7 +38,7 @@ pub struct Args {
     /// How much may be cached, such as 50GiB
     #[arg(long, value_name = "SIZE")]
     max_size: Option<String>,
-    /// One more registry, or another address of a known one: registry.example=https://registry.example; may be given several times
+    /// One more registry, or another address of a known one; may be given several times
     #[arg(long, value_name = "NAME=URL")]
     upstream: Vec<String>,
 }
