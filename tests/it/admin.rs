@@ -374,17 +374,11 @@ async fn what_was_fetched_ahead_is_served_from_the_cache() {
     let larder = LarderProcess::start(&upstream, |_| {}).await;
     let stats = async || Ask::get("/api/v1/stats").send(larder.admin()).await.expect(200).json();
     let order = json!({ "images": ["alpine:1"], "referrers": false });
-    call("POST", "/api/v1/prefetch", &order)
-        .send(larder.admin())
-        .await
-        .expect(202);
-    within("the image to be stored", async {
-        let path = "/api/v1/images/alpine:1";
-        loop {
-            let found = Ask::get(path).send(larder.admin()).await;
-            if found.status == 200 && found.json()["missing"] == 0 {
-                return;
-            }
+    let begun = call("POST", "/api/v1/prefetch", &order).send(larder.admin()).await;
+    let job = format!("/api/v1/prefetch/{}", begun.expect(202).json()["id"]);
+    // Its end, not the first sight of the image: while a blob is being stored, its reader joins the download.
+    within("the job to end", async {
+        while Ask::get(job.as_str()).send(larder.admin()).await.expect(200).json()["state"] == "running" {
             tokio::task::yield_now().await;
         }
     })
