@@ -3,6 +3,7 @@
 //! A token that lies in a file of one user's proxy must not be sent to a port that another user's process has taken:
 //! `localhost` may be two addresses, and the proxy may listen at a third.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A socket that listens, in the column `st`.
@@ -11,16 +12,39 @@ const LISTEN: &str = "0A";
 /// The users whose processes take connections to this address; none where the table cannot be read. Blocking, briefly.
 pub fn owners(address: SocketAddr) -> Vec<u32> {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
-    let all: Vec<_> = tables.iter().flat_map(|table| parse(table)).collect();
+    let sockets = tables.iter().flat_map(|table| parse(table));
+    let all: Vec<_> = sockets.map(|socket| (socket.at, socket.uid)).collect();
     who_takes(address, &all)
 }
 
-/// The addresses at which some process of this machine listens, of those with one of these ports; none where the table cannot
-/// be read. Blocking, briefly.
-pub fn at_ports(ports: &[u16]) -> Vec<SocketAddr> {
+/// The addresses with this port at which this very process listens; none where the tables cannot be read. Blocking, briefly.
+pub fn of_process(pid: u32, port: u16) -> Vec<SocketAddr> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let links = entries.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    let own: HashSet<u64> = links.filter_map(|link| socket_inode(link.to_str()?)).collect();
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
     let all = tables.iter().flat_map(|table| parse(table));
-    all.map(|(at, _)| at).filter(|at| ports.contains(&at.port())).collect()
+    let mut found: Vec<SocketAddr> = all
+        .filter(|socket| socket.at.port() == port && own.contains(&socket.inode))
+        .map(|socket| socket.at)
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// `socket:[4711]`.
+fn socket_inode(link: &str) -> Option<u64> {
+    link.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// A socket that listens.
+struct Listening {
+    at: SocketAddr,
+    uid: u32,
+    inode: u64,
 }
 
 /// The kernel hands a connection to the socket that names its address, else to one that takes every address.
@@ -42,14 +66,19 @@ fn who_takes(address: SocketAddr, listening: &[(SocketAddr, u32)]) -> Vec<u32> {
 }
 
 /// The sockets that listen, with their owners; lines of another form are passed over.
-fn parse(table: &str) -> impl Iterator<Item = (SocketAddr, u32)> + '_ {
+fn parse(table: &str) -> impl Iterator<Item = Listening> + '_ {
     table.lines().filter_map(|line| {
         let mut columns = line.split_ascii_whitespace();
         let address = columns.nth(1)?;
         let state = columns.nth(1)?;
         let uid = columns.nth(3)?;
+        let inode = columns.nth(1)?;
         (state == LISTEN).then_some(())?;
-        Some((socket_address(address)?, uid.parse().ok()?))
+        Some(Listening {
+            at: socket_address(address)?,
+            uid: uid.parse().ok()?,
+            inode: inode.parse().ok()?,
+        })
     })
 }
 
@@ -90,10 +119,12 @@ mod tests {
              1: 0100007F:138A 00000000:0000 01 00000000:00000000 00:00000000 00000000  1001        0 2 1 0 100 0 0 10 0\n   \
              2: 00000000000000000000000001000000:1389 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     7        0 3 1\n"
         );
-        let found: Vec<_> = parse(&table).map(|(at, uid)| (at.to_string(), uid)).collect();
+        let found: Vec<_> = parse(&table)
+            .map(|socket| (socket.at.to_string(), socket.uid, socket.inode))
+            .collect();
         assert_eq!(
             found,
-            [("127.0.0.1:5001".to_owned(), 1000), ("[::1]:5001".to_owned(), 7)]
+            [("127.0.0.1:5001".to_owned(), 1000, 1), ("[::1]:5001".to_owned(), 7, 3)]
         );
     }
 
@@ -126,6 +157,20 @@ mod tests {
             let at = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
             assert_eq!(owners(at), [rustix::process::geteuid().as_raw()]);
         }
+    }
+
+    /// The same port at another address of this machine, and another process's, are not among them.
+    #[test]
+    fn sockets_of_a_process() {
+        let own = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = own.local_addr().unwrap();
+        let mut other = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        assert_eq!(of_process(std::process::id(), at.port()), [at]);
+        assert_eq!(of_process(other.id(), at.port()), []);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert_eq!(socket_inode("socket:[7]"), Some(7));
+        assert_eq!(socket_inode("pipe:[7]"), None);
     }
 
     proptest! {

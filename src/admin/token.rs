@@ -430,29 +430,57 @@ pub fn ports(places: &TokenPlaces) -> Vec<u16> {
     ports
 }
 
-/// The ports of admin addresses for which a proxy that runs has written a token file, in all folders in which a command of
-/// this user looks. Blocking.
-pub fn running_ports(places: &TokenPlaces) -> Vec<u16> {
-    let folders = places
-        .to_search(geteuid().as_raw())
-        .into_iter()
-        .map(|folder| folder.path());
-    let running = folders.flat_map(|folder| {
-        let ports = ports_in(&folder).into_iter();
-        ports.filter(move |port| is_locked(&folder.join(token_file_name(*port))))
-    });
-    let mut ports: Vec<u16> = running.collect();
-    ports.sort_unstable();
-    ports.dedup();
-    ports
+/// A proxy of this user that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunningProxy {
+    /// Of its admin address.
+    pub port: u16,
+    pub pid: u32,
 }
 
-/// Returns true if a proxy holds the lock of its token file. The lock that is taken here to find out lasts for a moment
-/// only; [`make_way`] waits that long.
-fn is_locked(path: &Path) -> bool {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let opened = openat(CWD, path, flags, Mode::empty());
-    opened.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK))
+/// The proxies of this very user that run, by the token files that they hold locked, in the folders in which a command of this
+/// user looks. A file of anybody else leads nowhere, also for root: others could have put it there. Blocking.
+pub fn running(places: &TokenPlaces) -> Vec<RunningProxy> {
+    let uid = geteuid().as_raw();
+    let mut running = Vec::new();
+    for folder in places.to_search(uid) {
+        for port in ports_in(&folder.path()) {
+            let name = token_file_name(port);
+            let is_own = read_in(&folder, &name, uid).is_ok_and(|(_, owner)| owner == uid);
+            let holder = is_own.then(|| holder(&folder.path().join(name))).flatten();
+            running.extend(holder.map(|pid| RunningProxy { port, pid }));
+        }
+    }
+    running.sort_unstable();
+    running.dedup();
+    running
+}
+
+/// The process that holds the lock of a token file, and has that very file open. `None` also where it cannot be seen, as from
+/// another container.
+fn holder(path: &Path) -> Option<u32> {
+    let file = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks_on(&locks, file.st_ino).find(|pid| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        // By number alone it could be a file of another file system.
+        open.filter_map(|entry| statat(CWD, entry.path(), AtFlags::empty()).ok())
+            .any(|opened| is_same(&opened, &file))
+    })
+}
+
+/// The processes that hold a lock of a file with this number, whole and for themselves: `7: FLOCK  ADVISORY  WRITE 4711 fe:01:123 0 EOF`.
+fn locks_on(table: &str, inode: u64) -> impl Iterator<Item = u32> + '_ {
+    table.lines().filter_map(move |line| {
+        let mut columns = line.split_ascii_whitespace().skip(1);
+        let (kind, _, mode) = (columns.next()?, columns.next()?, columns.next()?);
+        let (pid, file) = (columns.next()?.parse().ok()?, columns.next()?);
+        let number: u64 = file.rsplit_once(':')?.1.parse().ok()?;
+        (kind == "FLOCK" && mode == "WRITE" && number == inode).then_some(pid)
+    })
 }
 
 fn ports_in(folder: &Path) -> Vec<u16> {

@@ -31,6 +31,8 @@ pub struct AdminAddress {
     certificate: Option<PathBuf>,
     /// True if nobody gave it, and a mistake may be why: the proxy that is meant may be elsewhere.
     is_stand_in: bool,
+    /// A token file led here, nobody named it: nothing but that token is sent, and never a call without one.
+    is_found: bool,
 }
 
 /// A command's knowledge of tokens, and of the user whose proxy it asks.
@@ -109,6 +111,7 @@ impl AdminAddress {
             ip: None,
             certificate: None,
             is_stand_in: false,
+            is_found: false,
         }
     }
 
@@ -147,16 +150,17 @@ impl AdminAddress {
         Ok(all)
     }
 
-    /// Where proxies of this user may listen by the token files that they have written, whatever this configuration says:
-    /// an option of `larder serve` may have chosen the port. Only such a token goes there. Blocking, briefly.
+    /// Where proxies of this very user listen by the token files that they hold, whatever this configuration says: an option
+    /// of `larder serve` may have chosen the port. The same port at another address may be somebody else's, so that only
+    /// the sockets of the process count that holds the file. Only its token goes there. Blocking, briefly.
     pub fn started(config: &Config) -> Vec<AdminAddress> {
         let name = config.acme.as_ref().and_then(|acme| acme.names.first());
-        let ports = token::running_ports(&config.admin.token_places);
-        let all = listening::at_ports(&ports).into_iter();
+        let running = token::running(&config.admin.token_places).into_iter();
+        let all = running.flat_map(|proxy| listening::of_process(proxy.pid, proxy.port));
         all.filter_map(|listen| {
             let address = AdminAddress::of(listen, &config.admin, name).ok()?;
             Some(AdminAddress {
-                is_stand_in: true,
+                is_found: true,
                 ..address
             })
         })
@@ -256,7 +260,7 @@ impl AdminAddress {
         // Another program may have that port, and root's (a container's published port) passes every look at who listens.
         // Only a token that a proxy made for that very port may go there.
         let is_named = known.file.is_some() || known.places.file.is_some() || known.token.is_some();
-        if self.is_stand_in && is_named {
+        if self.is_found || self.is_stand_in && is_named {
             let made = self.made(known);
             return match made.tokens.is_empty() {
                 true => Err(TokenError::Unnamed(self.shown())),

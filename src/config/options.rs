@@ -42,7 +42,12 @@ impl GivenOption {
     /// message of the command line's own parser would repeat a password in it.
     pub fn upstream(option: &'static str, text: &str) -> GivenOption {
         let Some((name, url)) = text.split_once('=') else {
-            let found = quoted(text);
+            // A URL without a name may carry a secret behind its path.
+            let shown = text.split_inclusive(['?', '#']).next().unwrap_or_default();
+            let found = match shown.len() < text.len() {
+                true => format!("{} and more", quoted(shown)),
+                false => quoted(text),
+            };
             return GivenOption {
                 option,
                 key: Vec::new(),
@@ -160,6 +165,14 @@ mod tests {
                 "--upstream: found \"registry.example\", expected NAME=URL",
             ),
             ("https://me:hunter2@r.example", "--upstream: found a text with @ in it"),
+            (
+                "https://r.example/?hunter2",
+                "--upstream: found \"https://r.example/?\" and more",
+            ),
+            (
+                "https://r.example/#hunter2",
+                "--upstream: found \"https://r.example/#\" and more",
+            ),
             ("=https://r.example", "--upstream: found \"\", expected the host"),
             (
                 "word=https://r.example",

@@ -178,7 +178,8 @@ fn filter(level: &str) -> Result<Targets, BadLevel> {
     // Targets takes any single word for a target's name and would then log nothing at all: a typo in the level
     // must not make the proxy silent.
     let known = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
-    for directive in level.split(',').map(str::trim) {
+    let directives: Vec<&str> = level.split(',').map(str::trim).collect();
+    for directive in &directives {
         let bare_word = !directive.contains(['=', '[', ':']);
         if bare_word && !known(directive) {
             return Err(BadLevel {
@@ -187,7 +188,8 @@ fn filter(level: &str) -> Result<Targets, BadLevel> {
             });
         }
     }
-    level.parse::<Targets>().map_err(|e| BadLevel {
+    // A blank would be taken for a part of the target's name.
+    directives.join(",").parse::<Targets>().map_err(|e| BadLevel {
         level: level.to_owned(),
         reason: e.to_string(),
     })
@@ -208,6 +210,15 @@ mod tests {
         ] {
             assert!(filter(good).is_ok(), "{good}");
         }
+    }
+
+    #[test]
+    fn blanks_are_no_part_of_a_target() {
+        use tracing::Level;
+        let told = filter(" off ,  larder::pull=debug ").unwrap_or_else(|error| panic!("{error}"));
+        assert!(!told.would_enable("larder::http", &Level::ERROR));
+        let told = filter("off, larder::pull=debug").unwrap();
+        assert!(told.would_enable("larder::pull::flight", &Level::DEBUG));
     }
 
     #[test]

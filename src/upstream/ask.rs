@@ -245,7 +245,7 @@ impl Client {
             } else if self.ends_repeats(ticket.as_ref(), &error) {
                 self.repeats.end(question.kind);
             }
-            // A repeat that had milliseconds for its answer says nothing about the registry.
+            // A repeat that had less than half of the time says nothing about the registry by its silence.
             let error = match earlier.take() {
                 Some(earlier) if has_little_time && matches!(error, ErrorKind::Timeout(_)) => earlier,
                 _ => error,

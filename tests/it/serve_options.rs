@@ -501,6 +501,21 @@ async fn commands_find_a_proxy_at_another_admin_address() {
         run_in(larder.folder(), &session, &["health"]).await.expect(0).out,
         "ready\n"
     );
+    // The same port at other addresses of this machine is not the proxy's: nobody there is asked anything, or told a token.
+    let port = larder.admin().port();
+    let others = ["127.0.0.2", "127.255.255.254"].map(|ip| {
+        let listener = std::net::TcpListener::bind((ip, port)).expect("the port at another address");
+        listener.set_nonblocking(true).unwrap();
+        listener
+    });
+    for args in [&["stats"][..], &["ls"], &["health"]] {
+        run_in(larder.folder(), &session, args).await.expect(0);
+    }
+    run_in(larder.folder(), &variables, &["doctor"]).await;
+    for listener in others {
+        let came = listener.accept().map(|(_, from)| from).map_err(|error| error.kind());
+        assert_eq!(came, Err(std::io::ErrorKind::WouldBlock));
+    }
     // Also where a file has another address for it, and where it has none to connect to.
     for listen in [free().to_string(), ANY.to_owned()] {
         let text = format!("[admin]\nlisten = \"{listen}\"\n");
