@@ -346,6 +346,14 @@ impl Upstream {
     }
 }
 
+/// Returns whether a pattern can match a text that begins with `prefix` and goes on.
+pub fn pattern_may_begin(pattern: &str, prefix: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern.len() > prefix.len() && pattern.starts_with(prefix),
+        Some((literal, _)) => literal.starts_with(prefix) || prefix.starts_with(literal),
+    }
+}
+
 /// `*` stands for any run of characters, `/` included; everything else for itself. Takes time in proportion to the product
 /// of both lengths at most, whatever somebody makes the text be.
 pub fn matches_pattern(pattern: &str, text: &str) -> bool {
