@@ -278,11 +278,8 @@ impl Asking {
                 others.push((address, remote, stats));
             }
         }
-        let is_chosen = ["admin.listen", "cache.path"]
-            .iter()
-            .any(|key| config.origins.contains_key(*key));
         match others.pop() {
-            Some((address, remote, stats)) if others.is_empty() && is_absent && !is_chosen => {
+            Some((address, remote, stats)) if others.is_empty() && is_absent && !is_chosen(config) => {
                 note_other_cache(&remote, &stats, Some(config));
                 Ok((address, remote))
             }
@@ -354,17 +351,29 @@ impl Desk {
             return Err((Exit::Usage, why));
         }
         match config {
-            Ok(config) => match Desk::open(config.clone(), &silent, purpose).await {
-                Ok(desk) => Ok(desk),
-                Err(Closed { is_absent, why }) => match asking.elsewhere(&config, is_absent).await {
-                    Ok((_, remote)) => Ok(Desk::Proxy(remote)),
-                    Err(others) if others.is_empty() => Err(failed(why)),
-                    Err(others) => {
-                        let others = others.join(", ");
+            Ok(config) => {
+                let closed = match Desk::open(config.clone(), &silent, purpose).await {
+                    Ok(desk) => return Ok(desk),
+                    Err(closed) => closed,
+                };
+                let others = match asking.elsewhere(&config, closed.is_absent).await {
+                    Ok((_, remote)) => return Ok(Desk::Proxy(remote)),
+                    Err(others) => others,
+                };
+                // A new folder at the usual place would hide these proxies from every command that follows.
+                let makes_it = purpose == Purpose::Fill && closed.is_absent;
+                if makes_it && (others.is_empty() || is_chosen(&config)) {
+                    let made = Desk::open_folder(config, &silent, purpose).await;
+                    return made.map_err(|closed| failed(closed.why));
+                }
+                match others.as_slice() {
+                    [] => Err(failed(closed.why)),
+                    others => {
+                        let (why, others) = (closed.why, others.join(", "));
                         Err(failed(format!("{why}. Proxies of this user answer at {others}")))
                     }
-                },
-            },
+                }
+            }
             Err(error) => Err((
                 Exit::Usage,
                 format!(
@@ -376,11 +385,8 @@ impl Desk {
     }
 
     async fn open(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, Closed> {
-        let path = config.cache.path.clone();
-        let silence = nobody(silent);
-        let is_there = |why: String| Closed { is_absent: false, why };
-        if !path.is_dir() && purpose == Purpose::Look {
-            let path = path.display();
+        if !config.cache.path.is_dir() {
+            let (silence, path) = (nobody(silent), config.cache.path.display());
             return Err(Closed {
                 is_absent: true,
                 why: format!(
@@ -388,6 +394,14 @@ impl Desk {
                 ),
             });
         }
+        Desk::open_folder(config, silent, purpose).await
+    }
+
+    /// Opens the folder, which is made to be filled if there is none.
+    async fn open_folder(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, Closed> {
+        let path = config.cache.path.clone();
+        let silence = nobody(silent);
+        let is_there = |why: String| Closed { is_absent: false, why };
         // Where the log cannot be set up, nothing is lost but its lines.
         let _ = log::init(LOG_LEVEL, false);
         let opened = match purpose {
@@ -669,6 +683,12 @@ impl Desk {
     pub fn is_folder(&self) -> bool {
         matches!(self, Desk::Folder(_))
     }
+}
+
+/// True if somebody configured where the proxy is, so that one at another place is not meant.
+fn is_chosen(config: &Config) -> bool {
+    let keys = ["admin.listen", "cache.path"];
+    keys.iter().any(|key| config.origins.contains_key(*key))
 }
 
 /// Why no running proxy was found.

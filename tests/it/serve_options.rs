@@ -542,6 +542,53 @@ async fn commands_find_a_proxy_at_another_admin_address() {
     run_in(nowhere.path(), &session, &["health"]).await.expect(1);
 }
 
+/// Commands that bring something in go to that proxy as those that look, and make no folder beside it.
+#[tokio::test]
+async fn commands_that_fill_find_a_proxy_with_another_admin_address() {
+    let upstream = Upstream::start().await;
+    let (hub, url) = (hub(&upstream), upstream.url());
+    upstream.image(REPO, "1", &[10]);
+    let runtime = folder();
+    let session = [("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap())];
+    let start = async || {
+        let options = [&LISTEN[..], &["--upstream", &hub, "--cache", "elsewhere"]].concat();
+        LarderProcess::start_by(folder(), &options, &session).await
+    };
+    let larder = start().await;
+    let nowhere = folder();
+    let prefetch = ["prefetch", "alpine:1", "--no-referrers"];
+    let ran = run_in(nowhere.path(), &session, &prefetch).await.expect(0);
+    assert!(ran.err.contains("note: the larder at"), "{}", ran.err);
+    let at = format!("http://{}/", larder.admin());
+    let listed = run_in(nowhere.path(), &session, &["ls", "--admin", &at])
+        .await
+        .expect(0);
+    assert!(listed.out.contains("docker.io/library/alpine:1"), "{}", listed.out);
+    run_in(nowhere.path(), &session, &["bundle", "create", "b.tar"])
+        .await
+        .expect(0);
+    let import = ["bundle", "import", "b.tar", "--unsigned"];
+    let ran = run_in(nowhere.path(), &session, &import).await.expect(0);
+    assert!(ran.err.contains("note: the larder at"), "{}", ran.err);
+    assert!(!nowhere.path().join(".cache").exists());
+    // Of two, none is taken, and no folder is made that would hide both.
+    let other = start().await;
+    for args in [&prefetch[..], &import] {
+        let ran = run_in(nowhere.path(), &session, args).await.expect(1);
+        let both = [&larder, &other].map(|larder| format!("http://{}/", larder.admin()));
+        assert!(both.iter().all(|at| ran.err.contains(at)), "{}", ran.err);
+    }
+    assert!(!nowhere.path().join(".cache").exists());
+    // Somebody who chose the folder gets it.
+    let chosen = [
+        session[0],
+        ("LARDER_CACHE__PATH", "chosen"),
+        ("LARDER_UPSTREAM__DOCKER_IO__URL", &url),
+    ];
+    run_in(nowhere.path(), &chosen, &prefetch).await.expect(0);
+    assert!(nowhere.path().join("chosen").is_dir());
+}
+
 /// A scraper beside Larder asks by the name of a Service or container; a name of the public DNS is refused.
 #[tokio::test]
 async fn names_of_a_private_network_at_the_admin_address() {
