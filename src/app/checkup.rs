@@ -43,6 +43,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::app::admin_address::AdminAddress;
 use crate::config::Config;
 use crate::oci::HostPort;
 
@@ -130,13 +131,24 @@ pub struct Scope {
     pub registries_conf: Option<PathBuf>,
     /// How clients reach the proxy, where that is not the address it listens on.
     pub address: Option<Address>,
+    /// How the proxy's admin API is reached, where somebody says it.
+    pub admin: AdminScope,
+}
+
+/// What somebody says of a running proxy's admin API, before what the configuration says.
+#[derive(Clone, Debug, Default)]
+pub struct AdminScope {
+    pub address: Option<AdminAddress>,
+    pub token_file: Option<PathBuf>,
+    /// True if a token may go there unencrypted, and to whichever user listens.
+    pub insecure: bool,
 }
 
 /// Everything, in the order in which it is shown.
 pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
     let mut findings = settings::check(&config);
     let running = match scope.network {
-        true => running::find(&config).await,
+        true => running::find(&config, &scope.admin).await,
         false => running::State::NotAsked,
     };
     findings.extend(running::check(&running, &config));

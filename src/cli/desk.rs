@@ -24,6 +24,7 @@ use crate::admin::views::{
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
 use crate::app::admin_address::{AdminAddress, Known, TokenError};
+use crate::app::checkup::AdminScope;
 use crate::bundle::receipt::Receipt;
 use crate::bundle::report::Report;
 use crate::bundle::{Input, pipe};
@@ -73,6 +74,15 @@ impl Place {
 }
 
 impl Place {
+    /// What the command line and the environment say of a running proxy, for a checkup. Errors: a sentence.
+    pub fn admin_scope(&self, environment: &Environment) -> Result<AdminScope, String> {
+        Ok(AdminScope {
+            address: self.named(environment)?,
+            token_file: self.token_file.clone(),
+            insecure: self.insecure,
+        })
+    }
+
     /// Where a proxy may be asked what needs no token: the address that somebody named, else the configuration's; none if
     /// its port is chosen by the system. Errors: a sentence.
     pub fn addresses(

@@ -589,6 +589,39 @@ async fn commands_that_fill_find_a_proxy_with_another_admin_address() {
     assert!(nowhere.path().join("chosen").is_dir());
 }
 
+/// `larder doctor` asks the proxy that `--admin` or the variable names.
+#[tokio::test]
+async fn doctor_asks_the_proxy_that_is_named() {
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "latest", &[10]);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let (at, url) = (larder.admin().to_string(), upstream.url());
+    let nowhere = folder();
+    let hub = ("LARDER_UPSTREAM__DOCKER_IO__URL", url.as_str());
+    let runs = format!("runs at http://{at}/ as process {}", larder.pid());
+    let ran = run_in(nowhere.path(), &[hub], &["doctor", "--admin", &at]).await;
+    assert!(ran.out.contains(&runs), "{}{}", ran.out, ran.err);
+    let ran = run_in(nowhere.path(), &[hub, ("LARDER_ADMIN_URL", &at)], &["doctor"]).await;
+    assert!(ran.out.contains(&runs), "{}{}", ran.out, ran.err);
+    let ran = run_in(nowhere.path(), &[hub], &["doctor", "--admin", "127.0.0.1:1"]).await;
+    let silent = "nothing answers at the address that --admin";
+    assert!(ran.out.contains(silent), "{}{}", ran.out, ran.err);
+    for variable in ["", "ftp://x"] {
+        let ran = run_in(
+            nowhere.path(),
+            &[hub, ("LARDER_ADMIN_URL", variable)],
+            &["doctor", "--no-network"],
+        )
+        .await;
+        assert_eq!(
+            ran.err.contains("LARDER_ADMIN_URL: "),
+            !variable.is_empty(),
+            "{}",
+            ran.err
+        );
+    }
+}
+
 /// A scraper beside Larder asks by the name of a Service or container; a name of the public DNS is refused.
 #[tokio::test]
 async fn names_of_a_private_network_at_the_admin_address() {
