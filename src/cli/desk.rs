@@ -32,11 +32,14 @@ use crate::config::{
     ADMIN_URL_VARIABLE, AdminPart, Config, ConfigError, Environment, TOKEN_FILE_VARIABLE, TokenPlaces,
 };
 use crate::telemetry::log;
+use crate::text;
 
 /// Rows of a page of images: as many as there may be.
 const PAGE: usize = 1000;
 /// How often the progress of a check is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Limits the search for proxies that only a note names.
+const FOR_OTHERS: Duration = Duration::from_secs(2);
 /// What the store tells the log while a folder is open here; what a check finds is its own report.
 const LOG_LEVEL: &str = "error,larder::store::verify=off";
 
@@ -101,21 +104,21 @@ impl Place {
         Ok(addresses)
     }
 
-    /// The proxy that runs at none of these addresses, as [`Asking::elsewhere`] finds it; `None` also if somebody named an
-    /// address, or the configuration is refused.
+    /// The proxy that runs at none of these addresses, as [`Asking::elsewhere`] finds it. Errors: the proxies that are not
+    /// meant; none if somebody named an address, or the configuration is refused.
     pub async fn elsewhere(
         &self,
         environment: &Environment,
         config: impl Fn() -> Result<Config, ConfigError>,
-    ) -> Option<AdminAddress> {
+    ) -> Result<AdminAddress, Vec<OtherProxy>> {
         let (Ok(None), Ok(config)) = (self.named(environment), config()) else {
-            return None;
+            return Err(Vec::new());
         };
         let asking = Asking {
             known: Known::of(&config),
         };
         let is_absent = !config.cache.path.is_dir();
-        asking.elsewhere(&config, is_absent).await.ok().map(|found| found.0)
+        asking.elsewhere(&config, is_absent).await.map(|found| found.0)
     }
 }
 
@@ -232,6 +235,23 @@ struct Closed {
     why: String,
 }
 
+/// A proxy of this user that has another cache folder than this configuration.
+pub struct OtherProxy {
+    address: String,
+    path: String,
+}
+
+impl std::fmt::Display for OtherProxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let OtherProxy { address, path } = self;
+        let path = text::report(path);
+        write!(
+            f,
+            "a proxy of this user runs at {address} with its cache in {path}: --admin {address} asks that one"
+        )
+    }
+}
+
 /// How a proxy is asked for the first time.
 struct Asking {
     known: Known,
@@ -277,7 +297,7 @@ impl Asking {
     /// Finds the proxy of this configuration's cache folder at an address that the configuration does not have, by the token
     /// files of this user's proxies. If there is no such folder, and nobody chose folder or admin address, a proxy that is the
     /// only one is meant. Errors: where other proxies answer.
-    async fn elsewhere(&self, config: &Config, is_absent: bool) -> Result<(AdminAddress, Remote), Vec<String>> {
+    async fn elsewhere(&self, config: &Config, is_absent: bool) -> Result<(AdminAddress, Remote), Vec<OtherProxy>> {
         let own = config.cache.path.display().to_string();
         let mut others = Vec::new();
         for address in AdminAddress::started(config) {
@@ -293,7 +313,30 @@ impl Asking {
                 note_other_cache(&remote, &stats, Some(config));
                 Ok((address, remote))
             }
-            last => Err(others.into_iter().chain(last).map(|(at, _, _)| at.shown()).collect()),
+            last => {
+                let all = others.into_iter().chain(last);
+                let other = |(at, _, stats): (AdminAddress, Remote, Box<StatsView>)| OtherProxy {
+                    address: at.shown(),
+                    path: stats.path,
+                };
+                Err(all.map(other).collect())
+            }
+        }
+    }
+
+    /// Names the proxies that run elsewhere while a folder is opened that nobody chose: it may be left over from an earlier
+    /// start. One that is slow to answer is not waited for.
+    async fn note_others(&self, config: &Config) {
+        if is_chosen(config) {
+            return;
+        }
+        if let Ok(Err(others)) = tokio::time::timeout(FOR_OTHERS, self.elsewhere(config, false)).await {
+            for other in others {
+                let own = config.cache.path.display();
+                complain(&format!(
+                    "note: no proxy runs on {own}, which is opened directly; {other}"
+                ));
+            }
         }
     }
 
@@ -363,7 +406,10 @@ impl Desk {
         match config {
             Ok(config) => {
                 let closed = match Desk::open(config.clone(), &silent, purpose).await {
-                    Ok(desk) => return Ok(desk),
+                    Ok(desk) => {
+                        asking.note_others(&config).await;
+                        return Ok(desk);
+                    }
                     Err(closed) => closed,
                 };
                 let others = match asking.elsewhere(&config, closed.is_absent).await {
@@ -379,6 +425,7 @@ impl Desk {
                 match others.as_slice() {
                     [] => Err(failed(closed.why)),
                     others => {
+                        let others: Vec<&str> = others.iter().map(|other| other.address.as_str()).collect();
                         let (why, others) = (closed.why, others.join(", "));
                         Err(failed(format!("{why}. Proxies of this user answer at {others}")))
                     }

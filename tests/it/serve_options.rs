@@ -539,7 +539,15 @@ async fn commands_find_a_proxy_at_another_admin_address() {
     std::fs::create_dir_all(nowhere.path().join(".cache/larder")).unwrap();
     let ran = run_in(nowhere.path(), &session, &["stats"]).await.expect(0);
     assert!(ran.out.starts_with("no proxy runs"), "{}", ran.out);
-    run_in(nowhere.path(), &session, &["health"]).await.expect(1);
+    // But the proxy is named, and the way to it.
+    let way = format!("--admin http://{}/", other.admin());
+    assert!(ran.err.contains("note: ") && ran.err.contains(&way), "{}", ran.err);
+    let ran = run_in(nowhere.path(), &session, &["health"]).await.expect(1);
+    assert!(ran.err.contains(&way), "{}", ran.err);
+    // Somebody who chose the folder means it.
+    let chosen = [session[0], ("LARDER_CACHE__PATH", ".cache/larder")];
+    let ran = run_in(nowhere.path(), &chosen, &["stats"]).await.expect(0);
+    assert!(ran.err.is_empty(), "{}", ran.err);
 }
 
 /// Commands that bring something in go to that proxy as those that look, and make no folder beside it.
