@@ -47,6 +47,7 @@ use crate::app::admin_address::AdminAddress;
 use crate::config::Config;
 use crate::oci::HostPort;
 
+pub use containers::NAMED_FILE as NAMED_PODMAN_FILE;
 pub use pulls::{Arrival, PullVerdict};
 pub use target::Address;
 
