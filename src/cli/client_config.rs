@@ -52,10 +52,10 @@ pub struct Args {
     /// Write over files that Larder did not write, too
     #[arg(long, requires = "write")]
     force: bool,
-    /// Take away the files that Larder wrote there; with --upstream only those of the upstreams that it names
+    /// Remove the files that Larder wrote there; with --upstream only those of the upstreams that it names
     #[arg(long, requires = "write", conflicts_with_all = ["force", "watch"])]
     remove: bool,
-    /// Stay, and write again what somebody took away; when stopped, take it all away
+    /// Keep running, and write again files that somebody removed; when stopped, remove them all
     #[arg(long, requires = "write")]
     watch: bool,
 }

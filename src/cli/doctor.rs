@@ -22,7 +22,7 @@ pub struct Args {
     /// Ask every upstream, also those that are only built in
     #[arg(long, conflicts_with = "upstreams")]
     all: bool,
-    /// Dial nothing and look no name up
+    /// Connect to nothing and look no name up
     #[arg(long)]
     no_network: bool,
     /// How clients reach the proxy, when that is not the address it listens on
