@@ -167,6 +167,15 @@ pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
     findings
 }
 
+/// The proxy that runs with this configuration, as its admin address, and the options that it was started with. `None`: none
+/// is found.
+pub async fn running_options(config: &Config) -> Option<(String, Vec<String>)> {
+    match running::find(config, &AdminScope::default()).await {
+        running::State::Runs { at, stats } => Some((at, stats.options)),
+        _ => None,
+    }
+}
+
 /// Only what clients on this machine do, and whether the proxy is reached from here: for a machine without a
 /// configuration of Larder's.
 pub async fn checkup_of_clients(address: Address, scope: Scope) -> Vec<Finding> {

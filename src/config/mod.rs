@@ -346,6 +346,15 @@ impl Upstream {
     }
 }
 
+impl Config {
+    /// The options of the command line that gave settings, by name. Other commands do not see what they say.
+    pub fn options(&self) -> Vec<String> {
+        let given = self.origins.values().filter(|place| place.starts_with("--"));
+        let names: std::collections::BTreeSet<&String> = given.collect();
+        names.into_iter().cloned().collect()
+    }
+}
+
 /// Returns whether a pattern can match a text that begins with `prefix` and goes on.
 pub fn pattern_may_begin(pattern: &str, prefix: &str) -> bool {
     match pattern.split_once('*') {

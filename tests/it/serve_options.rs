@@ -630,6 +630,48 @@ async fn doctor_asks_the_proxy_that_is_named() {
     }
 }
 
+/// A proxy that was started by options differs from its configuration: `client-config` and `doctor` name the options.
+#[tokio::test]
+async fn options_that_other_commands_do_not_see_are_named() {
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "latest", &[10]);
+    let hub = hub(&upstream);
+    let runtime = folder();
+    let session = [("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap())];
+    let options = [&LISTEN[..], &["--upstream", &hub]].concat();
+    let larder = LarderProcess::start_by(folder(), &options, &session).await;
+    let told = run_in(larder.folder(), &session, &["stats", "--json"]).await.expect(0);
+    let options = ["--admin", "--listen", "--upstream"];
+    assert_eq!(told.json()["options"], serde_json::json!(options));
+    let url = upstream.url();
+    let variables = [session[0], ("LARDER_UPSTREAM__DOCKER_IO__URL", url.as_str())];
+    let doctor = run_in(larder.folder(), &variables, &["doctor"]).await;
+    let named = "it was started with options that this command does not see: --admin, --listen, --upstream";
+    assert!(doctor.out.contains(named), "{}{}", doctor.out, doctor.err);
+    let recipe = ["client-config", "podman", "--address", "larder.example:5000"];
+    let shown = run_in(larder.folder(), &session, &recipe).await.expect(0);
+    assert!(
+        shown.err.contains("--listen, --upstream") && !shown.out.contains("--listen"),
+        "{}{}",
+        shown.out,
+        shown.err
+    );
+    // Options that leave a client's file as it is are no matter.
+    drop(larder);
+    let larder = LarderProcess::start_by(folder(), &["--listen", ANY, "--admin", ANY], &session).await;
+    let shown = run_in(larder.folder(), &session, &recipe).await.expect(0);
+    assert!(
+        shown.err.contains("started with options") && shown.err.contains("--listen"),
+        "{}",
+        shown.err
+    );
+    drop(larder);
+    let with_file = with_file("[server]\nlisten = \"127.0.0.1:0\"\n");
+    let larder = LarderProcess::start_by(with_file, &["--admin", ANY], &session).await;
+    let shown = run_in(larder.folder(), &session, &recipe).await.expect(0);
+    assert!(!shown.err.contains("started with options"), "{}", shown.err);
+}
+
 /// A scraper beside Larder asks by the name of a Service or container; a name of the public DNS is refused.
 #[tokio::test]
 async fn names_of_a_private_network_at_the_admin_address() {

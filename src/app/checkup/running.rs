@@ -199,6 +199,13 @@ fn told(at: &str, stats: &StatsView, config: &Config) -> Vec<Finding> {
         false => Finding::warning(CHECK, format!("{found}; this program is {OWN_VERSION}"))
             .advice("restart the proxy, so that it runs what is installed"),
     }];
+    if !stats.options.is_empty() {
+        let options = text::report(&stats.options.join(", "));
+        findings.push(
+            Finding::note(CHECK, format!("it was started with options that this command does not see: {options}"))
+                .advice("what is said here of addresses and upstreams is of the configuration: put what the options say into its file, or into variables"),
+        );
+    }
     findings.extend(stats.api.as_ref().map(of_api));
     let own = config.cache.path.display().to_string();
     if stats.path != own {
