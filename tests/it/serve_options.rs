@@ -544,6 +544,8 @@ async fn commands_find_a_proxy_at_another_admin_address() {
     assert!(ran.err.contains("note: ") && ran.err.contains(&way), "{}", ran.err);
     let ran = run_in(nowhere.path(), &session, &["health"]).await.expect(1);
     assert!(ran.err.contains(&way), "{}", ran.err);
+    let doctor = run_in(nowhere.path(), &variables, &["doctor"]).await;
+    assert!(doctor.out.contains(&way), "{}{}", doctor.out, doctor.err);
     // Somebody who chose the folder means it.
     let chosen = [session[0], ("LARDER_CACHE__PATH", ".cache/larder")];
     let ran = run_in(nowhere.path(), &chosen, &["stats"]).await.expect(0);

@@ -17,8 +17,13 @@ const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What is known of it.
 pub(super) enum State {
     NotAsked,
-    /// Nothing answers; why, address by address.
-    Silent(Vec<String>),
+    /// Nothing answers.
+    Silent {
+        /// The reason, address by address.
+        why: Vec<String>,
+        /// Proxies of this user that have another cache folder, as sentences.
+        others: Vec<String>,
+    },
     /// Nothing answers where somebody says that a proxy runs; where, and why.
     Missed {
         at: String,
@@ -66,7 +71,12 @@ pub(super) async fn find(config: &Config, admin: &AdminScope) -> State {
     let mut silent = Vec::new();
     let addresses = match AdminAddress::configured(config) {
         Ok(addresses) => addresses,
-        Err(why) => return State::Silent(vec![why]),
+        Err(why) => {
+            return State::Silent {
+                why: vec![why],
+                others: Vec::new(),
+            };
+        }
     };
     for address in addresses {
         let at = address.shown();
@@ -82,18 +92,24 @@ pub(super) async fn find(config: &Config, admin: &AdminScope) -> State {
         }
     }
     let own = config.cache.path.display().to_string();
+    let mut others = Vec::new();
     for address in AdminAddress::started(config) {
         let at = address.shown();
-        if let Ok(Ok(stats)) = ask(&address, &known).await
-            && stats.path == own
-        {
-            return State::Runs {
-                at,
-                stats: Box::new(stats),
-            };
+        match ask(&address, &known).await {
+            Ok(Ok(stats)) if stats.path == own => {
+                return State::Runs {
+                    at,
+                    stats: Box::new(stats),
+                };
+            }
+            Ok(Ok(stats)) => others.push(format!(
+                "a proxy of this user runs at {at} with its cache in {}: --admin {at} asks that one",
+                text::report(&stats.path)
+            )),
+            _ => {}
         }
     }
-    State::Silent(silent)
+    State::Silent { why: silent, others }
 }
 
 /// With each token that there is. One that would be read by others on its way stays here: then it is asked whether anything
@@ -163,16 +179,15 @@ fn said(error: &reqwest::Error) -> String {
 pub(super) fn check(state: &State, config: &Config) -> Vec<Finding> {
     match state {
         State::NotAsked => Vec::new(),
-        State::Silent(why) if why.is_empty() => {
-            vec![Finding::note(
-                CHECK,
-                "not asked: admin.listen leaves the port to the system",
-            )]
+        State::Silent { why, others } => {
+            let none = match why.as_slice() {
+                [] => Finding::note(CHECK, "not asked: admin.listen leaves the port to the system"),
+                why => Finding::note(CHECK, format!("none runs with this configuration ({})", why.join("; ")))
+                    .advice("start it with larder serve, or name the configuration that it runs with by --config"),
+            };
+            let others = others.iter().map(|other| Finding::note(CHECK, other.clone()));
+            std::iter::once(none).chain(others).collect()
         }
-        State::Silent(why) => vec![
-            Finding::note(CHECK, format!("none runs with this configuration ({})", why.join("; ")))
-                .advice("start it with larder serve, or name the configuration that it runs with by --config"),
-        ],
         State::Missed { at, why } => vec![
             Finding::warning(
                 CHECK,
