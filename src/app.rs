@@ -470,7 +470,7 @@ fn probe_disk(store: &Store) -> Result<(), StoreError> {
     probed
 }
 
-/// What operators are told about the limits.
+/// What operators are told about the limits, and about options.
 fn limits(config: &Config) -> Limits {
     let own = |upstream: &crate::config::Upstream| Some((upstream.name.to_string(), upstream.max_size?));
     Limits {
@@ -479,6 +479,7 @@ fn limits(config: &Config) -> Limits {
         bundle_keys: config.bundle.trusted_keys.clone(),
         manifest_size: Some(config.limits.manifest_size),
         manifest_descriptors: Some(config.limits.manifest_descriptors),
+        options: config.options(),
     }
 }
 

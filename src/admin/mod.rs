@@ -60,6 +60,8 @@ pub struct Limits {
     pub manifest_size: Option<usize>,
     /// Descriptors that a manifest of a bundle may have; `None`: any number.
     pub manifest_descriptors: Option<usize>,
+    /// Names of the command line's options that gave settings, which no other command sees.
+    pub options: Vec<String>,
 }
 
 /// Body bytes since the start, by upstream, as the metrics count them.
@@ -381,6 +383,7 @@ impl Admin {
             verify: self.verification(),
             webhooks: self.hooks.as_ref().map_or_else(Vec::new, webhooks),
             api: self.api.as_ref().map(|api| api()),
+            options: limits.options.clone(),
         }
     }
 

@@ -175,6 +175,9 @@ pub struct StatsView {
     /// `None` for a folder that no proxy runs on.
     #[serde(default)]
     pub api: Option<ApiView>,
+    /// Names of the command line's options that gave settings, such as `--listen`.
+    #[serde(default)]
+    pub options: Vec<String>,
 }
 
 /// Requests and traffic of three times. One that is longer than the process has been running is as long as that.

@@ -43,9 +43,11 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::app::admin_address::AdminAddress;
 use crate::config::Config;
 use crate::oci::HostPort;
 
+pub use containers::NAMED_FILE as NAMED_PODMAN_FILE;
 pub use pulls::{Arrival, PullVerdict};
 pub use target::Address;
 
@@ -130,13 +132,24 @@ pub struct Scope {
     pub registries_conf: Option<PathBuf>,
     /// How clients reach the proxy, where that is not the address it listens on.
     pub address: Option<Address>,
+    /// How the proxy's admin API is reached, where somebody says it.
+    pub admin: AdminScope,
+}
+
+/// What somebody says of a running proxy's admin API, before what the configuration says.
+#[derive(Clone, Debug, Default)]
+pub struct AdminScope {
+    pub address: Option<AdminAddress>,
+    pub token_file: Option<PathBuf>,
+    /// True if a token may go there unencrypted, and to whichever user listens.
+    pub insecure: bool,
 }
 
 /// Everything, in the order in which it is shown.
 pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
     let mut findings = settings::check(&config);
     let running = match scope.network {
-        true => running::find(&config).await,
+        true => running::find(&config, &scope.admin).await,
         false => running::State::NotAsked,
     };
     findings.extend(running::check(&running, &config));
@@ -152,6 +165,15 @@ pub async fn checkup(config: Config, scope: Scope) -> Vec<Finding> {
     let target = target::Target::of(&config, scope.address.as_ref());
     findings.extend(on_this_machine(target, &scope).await);
     findings
+}
+
+/// The proxy that runs with this configuration, as its admin address, and the options that it was started with. `None`: none
+/// is found.
+pub async fn running_options(config: &Config) -> Option<(String, Vec<String>)> {
+    match running::find(config, &AdminScope::default()).await {
+        running::State::Runs { at, stats } => Some((at, stats.options)),
+        _ => None,
+    }
 }
 
 /// Only what clients on this machine do, and whether the proxy is reached from here: for a machine without a

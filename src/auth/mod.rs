@@ -29,7 +29,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use self::basic::{Htpasswd, HtpasswdError, Login};
 use self::bearer::Mint;
-pub use self::hint::hints;
+pub use self::hint::{UnusedCredentials, hints, knows_own_names, unused_credentials};
 use self::jwks::{Fetch, Issuer};
 use self::jws::{Token, TokenError};
 use self::login_queue::Client;

@@ -16,10 +16,13 @@ use self::place::{Outcome, PlaceError};
 use self::recipe::{Proxy, Recipe};
 use super::serve::Stop;
 use super::{Exit, complain, print, refuse};
+use crate::app::checkup;
 use crate::config::{Config, ConfigError, ServerTls};
 
 /// How often `--watch` looks whether the files are still there.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Limits the search for a running proxy, of which only a note comes.
+const FOR_OPTIONS: Duration = Duration::from_secs(2);
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -52,10 +55,10 @@ pub struct Args {
     /// Write over files that Larder did not write, too
     #[arg(long, requires = "write")]
     force: bool,
-    /// Take away the files that Larder wrote there; with --upstream only those of the upstreams that it names
+    /// Remove the files that Larder wrote there; with --upstream only those of the upstreams that it names
     #[arg(long, requires = "write", conflicts_with_all = ["force", "watch"])]
     remove: bool,
-    /// Stay, and write again what somebody took away; when stopped, take it all away
+    /// Keep running, and write again files that somebody removed; when stopped, remove them all
     #[arg(long, requires = "write")]
     watch: bool,
 }
@@ -128,10 +131,30 @@ pub fn run(args: &Args, config: Result<Config, ConfigError>) -> Exit {
             return Exit::Usage;
         }
     };
+    note_options(&config);
     match place {
         None => show(&recipe, config.cache.default_upstream.as_str(), &args.upstreams),
         Some(place) if args.watch => watch(&place, &recipe),
         Some(place) => tell(place.write(&recipe), true),
+    }
+}
+
+/// Says it if the proxy that runs has options which a client's files depend on: they are made from the configuration.
+fn note_options(config: &Config) {
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        return;
+    };
+    let asking = async { tokio::time::timeout(FOR_OPTIONS, checkup::running_options(config)).await };
+    let Ok(Some((at, mut options))) = runtime.block_on(asking) else {
+        return;
+    };
+    options.retain(|option| ["--listen", "--upstream"].contains(&option.as_str()));
+    if !options.is_empty() {
+        complain(&format!(
+            "note: the proxy at {at} was started with options that this command does not see: {}. Put what they say into the \
+             configuration file, or check addresses and registries below",
+            options.join(", ")
+        ));
     }
 }
 

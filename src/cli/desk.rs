@@ -24,6 +24,7 @@ use crate::admin::views::{
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
 use crate::app::admin_address::{AdminAddress, Known, TokenError};
+use crate::app::checkup::AdminScope;
 use crate::bundle::receipt::Receipt;
 use crate::bundle::report::Report;
 use crate::bundle::{Input, pipe};
@@ -31,11 +32,14 @@ use crate::config::{
     ADMIN_URL_VARIABLE, AdminPart, Config, ConfigError, Environment, TOKEN_FILE_VARIABLE, TokenPlaces,
 };
 use crate::telemetry::log;
+use crate::text;
 
 /// Rows of a page of images: as many as there may be.
 const PAGE: usize = 1000;
 /// How often the progress of a check is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// Limits the search for proxies that only a note names.
+const FOR_OTHERS: Duration = Duration::from_secs(2);
 /// What the store tells the log while a folder is open here; what a check finds is its own report.
 const LOG_LEVEL: &str = "error,larder::store::verify=off";
 
@@ -73,6 +77,15 @@ impl Place {
 }
 
 impl Place {
+    /// What the command line and the environment say of a running proxy, for a checkup. Errors: a sentence.
+    pub fn admin_scope(&self, environment: &Environment) -> Result<AdminScope, String> {
+        Ok(AdminScope {
+            address: self.named(environment)?,
+            token_file: self.token_file.clone(),
+            insecure: self.insecure,
+        })
+    }
+
     /// Where a proxy may be asked what needs no token: the address that somebody named, else the configuration's; none if
     /// its port is chosen by the system. Errors: a sentence.
     pub fn addresses(
@@ -91,21 +104,21 @@ impl Place {
         Ok(addresses)
     }
 
-    /// The proxy that runs at none of these addresses, as [`Asking::elsewhere`] finds it; `None` also if somebody named an
-    /// address, or the configuration is refused.
+    /// The proxy that runs at none of these addresses, as [`Asking::elsewhere`] finds it. Errors: the proxies that are not
+    /// meant; none if somebody named an address, or the configuration is refused.
     pub async fn elsewhere(
         &self,
         environment: &Environment,
         config: impl Fn() -> Result<Config, ConfigError>,
-    ) -> Option<AdminAddress> {
+    ) -> Result<AdminAddress, Vec<OtherProxy>> {
         let (Ok(None), Ok(config)) = (self.named(environment), config()) else {
-            return None;
+            return Err(Vec::new());
         };
         let asking = Asking {
             known: Known::of(&config),
         };
         let is_absent = !config.cache.path.is_dir();
-        asking.elsewhere(&config, is_absent).await.ok().map(|found| found.0)
+        asking.elsewhere(&config, is_absent).await.map(|found| found.0)
     }
 }
 
@@ -222,6 +235,23 @@ struct Closed {
     why: String,
 }
 
+/// A proxy of this user that has another cache folder than this configuration.
+pub struct OtherProxy {
+    address: String,
+    path: String,
+}
+
+impl std::fmt::Display for OtherProxy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let OtherProxy { address, path } = self;
+        let path = text::report(path);
+        write!(
+            f,
+            "a proxy of this user runs at {address} with its cache in {path}: --admin {address} asks that one"
+        )
+    }
+}
+
 /// How a proxy is asked for the first time.
 struct Asking {
     known: Known,
@@ -267,7 +297,7 @@ impl Asking {
     /// Finds the proxy of this configuration's cache folder at an address that the configuration does not have, by the token
     /// files of this user's proxies. If there is no such folder, and nobody chose folder or admin address, a proxy that is the
     /// only one is meant. Errors: where other proxies answer.
-    async fn elsewhere(&self, config: &Config, is_absent: bool) -> Result<(AdminAddress, Remote), Vec<String>> {
+    async fn elsewhere(&self, config: &Config, is_absent: bool) -> Result<(AdminAddress, Remote), Vec<OtherProxy>> {
         let own = config.cache.path.display().to_string();
         let mut others = Vec::new();
         for address in AdminAddress::started(config) {
@@ -278,15 +308,35 @@ impl Asking {
                 others.push((address, remote, stats));
             }
         }
-        let is_chosen = ["admin.listen", "cache.path"]
-            .iter()
-            .any(|key| config.origins.contains_key(*key));
         match others.pop() {
-            Some((address, remote, stats)) if others.is_empty() && is_absent && !is_chosen => {
+            Some((address, remote, stats)) if others.is_empty() && is_absent && !is_chosen(config) => {
                 note_other_cache(&remote, &stats, Some(config));
                 Ok((address, remote))
             }
-            last => Err(others.into_iter().chain(last).map(|(at, _, _)| at.shown()).collect()),
+            last => {
+                let all = others.into_iter().chain(last);
+                let other = |(at, _, stats): (AdminAddress, Remote, Box<StatsView>)| OtherProxy {
+                    address: at.shown(),
+                    path: stats.path,
+                };
+                Err(all.map(other).collect())
+            }
+        }
+    }
+
+    /// Names the proxies that run elsewhere while a folder is opened that nobody chose: it may be left over from an earlier
+    /// start. One that is slow to answer is not waited for.
+    async fn note_others(&self, config: &Config) {
+        if is_chosen(config) {
+            return;
+        }
+        if let Ok(Err(others)) = tokio::time::timeout(FOR_OTHERS, self.elsewhere(config, false)).await {
+            for other in others {
+                let own = config.cache.path.display();
+                complain(&format!(
+                    "note: no proxy runs on {own}, which is opened directly; {other}"
+                ));
+            }
         }
     }
 
@@ -354,17 +404,33 @@ impl Desk {
             return Err((Exit::Usage, why));
         }
         match config {
-            Ok(config) => match Desk::open(config.clone(), &silent, purpose).await {
-                Ok(desk) => Ok(desk),
-                Err(Closed { is_absent, why }) => match asking.elsewhere(&config, is_absent).await {
-                    Ok((_, remote)) => Ok(Desk::Proxy(remote)),
-                    Err(others) if others.is_empty() => Err(failed(why)),
-                    Err(others) => {
-                        let others = others.join(", ");
+            Ok(config) => {
+                let closed = match Desk::open(config.clone(), &silent, purpose).await {
+                    Ok(desk) => {
+                        asking.note_others(&config).await;
+                        return Ok(desk);
+                    }
+                    Err(closed) => closed,
+                };
+                let others = match asking.elsewhere(&config, closed.is_absent).await {
+                    Ok((_, remote)) => return Ok(Desk::Proxy(remote)),
+                    Err(others) => others,
+                };
+                // A new folder at the usual place would hide these proxies from every command that follows.
+                let makes_it = purpose == Purpose::Fill && closed.is_absent;
+                if makes_it && (others.is_empty() || is_chosen(&config)) {
+                    let made = Desk::open_folder(config, &silent, purpose).await;
+                    return made.map_err(|closed| failed(closed.why));
+                }
+                match others.as_slice() {
+                    [] => Err(failed(closed.why)),
+                    others => {
+                        let others: Vec<&str> = others.iter().map(|other| other.address.as_str()).collect();
+                        let (why, others) = (closed.why, others.join(", "));
                         Err(failed(format!("{why}. Proxies of this user answer at {others}")))
                     }
-                },
-            },
+                }
+            }
             Err(error) => Err((
                 Exit::Usage,
                 format!(
@@ -376,11 +442,8 @@ impl Desk {
     }
 
     async fn open(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, Closed> {
-        let path = config.cache.path.clone();
-        let silence = nobody(silent);
-        let is_there = |why: String| Closed { is_absent: false, why };
-        if !path.is_dir() && purpose == Purpose::Look {
-            let path = path.display();
+        if !config.cache.path.is_dir() {
+            let (silence, path) = (nobody(silent), config.cache.path.display());
             return Err(Closed {
                 is_absent: true,
                 why: format!(
@@ -388,6 +451,14 @@ impl Desk {
                 ),
             });
         }
+        Desk::open_folder(config, silent, purpose).await
+    }
+
+    /// Opens the folder, which is made to be filled if there is none.
+    async fn open_folder(config: Config, silent: &[String], purpose: Purpose) -> Result<Desk, Closed> {
+        let path = config.cache.path.clone();
+        let silence = nobody(silent);
+        let is_there = |why: String| Closed { is_absent: false, why };
         // Where the log cannot be set up, nothing is lost but its lines.
         let _ = log::init(LOG_LEVEL, false);
         let opened = match purpose {
@@ -669,6 +740,12 @@ impl Desk {
     pub fn is_folder(&self) -> bool {
         matches!(self, Desk::Folder(_))
     }
+}
+
+/// True if somebody configured where the proxy is, so that one at another place is not meant.
+fn is_chosen(config: &Config) -> bool {
+    let keys = ["admin.listen", "cache.path"];
+    keys.iter().any(|key| config.origins.contains_key(*key))
 }
 
 /// Why no running proxy was found.

@@ -10,7 +10,7 @@ use super::desk::{Desk, Place};
 use super::table::printable;
 use super::{Exit, complain, print, print_json, refuse};
 use crate::app::checkup::{self, Address, Finding, Level, Scope};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Environment};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -22,7 +22,7 @@ pub struct Args {
     /// Ask every upstream, also those that are only built in
     #[arg(long, conflicts_with = "upstreams")]
     all: bool,
-    /// Dial nothing and look no name up
+    /// Connect to nothing and look no name up
     #[arg(long)]
     no_network: bool,
     /// How clients reach the proxy, when that is not the address it listens on
@@ -41,6 +41,13 @@ pub struct Args {
 }
 
 pub fn run(args: &Args, config: impl FnOnce() -> Result<Config, ConfigError>) -> Exit {
+    let admin = match args.place.admin_scope(&Environment::of_process()) {
+        Ok(admin) => admin,
+        Err(error) => {
+            complain(&error);
+            return Exit::Usage;
+        }
+    };
     let mut scope = Scope {
         upstreams: Vec::new(),
         all: args.all,
@@ -52,6 +59,7 @@ pub fn run(args: &Args, config: impl FnOnce() -> Result<Config, ConfigError>) ->
             .filter(|path| !path.is_empty() && args.root == Path::new("/"))
             .map(PathBuf::from),
         address: args.address.clone(),
+        admin,
     };
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -66,14 +66,16 @@ pub fn run(args: &Args, config: impl Fn() -> Result<Config, ConfigError>) -> Exi
             Err(silent) => silent,
         };
         let elsewhere = async {
-            let address = args.place.elsewhere(&environment, &config).await?;
-            Some(ask_any(&[address]).await)
+            match args.place.elsewhere(&environment, &config).await {
+                Ok(address) => ask_any(&[address]).await,
+                Err(others) => Err(others.iter().map(ToString::to_string).collect()),
+            }
         };
         let rest = PATIENCE.saturating_sub(begun.elapsed());
         match tokio::time::timeout(rest, elsewhere).await {
-            Ok(Some(Ok(health))) => Ok(health),
-            Ok(Some(Err(more))) => Err([silent, more].concat()),
-            Ok(None) | Err(_) => Err(silent),
+            Ok(Ok(health)) => Ok(health),
+            Ok(Err(more)) => Err([silent, more].concat()),
+            Err(_) => Err(silent),
         }
     });
     match answer {

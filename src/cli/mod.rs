@@ -230,6 +230,41 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// One word for one thing, as in the manual: what is cached is called cached.
+    #[test]
+    fn help_has_the_words_of_the_manual() {
+        fn gather(command: &mut clap::Command, all: &mut Vec<(String, String)>) {
+            all.push((command.get_name().to_owned(), command.render_long_help().to_string()));
+            for inner in command.get_subcommands_mut() {
+                gather(inner, all);
+            }
+        }
+        let mut all = Vec::new();
+        gather(&mut Cli::command(), &mut all);
+        all.push((
+            "proxy.toml.example".to_owned(),
+            include_str!("../../proxy.toml.example").replace("pull-held", ""),
+        ));
+        for (name, text) in all {
+            let words = text
+                .split_whitespace()
+                .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()));
+            let words: Vec<String> = words.map(str::to_ascii_lowercase).collect();
+            let text = format!(" {} ", words.join(" "));
+            for house in [
+                "held",
+                "dial",
+                "take away",
+                "is told",
+                "nobody else's word",
+                "is believed",
+                "longest ago goes",
+            ] {
+                assert!(!text.contains(&format!(" {house} ")), "{name}: {house:?} in\n{text}");
+            }
+        }
+    }
+
     #[test]
     fn bad_usage_is_64_and_help_is_no_failure() {
         assert_eq!(run(["larder", "no-such-command"]), Exit::Usage);

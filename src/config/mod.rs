@@ -346,6 +346,23 @@ impl Upstream {
     }
 }
 
+impl Config {
+    /// The options of the command line that gave settings, by name. Other commands do not see what they say.
+    pub fn options(&self) -> Vec<String> {
+        let given = self.origins.values().filter(|place| place.starts_with("--"));
+        let names: std::collections::BTreeSet<&String> = given.collect();
+        names.into_iter().cloned().collect()
+    }
+}
+
+/// Returns whether a pattern can match a text that begins with `prefix` and goes on.
+pub fn pattern_may_begin(pattern: &str, prefix: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern.len() > prefix.len() && pattern.starts_with(prefix),
+        Some((literal, _)) => literal.starts_with(prefix) || prefix.starts_with(literal),
+    }
+}
+
 /// `*` stands for any run of characters, `/` included; everything else for itself. Takes time in proportion to the product
 /// of both lengths at most, whatever somebody makes the text be.
 pub fn matches_pattern(pattern: &str, text: &str) -> bool {

@@ -73,11 +73,11 @@ fn held(image: &Held) -> String {
 pub fn heading(stage: Stage, images: &[Held], paint: Paint) -> String {
     let name = |at: usize| images.get(at).map_or("", |image| image.name.as_str());
     let (title, about) = match stage {
-        Stage::Cold => ("Cold", format!("nothing is held; a client pulls {}", name(0))),
+        Stage::Cold => ("Cold", format!("nothing is cached; a client pulls {}", name(0))),
         Stage::Hot => ("Hot", format!("another client pulls {}", name(0))),
         Stage::Herd => (
             "A herd",
-            format!("ten clients at once pull {}, which is not held", name(1)),
+            format!("ten clients at once pull {}, which is not cached", name(1)),
         ),
         Stage::Cut => (
             "A cut",

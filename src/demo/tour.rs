@@ -156,7 +156,7 @@ impl Tour {
             format_args!("{} requests, from byte {resumed_at}", upstream.blob_ranges),
         );
         step.equal(
-            "nothing that was held crossed again",
+            "nothing that was cached was sent again",
             image.size() + cut_at.saturating_sub(resumed_at),
             upstream.bytes,
         );

@@ -30,6 +30,9 @@ pub const API_VERSION: (HeaderName, HeaderValue) = (
     HeaderValue::from_static("registry/2.0"),
 );
 
+/// Where tokens are given out a login comes as `Basic`.
+const TOKEN_CHALLENGE: &str = "Basic realm=\"larder\"";
+
 /// One error, ready to be sent.
 #[derive(Clone, Debug)]
 pub struct ApiError {
@@ -227,7 +230,12 @@ impl ApiError {
 
     /// A login that is none of ours, at `/token`.
     pub fn wrong_login() -> ApiError {
-        ApiError::unknown_login().challenge("Basic realm=\"larder\"")
+        ApiError::unknown_login().challenge(TOKEN_CHALLENGE)
+    }
+
+    /// 401 to a request for a token that brought no login.
+    pub fn no_login() -> ApiError {
+        ApiError::log_in_first(TOKEN_CHALLENGE)
     }
 
     fn unknown_login() -> ApiError {

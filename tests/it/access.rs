@@ -316,6 +316,16 @@ async fn logins() {
     assert!(challenge(&forwarded).contains("https://"));
 
     let scope = format!("&scope=repository:{SECRET}:pull");
+    // Somebody who brought no login is told to log in, and somebody who brought a wrong one that it is wrong.
+    let message = |response: &Response| response.json()["errors"][0]["message"].as_str().unwrap().to_owned();
+    for query in ["", &scope] {
+        let without = token(at, None, query).await.expect(401);
+        assert_eq!(message(&without), "log in to this proxy to pull this");
+        assert_eq!(challenge(&without), "Basic realm=\"larder\"");
+        let wrong = token(at, Some(("alice", "wrong")), query).await.expect(401);
+        assert_eq!(message(&wrong), "this proxy does not know this user and password");
+        assert_eq!(challenge(&wrong), "Basic realm=\"larder\"");
+    }
     let answer = token(at, Some(alice), &scope).await.expect(200);
     let json = answer.json();
     assert_eq!(json["expires_in"], 300);

@@ -481,3 +481,32 @@ async fn the_collector_of_traces() {
     assert!(!told.out.contains("hunter2"), "{}", told.out);
     case.doctor(&["--no-network"]).await.has_no("traces");
 }
+
+/// Credentials that serve nobody: the usual set-up for a rate limit, so a note, with the rule that opens the rest.
+#[tokio::test]
+async fn credentials_that_nobody_may_use() {
+    let case = Case::new(|toml| {
+        toml.upstream("docker.io", "username", "me");
+        toml.upstream("docker.io", "password", "right");
+    })
+    .await;
+    let told = case.doctor(&["--no-network"]).await;
+    told.ends(0)
+        .has("access", "note", "docker.io has credentials, and no caller can pull")
+        .has("access", "note", "private = true");
+    let folder = case.folder.path();
+    let (_, shown, err) = larder(folder, &["check-config", "--strict"]).await;
+    assert!(shown.contains("Hint: docker.io has credentials"), "{shown}");
+    assert!(!err.contains("no caller can pull"), "{err}");
+    // A password file gives somebody the right.
+    let users = folder.join("users");
+    std::fs::write(&users, format!("alice:{}\n", bcrypt::hash("a", 4).unwrap())).unwrap();
+    std::fs::set_permissions(&users, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    case.configure(|toml| {
+        toml.upstream("docker.io", "username", "me");
+        toml.upstream("docker.io", "password", "right");
+        toml.set(&["access"], "htpasswd_file", users.to_str().unwrap());
+    });
+    let told = case.doctor(&["--no-network"]).await;
+    told.ends(0).has("access", "ok", "");
+}

@@ -554,7 +554,139 @@ async fn commands_find_a_proxy_at_another_admin_address() {
     std::fs::create_dir_all(nowhere.path().join(".cache/larder")).unwrap();
     let ran = run_in(nowhere.path(), &session, &["stats"]).await.expect(0);
     assert!(ran.out.starts_with("no proxy runs"), "{}", ran.out);
-    run_in(nowhere.path(), &session, &["health"]).await.expect(1);
+    // But the proxy is named, and the way to it.
+    let way = format!("--admin http://{}/", other.admin());
+    assert!(ran.err.contains("note: ") && ran.err.contains(&way), "{}", ran.err);
+    let ran = run_in(nowhere.path(), &session, &["health"]).await.expect(1);
+    assert!(ran.err.contains(&way), "{}", ran.err);
+    let doctor = run_in(nowhere.path(), &variables, &["doctor"]).await;
+    assert!(doctor.out.contains(&way), "{}{}", doctor.out, doctor.err);
+    // Somebody who chose the folder means it.
+    let chosen = [session[0], ("LARDER_CACHE__PATH", ".cache/larder")];
+    let ran = run_in(nowhere.path(), &chosen, &["stats"]).await.expect(0);
+    assert!(ran.err.is_empty(), "{}", ran.err);
+}
+
+/// Commands that bring something in go to that proxy as those that look, and make no folder beside it.
+#[tokio::test]
+async fn commands_that_fill_find_a_proxy_with_another_admin_address() {
+    let upstream = Upstream::start().await;
+    let (hub, url) = (hub(&upstream), upstream.url());
+    upstream.image(REPO, "1", &[10]);
+    let runtime = folder();
+    let session = [("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap())];
+    let start = async || {
+        let options = [&LISTEN[..], &["--upstream", &hub, "--cache", "elsewhere"]].concat();
+        LarderProcess::start_by(folder(), &options, &session).await
+    };
+    let larder = start().await;
+    let nowhere = folder();
+    let prefetch = ["prefetch", "alpine:1", "--no-referrers"];
+    let ran = run_in(nowhere.path(), &session, &prefetch).await.expect(0);
+    assert!(ran.err.contains("note: the larder at"), "{}", ran.err);
+    let at = format!("http://{}/", larder.admin());
+    let listed = run_in(nowhere.path(), &session, &["ls", "--admin", &at])
+        .await
+        .expect(0);
+    assert!(listed.out.contains("docker.io/library/alpine:1"), "{}", listed.out);
+    run_in(nowhere.path(), &session, &["bundle", "create", "b.tar"])
+        .await
+        .expect(0);
+    let import = ["bundle", "import", "b.tar", "--unsigned"];
+    let ran = run_in(nowhere.path(), &session, &import).await.expect(0);
+    assert!(ran.err.contains("note: the larder at"), "{}", ran.err);
+    assert!(!nowhere.path().join(".cache").exists());
+    // Of two, none is taken, and no folder is made that would hide both.
+    let other = start().await;
+    for args in [&prefetch[..], &import] {
+        let ran = run_in(nowhere.path(), &session, args).await.expect(1);
+        let both = [&larder, &other].map(|larder| format!("http://{}/", larder.admin()));
+        assert!(both.iter().all(|at| ran.err.contains(at)), "{}", ran.err);
+    }
+    assert!(!nowhere.path().join(".cache").exists());
+    // Somebody who chose the folder gets it.
+    let chosen = [
+        session[0],
+        ("LARDER_CACHE__PATH", "chosen"),
+        ("LARDER_UPSTREAM__DOCKER_IO__URL", &url),
+    ];
+    run_in(nowhere.path(), &chosen, &prefetch).await.expect(0);
+    assert!(nowhere.path().join("chosen").is_dir());
+}
+
+/// `larder doctor` asks the proxy that `--admin` or the variable names.
+#[tokio::test]
+async fn doctor_asks_the_proxy_that_is_named() {
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "latest", &[10]);
+    let larder = LarderProcess::start(&upstream, |_| {}).await;
+    let (at, url) = (larder.admin().to_string(), upstream.url());
+    let nowhere = folder();
+    let hub = ("LARDER_UPSTREAM__DOCKER_IO__URL", url.as_str());
+    let runs = format!("runs at http://{at}/ as process {}", larder.pid());
+    let ran = run_in(nowhere.path(), &[hub], &["doctor", "--admin", &at]).await;
+    assert!(ran.out.contains(&runs), "{}{}", ran.out, ran.err);
+    let ran = run_in(nowhere.path(), &[hub, ("LARDER_ADMIN_URL", &at)], &["doctor"]).await;
+    assert!(ran.out.contains(&runs), "{}{}", ran.out, ran.err);
+    let ran = run_in(nowhere.path(), &[hub], &["doctor", "--admin", "127.0.0.1:1"]).await;
+    let silent = "nothing answers at the address that --admin";
+    assert!(ran.out.contains(silent), "{}{}", ran.out, ran.err);
+    for variable in ["", "ftp://x"] {
+        let ran = run_in(
+            nowhere.path(),
+            &[hub, ("LARDER_ADMIN_URL", variable)],
+            &["doctor", "--no-network"],
+        )
+        .await;
+        assert_eq!(
+            ran.err.contains("LARDER_ADMIN_URL: "),
+            !variable.is_empty(),
+            "{}",
+            ran.err
+        );
+    }
+}
+
+/// A proxy that was started by options differs from its configuration: `client-config` and `doctor` name the options.
+#[tokio::test]
+async fn options_that_other_commands_do_not_see_are_named() {
+    let upstream = Upstream::start().await;
+    upstream.image(REPO, "latest", &[10]);
+    let hub = hub(&upstream);
+    let runtime = folder();
+    let session = [("XDG_RUNTIME_DIR", runtime.path().to_str().unwrap())];
+    let options = [&LISTEN[..], &["--upstream", &hub]].concat();
+    let larder = LarderProcess::start_by(folder(), &options, &session).await;
+    let told = run_in(larder.folder(), &session, &["stats", "--json"]).await.expect(0);
+    let options = ["--admin", "--listen", "--upstream"];
+    assert_eq!(told.json()["options"], serde_json::json!(options));
+    let url = upstream.url();
+    let variables = [session[0], ("LARDER_UPSTREAM__DOCKER_IO__URL", url.as_str())];
+    let doctor = run_in(larder.folder(), &variables, &["doctor"]).await;
+    let named = "it was started with options that this command does not see: --admin, --listen, --upstream";
+    assert!(doctor.out.contains(named), "{}{}", doctor.out, doctor.err);
+    let recipe = ["client-config", "podman", "--address", "larder.example:5000"];
+    let shown = run_in(larder.folder(), &session, &recipe).await.expect(0);
+    assert!(
+        shown.err.contains("--listen, --upstream") && !shown.out.contains("--listen"),
+        "{}{}",
+        shown.out,
+        shown.err
+    );
+    // Options that leave a client's file as it is are no matter.
+    drop(larder);
+    let larder = LarderProcess::start_by(folder(), &["--listen", ANY, "--admin", ANY], &session).await;
+    let shown = run_in(larder.folder(), &session, &recipe).await.expect(0);
+    assert!(
+        shown.err.contains("started with options") && shown.err.contains("--listen"),
+        "{}",
+        shown.err
+    );
+    drop(larder);
+    let with_file = with_file("[server]\nlisten = \"127.0.0.1:0\"\n");
+    let larder = LarderProcess::start_by(with_file, &["--admin", ANY], &session).await;
+    let shown = run_in(larder.folder(), &session, &recipe).await.expect(0);
+    assert!(!shown.err.contains("started with options"), "{}", shown.err);
 }
 
 /// A scraper beside Larder asks by the name of a Service or container; a name of the public DNS is refused.

@@ -22,6 +22,15 @@ pub(super) fn check(config: &Config) -> Vec<Finding> {
     for hint in crate::auth::hints(config) {
         findings.push(Finding::note(CHECK, hint));
     }
+    let unused = crate::auth::unused_credentials(config);
+    for unused in unused.iter().filter(|unused| !unused.is_for_limit) {
+        let found = format!(
+            "{} has credentials, and no caller can pull {}",
+            unused.upstream.name,
+            unused.what()
+        );
+        findings.push(Finding::note(CHECK, found));
+    }
     for door in doors(config)
         .iter()
         .filter(|door| door.ips.iter().any(|ip| !ip.is_loopback()))

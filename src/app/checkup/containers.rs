@@ -21,6 +21,8 @@ const FOLDER: &str = "etc/containers/registries.conf.d";
 const USER: &str = ".config/containers/registries.conf";
 /// The variable by which podman has another file in the place of the system's.
 pub(super) const VARIABLE: &str = "CONTAINERS_REGISTRIES_CONF";
+/// The check of the file that [`VARIABLE`] names.
+pub const NAMED_FILE: &str = "client podman by CONTAINERS_REGISTRIES_CONF";
 const CERTIFICATES: &[&str] = &["etc/containers/certs.d", "etc/docker/certs.d"];
 /// Others take the name of the image that a slash makes for none.
 const TAKES_SLASHES: &str = "newer podman and CRI-O";
@@ -98,7 +100,7 @@ struct Mirror {
 impl Reader {
     /// Reads the file that [`VARIABLE`] names, which takes the place of the system's and of the user's.
     fn of_environment(look: &Look<'_>, path: &Path) -> Vec<Finding> {
-        let check = format!("client podman by {VARIABLE}");
+        let check = NAMED_FILE.to_owned();
         let Some(file) = path.to_str().filter(|_| path.is_absolute()) else {
             let found = format!(
                 "{VARIABLE} is {}, which depends on where podman is started",

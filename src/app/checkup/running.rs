@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Finding;
+use super::{AdminScope, Finding};
 use crate::admin::views::ApiView;
 use crate::admin::views::StatsView;
 use crate::app::admin_address::{AdminAddress, Known, TokenError, Tokens};
@@ -17,8 +17,18 @@ const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
 /// What is known of it.
 pub(super) enum State {
     NotAsked,
-    /// Nothing answers; why, address by address.
-    Silent(Vec<String>),
+    /// Nothing answers.
+    Silent {
+        /// The reason, address by address.
+        why: Vec<String>,
+        /// Proxies of this user that have another cache folder, as sentences.
+        others: Vec<String>,
+    },
+    /// Nothing answers where somebody says that a proxy runs; where, and why.
+    Missed {
+        at: String,
+        why: String,
+    },
     /// Something answers, but tells nothing.
     Strange {
         at: String,
@@ -39,17 +49,38 @@ impl State {
     }
 }
 
-/// Asks each admin address in turn, then where a token file leads to a proxy with the same cache folder: an option of
+/// Asks the admin address that somebody named, and no other. Without one, asks each of the configuration in turn, then where a token file leads to a proxy with the same cache folder: an option of
 /// `larder serve` may have given it another address.
-pub(super) async fn find(config: &Config) -> State {
+pub(super) async fn find(config: &Config, admin: &AdminScope) -> State {
+    let known = Known {
+        file: admin.token_file.clone(),
+        insecure: admin.insecure,
+        ..Known::of(config)
+    };
+    if let Some(address) = &admin.address {
+        let at = address.shown();
+        return match ask(address, &known).await {
+            Ok(Ok(stats)) => State::Runs {
+                at,
+                stats: Box::new(stats),
+            },
+            Ok(Err(why)) => State::Strange { at, why },
+            Err(why) => State::Missed { at, why },
+        };
+    }
     let mut silent = Vec::new();
     let addresses = match AdminAddress::configured(config) {
         Ok(addresses) => addresses,
-        Err(why) => return State::Silent(vec![why]),
+        Err(why) => {
+            return State::Silent {
+                why: vec![why],
+                others: Vec::new(),
+            };
+        }
     };
     for address in addresses {
         let at = address.shown();
-        match ask(&address, config).await {
+        match ask(&address, &known).await {
             Ok(Ok(stats)) => {
                 return State::Runs {
                     at,
@@ -61,26 +92,32 @@ pub(super) async fn find(config: &Config) -> State {
         }
     }
     let own = config.cache.path.display().to_string();
+    let mut others = Vec::new();
     for address in AdminAddress::started(config) {
         let at = address.shown();
-        if let Ok(Ok(stats)) = ask(&address, config).await
-            && stats.path == own
-        {
-            return State::Runs {
-                at,
-                stats: Box::new(stats),
-            };
+        match ask(&address, &known).await {
+            Ok(Ok(stats)) if stats.path == own => {
+                return State::Runs {
+                    at,
+                    stats: Box::new(stats),
+                };
+            }
+            Ok(Ok(stats)) => others.push(format!(
+                "a proxy of this user runs at {at} with its cache in {}: --admin {at} asks that one",
+                text::report(&stats.path)
+            )),
+            _ => {}
         }
     }
-    State::Silent(silent)
+    State::Silent { why: silent, others }
 }
 
 /// With each token that there is. One that would be read by others on its way stays here: then it is asked whether anything
 /// answers, and no more. Errors: outside, that nobody answered; inside, what came in place of figures.
-async fn ask(address: &AdminAddress, config: &Config) -> Result<Result<StatsView, String>, String> {
+async fn ask(address: &AdminAddress, known: &Known) -> Result<Result<StatsView, String>, String> {
     let http = address.client(false)?.timeout(TIMEOUT).build();
     let http = http.map_err(|error| error.without_url().to_string())?;
-    let (tokens, kept) = match address.tokens(&Known::of(config)) {
+    let (tokens, kept) = match address.tokens(known) {
         Ok(tokens) => (tokens, None),
         Err(TokenError::Unreadable(why)) => return Ok(Err(why)),
         Err(why @ TokenError::Unnamed(_)) => return Ok(Err(why.to_string())),
@@ -142,15 +179,21 @@ fn said(error: &reqwest::Error) -> String {
 pub(super) fn check(state: &State, config: &Config) -> Vec<Finding> {
     match state {
         State::NotAsked => Vec::new(),
-        State::Silent(why) if why.is_empty() => {
-            vec![Finding::note(
-                CHECK,
-                "not asked: admin.listen leaves the port to the system",
-            )]
+        State::Silent { why, others } => {
+            let none = match why.as_slice() {
+                [] => Finding::note(CHECK, "not asked: admin.listen leaves the port to the system"),
+                why => Finding::note(CHECK, format!("none runs with this configuration ({})", why.join("; ")))
+                    .advice("start it with larder serve, or name the configuration that it runs with by --config"),
+            };
+            let others = others.iter().map(|other| Finding::note(CHECK, other.clone()));
+            std::iter::once(none).chain(others).collect()
         }
-        State::Silent(why) => vec![
-            Finding::note(CHECK, format!("none runs with this configuration ({})", why.join("; ")))
-                .advice("start it with larder serve, or name the configuration that it runs with by --config"),
+        State::Missed { at, why } => vec![
+            Finding::warning(
+                CHECK,
+                format!("nothing answers at the address that --admin or LARDER_ADMIN_URL names ({at}: {why})"),
+            )
+            .advice("start the proxy, or name its admin address: the proxy prints it at its start"),
         ],
         State::Strange { at, why } => vec![
             Finding::warning(CHECK, format!("something answers at {at}, but tells no figures: {why}"))
@@ -171,6 +214,13 @@ fn told(at: &str, stats: &StatsView, config: &Config) -> Vec<Finding> {
         false => Finding::warning(CHECK, format!("{found}; this program is {OWN_VERSION}"))
             .advice("restart the proxy, so that it runs what is installed"),
     }];
+    if !stats.options.is_empty() {
+        let options = text::report(&stats.options.join(", "));
+        findings.push(
+            Finding::note(CHECK, format!("it was started with options that this command does not see: {options}"))
+                .advice("what is said here of addresses and upstreams is of the configuration: put what the options say into its file, or into variables"),
+        );
+    }
     findings.extend(stats.api.as_ref().map(of_api));
     let own = config.cache.path.display().to_string();
     if stats.path != own {
@@ -250,7 +300,7 @@ mod tests {
         });
         let config = Config::from_toml("[admin]\ntoken = \"a-token-of-operators\"\n").unwrap();
         let address = AdminAddress::at(format!("http://{name}:{port}").parse().unwrap());
-        let told = ask(&address, &config).await.unwrap().unwrap_err();
+        let told = ask(&address, &Known::of(&config)).await.unwrap().unwrap_err();
         let heard = hearing.join().unwrap().to_lowercase();
         assert!(
             heard.starts_with("get /api/v1/stats ") && !heard.contains("authorization"),

@@ -378,6 +378,7 @@ mod tests {
                 home: None,
                 registries_conf: None,
                 address: None,
+                admin: super::super::AdminScope::default(),
             };
             let wanted = config.upstreams.iter().filter(|u| is_wanted(&config, &scope, u));
             wanted.map(|u| u.name.to_string()).collect::<Vec<_>>()

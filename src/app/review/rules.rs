@@ -5,11 +5,8 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::Review;
-use crate::auth::{basic, bearer};
-use crate::config::{AccessRule, Config, May, Upstream, matches_pattern};
-
-/// Most of its images are public: credentials are there for the rate limit.
-const DOCKER_HUB: &str = "docker.io";
+use crate::auth::{basic, bearer, unused_credentials};
+use crate::config::{AccessRule, Config, May, Upstream, matches_pattern, pattern_may_begin};
 
 pub(super) fn check(review: &mut Review<'_>) {
     let config = review.config;
@@ -47,6 +44,14 @@ pub(super) fn check(review: &mut Review<'_>) {
         for upstream in &config.upstreams {
             check_upstream(review, upstream);
         }
+    }
+    // Of Docker Hub's there is a hint: nobody who has them for its rate limit would know how to end a warning.
+    for unused in unused_credentials(config).iter().filter(|unused| !unused.is_for_limit) {
+        let name = unused.upstream.name.as_str();
+        if is_closed(config, name) {
+            continue;
+        }
+        review.warn(&["upstream", name], format!("no caller can pull {}", unused.what()));
     }
 }
 
@@ -121,8 +126,8 @@ impl Logins<'_> {
         }
         let mut prefixes = self.issuers.iter().map(|issuer| format!("{issuer}:"));
         let is_password = self.passwords && !name.contains(':');
-        let is_certificate = self.certificates && may_begin(name, "cert:");
-        if is_password || is_certificate || prefixes.any(|prefix| may_begin(name, &prefix)) {
+        let is_certificate = self.certificates && pattern_may_begin(name, "cert:");
+        if is_password || is_certificate || prefixes.any(|prefix| pattern_may_begin(name, &prefix)) {
             return Ok(());
         }
         Err(match name.split_once(':') {
@@ -130,14 +135,6 @@ impl Logins<'_> {
             Some(("cert", _)) => "no listener has a tls.client_ca".to_owned(),
             Some((issuer, _)) => format!("there is no [access.oidc.{issuer}]"),
         })
-    }
-}
-
-/// Returns whether a pattern can match a text that begins with `prefix` and goes on.
-fn may_begin(pattern: &str, prefix: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern.len() > prefix.len() && pattern.starts_with(prefix),
-        Some((literal, _)) => literal.starts_with(prefix) || prefix.starts_with(literal),
     }
 }
 
@@ -182,21 +179,19 @@ fn check_upstream(review: &mut Review<'_>, upstream: &Upstream) {
     if !review.is_given(&key) {
         return;
     }
+    if is_closed(config, name) {
+        review.warn(&key, "no rule lets anybody pull from it");
+    }
+}
+
+/// True if there are rules, and none of them lets anybody pull from this upstream.
+fn is_closed(config: &Config, name: &str) -> bool {
     let prefix = format!("{name}/");
-    let opens = |rule: &&AccessRule| {
-        let is_about = rule.images.is_empty() || rule.images.iter().any(|pattern| may_begin(pattern, &prefix));
+    let opens = |rule: &AccessRule| {
+        let is_about = rule.images.is_empty() || rule.images.iter().any(|pattern| pattern_may_begin(pattern, &prefix));
         is_about && rule.may != May::Nothing
     };
-    let opening: Vec<&AccessRule> = config.access.rules.iter().filter(opens).collect();
-    let has_credentials = upstream.credentials.is_some() || upstream.lender.is_some() || upstream.client_cert.is_some();
-    if opening.is_empty() {
-        review.warn(&key, "no rule lets anybody pull from it");
-    } else if has_credentials && name != DOCKER_HUB && !opening.iter().any(|rule| rule.private) {
-        review.warn(
-            &key,
-            "no rule about it says private = true: what needs its credentials is refused to everybody",
-        );
-    }
+    !config.access.rules.is_empty() && !config.access.rules.iter().any(opens)
 }
 
 #[cfg(test)]
@@ -342,9 +337,39 @@ mod tests {
             assert_eq!(warnings(&format!("{own}{rule}")), [""; 0], "{pattern}");
         }
         let login = "username = \"me\"\npassword = \"hunter2\"\n";
-        one(&format!("{own}{login}{ALL}"), "no rule about it says private = true");
+        one(
+            &format!("{own}{login}{ALL}"),
+            "no caller can pull what needs its credentials",
+        );
         assert_eq!(warnings(&format!("{own}{login}{ALL}private = true\n")), [""; 0]);
         assert_eq!(warnings(&format!("[upstream.\"docker.io\"]\n{login}{ALL}")), [""; 0]);
+    }
+
+    /// Without rules private content is for callers with a password or a client certificate of this proxy.
+    #[test]
+    fn credentials_that_nobody_may_use() {
+        let own = "[upstream.\"own.example\"]\nurl = \"https://own.example\"\n";
+        let login = "username = \"me\"\npassword = \"hunter2\"\n";
+        let warning = "upstream.\"own.example\": no caller can pull what needs its credentials";
+        one(&format!("{own}{login}"), warning);
+        one(&format!("{own}{login}"), "private = true");
+        // The identities of a token issuer need a rule, so that an issuer alone opens nothing.
+        one(&format!("{own}{login}{OIDC}"), warning);
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let file = folder.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            file
+        };
+        let hash = "$2b$04$......................wJJNXEyFWpTEEcyU7JcYYRfCvtTYPku";
+        let (empty, users) = (write("empty", ""), write("users", &format!("alice:{hash}\n")));
+        let access = |file: &std::path::Path| format!("[access]\nhtpasswd_file = {file:?}\n");
+        one(&format!("{own}{login}{}", access(&empty)), warning);
+        assert_eq!(warnings(&format!("{own}{login}{}", access(&users))), [""; 0]);
+        // Docker Hub's are there for the rate limit.
+        assert_eq!(warnings(&format!("[upstream.\"docker.io\"]\n{login}")), [""; 0]);
+        assert_eq!(warnings(&format!("[upstream.\"docker.io\"]\n{login}{OIDC}")), [""; 0]);
     }
 
     fn a_rule() -> impl Strategy<Value = AccessRule> {

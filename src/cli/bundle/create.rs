@@ -24,7 +24,7 @@ pub struct Args {
     /// The archive to write, such as images.tar; with --volume-size OUT.001, OUT.002 and on
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// As clients call them, or with * as `larder ls` takes them [default: all that is held]
+    /// As clients call them, or with * as `larder ls` takes them [default: all that is cached]
     #[arg(value_name = "IMAGE")]
     images: Vec<String>,
     /// Only what the other side lacks: its receipt, or the catalogue of the last bundle that it took in
@@ -39,7 +39,7 @@ pub struct Args {
     /// Sign with this secret key, made by `larder bundle keygen` or minisign
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Leave out images that are not held whole, in place of refusing
+    /// Leave out images that are not completely cached, in place of refusing
     #[arg(long)]
     partial: bool,
     /// Only say what it would be

@@ -204,9 +204,8 @@ fn access(config: &Config) -> Vec<String> {
         ));
     }
     if access.rules.is_empty() {
-        let logged_in = access.htpasswd_file.is_some() || config.listeners.iter().any(|l| l.tls.is_some());
         rows.push("Everybody who reaches an address may pull and fetch what is public.".to_owned());
-        rows.push(match logged_in {
+        rows.push(match crate::auth::knows_own_names(config) {
             true => "What needs credentials upstream is for users with a password or certificate.".to_owned(),
             false => "What needs credentials upstream is refused.".to_owned(),
         });

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::super::remote::Remote;
 use crate::admin::views::{CanaryRequest, CanarySeen, CanaryView};
-use crate::app::checkup::{Arrival, Finding, PullVerdict};
+use crate::app::checkup::{self, Arrival, Finding, PullVerdict};
 use crate::text;
 
 /// A client that is not done by then waits for something that does not answer.
@@ -63,16 +63,19 @@ pub async fn check(remote: &Remote, findings: &[Finding], root: &Path, home: Opt
 fn by_client(findings: &[Finding], home: Option<&Path>) -> Vec<(Client, Vec<PullVerdict>)> {
     let user = home.and_then(Path::file_name).and_then(|name| name.to_str());
     let own = user.map(|user| format!("client podman of {user}"));
-    let has_own = findings.iter().any(|finding| Some(&finding.check) == own.as_ref());
+    let has = |check: &str| findings.iter().any(|finding| finding.check == check);
+    let has_own = own.as_deref().is_some_and(has);
+    let has_named = has(checkup::NAMED_PODMAN_FILE);
     let mut clients: Vec<(Client, Vec<PullVerdict>)> = Vec::new();
     for finding in findings {
         let client = match finding.check.as_str() {
             "client docker" => Client::Docker,
             "client containerd" => Client::Containerd,
             "client nerdctl" => Client::Nerdctl,
-            // A user's own file counts for this user's podman.
-            "client podman, cri-o" if !has_own => Client::Podman,
-            check if Some(check) == own.as_deref() => Client::Podman,
+            // The file that the variable names counts in place of all others, and then the user's own.
+            checkup::NAMED_PODMAN_FILE => Client::Podman,
+            "client podman, cri-o" if !has_own && !has_named => Client::Podman,
+            check if Some(check) == own.as_deref() && !has_named => Client::Podman,
             "client k3s" => Client::K3s,
             "client rke2" => Client::Rke2,
             "client buildkit" => Client::BuildKit,
@@ -570,6 +573,43 @@ mod tests {
             assert_eq!(find_in("Cargo.toml", OsStr::new(path)), None, "{path:?}");
         }
         assert_eq!(find_in("Cargo.toml", here.as_os_str()), Some(file));
+    }
+
+    /// The file that the variable names takes the place of the others: podman reads no more than it.
+    #[test]
+    fn the_file_of_the_variable_is_podmans() {
+        let verdict = |arrival| PullVerdict {
+            registry: "quay.io".to_owned(),
+            file: "/x".to_owned(),
+            by_tag: arrival,
+            by_digest: arrival,
+            falls_back: false,
+            asks: None,
+            only: None,
+        };
+        let finding = |check: &str, arrival| Finding {
+            registries: vec![verdict(arrival)],
+            ..Finding::ok(check, "")
+        };
+        let named = "client podman by CONTAINERS_REGISTRIES_CONF";
+        let of = |findings: &[Finding]| {
+            let clients = by_client(findings, Some(Path::new("/home/alice")));
+            clients
+                .into_iter()
+                .map(|(client, all)| (client, all.len()))
+                .collect::<Vec<_>>()
+        };
+        let (here, elsewhere) = (Arrival::Here, Arrival::Elsewhere);
+        assert_eq!(of(&[finding(named, here)]), [(Client::Podman, 1)]);
+        let others = ["client podman, cri-o", "client podman of alice"];
+        for other in others {
+            assert_eq!(
+                of(&[finding(other, elsewhere), finding(named, here)]),
+                [(Client::Podman, 1)]
+            );
+            assert_eq!(of(&[finding(other, here), finding(named, elsewhere)]), []);
+            assert_eq!(of(&[finding(other, here)]), [(Client::Podman, 1)]);
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Method};
 use http_body_util::{BodyExt as _, Limited};
@@ -111,7 +111,10 @@ pub(super) async fn answer(
     let is_refused = visitor.claim == Claim::Wrong && !is_excused(door, pull, &request, caller);
     let answer = match is_refused {
         true => Err(ApiError::wrong_login()),
-        false => decide(door, pull, &visitor, &request),
+        false => {
+            let is_brought = request.login.is_some() || parts.headers.contains_key(AUTHORIZATION);
+            decide(door, pull, &visitor, &request, is_brought)
+        }
     };
     if answer.is_err() {
         door.note_wrong_login(&visitor);
@@ -150,12 +153,20 @@ fn all_scopes(
     !request.scopes.is_empty() && request.scopes.iter().all(fits_scope)
 }
 
-fn decide(door: &Door, pull: &Pull, visitor: &Visitor, request: &Request) -> Result<Response, ApiError> {
+/// `is_brought`: a login came, although it may not have been looked at.
+fn decide(
+    door: &Door,
+    pull: &Pull,
+    visitor: &Visitor,
+    request: &Request,
+    is_brought: bool,
+) -> Result<Response, ApiError> {
     match visitor.claim {
         Claim::Busy => return Err(ApiError::busy()),
         Claim::Good => {}
         _ if visitor.who.is_some() || door.lets_in(&None, visitor) => {}
-        _ => return Err(ApiError::wrong_login()),
+        _ if is_brought => return Err(ApiError::wrong_login()),
+        _ => return Err(ApiError::no_login()),
     }
     let granted: Vec<Value> = request
         .scopes
