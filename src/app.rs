@@ -330,6 +330,11 @@ impl Running {
         self.requests.hear()
     }
 
+    /// The file of the configuration that it goes by, if there is one.
+    pub fn file(&self) -> Option<std::path::PathBuf> {
+        self.reloader.file()
+    }
+
     /// Files beside that of the configuration: when one of them changes, all is to be read again.
     pub fn files(&self) -> Vec<std::path::PathBuf> {
         self.reloader.files()

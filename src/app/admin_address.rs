@@ -102,6 +102,12 @@ pub struct Tokens {
     pub missed: Vec<String>,
 }
 
+/// Returns true if the folder that a proxy names is this one, however it is written: with a slash at its end, or by a link.
+pub fn is_folder(named: &str, own: &Path) -> bool {
+    let named = Path::new(named);
+    named == own || matches!((named.canonicalize(), own.canonicalize()), (Ok(one), Ok(other)) if one == other)
+}
+
 impl AdminAddress {
     /// Where somebody says that it is.
     pub fn at(url: Url) -> AdminAddress {

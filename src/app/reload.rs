@@ -236,6 +236,11 @@ impl Reloader {
         self.holds().audit.take()
     }
 
+    /// The file of the configuration, if there is one.
+    pub fn file(&self) -> Option<PathBuf> {
+        self.holds().config.file.clone()
+    }
+
     /// Files that are read with the configuration and by nobody else: when one changes, all is to be read again.
     pub fn files(&self) -> Vec<PathBuf> {
         let holds = self.holds();

@@ -23,7 +23,7 @@ use crate::admin::views::{
 };
 use crate::admin::{BundleOrder, ImportOrder, PlanView};
 use crate::app::AtRest;
-use crate::app::admin_address::{AdminAddress, Known, TokenError};
+use crate::app::admin_address::{AdminAddress, Known, TokenError, is_folder};
 use crate::app::checkup::AdminScope;
 use crate::bundle::receipt::Receipt;
 use crate::bundle::report::Report;
@@ -298,11 +298,10 @@ impl Asking {
     /// files of this user's proxies. If there is no such folder, and nobody chose folder or admin address, a proxy that is the
     /// only one is meant. Errors: where other proxies answer.
     async fn elsewhere(&self, config: &Config, is_absent: bool) -> Result<(AdminAddress, Remote), Vec<OtherProxy>> {
-        let own = config.cache.path.display().to_string();
         let mut others = Vec::new();
         for address in AdminAddress::started(config) {
             if let Ok(Ok((remote, stats))) = self.ask(&address).await {
-                if stats.path == own {
+                if is_folder(&stats.path, &config.cache.path) {
                     return Ok((address, remote));
                 }
                 others.push((address, remote, stats));
@@ -757,10 +756,11 @@ pub fn nobody(silent: &[String]) -> String {
 }
 
 fn note_other_cache(remote: &Remote, stats: &StatsView, config: Option<&Config>) {
-    let Some(own) = config.map(|config| config.cache.path.display().to_string()) else {
+    let Some(own) = config.map(|config| config.cache.path.as_path()) else {
         return;
     };
-    if stats.path != own {
+    if !is_folder(&stats.path, own) {
+        let own = own.display();
         complain(&format!(
             "note: the larder at {} keeps its cache in {}, not in {own}",
             remote.shown(),

@@ -78,6 +78,8 @@ pub fn run(args: &Args, config: impl Fn() -> Result<Config, ConfigError>) -> Exi
             Err(_) => Err(silent),
         }
     });
+    // A look-up of a name that hangs would hold up the end.
+    runtime.shutdown_background();
     match answer {
         Ok(health) => {
             let shown = match args.place.json {
@@ -137,8 +139,15 @@ async fn ask(address: &AdminAddress) -> Result<Health, String> {
             return Err("what answers is no larder: it sends too much".to_owned());
         }
     }
-    // 503 has the same form: it says what is wrong.
-    serde_json::from_slice(&body).map_err(|_| format!("what answers is no larder (status {})", status.as_u16()))
+    let status = status.as_u16();
+    judged(status, &body).ok_or_else(|| format!("what answers is no larder (status {status})"))
+}
+
+/// 200 says that it is ready, 503 that it is not, in the same form; all else is somebody else's answer.
+fn judged(status: u16, body: &[u8]) -> Option<Health> {
+    let health: Health = serde_json::from_slice(body).ok()?;
+    let expected = if health.ready { 200 } else { 503 };
+    (status == expected).then_some(health)
 }
 
 /// The status, and each check that is not well.
@@ -153,6 +162,21 @@ fn text_of(health: &Health) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn status_and_answer_have_to_agree() {
+        let body = |ready: bool| format!(r#"{{"ready":{ready},"status":"x","checks":[]}}"#);
+        for (status, ready, is_one) in [
+            (200, true, true),
+            (503, false, true),
+            (503, true, false),
+            (401, true, false),
+            (200, false, false),
+        ] {
+            let found = judged(status, body(ready).as_bytes());
+            assert_eq!(found.is_some(), is_one, "{status} {ready}");
+        }
+    }
 
     #[test]
     fn what_is_not_well_is_named() {

@@ -501,6 +501,11 @@ async fn commands_find_a_proxy_at_another_admin_address() {
         run_in(larder.folder(), &session, &["health"]).await.expect(0).out,
         "ready\n"
     );
+    // However the folder is written.
+    let cache = format!("{}/.cache/larder/", larder.folder().display());
+    let written = [session[0], ("LARDER_CACHE__PATH", cache.as_str())];
+    let ran = run_in(larder.folder(), &written, &["stats"]).await.expect(0);
+    assert!(ran.out.contains(&pid) && ran.err.is_empty(), "{}{}", ran.out, ran.err);
     // The same port at other addresses of this machine is not the proxy's: nobody there is asked anything, or told a token.
     let port = larder.admin().port();
     let others = ["127.0.0.2", "127.255.255.254"].map(|ip| {
@@ -747,4 +752,22 @@ async fn an_upstream_option_leaves_the_rest_of_the_registry_as_it_is() {
     larder.get(manifest(REPO, "1")).await.expect_content(&image.manifest);
     larder.get(manifest("other/app", "1")).await.expect(403);
     assert!(!upstream.print().contains("other/app"), "{}", upstream.print());
+}
+
+/// A file that comes after a start without one is watched like one that was there.
+#[tokio::test]
+async fn a_file_that_comes_later_is_watched() {
+    let upstream = Upstream::start().await;
+    let hub = hub(&upstream);
+    let larder = LarderProcess::start_by(folder(), &[&LISTEN[..], &["--upstream", &hub]].concat(), &[]).await;
+    let file = larder.folder().join("proxy.toml");
+    std::fs::write(&file, "[cache]\ntag_ttl = \"7m\"\n").unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(larder.pid() as i32).unwrap(),
+        rustix::process::Signal::HUP,
+    )
+    .unwrap();
+    larder.wait_for_log("the configuration was read again and holds").await;
+    std::fs::write(&file, "[cache]\ntag_ttl = \"11m\"\n# Longer.\n").unwrap();
+    larder.wait_for_log("its file has changed").await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{AdminScope, Finding};
 use crate::admin::views::ApiView;
 use crate::admin::views::StatsView;
-use crate::app::admin_address::{AdminAddress, Known, TokenError, Tokens};
+use crate::app::admin_address::{AdminAddress, Known, TokenError, Tokens, is_folder};
 use crate::config::{Config, Secret};
 use crate::text;
 
@@ -91,12 +91,11 @@ pub(super) async fn find(config: &Config, admin: &AdminScope) -> State {
             Err(why) => silent.push(format!("{at}: {why}")),
         }
     }
-    let own = config.cache.path.display().to_string();
     let mut others = Vec::new();
     for address in AdminAddress::started(config) {
         let at = address.shown();
         match ask(&address, &known).await {
-            Ok(Ok(stats)) if stats.path == own => {
+            Ok(Ok(stats)) if is_folder(&stats.path, &config.cache.path) => {
                 return State::Runs {
                     at,
                     stats: Box::new(stats),
@@ -222,8 +221,8 @@ fn told(at: &str, stats: &StatsView, config: &Config) -> Vec<Finding> {
         );
     }
     findings.extend(stats.api.as_ref().map(of_api));
-    let own = config.cache.path.display().to_string();
-    if stats.path != own {
+    if !is_folder(&stats.path, &config.cache.path) {
+        let own = config.cache.path.display();
         findings.push(
             Finding::warning(CHECK, format!("it keeps its cache in {}, this configuration says {own}", stats.path))
                 .advice("it was started with another configuration, or before this one was changed: restart it, or name its own by --config"),

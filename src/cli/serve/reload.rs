@@ -121,8 +121,12 @@ impl Watches {
         }
     }
 
-    /// Other files may be named now; those that are named still are as they were taken.
+    /// Other files may be named now; those that are named still are as they were taken. A file of the configuration may have
+    /// come since a start without one.
     fn follow(&mut self, running: &Running) {
+        if self.main.is_none() {
+            self.main = running.file().as_deref().map(Watch::new);
+        }
         let mut known = std::mem::take(&mut self.others);
         for path in running.files() {
             let at = known.iter().position(|watch| watch.path == path);
