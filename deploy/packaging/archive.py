@@ -89,4 +89,4 @@ def sha256(path):
 def write_sums(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")

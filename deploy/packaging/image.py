@@ -59,7 +59,7 @@ def fetch(release, folder):
     if native != release.arch:
         raise Refused(f"the program is for {release.arch}, this machine's packages are for {native}")
     folder.mkdir()
-    system = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text()))
+    system = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(encoding="utf-8")))
     distribution = f"{system.get('ID', 'linux')}-{system.get('VERSION_ID', 'unknown')}"
     download(PACKAGES, folder)
     # Where libgcc-s1 has its licence.

@@ -63,7 +63,9 @@ def releases(folder):
     """The same release twice, at the same time; the second in surroundings that are different in all that must not matter."""
     surroundings = [
         ({}, PROJECT, 0o022),
-        ({"TZ": "Pacific/Auckland", "LC_ALL": "C", "HOME": str(folder)}, folder, 0o077),
+        # Where Python reads files as ASCII, unless it is told another encoding.
+        ({"TZ": "Pacific/Auckland", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "DPKG_DEB_COMPRESSOR_LEVEL": "1",
+          "DPKG_DEB_COMPRESSOR_TYPE": "gzip", "HOME": str(folder)}, folder, 0o077),  # fmt: skip
     ]
     # The tools of Rust are found by the home folder, unless these say where.
     home = pathlib.Path.home()
