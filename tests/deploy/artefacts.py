@@ -408,6 +408,18 @@ def package(folder, _):
     (root / "var/lib/larder").symlink_to("/srv/cache")
     run(*inside(root, "/tmp/script", "purge"))
     expect((elsewhere / "index.redb").is_file() and (root / "var/lib/larder").is_symlink(), "purging has followed a link")
+
+    # A file system that somebody mounted there stays as it is, also behind the link that systemd makes.
+    (root / "var/lib/larder").unlink()
+    purge = 'mount -t tmpfs none "$1" && touch "$1/kept" && /tmp/script purge 2>&1 && ls "$1"'
+    for place in ("var/lib/larder", "var/lib/private/larder"):
+        (root / place).mkdir()
+        if "private" in place:
+            (root / "var/lib/larder").symlink_to("private/larder")
+        said = run(*inside(root, "sh", "-c", purge, "sh", f"/{place}")).stdout
+        expect("is a file system of its own" in said and said.endswith("\nkept\n"), f"purging with a mount at /{place}: {said!r}")
+        shutil.rmtree(root / place)
+    (root / "var/lib/larder").unlink()
     return f"{deb.stat().st_size / 2**20:.1f} MiB, in Debian {facts.OLDEST_DEBIAN}"
 
 
