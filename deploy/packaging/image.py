@@ -128,7 +128,8 @@ def program(release, licences, bill):
     tree = Tree()
     tree.file("usr/bin/larder", release.binary, 0o755)
     tree.file("etc/larder/proxy.toml", (facts.PROJECT / "deploy/packaging/image/proxy.toml").read_bytes())
-    tree.folder("var/lib/larder", 0o700, facts.IMAGE_USER)
+    # Its group, 0, may write too: OpenShift runs each container as a user that it makes up, with that group.
+    tree.folder("var/lib/larder", 0o770, facts.IMAGE_USER)
     tree.file("usr/share/doc/larder/LICENSE", facts.licence_text())
     tree.file("usr/share/doc/larder/THIRD-PARTY.txt", licences)
     # Scanners of images look for it.

@@ -493,6 +493,14 @@ def oci_image(folder, _):
             volume = pathlib.Path(run("podman", *storage, "volume", "inspect", "--format", "{{.Mountpoint}}", "larder").stdout.strip())
             owners = {path.stat().st_uid for path in [volume, *volume.rglob("*")]}
             expect(owners == {IMAGE_USER}, f"files of {owners} in the volume")
+            # As OpenShift does: any user, with the group 0.
+            stranger = [*start, "--name", f"{container}-stranger", "--user", "12345:0", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all",
+                        "--network", "host", "-v", f"{mounted}:/etc/larder/proxy.toml:ro"]  # fmt: skip
+            other, there = free_port(), free_port()
+            mounted.write_text(CONFIG.format(registry=other, admin=there, upstream=port) + '[cache]\npath = "/var/lib/larder"\n')
+            with running([*stranger, "-v", "strangers:/var/lib/larder", name], folder / "stranger.log"):
+                serves(other, there)
+                pull(folder, other, "stranger")
             own = run(*start, "--network", "none", name, "check-config").stdout
             expect("[::]:5000" in own and "/var/lib/larder" in own, f"the image's own configuration:\n{own}")
             run("podman", *storage, "exec", container, "/usr/bin/larder", "health")
@@ -526,7 +534,7 @@ def layout_is_whole(layout):
         with tarfile.open(layout / "blobs" / layer["digest"].replace(":", "/")) as tar:
             members = tar.getmembers()
             expect([m.name for m in members] == sorted(m.name for m in members), "a layer is not sorted")
-            expect({m.uid for m in members} <= {0, IMAGE_USER}, "a layer has files of others")
+            expect({m.uid for m in members} <= {0, IMAGE_USER} and not any(m.gid for m in members), "a layer has files of others")
             expect(not [m.name for m in members if m.mode & 0o6000], "a layer has files with setuid or setgid")
             paths |= {m.name for m in members}
     for wanted in ("var/lib/dpkg/status.d/libc6", "var/lib/dpkg/status.d/tzdata.md5sums", "usr/share/doc/libc6/copyright",
