@@ -386,6 +386,13 @@ def package(folder, _):
     scripts = {name: (root / f"var/lib/dpkg/info/larder.{name}").read_bytes() for name in ("postinst", "prerm", "postrm")}
     run(*inside(root, "/var/lib/dpkg/info/larder.postinst", "configure", "0.0.1-1"))
     expect(not enabled.is_symlink(), "postinst, run again, has enabled what was disabled")
+    # An account that somebody made would be the service's user.
+    accounts = (root / "etc/passwd").read_text()
+    for text, wanted in ((accounts, False), (accounts + "larder:x:1000:1000::/home/larder:/bin/bash\n", True)):
+        (root / "etc/passwd").write_text(text)
+        said = run(*inside(root, "/var/lib/dpkg/info/larder.postinst", "configure", "0.0.1-1")).stderr
+        expect(("there is an account `larder`" in said) == wanted, f"postinst says {said!r}, a warning is {wanted}")
+    (root / "etc/passwd").write_text(accounts)
     expect(run(*inside(root, "/var/lib/dpkg/info/larder.postinst", "nonsense"), check=False).returncode == 1, "postinst takes any word")
 
     dpkg("--remove", "larder")
