@@ -45,7 +45,7 @@ OTHER_VARIABLES = {
 FOREIGN_VARIABLE = re.compile(r"\b(?:AWS|AZURE|GCE|GOOGLE|OTEL|DOCKER|REGISTRY|CONTAINERS|XDG|SSL|HTTPS|STATE|RUNTIME)_[A-Z0-9_]*[A-Z0-9]")
 VARIABLES_OF_LIBRARIES = ["SSL_CERT_FILE"]
 
-# Whom `larder client-config NAME` is for, as README's table calls them.
+# Client, as README's table calls it -> NAME of `larder client-config NAME`.
 CLIENTS = {
     "docker daemon": "docker", "containerd": "containerd", "nerdctl": "containerd", "kubernetes": "containerd", "podman": "podman",
     "buildah": "podman", "skopeo": "podman", "cri-o": "cri-o", "k3s": "k3s", "rke2": "k3s", "buildkit": "buildkit",
@@ -57,7 +57,8 @@ FIGURES = [
     (r"(\d+) clients, one uncached blob of (\S+ \S+), upstream's link (\d+) Mbit/s: .*", r"herd \1 × cold \2, upstream's link \3 Mbit/s"),
     (r"first byte of an uncached blob of (\S+ \S+)", r"cold blob \1"),
 ]
-# In the column "beside", those of benches/README.md. The figures straight from the upstream stand under nginx there, which is that upstream.
+# Words in the column "beside" -> column of benches/README.md. The figures straight from the upstream stand under nginx there,
+# which is that upstream.
 PEERS = [(r"straight from the upstream", "nginx"), (r"docker-registry", "docker-registry"), (r"nginx cache", "nginx cache"), (r"nginx", "nginx")]
 CARGO = ["build", "run", "test", "install", "check", "clippy", "doc", "bench"]
 
