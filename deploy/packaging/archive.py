@@ -13,7 +13,7 @@ class Entry:
     kind: bytes             # of tarfile
     content: bytes | Path = b""
     mode: int = 0o644
-    owner: int = 0          # user and group
+    owner: int = 0          # user; the group is 0 everywhere
     link: str = ""
     mtime: int | None = None
 
@@ -43,7 +43,7 @@ def write_tar(out, tree, epoch):
         for path, entry in tree.sorted():
             info = tarfile.TarInfo(path)
             info.type, info.mode, info.linkname = entry.kind, entry.mode, entry.link
-            info.uid = info.gid = entry.owner
+            info.uid, info.gid = entry.owner, 0
             info.mtime = epoch if entry.mtime is None else entry.mtime
             if isinstance(entry.content, Path):
                 info.size = entry.content.stat().st_size
@@ -89,4 +89,4 @@ def sha256(path):
 def write_sums(folder):
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     lines = [f"{sha256(path)}  {path.relative_to(folder)}\n" for path in files]
-    (folder / "SHA256SUMS").write_text("".join(lines))
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")

@@ -33,7 +33,7 @@ def linked(release):
     wanted = {(name, version) for name, version in re.findall(r"(?m)^(\S+) v(\S+)", shown)}
     known = json.loads(run(cargo, "metadata", "--locked", "--format-version", "1", "--filter-platform", release.target,
                            cwd=facts.PROJECT))  # fmt: skip
-    locked = tomllib.loads((facts.PROJECT / "Cargo.lock").read_text())["package"]
+    locked = tomllib.loads((facts.PROJECT / "Cargo.lock").read_text(encoding="utf-8"))["package"]
     checksums = {(package["name"], package["version"]): package.get("checksum") for package in locked}
     keys = {package["id"]: (package["name"], package["version"]) for package in known["packages"]}
     edges = {keys[node["id"]]: sorted({keys[dep["pkg"]] for dep in node["deps"]}) for node in known["resolve"]["nodes"]}
@@ -59,7 +59,7 @@ def licences(linked):
         files = sorted(path for path in crate.folder.rglob("*")
                        if LICENCE_FILE.fullmatch(path.name) and path.suffix not in NO_TEXT and path.is_file())  # fmt: skip
         for path in files:
-            text = path.read_text(errors="replace").replace("\r\n", "\n").strip("\n")
+            text = path.read_text(encoding="utf-8", errors="replace").replace("\r\n", "\n").strip("\n")
             users = texts.setdefault(text, [])
             if (name := f"{crate.name} {crate.version}") not in users:
                 users.append(name)
@@ -86,7 +86,7 @@ def standard_library():
     if not page.is_file():
         return None
     text = PlainText()
-    text.feed(page.read_text())
+    text.feed(page.read_text(encoding="utf-8"))
     return re.sub(r"\n\s*\n", "\n\n", "".join(text.pieces)).strip()
 
 

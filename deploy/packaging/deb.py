@@ -85,7 +85,7 @@ def write(release, licences, dist, work):
     work.chmod(0o755)
     for path in [work, *work.rglob("*")]:
         os.utime(path, (release.epoch, release.epoch))
-    # One thread: how xz cuts its blocks depends on how many there are.
-    run("dpkg-deb", "--root-owner-group", "-Zxz", "--threads-max=1", "--build", work,
+    # One thread: how xz cuts its blocks depends on how many there are. The level is dpkg-deb's own; a variable could set another.
+    run("dpkg-deb", "--root-owner-group", "-Zxz", "-z6", "-Snone", "--threads-max=1", "--build", work,
         dist / f"larder_{version_of(release)}_{release.arch}.deb",
         env={**os.environ, "SOURCE_DATE_EPOCH": str(release.epoch)})  # fmt: skip

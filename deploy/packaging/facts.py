@@ -91,7 +91,8 @@ def run(*command, **options):
 
 def git(*words):
     # Where the checkout belongs to another user, as in some CI containers, git would refuse.
-    return run("git", "-c", f"safe.directory={PROJECT}", "-C", PROJECT, *words).decode().strip()
+    # log.showSignature would put words before what a log prints.
+    return run("git", "-c", f"safe.directory={PROJECT}", "-c", "log.showSignature=false", "-C", PROJECT, *words).decode().strip()
 
 
 def maintainer():
@@ -100,9 +101,12 @@ def maintainer():
 
 
 def source(dirty):
-    package = tomllib.loads((PROJECT / "Cargo.toml").read_text())["package"]
+    package = tomllib.loads((PROJECT / "Cargo.toml").read_text(encoding="utf-8"))["package"]
+    # Sources that were unpacked inside another checkout would take its commit for theirs.
+    if (top := Path(git("rev-parse", "--show-toplevel"))).resolve() != PROJECT:
+        raise Refused(f"{PROJECT} is no checkout of its own, but a part of {top}: no commit describes the release")
     revision = git("rev-parse", "HEAD")
-    if changed := git("status", "--porcelain"):
+    if changed := git("status", "--porcelain", "--untracked-files=normal"):
         if not dirty:
             raise Refused(f"the checkout has changes, so no commit describes the release (--dirty goes on):\n{changed}")
         revision += "-dirty"

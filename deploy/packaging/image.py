@@ -59,7 +59,7 @@ def fetch(release, folder):
     if native != release.arch:
         raise Refused(f"the program is for {release.arch}, this machine's packages are for {native}")
     folder.mkdir()
-    system = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text()))
+    system = dict(re.findall(r'(?m)^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(encoding="utf-8")))
     distribution = f"{system.get('ID', 'linux')}-{system.get('VERSION_ID', 'unknown')}"
     download(PACKAGES, folder)
     # Where libgcc-s1 has its licence.
@@ -128,7 +128,8 @@ def program(release, licences, bill):
     tree = Tree()
     tree.file("usr/bin/larder", release.binary, 0o755)
     tree.file("etc/larder/proxy.toml", (facts.PROJECT / "deploy/packaging/image/proxy.toml").read_bytes())
-    tree.folder("var/lib/larder", 0o700, facts.IMAGE_USER)
+    # Its group, 0, may write too: OpenShift runs each container as a user that it makes up, with that group.
+    tree.folder("var/lib/larder", 0o770, facts.IMAGE_USER)
     tree.file("usr/share/doc/larder/LICENSE", facts.licence_text())
     tree.file("usr/share/doc/larder/THIRD-PARTY.txt", licences)
     # Scanners of images look for it.

@@ -63,7 +63,9 @@ def releases(folder):
     """The same release twice, at the same time; the second in surroundings that are different in all that must not matter."""
     surroundings = [
         ({}, PROJECT, 0o022),
-        ({"TZ": "Pacific/Auckland", "LC_ALL": "C", "HOME": str(folder)}, folder, 0o077),
+        # Where Python reads files as ASCII, unless it is told another encoding.
+        ({"TZ": "Pacific/Auckland", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "DPKG_DEB_COMPRESSOR_LEVEL": "1",
+          "DPKG_DEB_COMPRESSOR_TYPE": "gzip", "HOME": str(folder)}, folder, 0o077),  # fmt: skip
     ]
     # The tools of Rust are found by the home folder, unless these say where.
     home = pathlib.Path.home()
@@ -384,6 +386,13 @@ def package(folder, _):
     scripts = {name: (root / f"var/lib/dpkg/info/larder.{name}").read_bytes() for name in ("postinst", "prerm", "postrm")}
     run(*inside(root, "/var/lib/dpkg/info/larder.postinst", "configure", "0.0.1-1"))
     expect(not enabled.is_symlink(), "postinst, run again, has enabled what was disabled")
+    # An account that somebody made would be the service's user.
+    accounts = (root / "etc/passwd").read_text()
+    for text, wanted in ((accounts, False), (accounts + "larder:x:1000:1000::/home/larder:/bin/bash\n", True)):
+        (root / "etc/passwd").write_text(text)
+        said = run(*inside(root, "/var/lib/dpkg/info/larder.postinst", "configure", "0.0.1-1")).stderr
+        expect(("there is an account `larder`" in said) == wanted, f"postinst says {said!r}, a warning is {wanted}")
+    (root / "etc/passwd").write_text(accounts)
     expect(run(*inside(root, "/var/lib/dpkg/info/larder.postinst", "nonsense"), check=False).returncode == 1, "postinst takes any word")
 
     dpkg("--remove", "larder")
@@ -406,6 +415,18 @@ def package(folder, _):
     (root / "var/lib/larder").symlink_to("/srv/cache")
     run(*inside(root, "/tmp/script", "purge"))
     expect((elsewhere / "index.redb").is_file() and (root / "var/lib/larder").is_symlink(), "purging has followed a link")
+
+    # A file system that somebody mounted there stays as it is, also behind the link that systemd makes.
+    (root / "var/lib/larder").unlink()
+    purge = 'mount -t tmpfs none "$1" && touch "$1/kept" && /tmp/script purge 2>&1 && ls "$1"'
+    for place in ("var/lib/larder", "var/lib/private/larder"):
+        (root / place).mkdir()
+        if "private" in place:
+            (root / "var/lib/larder").symlink_to("private/larder")
+        said = run(*inside(root, "sh", "-c", purge, "sh", f"/{place}")).stdout
+        expect("is a file system of its own" in said and said.endswith("\nkept\n"), f"purging with a mount at /{place}: {said!r}")
+        shutil.rmtree(root / place)
+    (root / "var/lib/larder").unlink()
     return f"{deb.stat().st_size / 2**20:.1f} MiB, in Debian {facts.OLDEST_DEBIAN}"
 
 
@@ -479,6 +500,14 @@ def oci_image(folder, _):
             volume = pathlib.Path(run("podman", *storage, "volume", "inspect", "--format", "{{.Mountpoint}}", "larder").stdout.strip())
             owners = {path.stat().st_uid for path in [volume, *volume.rglob("*")]}
             expect(owners == {IMAGE_USER}, f"files of {owners} in the volume")
+            # As OpenShift does: any user, with the group 0.
+            stranger = [*start, "--name", f"{container}-stranger", "--user", "12345:0", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all",
+                        "--network", "host", "-v", f"{mounted}:/etc/larder/proxy.toml:ro"]  # fmt: skip
+            other, there = free_port(), free_port()
+            mounted.write_text(CONFIG.format(registry=other, admin=there, upstream=port) + '[cache]\npath = "/var/lib/larder"\n')
+            with running([*stranger, "-v", "strangers:/var/lib/larder", name], folder / "stranger.log"):
+                serves(other, there)
+                pull(folder, other, "stranger")
             own = run(*start, "--network", "none", name, "check-config").stdout
             expect("[::]:5000" in own and "/var/lib/larder" in own, f"the image's own configuration:\n{own}")
             run("podman", *storage, "exec", container, "/usr/bin/larder", "health")
@@ -512,7 +541,7 @@ def layout_is_whole(layout):
         with tarfile.open(layout / "blobs" / layer["digest"].replace(":", "/")) as tar:
             members = tar.getmembers()
             expect([m.name for m in members] == sorted(m.name for m in members), "a layer is not sorted")
-            expect({m.uid for m in members} <= {0, IMAGE_USER}, "a layer has files of others")
+            expect({m.uid for m in members} <= {0, IMAGE_USER} and not any(m.gid for m in members), "a layer has files of others")
             expect(not [m.name for m in members if m.mode & 0o6000], "a layer has files with setuid or setgid")
             paths |= {m.name for m in members}
     for wanted in ("var/lib/dpkg/status.d/libc6", "var/lib/dpkg/status.d/tzdata.md5sums", "usr/share/doc/libc6/copyright",

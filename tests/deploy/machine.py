@@ -120,6 +120,15 @@ def machine(folder, _):
         pull(debian, folder, "upgraded")
         listed = debian.run("larder", "ls").stdout
         expect(f"library/{artefacts.IMAGE}:1" in listed, f"what was cached before the upgrade is gone:\n{listed}")
+        # A configuration that is refused: it fails once, and waits for somebody.
+        conffile.write_text(changed + "[cash]\n")
+        expect(debian.run("systemctl", "restart", "larder", check=False).returncode, "a wrong configuration is taken")
+        # Longer than RestartSec.
+        time.sleep(4)
+        state = debian.say("systemctl", "show", "--property=ActiveState,NRestarts", "larder")
+        expect(state.split() == ["ActiveState=failed", "NRestarts=0"] or state.split() == ["NRestarts=0", "ActiveState=failed"], state)
+        conffile.write_text(changed)
+        debian.run("systemctl", "restart", "larder")
         # docs/deploy.md: a restart that refuses nobody.
         debian.run("systemctl", "stop", "larder")
         debian.run("systemctl", "enable", "--now", "larder.socket")

@@ -178,9 +178,12 @@ VARIABLE = [(re.compile(pattern), by) for pattern, by in [
     (r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?)?", "TIME"),
     (r"\b(ttl|dur)=-?[\d.]+", r"\1=TIME"),
     (r"\bjust now\b", "TIME"),
-    (r"(127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\]):\d+", r"\1:PORT"),
-    (r"\badmin-\d+\.token", "admin-PORT.token"),
-    (r"\b(?:\d{1,3}(?:\s\d{3})+|\d+(?:\.\d+)?) ?(?:[kKMGT]i?B|B)(?:/s)?\b", "SIZE"),
+    # 5000 and 5001 are free in a run's network, as they are at a reader's: who shows another port there shows a wrong one.
+    (r"(127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\]):(?!500[01]\b)\d+", r"\1:PORT"),
+    (r"\badmin-(?!5001\b)\d+\.token", "admin-PORT.token"),
+    # Rates, and the index, which grows by pages of the disk. Other sizes are limits and those of the images, the same each time.
+    (r"\b\d+(?:\.\d+)? ?(?:[kKMGT]i?B|B)/s", "RATE"),
+    (r"^(\s*index\s+)\d+(?:\.\d+)? (?:[KMG]iB|B)\b", r"\1SIZE"),
     (r"\b\d+(?:\.\d+)? ?(?:ns|µs|us|ms|s|min|m|h|d)\b(?: ago)?", "TIME"),
     (r"\s+", " "),
 ]]  # fmt: skip

@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import tempfile
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -43,6 +44,23 @@ OTHER_VARIABLES = {
 # Variables of other programs that Larder reads. Its own source names each, but for what a library reads.
 FOREIGN_VARIABLE = re.compile(r"\b(?:AWS|AZURE|GCE|GOOGLE|OTEL|DOCKER|REGISTRY|CONTAINERS|XDG|SSL|HTTPS|STATE|RUNTIME)_[A-Z0-9_]*[A-Z0-9]")
 VARIABLES_OF_LIBRARIES = ["SSL_CERT_FILE"]
+
+# Client, as README's table calls it -> NAME of `larder client-config NAME`.
+CLIENTS = {
+    "docker daemon": "docker", "containerd": "containerd", "nerdctl": "containerd", "kubernetes": "containerd", "podman": "podman",
+    "buildah": "podman", "skopeo": "podman", "cri-o": "cri-o", "k3s": "k3s", "rke2": "k3s", "buildkit": "buildkit",
+}  # fmt: skip
+# How README calls a row of benches/README.md.
+FIGURES = [
+    (r"cached blob of (\S+ \S+), (\d+) clients?", r"hot blob \1 × \2"),
+    (r"cached manifest of (\S+ \S+) by (tag|digest), (\d+) clients?", r"manifest \1 by \2 × \3"),
+    (r"(\d+) clients, one uncached blob of (\S+ \S+), upstream's link (\d+) Mbit/s: .*", r"herd \1 × cold \2, upstream's link \3 Mbit/s"),
+    (r"first byte of an uncached blob of (\S+ \S+)", r"cold blob \1"),
+]
+# Words in the column "beside" -> column of benches/README.md. The figures straight from the upstream stand under nginx there,
+# which is that upstream.
+PEERS = [(r"straight from the upstream", "nginx"), (r"docker-registry", "docker-registry"), (r"nginx cache", "nginx cache"), (r"nginx", "nginx")]
+CARGO = ["build", "run", "test", "install", "check", "clippy", "doc", "bench"]
 
 NO_KEY = "zzzzzzzzzzzzzzzzzzzzzzzzzzzz"
 TABLES = ["server", "admin", "cache", "log", "limits", "audit", "bundle", "traces", "listener.NAME", "access", "access.oidc.NAME",
@@ -482,6 +500,106 @@ def check_figures(document, measured):
                     yield f"{document.name}:{line}: {number:g}: benches/README.md has no such figure"
 
 
+def tables_in(text):
+    """Each row of each table, by the names of its columns; the first cell is `""`."""
+    names = None
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.startswith("|") else None
+        if not cells:
+            names = None
+        elif names is None:
+            names = ["", *cells[1:]]
+        elif set(line) - set("|-: "):
+            yield dict(zip(names, cells))
+
+
+def check_rows(document, measured):
+    """A row of `Figures` that benches/README.md has as well: each figure belongs to the same row and the same program there."""
+    rows, inside = list(tables_in(measured)), False
+    for line, text in enumerate(document.prose, 1):
+        inside = text.startswith("## Figures") or inside and not text.startswith("## ")
+        cells = [cell.strip() for cell in text.strip().strip("|").split("|")] if inside and text.startswith("|") else []
+        if len(cells) != 3:
+            continue
+        names = [re.sub(pattern, by, cells[0]) for pattern, by in FIGURES if re.fullmatch(pattern, cells[0])]
+        if not names:
+            continue
+        found = [row for row in rows if row[""] == names[0]]
+        if not found:
+            yield f"{document.name}:{line}: {names[0]}: benches/README.md has no such row"
+        for part in [f"larder {cells[1]}", *cells[2].split(";")] if found else []:
+            peer = next((column for pattern, column in PEERS if re.search(pattern, part)), "larder")
+            known = set().union(*(numbers_in(row.get(peer, "")) for row in found))
+            for number in sorted(numbers_in(part)):
+                if number not in known and round(number / 1000, 9) not in known:
+                    yield f"{document.name}:{line}: {number:g}: benches/README.md has no such figure of {peer} in the row {names[0]}"
+
+
+def check_clients(document):
+    """A row of a table of clients has the command for its clients."""
+    for line, text in enumerate(document.prose, 1):
+        row = re.fullmatch(r"\| ([^|]+) \| `larder client-config ([\w-]+)`[^|]* \|", text)
+        for client in row[1].split(", ") if row else []:
+            wanted = CLIENTS.get(client.lower())
+            if wanted != row[2]:
+                yield f"{document.name}:{line}: {client}: the command is {wanted or 'not known (references.py)'}, not {row[2]}"
+
+
+def check_facts(document, root):
+    """What documents say about versions, the image's user and the unit is what the files have that decide it."""
+    rust = tomllib.loads((root / "Cargo.toml").read_text())["package"]["rust-version"]
+    facts = (root / "deploy/packaging/facts.py").read_text()
+    glibc = re.search(r'(?m)^GLIBC_FLOOR = "(.*)"$', facts)[1]
+    user = re.search(r"(?m)^IMAGE_USER = (\d+)$", facts)[1]
+    # "user 65532", and a row of a table.
+    said = [(r"Rust (\d[\d.]*\d) or newer", rust), (r"glibc (\d[\d.]*\d)\b", glibc), (r"\buser (?:\| )?(\d+)\b", user)]
+    for number, text in document.paragraphs():
+        for pattern, wanted in said:
+            for found in re.finditer(pattern, text):
+                if found[1] != wanted:
+                    yield f"{document.name}:{number + text.count(chr(10), 0, found.start())}: {found[0]}: it is {wanted}"
+    settings = {}
+    for name in ("larder.service", "larder.socket"):
+        for key, value in re.findall(r"(?m)^(\w+)=(.*)$", (root / "deploy" / name).read_text()):
+            settings.setdefault(key, []).append(value)
+    for line, code in document.codes():
+        found = re.fullmatch(r"([A-Z]\w*[a-z]\w*)=(\S+)", code)
+        if found and found[1] in settings and found[2] not in settings[found[1]]:
+            yield f"{document.name}:{line}: {code}: the unit has {' and '.join(settings[found[1]])}"
+
+
+def check_cargo(document, root):
+    """cargo's commands: options that cargo knows, and profiles, tests and folders that are there."""
+    lines = [*document.codes(), *((block.line + number, text) for block in document.blocks if block.language in ("sh", "console")
+                                  for number, text in enumerate(block.text.splitlines()))]  # fmt: skip
+    for line, text in lines:
+        for words in segments(text.removeprefix("$ ")):
+            while words and re.match(r"[A-Z_]+=", words[0]):
+                words = words[1:]
+            if words[:1] != ["cargo"] or len(words) < 2 or words[1] not in CARGO:
+                continue
+            words = words[:words.index("--")] if "--" in words else words
+            where = f"{document.name}:{line}: {' '.join(words)}"
+            if refused := cargo_refuses(tuple(words[1:])):
+                yield f"{where}: {refused}"
+            manifest = tomllib.loads((root / "Cargo.toml").read_text())
+            known = {
+                "--profile": {"dev", "release", "test", "bench", *manifest.get("profile", {})},
+                "--test": {test["name"] for test in manifest.get("test", [])},
+                "--path": {str(path.parent.relative_to(root)) for path in (root / "Cargo.toml", root / "fuzz/Cargo.toml")},
+            }
+            for option, value in zip(words, words[1:]):
+                if value not in known.get(option, {value}):
+                    yield f"{where}: {option} {value} is none of {', '.join(sorted(known[option]))}"
+
+
+@functools.cache
+def cargo_refuses(words):
+    """Why cargo does not take these words, or none. `-h` behind them has it do nothing."""
+    done = subprocess.run(["cargo", *words, "-h"], capture_output=True, text=True, timeout=60)
+    return None if done.returncode == 0 else done.stderr.partition("\n")[0].removeprefix("error: ") or f"status {done.returncode}"
+
+
 def check_length(document, least, most):
     """One screen a topic."""
     length = len(document.text.splitlines())
@@ -505,6 +623,8 @@ def complaints(root, program):
         yield from check_keys(document, keys)
         yield from check_files(document, program)
         yield from check_paths(document)
+        yield from check_facts(document, root)
+        yield from check_cargo(document, root)
         yield from check_metrics(document, (root / "deploy/metrics.md").read_text())
     for document in known.values():
         yield from check_links(document, known)
@@ -512,6 +632,8 @@ def complaints(root, program):
     yield from check_tables(known[(root / "docs/configuration.md").resolve()], keys, defaults_of((root / "proxy.toml.example").read_text()))
     readme = known[(root / "README.md").resolve()]
     yield from check_figures(readme, (root / "benches/README.md").read_text())
+    yield from check_rows(readme, (root / "benches/README.md").read_text())
+    yield from check_clients(readme)
     yield from check_length(readme, 150, 180)
 
 
@@ -530,7 +652,8 @@ prefetch --newest N`. Not ours: `systemctl restart larder`, `docker run larder:V
 `kubectl -n larder exec deploy/larder -- larder stats`, `LARDER_CACHE__MAX_SIZE=200GiB`, `LARDER_UPSTREAM__DOCKER_IO__USERNAME=…`,
 `LARDER_CONFIG`, `cache.tag_ttl = "0s"`, `server.tls`, `server.tls.cert`, `[audit] file = "x"`, `[[prefetch]]`, `[access.oidc.github]`,
 `upstream."docker.io".url`, `[host."…".header]`, `audit.log.1`, `src/lib.rs`, `larder_requests_total`, `larder_prefetch_…`,
-`AWS_REGION`, `GET /api/v1/images`.
+`AWS_REGION`, `GET /api/v1/images`, `cargo install --locked --path .`, `cargo run --profile quick -- ls`, Rust 1.90 or newer, glibc 2.34 or
+newer, user 65532, `LimitNOFILE=65536`, `Environment=A=b`.
 
 ```
 helm template web ./chart | larder prefetch --from -       # also others
@@ -585,6 +708,23 @@ WRONG = {
     "a heading that the source names": ("src/case.rs", "/// See docs/release.md#nowhere.", "it has no such heading"),
     "a decision that the source names": ("src/case.rs", "/// See docs/decisions/9999.", "docs/decisions/9999: there is no such document"),
     "a figure": ("README.md", "## Figures\n\n| a | 18.3 GB/s |\n|---|---|\n", "18.3: benches/README.md has no such figure"),
+    "a figure of another row": (
+        "README.md", "## Figures\n\n| | Larder | beside |\n|---|---|---|\n| cached blob of 64 MiB, 8 clients | 18.5 GB/s | nginx 19.8 GB/s |\n",
+        "18.5: benches/README.md has no such figure of larder in the row hot blob 64 MiB × 8"),
+    "a figure of another program": (
+        "README.md", "## Figures\n\n| cached blob of 64 MiB, 8 clients | 18.2 GB/s | nginx 18.2 GB/s; docker-registry 1.96 GB/s |\n",
+        "18.2: benches/README.md has no such figure of nginx in"),
+    "a row of figures": ("README.md", "## Figures\n\n| cached blob of 64 MiB, 9 clients | – | – |\n", "hot blob 64 MiB × 9: benches/README.md has no such row"),
+    "another client's command": ("README.md", "| podman, k3s | `larder client-config podman` |", "README.md:1: k3s: the command is k3s, not podman"),
+    "a client that nobody knows": ("README.md", "| podmann | `larder client-config podman` |", "podmann: the command is not known"),
+    "a version of Rust": ("docs/case.md", "With Rust 1.89 or newer.", "case.md:1: Rust 1.89 or newer: it is 1.90"),
+    "a version of glibc": ("docs/case.md", "It needs\nglibc 2.36 or newer", "case.md:2: glibc 2.36: it is 2.34"),
+    "the image's user": ("docs/case.md", "| user | 65534, not root |", "user | 65534: it is 65532"),
+    "a value of the unit": ("docs/case.md", "`TimeoutStopSec=30`", "TimeoutStopSec=30: the unit has 45"),
+    "a profile of cargo": ("docs/case.md", "```sh\ncargo run --profile quik -- demo     # x\n```", "case.md:2: cargo run --profile quik: --profile quik is none of"),
+    "an option of cargo": ("docs/case.md", "`cargo install --lokked --path .`", "unexpected argument '--lokked'"),
+    "a folder for cargo": ("docs/case.md", "`cargo install --path larder`", "--path larder is none of"),
+    "a test for cargo": ("docs/case.md", "`cargo test --test its`", "--test its is none of"),
     "a short README": ("README.md", "# Larder\n", "1 lines, expected 150 to 180"),
 }  # fmt: skip
 # Of docs/configuration.md: a part of it, what stands in its place, and a part of the complaint.
@@ -609,7 +749,9 @@ def self_test(project, program, folder):
         "docs/decisions/0001-one.md": "# One\n",
         "deploy/metrics.md": "`larder_requests_total`\n",
         "deploy/webhooks.md": "# Webhooks\n",
-        "benches/README.md": "18.2\n",
+        "benches/README.md": "18.2\n\n| row | unit | larder | nginx | docker-registry |\n|---|---|---|---|---|\n"
+                             "| hot blob 64 MiB × 8 | GB/s | 18.2 | 19.8 | 1.96 |\n| hot blob 64 MiB × 64 | GB/s | 18.5 | 17 | 1.56 |\n",
+        **{path: (project / path).read_text() for path in ("Cargo.toml", "deploy/packaging/facts.py", "deploy/larder.service", "deploy/larder.socket")},
         "proxy.toml.example": (project / "proxy.toml.example").read_text(),
         "src/lib.rs": "// LARDER_CONFIG, AWS_REGION, \"/api/v1/images\", docs/release.md, docs/decisions/0001\n",
     }
