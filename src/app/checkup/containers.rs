@@ -21,7 +21,7 @@ const FOLDER: &str = "etc/containers/registries.conf.d";
 const USER: &str = ".config/containers/registries.conf";
 /// The variable by which podman has another file in the place of the system's.
 pub(super) const VARIABLE: &str = "CONTAINERS_REGISTRIES_CONF";
-/// The check of the file that [`VARIABLE`] names.
+/// The check of the file that `VARIABLE` names.
 pub const NAMED_FILE: &str = "client podman by CONTAINERS_REGISTRIES_CONF";
 const CERTIFICATES: &[&str] = &["etc/containers/certs.d", "etc/docker/certs.d"];
 /// Others take the name of the image that a slash makes for none.
