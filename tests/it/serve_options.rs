@@ -2,7 +2,7 @@
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -31,9 +31,39 @@ fn free() -> SocketAddr {
     TcpListener::bind(ANY).unwrap().local_addr().unwrap()
 }
 
-/// `larder …` in this folder, without `--config`.
+/// Hides the folders of this machine in which any command finds proxies: others may run here, also those of other tests.
+const ALONE: &str = r#"
+    for folder in /run/larder "/tmp/larder-$(id -u)"; do
+        if [ -d "$folder" ]; then mount -t tmpfs none "$folder" || exit 78; fi
+    done
+    exec "$0" "$@"
+"#;
+
+/// `larder …` in this folder, without `--config`; for root, who may hide them, without the proxies of this machine.
 async fn run_in(folder: &Path, variables: &[(&str, &str)], args: &[&str]) -> Ran {
-    let mut command = command(folder);
+    let plain = command(folder);
+    static MAY_HIDE: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let tried = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "true"])
+            .output();
+        rustix::process::geteuid().is_root() && tried.is_ok_and(|ran| ran.status.success())
+    });
+    let mut command = match *MAY_HIDE {
+        false => plain,
+        true => {
+            let mut alone = Command::new("unshare");
+            alone
+                .args(["--mount", "--propagation", "private", "sh", "-c", ALONE])
+                .arg(plain.get_program())
+                .current_dir(folder)
+                .env_clear()
+                .envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))))
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            alone
+        }
+    };
     command.args(args).envs(variables.iter().copied());
     output(command).await
 }
