@@ -798,6 +798,6 @@ async fn a_file_that_comes_later_is_watched() {
     )
     .unwrap();
     larder.wait_for_log("the configuration was read again and holds").await;
-    std::fs::write(&file, "[cache]\ntag_ttl = \"11m\"\n# Longer.\n").unwrap();
-    larder.wait_for_log("its file has changed").await;
+    std::fs::write(&file, "[cashe]\n").unwrap();
+    larder.wait_for_log("cashe").await;
 }

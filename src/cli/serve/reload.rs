@@ -125,7 +125,12 @@ impl Watches {
     /// come since a start without one.
     fn follow(&mut self, running: &Running) {
         if self.main.is_none() {
-            self.main = running.file().as_deref().map(Watch::new);
+            // It may have changed since it was read: it is read once more.
+            self.main = running.file().map(|path| Watch {
+                path,
+                taken: None,
+                seen: None,
+            });
         }
         let mut known = std::mem::take(&mut self.others);
         for path in running.files() {
